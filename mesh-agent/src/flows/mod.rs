@@ -1,0 +1,10 @@
+//! The record of each connection that reached the agent or was refused, and the questions asked of it.
+//!
+//! A record is begun when the connection is accepted and completed when it ends. The newest finished ones are kept in
+//! memory; followers get each as it is finished. A follower that is too slow loses records and is told how many.
+
+mod record;
+mod store;
+
+pub use record::{Bytes, Direction, Ended, FlowRecord, Party, Security, TlsFacts};
+pub use store::{Flow, FlowStore, Followed, Follower};

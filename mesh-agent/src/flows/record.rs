@@ -1,0 +1,120 @@
+//! What a record holds. Also the form in which `mesh-agent flows -o json` prints it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One connection, as one agent saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// Number within this run of the agent.
+    pub id: u64,
+    /// The node whose agent saw it.
+    pub node: String,
+    /// Which way it went.
+    pub direction: Direction,
+    /// When it was accepted, or refused by the kernel.
+    pub opened: Timestamp,
+    /// How long it took in microseconds; `None` while it is open.
+    pub duration_us: Option<u64>,
+    /// The application that dialled.
+    pub client: Party,
+    /// The application that was dialled: after the choice of an endpoint, if a service was.
+    pub server: Party,
+    /// What the application dialled.
+    pub original_destination: SocketAddr,
+    /// The service, as `namespace/name`, if it dialled one.
+    pub service: Option<String>,
+    /// Code of the kernel's verdict (`mesh_common::verdict`).
+    pub verdict: String,
+    /// How the bytes went between the nodes.
+    pub security: Security,
+    /// Code of how it ended; `open` while it has not.
+    pub outcome: String,
+    /// The same as a sentence, with the likely cause.
+    pub reason: String,
+    /// Bytes of the applications.
+    pub bytes: Bytes,
+}
+
+/// Which way a connection went, seen from the node of the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// A pod of this node dialled.
+    Outbound,
+    /// A pod of this node was dialled.
+    Inbound,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Party {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port, as the application knows it.
+    pub port: u16,
+    /// The pod that has the address, as `namespace/name`, if the agent knows it.
+    pub pod: Option<String>,
+    /// The SPIFFE id that was proven in TLS; `None` without TLS.
+    pub identity: Option<String>,
+}
+
+impl Party {
+    /// An end of which nothing but the address is known yet.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address: address.ip().to_canonical(), port: address.port(), pod: None, identity: None }
+    }
+}
+
+/// How the bytes went between the nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Security {
+    /// Mutual TLS between the two pods' identities.
+    Mtls(TlsFacts),
+    /// As the application sent them, and why.
+    Plaintext {
+        /// Code of the reason.
+        why: String,
+    },
+    /// None went.
+    None,
+}
+
+/// What TLS agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsFacts {
+    /// The version.
+    pub version: String,
+    /// The cipher suite.
+    pub cipher_suite: String,
+    /// The key exchange.
+    pub key_exchange: String,
+}
+
+/// Bytes of the applications, each way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// From the client to the server.
+    pub sent: u64,
+    /// From the server to the client.
+    pub received: u64,
+}
+
+/// How a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Stable `snake_case` code.
+    pub code: &'static str,
+    /// One sentence for people.
+    pub sentence: String,
+}
+
+impl Ended {
+    /// An end with its code and sentence.
+    pub fn new(code: &'static str, sentence: impl Into<String>) -> Self {
+        Self { code, sentence: sentence.into() }
+    }
+}

@@ -1,0 +1,62 @@
+//! Refusals that the programs report through the ring buffer.
+
+use std::{io, net::SocketAddr};
+
+use aya::maps::{MapData, RingBuf};
+use mesh_common::{maps::RefusalEvent, verdict::Verdict};
+
+use crate::sys;
+
+/// A connection that the kernel refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Cookie of the pod's namespace.
+    pub netns: u64,
+    /// The one who dialled; port 0 where the kernel had not chosen one yet.
+    pub client: SocketAddr,
+    /// The one who was dialled.
+    pub server: SocketAddr,
+    /// Why.
+    pub verdict: Verdict,
+}
+
+/// The reading end of the ring.
+pub struct Refusals {
+    ring: RingBuf<MapData>,
+}
+
+impl Refusals {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+        Self { ring }
+    }
+
+    /// Calls `each` for every refusal, until dropped.
+    ///
+    /// # Errors
+    /// The ring could not be polled.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: an event is taken from the ring only to be handed to `each`.
+    pub async fn run(self, mut each: impl FnMut(Refusal)) -> io::Result<()> {
+        let mut ring = sys::bpf::watch_ring(self.ring)?;
+        loop {
+            let mut ready = ring.readable_mut().await?;
+            let ring = ready.get_inner_mut();
+            while let Some(record) = ring.next() {
+                if let Some(refusal) = RefusalEvent::from_bytes(&record).and_then(parse) {
+                    each(refusal);
+                }
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+fn parse(event: RefusalEvent) -> Option<Refusal> {
+    Some(Refusal {
+        netns: event.netns,
+        client: event.client.into(),
+        server: event.server.into(),
+        verdict: Verdict::from_number(event.verdict)?,
+    })
+}

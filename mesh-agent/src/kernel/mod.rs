@@ -1,0 +1,15 @@
+//! The programs loaded, pinned and attached; the maps as typed tables.
+//!
+//! Everything is pinned below `<pin-dir>/v<ABI>/` and outlives the agent: `maps/NAME`, `links/PROGRAM` (on the cgroup of
+//! the pods) and `pods/COOKIE` (the `sk_lookup` link of one network namespace). A new agent finds the pins, swaps the
+//! programs behind the links without a gap, and goes on with the maps as they are.
+
+mod events;
+mod pins;
+mod programs;
+mod tables;
+
+pub use events::{Refusals, Refusal};
+pub use pins::{Removed, cleanup};
+pub use programs::{Kernel, KernelError, ProgramFacts};
+pub use tables::{ListenerTable, Table, Tables};

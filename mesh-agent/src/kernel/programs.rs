@@ -1,0 +1,247 @@
+//! Loads the programs and attaches them: four hooks on the pods' cgroup, one on each enrolled namespace.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::RingBuf,
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps, links::FdLink},
+};
+use thiserror::Error;
+
+use super::{events::Refusals, pins::PinDir, tables::Tables};
+use crate::sys;
+
+/// The object that `cargo xtask build-ebpf` made; empty where it was not built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
+
+/// Programs on the pods' cgroup.
+const CGROUP_PROGRAMS: [&str; 5] = ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
+const SK_LOOKUP: &str = "nm_sk_lookup";
+
+/// Why the kernel side could not be set up or changed.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The agent was built without its programs.
+    #[error("this agent was built without its eBPF programs; build it with `cargo xtask build`")]
+    NoObject,
+    /// The pin directory could not be made.
+    #[error("cannot make the pin directory {path}: {source}; is a bpffs mounted there? (mount -t bpf bpf /sys/fs/bpf)")]
+    PinDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("cannot load the eBPF programs: {0}; the kernel must be 5.15 or newer and the agent needs CAP_BPF and CAP_NET_ADMIN")]
+    Load(#[from] Box<aya::EbpfError>),
+    /// A program was refused or could not be attached.
+    #[error("program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What the kernel said; a verifier's log in full.
+        source: Box<ProgramError>,
+    },
+    /// A program or map that this agent expects is not in the object.
+    #[error("the eBPF object has no {0} of the expected kind; agent and object are of different versions")]
+    Missing(String),
+    /// A map could not be used.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What aya or the kernel said.
+        source: Box<aya::maps::MapError>,
+    },
+    /// A link could not be opened, pinned, updated or removed.
+    #[error("link {path}: {source}")]
+    Link {
+        /// Its pin.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The cgroup could not be opened.
+    #[error("cannot open the cgroup {path}: {source}; name the cgroup v2 directory above the pods with --cgroup")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A loaded program, for `status` and the tests.
+#[derive(Clone, Debug)]
+pub struct ProgramFacts {
+    /// Its name.
+    pub name: String,
+    /// Instructions the verifier walked (kernel 5.16).
+    pub verified_instructions: Option<u32>,
+}
+
+/// The kernel side of this agent.
+pub struct Kernel {
+    pins: PinDir,
+    tables: Tables,
+    ebpf: Mutex<Ebpf>,
+}
+
+impl Kernel {
+    /// Loads the programs, reusing what an earlier agent pinned. Nothing runs yet: [`Kernel::attach_cgroup`] follows once
+    /// the tables are filled.
+    ///
+    /// # Errors
+    /// See [`KernelError`]; what was pinned before stays as it was.
+    pub fn load(pin_dir: &Path) -> Result<(Self, Refusals), KernelError> {
+        if OBJECT.is_empty() {
+            return Err(KernelError::NoObject);
+        }
+        let pins = PinDir::create(pin_dir)
+            .map_err(|source| KernelError::PinDir { path: pin_dir.to_owned(), source })?;
+        let mut loader = EbpfLoader::new();
+        for name in Tables::NAMES {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(Box::new)?;
+        for (name, program) in ebpf.programs_mut() {
+            let loaded = match program {
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::SockOps(program) => program.load(),
+                Program::SkLookup(program) => program.load(),
+                _ => return Err(KernelError::Missing(name.to_owned())),
+            };
+            loaded.map_err(|source| program_error(name, source))?;
+        }
+        let tables = Tables::open(&mut ebpf)?;
+        let ring = ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
+        let ring = RingBuf::try_from(ring).map_err(|source| KernelError::Map { map: "EVENTS", source: Box::new(source) })?;
+        Ok((Self { pins, tables, ebpf: Mutex::new(ebpf) }, Refusals::new(ring)))
+    }
+
+    /// The maps.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// What is loaded.
+    pub fn programs(&self) -> Vec<ProgramFacts> {
+        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        ebpf.programs()
+            .map(|(name, program)| ProgramFacts {
+                name: name.to_owned(),
+                verified_instructions: program.info().ok().and_then(|info| info.verified_instruction_count()),
+            })
+            .collect()
+    }
+
+    /// Attaches the hooks on the cgroup above the pods, or swaps their programs where an earlier agent attached them.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), KernelError> {
+        let directory =
+            File::open(cgroup).map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in CGROUP_PROGRAMS {
+            let pin = self.pins.link(name);
+            let program = ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
+            if took_over(&pin, program)? {
+                continue;
+            }
+            let failed = |source| program_error(name, source);
+            // `Single` is what the kernel wants for links; they are many to a cgroup by nature (aya#1078).
+            let mode = CgroupAttachMode::Single;
+            let link: FdLink = match program {
+                Program::CgroupSockAddr(program) => {
+                    let id = CgroupSockAddr::attach(program, &directory, mode).map_err(failed)?;
+                    let link = program.take_link(id).map_err(failed)?;
+                    link.try_into().map_err(|error| link_error(&pin, error))?
+                }
+                Program::SockOps(program) => {
+                    let id = SockOps::attach(program, &directory, mode).map_err(failed)?;
+                    let link = program.take_link(id).map_err(failed)?;
+                    link.try_into().map_err(|error| link_error(&pin, error))?
+                }
+                _ => return Err(KernelError::Missing(name.to_owned())),
+            };
+            link.pin(&pin).map_err(|error| link_error(&pin, error))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches `sk_lookup` to a pod's network namespace.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn attach_pod(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<(), KernelError> {
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = ebpf.program_mut(SK_LOOKUP).ok_or_else(|| KernelError::Missing(SK_LOOKUP.to_owned()))?;
+        let pin = self.pins.pod(cookie);
+        if took_over(&pin, program)? {
+            return Ok(());
+        }
+        let failed = |source| program_error(SK_LOOKUP, source);
+        let program: &mut SkLookup = program.try_into().map_err(failed)?;
+        let id = program.attach(netns).map_err(failed)?;
+        let link: FdLink = program.take_link(id).map_err(failed)?.into();
+        link.pin(&pin).map_err(|error| link_error(&pin, error))?;
+        Ok(())
+    }
+
+    /// Detaches `sk_lookup` from a namespace. One that is not attached counts as detached.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
+        let path = self.pins.pod(cookie);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(KernelError::Link { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The namespaces that have `sk_lookup` attached, perhaps by an earlier agent.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn attached_pods(&self) -> Result<Vec<u64>, KernelError> {
+        self.pins.pods().map_err(|source| KernelError::Link { path: self.pins.pod(0), source })
+    }
+}
+
+/// Swaps the program behind a pinned link, if there is one that still hangs on something.
+fn took_over(pin: &Path, program: &Program) -> Result<bool, KernelError> {
+    let failed = |source| KernelError::Link { path: pin.to_owned(), source };
+    let link = match sys::bpf::open_pinned(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(failed(source)),
+    };
+    let fd = program.fd().map_err(|source| program_error(&pin.display().to_string(), source))?;
+    match sys::bpf::update_link(link.as_fd(), fd.as_fd()) {
+        Ok(()) => Ok(true),
+        // What it was attached to is gone (a cgroup or namespace that ended): the pin is a corpse.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            std::fs::remove_file(pin).map_err(failed)?;
+            Ok(false)
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn program_error(program: &str, source: ProgramError) -> KernelError {
+    KernelError::Program { program: program.to_owned(), source: Box::new(source) }
+}
+
+fn link_error(pin: &Path, error: impl std::error::Error + Send + Sync + 'static) -> KernelError {
+    KernelError::Link { path: pin.to_owned(), source: io::Error::other(error) }
+}

@@ -1,0 +1,279 @@
+//! Each map as a typed table.
+//!
+//! Tables that mirror the world are brought to a wanted content by [`Table::sync`], which writes only differences; the
+//! two hand-over maps of the hot path are taken from and put to by single system calls.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    io,
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{self, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, SockHash},
+    util::nr_cpus,
+};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, VerdictCounts},
+    verdict::{VERDICT_SLOTS, Verdict},
+};
+
+use super::programs::KernelError;
+use crate::sys;
+
+/// All maps of the programs.
+pub struct Tables {
+    /// Cgroup ids of the agent.
+    pub agent_cgroups: Table<u64, u32>,
+    /// Namespace cookie → pod whose connects are decided about.
+    pub enrolled: Table<u64, EnrolledPod>,
+    /// Pod address → pod of this node.
+    pub local: Table<Addr, LocalPod>,
+    /// Address → `ADDRESS_*` bits.
+    pub addresses: Table<Addr, u32>,
+    /// Address and port → `PORT_*` bits.
+    pub ports: Table<Endpoint, u32>,
+    /// The agent's listening sockets.
+    pub listeners: ListenerTable,
+    pending: HandOver,
+    legs: HandOver,
+    verdicts: PerCpuArray<MapData, u64>,
+    pod_verdicts: Mutex<PerCpuHashMap<MapData, u64, VerdictCounts>>,
+    events_lost: PerCpuArray<MapData, u64>,
+}
+
+/// One of the two maps through which kernel and agent tell each other about a connection that is being made.
+struct HandOver(OwnedFd);
+
+macro_rules! open {
+    ($ebpf:expr, $name:literal, $kind:ty) => {{
+        let map = $ebpf.take_map($name).ok_or_else(|| KernelError::Missing($name.to_owned()))?;
+        <$kind>::try_from(map).map_err(|source| KernelError::Map { map: $name, source: Box::new(source) })?
+    }};
+}
+
+impl Tables {
+    /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
+    pub(super) const NAMES: [&str; 12] = [
+        "AGENT_CGROUPS", "ENROLLED", "LOCAL", "ADDRESSES", "PORTS", "LISTENERS", "PENDING", "LEGS", "VERDICTS",
+        "POD_VERDICTS", "EVENTS_LOST", "SHOWN_PEER",
+    ];
+
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            agent_cgroups: Table::open("AGENT_CGROUPS", ebpf)?,
+            enrolled: Table::open("ENROLLED", ebpf)?,
+            local: Table::open("LOCAL", ebpf)?,
+            addresses: Table::open("ADDRESSES", ebpf)?,
+            ports: Table::open("PORTS", ebpf)?,
+            listeners: ListenerTable { map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)) },
+            pending: HandOver::open("PENDING", ebpf)?,
+            legs: HandOver::open("LEGS", ebpf)?,
+            verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
+            pod_verdicts: Mutex::new(open!(ebpf, "POD_VERDICTS", PerCpuHashMap<MapData, u64, VerdictCounts>)),
+            events_lost: open!(ebpf, "EVENTS_LOST", PerCpuArray<MapData, u64>),
+        })
+    }
+
+    /// Takes the original destination of a redirected connection, named as the *dialling* socket sees it.
+    ///
+    /// # Errors
+    /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller must not guess.
+    pub fn take_pending(&self, flow: &FlowKey) -> io::Result<Option<Named>> {
+        sys::bpf::take(self.pending.0.as_fd(), flow)
+    }
+
+    /// Names the real client of a leg that is about to be dialled, as the agent's own socket will see it.
+    ///
+    /// # Errors
+    /// `E2BIG` if too many legs are being dialled at once.
+    pub fn put_leg(&self, flow: &FlowKey, client: &Named) -> io::Result<()> {
+        sys::bpf::put(self.legs.0.as_fd(), flow, client)
+    }
+
+    /// Forgets a leg that came to nothing.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn drop_leg(&self, flow: &FlowKey) -> io::Result<()> {
+        sys::bpf::take::<_, Named>(self.legs.0.as_fd(), flow).map(drop)
+    }
+
+    /// The node's verdicts since the maps were made, by [`Verdict`] number.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn verdicts(&self) -> Result<[u64; VERDICT_SLOTS], KernelError> {
+        let mut counts = [0; VERDICT_SLOTS];
+        for &verdict in Verdict::ALL {
+            let number = verdict as u32;
+            let values = self.verdicts.get(&number, 0).map_err(|source| map_error("VERDICTS", source))?;
+            if let Some(count) = counts.get_mut(number as usize) {
+                *count = values.iter().sum();
+            }
+        }
+        Ok(counts)
+    }
+
+    /// The verdicts of one enrolled namespace, or `None` if it has no counters.
+    pub fn pod_verdicts(&self, netns: u64) -> Option<[u64; VERDICT_SLOTS]> {
+        let map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = map.get(&netns, 0).ok()?;
+        let mut counts = [0; VERDICT_SLOTS];
+        for value in values.iter() {
+            for (sum, part) in counts.iter_mut().zip(value.0) {
+                *sum += part;
+            }
+        }
+        Some(counts)
+    }
+
+    /// Gives a namespace its counters, from zero unless it has them already.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn add_pod_verdicts(&self, netns: u64) -> Result<(), KernelError> {
+        if self.pod_verdicts(netns).is_some() {
+            return Ok(());
+        }
+        let cpus = nr_cpus().map_err(|(_, source)| map_error("POD_VERDICTS", MapError::IoError(source)))?;
+        let zero = PerCpuValues::try_from(vec![VerdictCounts([0; VERDICT_SLOTS]); cpus])
+            .map_err(|source| map_error("POD_VERDICTS", MapError::IoError(source)))?;
+        let mut map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        map.insert(netns, zero, 0).map_err(|source| map_error("POD_VERDICTS", source))
+    }
+
+    /// Takes a namespace's counters away.
+    pub fn remove_pod_verdicts(&self, netns: u64) {
+        let mut map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(map.remove(&netns)); // one that is not there is removed
+    }
+
+    /// Refusals whose event found the ring full.
+    pub fn events_lost(&self) -> u64 {
+        self.events_lost.get(&0, 0).map_or(0, |values| values.iter().sum())
+    }
+}
+
+impl HandOver {
+    fn open(name: &'static str, ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
+        let maps::Map::HashMap(data) = map else {
+            return Err(KernelError::Missing(name.to_owned()));
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        fd.map(Self).map_err(|source| map_error(name, MapError::IoError(source)))
+    }
+}
+
+/// A hash map whose content the agent alone decides.
+pub struct Table<K, V> {
+    name: &'static str,
+    inner: Mutex<Mirrored<K, V>>,
+}
+
+struct Mirrored<K, V> {
+    map: maps::HashMap<MapData, K, V>,
+    /// What the kernel holds, so that a sync reads nothing.
+    content: HashMap<K, V>,
+}
+
+impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
+    fn open(name: &'static str, ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
+        let map = maps::HashMap::<_, K, V>::try_from(map).map_err(|source| map_error(name, source))?;
+        let content = map.iter().collect::<Result<_, _>>().map_err(|source| map_error(name, source))?;
+        Ok(Self { name, inner: Mutex::new(Mirrored { map, content }) })
+    }
+
+    /// Writes one entry, if it differs.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel refused.
+    pub fn put(&self, key: K, value: V) -> Result<(), KernelError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.put(key, value).map_err(|source| map_error(self.name, source))
+    }
+
+    /// Removes one entry, if it is there.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn remove(&self, key: &K) -> Result<(), KernelError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.remove(key).map_err(|source| map_error(self.name, source))
+    }
+
+    /// Makes the map hold exactly this: first what is new or changed, then what must go.
+    ///
+    /// # Errors
+    /// The first entry that could not be written or removed; the rest is tried by the next sync.
+    pub fn sync(&self, wanted: &HashMap<K, V>) -> Result<(), KernelError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| map_error(self.name, source);
+        for (key, value) in wanted {
+            inner.put(*key, *value).map_err(failed)?;
+        }
+        let gone: Vec<K> = inner.content.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in gone {
+            inner.remove(&key).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel holds.
+    pub fn content(&self) -> HashMap<K, V> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.clone()
+    }
+}
+
+impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirrored<K, V> {
+    fn put(&mut self, key: K, value: V) -> Result<(), MapError> {
+        if self.content.get(&key) == Some(&value) {
+            return Ok(());
+        }
+        self.map.insert(key, value, 0)?;
+        self.content.insert(key, value);
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapError> {
+        if self.content.remove(key).is_some() {
+            match self.map.remove(key) {
+                Err(MapError::KeyNotFound) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `LISTENERS`: an entry vanishes by itself when its socket closes.
+pub struct ListenerTable {
+    map: Mutex<SockHash<MapData, ListenerKey>>,
+}
+
+impl ListenerTable {
+    /// Makes a listening socket the target; an earlier one is replaced at once, without a gap.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn put(&self, key: ListenerKey, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.insert(key, socket.as_raw_fd(), 0).map_err(|source| map_error("LISTENERS", source))
+    }
+
+    /// Removes an entry. One that is not there counts as removed.
+    pub fn remove(&self, key: &ListenerKey) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(map.remove(key)); // it goes with its socket at the latest
+    }
+}
+
+fn map_error(map: &'static str, source: MapError) -> KernelError {
+    KernelError::Map { map, source: Box::new(source) }
+}

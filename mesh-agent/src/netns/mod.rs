@@ -1,0 +1,121 @@
+//! A pod's network namespace: found, told apart from others, entered; and sockets made inside it.
+//!
+//! Nothing on the data path's threads ever changes its namespace. A few threads of our own do, and stay wherever the last
+//! job led them.
+
+mod factory;
+mod reserved;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub use factory::{Factory, FactoryGone};
+pub use reserved::{reserve_ports, restore_ports};
+use thiserror::Error;
+
+/// Where `ip netns` keeps namespaces, for annotations that give a bare name.
+const NAMED: &str = "/run/netns";
+
+/// Why a namespace cannot be used.
+#[derive(Debug, Error)]
+pub enum NetnsError {
+    /// It is not there.
+    #[error("network namespace {path}: {source}; does the pod still exist, and is the annotation nodemesh.dev/netns right?")]
+    Open {
+        /// What was named.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It could not be entered.
+    #[error("cannot enter network namespace {path}: {source}; it must be a network namespace, and the agent needs CAP_SYS_ADMIN")]
+    Enter {
+        /// What was named.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel is too old to tell namespaces apart.
+    #[error("cannot read the cookie of network namespace {path}: {source}; the kernel must be 5.15 or newer")]
+    Cookie {
+        /// What was named.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The threads that enter namespaces are gone: the agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping(#[from] FactoryGone),
+}
+
+/// An open network namespace. Keeps the namespace alive as long as it lives.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    path: Arc<Path>,
+    file: Arc<File>,
+    cookie: u64,
+}
+
+impl Netns {
+    /// Opens a namespace by path, or by its name below /run/netns.
+    ///
+    /// # Errors
+    /// See [`NetnsError`].
+    pub async fn open(factory: &Factory, name_or_path: &Path) -> Result<Self, NetnsError> {
+        let path = Path::new(NAMED).join(name_or_path); // an absolute path replaces the first
+        let file = File::open(&path).map_err(|source| NetnsError::Open { path: path.clone(), source })?;
+        let file = Arc::new(file);
+        let cookie = factory
+            .run(&file, || {
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+                crate::sys::sock::netns_cookie(&socket)
+            })
+            .await?
+            .map_err(|source| NetnsError::Enter { path: path.clone(), source })?
+            .map_err(|source| NetnsError::Cookie { path: path.clone(), source })?;
+        Ok(Self { path: path.into(), file, cookie })
+    }
+
+    /// The number by which eBPF programs know this namespace. Never given twice in one boot.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Where it was found.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path still leads to it. `false` means that the pod is gone or has another namespace.
+    pub fn still_there(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        match (std::fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(now), Ok(then)) => (now.dev(), now.ino()) == (then.dev(), then.ino()),
+            _ => false,
+        }
+    }
+
+    /// Runs a short job inside the namespace, on one of the factory's threads.
+    ///
+    /// # Errors
+    /// See [`NetnsError`].
+    pub async fn run<T: Send + 'static>(
+        &self,
+        factory: &Factory,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NetnsError> {
+        let entered = factory.run(&self.file, job).await?;
+        entered.map_err(|source| NetnsError::Enter { path: self.path.to_path_buf(), source })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,120 @@
+//! The one way to start a task: it has a name, its panic is reported and takes nothing else down, and a drain waits for it.
+
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Starts tasks and stops them together.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// No tasks yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A group that stops with this one, or earlier by itself.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { tracker: TaskTracker::new(), stop: self.stop.child_token() }
+    }
+
+    /// Starts a task that runs until it ends by itself or the group is stopped. Being stopped drops its future at an
+    /// `.await`.
+    pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        drop(self.tracker.spawn(async move {
+            let _: Option<()> = stop.run_until_cancelled(reported(name, future)).await;
+        }));
+    }
+
+    /// Tells all tasks to stop.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Resolves when the group is told to stop.
+    pub fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// How many tasks have not ended yet.
+    pub fn running(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Waits until every task has ended.
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again.
+    pub async fn wait(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+/// Runs a future to its end, or to its panic, which is logged with the task's name.
+async fn reported(name: &'static str, future: impl Future<Output = ()>) {
+    let mut future = pin!(future);
+    let ended = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await;
+    if let Err(panic) = ended {
+        tracing::error!(task = name, panic = message(&*panic), "a task panicked; only what it did is lost");
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("of unknown kind")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_task_only() {
+        let tasks = Tasks::new();
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&done);
+        tasks.spawn("panics", async { panic!("on purpose") });
+        tasks.spawn("works", async move { seen.store(true, Ordering::Release) });
+        tasks.wait().await;
+        assert!(done.load(Ordering::Acquire));
+    }
+
+    #[tokio::test]
+    async fn a_child_stops_with_its_parent_but_not_the_other_way_round() {
+        let parent = Tasks::new();
+        let (early, late) = (parent.child(), parent.child());
+        early.spawn("waits", std::future::pending());
+        late.spawn("waits", std::future::pending());
+        early.stop();
+        early.wait().await;
+        assert_eq!(late.running(), 1);
+        parent.stop();
+        late.wait().await;
+    }
+}

@@ -1,0 +1,41 @@
+//! Every program loads and passes the verifier on this kernel. Prints the number of instructions that the verifier walked.
+#![expect(clippy::print_stdout, reason = "the counts are what a reader of the test's output wants")]
+
+use std::{fs, path::PathBuf};
+
+use mesh_agent::kernel::{Kernel, cleanup};
+
+/// The limit of the kernel is a million; ours keeps the programs small enough for older verifiers.
+const MOST_INSTRUCTIONS: u32 = 20_000;
+
+struct PinDir(PathBuf);
+
+impl Drop for PinDir {
+    fn drop(&mut self) {
+        cleanup(&self.0).expect("the pins can be removed");
+    }
+}
+
+#[test]
+fn every_program_loads_and_verifies() {
+    let pins = PinDir(PathBuf::from(format!("/sys/fs/bpf/nodemesh-load-{}", std::process::id())));
+    let (kernel, _refusals) = Kernel::load(&pins.0).expect("the programs load (run as root, with a bpffs)");
+    let mut names = Vec::new();
+    for program in kernel.programs() {
+        println!("{}: {:?} instructions verified", program.name, program.verified_instructions);
+        if let Some(count) = program.verified_instructions {
+            assert!(count > 0 && count < MOST_INSTRUCTIONS, "{}: {count}", program.name);
+        }
+        names.push(program.name);
+    }
+    names.sort();
+    assert_eq!(names, ["nm_connect4", "nm_connect6", "nm_peername4", "nm_peername6", "nm_sk_lookup", "nm_sockops"]);
+    assert!(fs::exists(pins.0.join("v1/maps/ENROLLED")).unwrap());
+    drop(pins);
+}
+
+#[test]
+fn cleanup_of_nothing_is_clean() {
+    let removed = cleanup(&PathBuf::from("/sys/fs/bpf/nodemesh-was-never-here")).unwrap();
+    assert_eq!((removed.links, removed.maps), (0, 0));
+}

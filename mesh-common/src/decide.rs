@@ -1,0 +1,136 @@
+//! The decisions, as pure functions over what a hook can look up. The programs implement the two traits over maps and
+//! contexts, the tests over plain values; lookups happen only as far as the decision needs them.
+
+use crate::{
+    addr::{Addr, Endpoint},
+    maps::{ADDRESS_KNOWN, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod, PORT_EXCLUDED, PORT_SERVICE},
+    ports,
+    verdict::Verdict,
+};
+
+/// What `cgroup/connect4` and `connect6` can find out about a dial.
+pub trait Dial {
+    /// Whether the agent itself dials.
+    fn by_agent(&self) -> bool;
+    /// The dialling pod, if its namespace is enrolled.
+    fn pod(&self) -> Option<EnrolledPod>;
+    /// What is dialled.
+    fn destination(&self) -> Endpoint;
+    /// The address the socket is bound to, or an unspecified one.
+    fn bound_source(&self) -> Addr;
+    /// `ADDRESS_*` bits.
+    fn address_flags(&self, addr: &Addr) -> u32;
+    /// `PORT_*` bits.
+    fn port_flags(&self, endpoint: &Endpoint) -> u32;
+}
+
+/// Decides about a dial. The second value is the pod's own address of the destination's family, to which a redirected
+/// dial is rewritten.
+#[inline(always)]
+pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
+    let Some(pod) = view.pod() else {
+        return (Verdict::NotEnrolled, Addr::NONE);
+    };
+    if view.by_agent() {
+        return (Verdict::AgentOwn, Addr::NONE);
+    }
+    let to = view.destination();
+    if to.addr.is_loopback_or_unspecified() {
+        return (Verdict::Loopback, Addr::NONE);
+    }
+    let own = if to.addr.is_v4() { pod.v4 } else { pod.v6 };
+    if to.addr == own {
+        let verdict = if ports::is_magic(to.port) { Verdict::RefusedMagicPort } else { Verdict::OwnAddress };
+        return (verdict, Addr::NONE);
+    }
+    let port_flags = view.port_flags(&to);
+    let service = port_flags & PORT_SERVICE != 0;
+    if !service && view.address_flags(&to.addr) & ADDRESS_PEER == 0 {
+        return (Verdict::DestinationNotMeshed, Addr::NONE);
+    }
+    if port_flags & PORT_EXCLUDED != 0 || view.port_flags(&Endpoint::new(own, to.port)) & PORT_EXCLUDED != 0 {
+        return (Verdict::OutboundExcluded, Addr::NONE);
+    }
+    if own.is_none() {
+        return (Verdict::RefusedNoAddress, Addr::NONE);
+    }
+    let source = view.bound_source();
+    if source != own && !is_unspecified(&source) {
+        return (Verdict::RefusedForeignSource, Addr::NONE);
+    }
+    (if service { Verdict::RedirectService } else { Verdict::RedirectPeer }, own)
+}
+
+#[inline(always)]
+fn is_unspecified(addr: &Addr) -> bool {
+    addr.is_none() || (addr.is_v4() && addr.v4_word() == 0)
+}
+
+/// What `sk_lookup` can find out about a packet that looks for a listener.
+pub trait Arrival {
+    /// Where it came to.
+    fn local(&self) -> Endpoint;
+    /// Where it came from.
+    fn remote(&self) -> Endpoint;
+    /// The pod of this node that has the local address.
+    fn pod(&self) -> Option<LocalPod>;
+    /// `ADDRESS_*` bits.
+    fn address_flags(&self, addr: &Addr) -> u32;
+    /// `PORT_*` bits.
+    fn port_flags(&self, endpoint: &Endpoint) -> u32;
+}
+
+/// Decides about an arrival. What a `Redirect` verdict means when the agent has no listener is [`no_listener`]'s part.
+#[inline(always)]
+pub fn arrival(view: &impl Arrival) -> Verdict {
+    let local = view.local();
+    if ports::is_listener(&local.addr, local.port) {
+        return Verdict::RefusedAgentListener;
+    }
+    if local.addr.is_loopback_or_unspecified() {
+        return Verdict::Loopback;
+    }
+    let Some(pod) = view.pod() else {
+        return Verdict::NotEnrolled;
+    };
+    let remote = view.remote();
+    let left = pod.flags & LOCAL_LEFT != 0;
+    if ports::is_magic(local.port) && !left {
+        return if remote.addr == local.addr { Verdict::OutboundSteered } else { Verdict::RefusedForeignMagicPort };
+    }
+    if remote.addr == local.addr {
+        return Verdict::InboundOwnAddress;
+    }
+    if left {
+        let stale = ports::is_mesh_source(remote.port) && view.address_flags(&remote.addr) & ADDRESS_PEER != 0;
+        return if stale { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
+    }
+    if view.port_flags(&local) & PORT_EXCLUDED != 0 {
+        return Verdict::InboundExcluded;
+    }
+    if ports::is_mesh_source(remote.port) {
+        return Verdict::InboundMesh;
+    }
+    plaintext(&pod)
+}
+
+/// What becomes of an arrival that should have gone to the agent when the agent does not listen.
+#[inline(always)]
+pub fn no_listener(view: &impl Arrival, wanted: Verdict) -> Verdict {
+    match wanted {
+        // From a mesh source port and a pod we know, it can only be TLS: never to the application, in any mode.
+        Verdict::InboundMesh if view.address_flags(&view.remote().addr) & ADDRESS_KNOWN == 0 => match view.pod() {
+            Some(pod) => plaintext(&pod),
+            None => Verdict::NotEnrolled,
+        },
+        _ => Verdict::RefusedNoListener,
+    }
+}
+
+#[inline(always)]
+fn plaintext(pod: &LocalPod) -> Verdict {
+    if pod.flags & LOCAL_STRICT != 0 { Verdict::RefusedStrict } else { Verdict::InboundPlaintext }
+}
+
+#[cfg(test)]
+mod tests;

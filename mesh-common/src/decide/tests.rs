@@ -1,0 +1,178 @@
+use super::*;
+use crate::maps::{ADDRESS_KNOWN, ADDRESS_PEER};
+
+const A: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 1, 2]));
+const B: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 2, 2]));
+const VIP: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 96, 0, 10]));
+const V6: Addr = Addr([0xfd, 0, 0, 7]);
+
+struct World {
+    agent: bool,
+    pod: Option<EnrolledPod>,
+    to: Endpoint,
+    source: Addr,
+    peers: Vec<Addr>,
+    services: Vec<Endpoint>,
+    excluded: Vec<Endpoint>,
+}
+
+fn world(to: Addr, port: u16) -> World {
+    World {
+        agent: false,
+        pod: Some(EnrolledPod { v4: A, v6: Addr::NONE }),
+        to: Endpoint::new(to, port),
+        source: Addr::NONE,
+        peers: vec![A, B, V6],
+        services: vec![Endpoint::new(VIP, 80)],
+        excluded: vec![],
+    }
+}
+
+impl Dial for World {
+    fn by_agent(&self) -> bool {
+        self.agent
+    }
+    fn pod(&self) -> Option<EnrolledPod> {
+        self.pod
+    }
+    fn destination(&self) -> Endpoint {
+        self.to
+    }
+    fn bound_source(&self) -> Addr {
+        self.source
+    }
+    fn address_flags(&self, addr: &Addr) -> u32 {
+        if self.peers.contains(addr) { ADDRESS_KNOWN | ADDRESS_PEER } else { 0 }
+    }
+    fn port_flags(&self, endpoint: &Endpoint) -> u32 {
+        let service = if self.services.contains(endpoint) { PORT_SERVICE } else { 0 };
+        let excluded = if self.excluded.contains(endpoint) { PORT_EXCLUDED } else { 0 };
+        service | excluded
+    }
+}
+
+fn verdict(world: &World) -> Verdict {
+    dial(world).0
+}
+
+#[test]
+fn peers_and_services_are_redirected_to_the_pods_own_address() {
+    assert_eq!(dial(&world(B, 8080)), (Verdict::RedirectPeer, A));
+    assert_eq!(dial(&world(VIP, 80)), (Verdict::RedirectService, A));
+    assert_eq!(dial(&World { source: A, ..world(B, 8080) }), (Verdict::RedirectPeer, A));
+}
+
+#[test]
+fn what_is_not_ours_is_left_alone() {
+    let stranger = Addr::from_v4_word(u32::from_ne_bytes([192, 0, 2, 1]));
+    assert_eq!(verdict(&world(stranger, 443)), Verdict::DestinationNotMeshed);
+    assert_eq!(verdict(&world(VIP, 81)), Verdict::DestinationNotMeshed);
+    assert_eq!(verdict(&World { pod: None, ..world(B, 8080) }), Verdict::NotEnrolled);
+    assert_eq!(verdict(&World { agent: true, ..world(B, 8080) }), Verdict::AgentOwn);
+    assert_eq!(verdict(&world(Addr::LOCALHOST_V6, 80)), Verdict::Loopback);
+    assert_eq!(verdict(&world(A, 8080)), Verdict::OwnAddress);
+}
+
+#[test]
+fn a_port_is_excluded_by_either_side() {
+    let by_server = World { excluded: vec![Endpoint::new(B, 6379)], ..world(B, 6379) };
+    let by_client = World { excluded: vec![Endpoint::new(A, 6379)], ..world(B, 6379) };
+    let other = World { excluded: vec![Endpoint::new(B, 6380)], ..world(B, 6379) };
+    assert_eq!(verdict(&by_server), Verdict::OutboundExcluded);
+    assert_eq!(verdict(&by_client), Verdict::OutboundExcluded);
+    assert_eq!(verdict(&other), Verdict::RedirectPeer);
+}
+
+#[test]
+fn nobody_dials_the_agents_ports_and_nobody_lies_about_the_source() {
+    assert_eq!(verdict(&world(A, ports::MAGIC_FIRST)), Verdict::RefusedMagicPort);
+    assert_eq!(verdict(&world(A, ports::MAGIC_FIRST + ports::MAGIC_COUNT)), Verdict::OwnAddress);
+    assert_eq!(verdict(&World { source: VIP, ..world(B, 8080) }), Verdict::RefusedForeignSource);
+    assert_eq!(verdict(&world(V6, 8080)), Verdict::RefusedNoAddress);
+}
+
+struct Packet {
+    local: Endpoint,
+    remote: Endpoint,
+    flags: Option<u32>,
+    peer: bool,
+    excluded: bool,
+}
+
+fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
+    Packet {
+        local: Endpoint::new(B, local_port),
+        remote: Endpoint::new(remote, remote_port),
+        flags: Some(0),
+        peer: true,
+        excluded: false,
+    }
+}
+
+impl Arrival for Packet {
+    fn local(&self) -> Endpoint {
+        self.local
+    }
+    fn remote(&self) -> Endpoint {
+        self.remote
+    }
+    fn pod(&self) -> Option<LocalPod> {
+        self.flags.map(|flags| LocalPod { netns: 1, flags, zero: 0 })
+    }
+    fn address_flags(&self, _: &Addr) -> u32 {
+        if self.peer { ADDRESS_KNOWN | ADDRESS_PEER } else { 0 }
+    }
+    fn port_flags(&self, _: &Endpoint) -> u32 {
+        if self.excluded { PORT_EXCLUDED } else { 0 }
+    }
+}
+
+#[test]
+fn the_source_port_says_that_tls_follows() {
+    assert_eq!(arrival(&packet(8080, A, ports::MESH_FIRST)), Verdict::InboundMesh);
+    assert_eq!(arrival(&packet(8080, A, u16::MAX)), Verdict::InboundMesh);
+    assert_eq!(arrival(&packet(8080, A, ports::MESH_FIRST - 1)), Verdict::InboundPlaintext);
+}
+
+#[test]
+fn strict_refuses_plaintext_but_not_its_own_legs_or_excluded_ports() {
+    let strict = Some(LOCAL_STRICT);
+    assert_eq!(arrival(&Packet { flags: strict, ..packet(8080, A, 40_000) }), Verdict::RefusedStrict);
+    assert_eq!(arrival(&Packet { flags: strict, ..packet(8080, B, 40_000) }), Verdict::InboundOwnAddress);
+    assert_eq!(arrival(&Packet { flags: strict, excluded: true, ..packet(8080, A, 40_000) }), Verdict::InboundExcluded);
+    assert_eq!(arrival(&Packet { flags: strict, ..packet(8080, A, 61_000) }), Verdict::InboundMesh);
+}
+
+#[test]
+fn the_agents_ports_answer_only_to_the_pod_itself() {
+    assert_eq!(arrival(&packet(ports::MAGIC_FIRST, B, 40_000)), Verdict::OutboundSteered);
+    assert_eq!(arrival(&packet(ports::MAGIC_FIRST, A, 40_000)), Verdict::RefusedForeignMagicPort);
+    for addr in [ports::LISTENER_V4, Addr::LOCALHOST_V6] {
+        for port in [ports::OUTBOUND_LISTENER, ports::INBOUND_LISTENER] {
+            let direct = Packet { local: Endpoint::new(addr, port), ..packet(0, addr, 40_000) };
+            assert_eq!(arrival(&direct), Verdict::RefusedAgentListener);
+        }
+        let other = Packet { local: Endpoint::new(addr, 8080), ..packet(0, addr, 40_000) };
+        assert_eq!(arrival(&other), Verdict::Loopback);
+    }
+}
+
+#[test]
+fn a_pod_that_left_takes_plaintext_and_refuses_stale_agents() {
+    let left = Some(LOCAL_LEFT | LOCAL_STRICT);
+    assert_eq!(arrival(&Packet { flags: left, ..packet(8080, A, 40_000) }), Verdict::NotEnrolled);
+    assert_eq!(arrival(&Packet { flags: left, ..packet(8080, A, 61_000) }), Verdict::RefusedLeft);
+    assert_eq!(arrival(&Packet { flags: left, peer: false, ..packet(8080, A, 61_000) }), Verdict::NotEnrolled);
+}
+
+#[test]
+fn without_a_listener_only_what_cannot_be_tls_may_pass() {
+    let known = packet(8080, A, 61_000);
+    assert_eq!(no_listener(&known, arrival(&known)), Verdict::RefusedNoListener);
+    let unknown = Packet { peer: false, ..packet(8080, A, 61_000) };
+    assert_eq!(no_listener(&unknown, arrival(&unknown)), Verdict::InboundPlaintext);
+    let strict = Packet { peer: false, flags: Some(LOCAL_STRICT), ..packet(8080, A, 61_000) };
+    assert_eq!(no_listener(&strict, arrival(&strict)), Verdict::RefusedStrict);
+    let own = packet(ports::MAGIC_FIRST, B, 40_000);
+    assert_eq!(no_listener(&own, arrival(&own)), Verdict::RefusedNoListener);
+}

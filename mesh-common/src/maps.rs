@@ -1,0 +1,132 @@
+//! Keys and values of the maps, and the events. Fixed in size, no padding: keys are compared byte by byte.
+
+use crate::{
+    addr::{Addr, Endpoint},
+    verdict::VERDICT_SLOTS,
+};
+
+/// One socket's view of a connection inside one network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// `SO_NETNS_COOKIE` of the namespace.
+    pub netns: u64,
+    /// The socket's own address.
+    pub local: Addr,
+    /// Its peer's address.
+    pub remote: Addr,
+    /// Its own port, host order.
+    pub local_port: u16,
+    /// Its peer's port, host order.
+    pub remote_port: u16,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// Kept in a socket's own storage, and in the maps that hand it over: what the application is to be told, and what the
+/// agent needs to know.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Outbound: the original destination. Inbound: the real client.
+    pub endpoint: Endpoint,
+    /// The [`crate::verdict::Verdict`] that led here, as its number.
+    pub verdict: u32,
+}
+
+/// Value of `ENROLLED`, keyed by namespace cookie: a pod whose connects are decided about.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnrolledPod {
+    /// The pod's IPv4 address, or [`Addr::NONE`].
+    pub v4: Addr,
+    /// The pod's IPv6 address, or [`Addr::NONE`].
+    pub v6: Addr,
+}
+
+/// Value of `LOCAL`, keyed by pod address: a pod of this node whose incoming connections are decided about.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// `LOCAL_*` bits.
+    pub flags: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// [`LocalPod::flags`]: only mutual TLS may enter.
+pub const LOCAL_STRICT: u32 = 1;
+/// [`LocalPod::flags`]: the pod has left the mesh; only the rule about agents' source ports stays.
+pub const LOCAL_LEFT: u32 = 2;
+
+/// Value bits of `ADDRESSES`, keyed by address: a pod of the cluster is known to have it.
+pub const ADDRESS_KNOWN: u32 = 1;
+/// Value bits of `ADDRESSES`: that pod is captured by its node's agent, so it is dialled over TLS.
+pub const ADDRESS_PEER: u32 = 2;
+
+/// Value bits of `PORTS`, keyed by address and port: a service of the mesh.
+pub const PORT_SERVICE: u32 = 1;
+/// Value bits of `PORTS`: excluded from the mesh by annotation of the pod that has the address.
+pub const PORT_EXCLUDED: u32 = 2;
+
+/// Key of `LISTENERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// The pod's address.
+    pub addr: Addr,
+    /// [`OUTBOUND`] or [`INBOUND`].
+    pub direction: u32,
+}
+
+/// [`ListenerKey::direction`]: takes what the pod dials.
+pub const OUTBOUND: u32 = 0;
+/// [`ListenerKey::direction`]: takes what peers' agents dial.
+pub const INBOUND: u32 = 1;
+
+/// Counters by [`crate::verdict::Verdict`] number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerdictCounts(pub [u64; VERDICT_SLOTS]);
+
+/// A refusal, as the programs report it through the ring buffer. Also the reason why the map `EVENTS_LOST` exists: when
+/// the ring is full, the refusal still happens and only its report is lost, counted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusalEvent {
+    /// `CLOCK_BOOTTIME` in nanoseconds (`bpf_ktime_get_boot_ns`).
+    pub boot_ns: u64,
+    /// Cookie of the pod's namespace.
+    pub netns: u64,
+    /// The one who dialled. The port is 0 where the kernel has not chosen one yet.
+    pub client: Endpoint,
+    /// The one who was dialled.
+    pub server: Endpoint,
+    /// The [`crate::verdict::Verdict`], as its number.
+    pub verdict: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// Names of the maps, as both sides call them, and their sizes.
+pub mod limits {
+    /// Pods on one node. Kubernetes' default is 110; the largest setups run some 500.
+    pub const LOCAL_PODS: usize = 1024;
+    /// Addresses of pods in the cluster: 100,000 pods, dual stack, with room.
+    pub const ADDRESSES: usize = 262_144;
+    /// Service ports and excluded ports in the cluster.
+    pub const PORTS: usize = 131_072;
+    /// Connections between `connect()` and the agent's `accept()`.
+    pub const PENDING: usize = 65_536;
+    /// Ring buffer for refusals: 256 KiB, some 3,000 events.
+    pub const EVENTS_BYTES: usize = 256 * 1024;
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 48);
+const _: () = assert!(size_of::<Named>() == 24);
+const _: () = assert!(size_of::<EnrolledPod>() == 32);
+const _: () = assert!(size_of::<LocalPod>() == 16);
+const _: () = assert!(size_of::<ListenerKey>() == 20);
+const _: () = assert!(size_of::<RefusalEvent>() == 64);

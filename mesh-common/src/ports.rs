@@ -1,0 +1,83 @@
+//! The ports that mean something to Nodemesh inside a pod's network namespace.
+//!
+//! All of them lie in [`RESERVED_FIRST`]`..=65535`, which an enrolled namespace has in `ip_local_reserved_ports`, so that
+//! the kernel never hands one to an application by itself. The default ephemeral range ends at 60999.
+
+use crate::addr::Addr;
+
+/// First port of the range that enrolled namespaces reserve.
+pub const RESERVED_FIRST: u16 = 60_988;
+
+/// Port of the outbound listener, on [`LISTENER_V4`] or `::1`. Reached only through `sk_lookup`.
+pub const OUTBOUND_LISTENER: u16 = 60_988;
+/// Port of the inbound listener, on [`LISTENER_V4`] or `::1`. Reached only through `sk_lookup`.
+pub const INBOUND_LISTENER: u16 = 60_989;
+
+/// First of the destination ports that redirected connections are rewritten to.
+pub const MAGIC_FIRST: u16 = 60_990;
+/// How many there are. Two sockets of one pod may share a source port when they dial different destinations; different
+/// magic ports keep their 4-tuples apart after both destinations have been rewritten to the pod's own address.
+pub const MAGIC_COUNT: u16 = 8;
+
+/// First source port of agents' dials to peers: "TLS follows". Above the default ephemeral range.
+pub const MESH_FIRST: u16 = 61_000;
+/// How many source ports an agent has per source pod, destination and port: 4,536.
+pub const MESH_COUNT: u16 = u16::MAX - MESH_FIRST + 1;
+
+/// 127.7.0.1, where the IPv4 listeners are bound: an address no application has a reason to use.
+pub const LISTENER_V4: Addr = Addr::from_v4_word(u32::from_ne_bytes([127, 7, 0, 1]));
+
+/// Whether a destination port is one that redirected connections carry.
+#[inline(always)]
+pub const fn is_magic(port: u16) -> bool {
+    port >= MAGIC_FIRST && port < MAGIC_FIRST + MAGIC_COUNT
+}
+
+/// Whether a source port says that an agent is dialling.
+#[inline(always)]
+pub const fn is_mesh_source(port: u16) -> bool {
+    port >= MESH_FIRST
+}
+
+/// The magic port for a destination: any spread will do, as long as it depends on all of address and port.
+#[inline(always)]
+pub const fn magic_for(addr: &Addr, port: u16) -> u16 {
+    let mut mixed = addr.0[0] ^ addr.0[1] ^ addr.0[2] ^ addr.0[3];
+    mixed ^= mixed >> 16;
+    mixed ^= port as u32;
+    mixed ^= mixed >> 8;
+    MAGIC_FIRST + (mixed & (MAGIC_COUNT as u32 - 1)) as u16
+}
+
+/// Whether a local address and port are one of the agent's listeners as they are bound.
+#[inline(always)]
+pub const fn is_listener(addr: &Addr, port: u16) -> bool {
+    if port != OUTBOUND_LISTENER && port != INBOUND_LISTENER {
+        return false;
+    }
+    let a = &addr.0;
+    let v4 = &LISTENER_V4.0;
+    let v6 = &Addr::LOCALHOST_V6.0;
+    (a[0] == v4[0] && a[1] == v4[1] && a[2] == v4[2] && a[3] == v4[3])
+        || (a[0] == v6[0] && a[1] == v6[1] && a[2] == v6[2] && a[3] == v6[3])
+}
+
+const _: () = assert!(MAGIC_COUNT.is_power_of_two());
+const _: () = assert!(MAGIC_FIRST + MAGIC_COUNT <= MESH_FIRST);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn magic_ports_stay_in_their_range_and_differ_between_destinations() {
+        let mut seen = std::collections::BTreeSet::new();
+        for host in 0..64_u8 {
+            let addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 1, host]));
+            let magic = magic_for(&addr, 8080);
+            assert!(is_magic(magic));
+            seen.insert(magic);
+        }
+        assert_eq!(seen.len(), usize::from(MAGIC_COUNT));
+    }
+}

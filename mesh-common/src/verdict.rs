@@ -1,0 +1,127 @@
+//! What the kernel programs decided about a connection, and why: one enum, one stable code and one sentence each.
+
+/// What a verdict does to the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Goes on untouched; no userspace sees it.
+    Pass,
+    /// Goes to the agent.
+    Redirect,
+    /// Ends here.
+    Refuse,
+}
+
+macro_rules! verdicts {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $action:ident, $code:literal, $sentence:literal;)+) => {
+        /// A decision of one of the kernel programs, naming its reason.
+        ///
+        /// The number is part of the pinned layout ([`crate::ABI`]); the code is what flows, metrics and logs show.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Verdict { $($(#[$doc])* $name = $number,)+ }
+
+        impl Verdict {
+            /// Every verdict.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The verdict with this number, if there is one.
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$name),)+ _ => None }
+            }
+
+            /// What becomes of the connection.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$name => Action::$action,)+ }
+            }
+
+            /// Stable `snake_case` code.
+            pub const fn code(self) -> &'static str {
+                match self { $(Self::$name => $code,)+ }
+            }
+
+            /// One sentence for people, with the likely cause.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $sentence,)+ }
+            }
+        }
+    };
+}
+
+verdicts! {
+    // --- outbound, decided in cgroup/connect4 and connect6
+    /// The dialling socket's namespace is not enrolled.
+    NotEnrolled = 0, Pass, "not_enrolled", "The client is not in the mesh; its connection is left alone.";
+    /// The agent itself dials.
+    AgentOwn = 1, Pass, "agent_own", "The agent's own connection.";
+    /// A pod talks to itself over loopback.
+    Loopback = 2, Pass, "loopback", "The destination is the pod's own loopback.";
+    /// A pod dials its own address.
+    OwnAddress = 3, Pass, "own_address", "The pod dials its own address.";
+    /// The port is excluded by annotation, on either side.
+    OutboundExcluded = 4, Pass, "outbound_excluded", "The port is excluded from the mesh by nodemesh.dev/exclude-ports.";
+    /// Nobody at the destination is in the mesh.
+    DestinationNotMeshed = 5, Pass, "destination_not_meshed", "The destination is not in the mesh; the connection goes there directly, unencrypted by us.";
+    /// The destination is a captured pod.
+    RedirectPeer = 6, Redirect, "redirect_peer", "The destination is a pod in the mesh; the agent carries the connection over mutual TLS.";
+    /// The destination is a service with captured endpoints.
+    RedirectService = 7, Redirect, "redirect_service", "The destination is a service with endpoints in the mesh; the agent picks one and carries the connection.";
+    /// A pod dialled one of the agent's internal ports.
+    RefusedMagicPort = 8, Refuse, "refused_magic_port", "The pod dialled a port of its own address that only redirected connections may carry.";
+    /// The socket is bound to an address that is not the pod's.
+    RefusedForeignSource = 9, Refuse, "refused_foreign_source", "The socket is bound to an address that is not the pod's, so the mesh cannot carry its connection; bind to the pod's address or to none.";
+    /// The pod has no address of the destination's family.
+    RefusedNoAddress = 10, Refuse, "refused_no_address", "The pod has no address of the destination's family.";
+    /// The kernel had no memory for the original destination.
+    RefusedNoMemory = 11, Refuse, "refused_no_memory", "The kernel could not keep the original destination; the node is short of memory.";
+    /// The pod must not send plaintext and is not enrolled yet.
+    RefusedHeld = 12, Refuse, "refused_held", "The pod is held until the agent has enrolled it.";
+    /// Nobody has said yet whether this cgroup is in the mesh, and the node refuses such.
+    RefusedUnclassified = 13, Refuse, "refused_unclassified", "The agent has not yet classified the pod, and this node refuses unclassified pods.";
+    /// Both pods are on this node and may be connected directly.
+    Direct = 14, Pass, "direct", "Both pods are on this node; identity and policy were checked and the kernel connects them directly.";
+    /// As `Direct`, with bytes moved by the socket map.
+    DirectSockmap = 15, Pass, "direct_sockmap", "Both pods are on this node and the kernel moves the bytes between their sockets.";
+
+    // --- inbound, decided in sk_lookup
+    /// A peer's agent dials: TLS follows.
+    InboundMesh = 20, Redirect, "inbound_mesh", "The source port says that an agent is dialling; the connection goes to this node's agent.";
+    /// Plaintext to a permissive pod.
+    InboundPlaintext = 21, Pass, "inbound_plaintext", "Plaintext from outside the mesh to a permissive pod.";
+    /// The port is excluded by annotation.
+    InboundExcluded = 22, Pass, "inbound_excluded", "The port is excluded from the mesh by nodemesh.dev/exclude-ports.";
+    /// A redirected connection arrives at the outbound listener.
+    OutboundSteered = 23, Redirect, "outbound_steered", "A redirected connection reached the agent's outbound listener.";
+    /// Plaintext to a strict pod.
+    RefusedStrict = 24, Refuse, "refused_strict", "The pod accepts only mutual TLS from the mesh (nodemesh.dev/mode: strict), and the client is not in the mesh.";
+    /// An agent dials but nobody listens: this node's agent is away.
+    RefusedNoListener = 25, Refuse, "refused_no_listener", "A peer's agent dialled while this node's agent was not listening; it is stopped or being replaced.";
+    /// Somebody outside the pod dialled an internal port.
+    RefusedForeignMagicPort = 26, Refuse, "refused_foreign_magic_port", "Somebody outside the pod dialled a port that only redirected connections may carry.";
+    /// Somebody dialled the agent's listener itself.
+    RefusedAgentListener = 27, Refuse, "refused_agent_listener", "Somebody dialled the agent's listener directly.";
+    /// A peer's agent dials a pod that has left the mesh.
+    RefusedLeft = 28, Refuse, "refused_left", "A peer's agent dialled a pod that has left the mesh; its news is stale.";
+    /// The agent's leg to the application, or the pod dialling itself.
+    InboundOwnAddress = 29, Pass, "inbound_own_address", "From the pod's own address: the agent's leg to the application, or the pod itself.";
+}
+
+/// Slots in a counter array: every verdict's number is below it.
+pub const VERDICT_SLOTS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_codes_and_slots_agree() {
+        let mut codes = std::collections::BTreeSet::new();
+        for &verdict in Verdict::ALL {
+            assert_eq!(Verdict::from_number(verdict as u32), Some(verdict));
+            assert!((verdict as usize) < VERDICT_SLOTS);
+            assert!(codes.insert(verdict.code()), "{} twice", verdict.code());
+            assert_eq!(verdict.code().starts_with("refused_"), verdict.action() == Action::Refuse);
+        }
+        assert_eq!(Verdict::from_number(31), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! `cgroup/connect4` and `cgroup/connect6`, on the cgroup of the node's pods: whose dials go to the agent.
+//!
+//! A redirected dial goes to the pod's own address and a magic port, which `sk_lookup` alone leads to the agent's listener;
+//! the original destination stays in the socket's own storage. Attached to an ancestor of the pods' cgroups, these programs
+//! run before a socket load-balancer on the root and so see the service address. Kernel 5.15.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    decide,
+    maps::{EnrolledPod, Named},
+    ports,
+    verdict::{Action, Verdict},
+};
+
+use crate::{
+    ctx::{self, AF_INET, AF_INET6, SockAddr},
+    maps,
+};
+
+const ALLOW: i32 = 1;
+/// The caller gets EPERM.
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn nm_connect4(context: SockAddrContext) -> i32 {
+    connect::<AF_INET>(&context)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn nm_connect6(context: SockAddrContext) -> i32 {
+    connect::<AF_INET6>(&context)
+}
+
+struct Dial<const FAMILY: u32> {
+    context: SockAddr,
+    netns: u64,
+    to: Endpoint,
+}
+
+impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
+    #[inline(always)]
+    fn by_agent(&self) -> bool {
+        // SAFETY: no preconditions.
+        let cgroup = unsafe { bpf_get_current_cgroup_id() };
+        maps::AGENT_CGROUPS.get_ptr(&cgroup).is_some()
+    }
+    #[inline(always)]
+    fn pod(&self) -> Option<EnrolledPod> {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::ENROLLED.get(&self.netns) }.copied()
+    }
+    #[inline(always)]
+    fn destination(&self) -> Endpoint {
+        self.to
+    }
+    #[inline(always)]
+    fn bound_source(&self) -> Addr {
+        ctx::bound_source::<FAMILY>(self.context.sk()).addr
+    }
+    #[inline(always)]
+    fn address_flags(&self, addr: &Addr) -> u32 {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::ADDRESSES.get(addr) }.copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn port_flags(&self, endpoint: &Endpoint) -> u32 {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
+    }
+}
+
+#[inline(always)]
+fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
+    let addr = SockAddr(context.sock_addr);
+    let sk = addr.sk();
+    if !addr.is_tcp() || sk.is_null() {
+        return ALLOW;
+    }
+    // SAFETY: the context is the running program's own.
+    let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
+    let view = Dial::<FAMILY> { context: addr, netns, to: addr.endpoint::<FAMILY>() };
+    let (verdict, own) = decide::dial(&view);
+    if verdict == Verdict::NotEnrolled {
+        maps::count(verdict, 0);
+        return ALLOW;
+    }
+    if verdict.action() == Action::Redirect {
+        let mut named = Named { endpoint: view.to, verdict: verdict as u32 };
+        // SAFETY: `sk` was checked for null; the storage belongs to the socket.
+        let slot = unsafe { maps::SHOWN_PEER.get_or_insert_ptr_mut(context, Some(&mut named)) };
+        if slot.is_null() {
+            return refuse::<FAMILY>(Verdict::RefusedNoMemory, &view);
+        }
+        // SAFETY: just checked; a second connect of one socket finds an older value and overwrites it.
+        unsafe { *slot = named };
+        addr.set_endpoint::<FAMILY>(&own, ports::magic_for(&view.to.addr, view.to.port));
+        maps::count(verdict, netns);
+        return ALLOW;
+    }
+    // A socket may have been redirected by an earlier connect: whatever it is told now must not come from then.
+    // SAFETY: `sk` was checked for null.
+    let _: Result<(), i32> = unsafe { maps::SHOWN_PEER.delete(sk) };
+    if verdict.action() == Action::Refuse {
+        return refuse::<FAMILY>(verdict, &view);
+    }
+    maps::count(verdict, netns);
+    ALLOW
+}
+
+#[inline(always)]
+fn refuse<const FAMILY: u32>(verdict: Verdict, view: &Dial<FAMILY>) -> i32 {
+    maps::count(verdict, view.netns);
+    maps::report(verdict, view.netns, ctx::bound_source::<FAMILY>(view.context.sk()), view.to);
+    DENY
+}

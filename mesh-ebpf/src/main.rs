@@ -1,0 +1,27 @@
+//! Nodemesh's eBPF programs, one file per hook.
+//!
+//! They decide, per TCP connection, whether it is the mesh's business, and bring it to the agent if so. The decisions are
+//! pure functions in `mesh_common::decide`; here are only the hooks, the maps and the byte orders. Kernel floor: 5.15
+//! (`bpf_get_netns_cookie` in sockops). No CO-RE: only UAPI contexts and helpers.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "every helper call and context access of an eBPF program is unsafe")]
+
+mod connect;
+mod ctx;
+mod getpeername;
+mod maps;
+mod sk_lookup;
+mod sockops;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing in the programs can panic; the verifier would refuse a loop here if it were reachable.
+    loop {}
+}
+
+/// `GPL` because the kernel offers `bpf_sk_storage_get` and others to GPL-compatible programs only.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

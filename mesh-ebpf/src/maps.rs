@@ -1,0 +1,103 @@
+//! The maps. Their names are what the agent knows them by; who may write which stands in ARCHITECTURE.md.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
+    helpers::generated::bpf_ktime_get_boot_ns,
+    macros::btf_map,
+};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent, VerdictCounts, limits},
+    verdict::{VERDICT_SLOTS, Verdict},
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Cgroup ids of the agent: what it dials is passed.
+#[btf_map]
+pub(crate) static AGENT_CGROUPS: HashMap<u64, u32, 4> = HashMap::new();
+
+/// Namespace cookie → the pod whose connects are decided about.
+#[btf_map]
+pub(crate) static ENROLLED: HashMap<u64, EnrolledPod, { limits::LOCAL_PODS }> = HashMap::new();
+
+/// Pod address → the pod of this node whose arrivals are decided about.
+#[btf_map]
+pub(crate) static LOCAL: HashMap<Addr, LocalPod, { limits::LOCAL_PODS * 2 }> = HashMap::new();
+
+/// Address → `ADDRESS_*` bits: what is known of the cluster's pods.
+#[btf_map]
+pub(crate) static ADDRESSES: HashMap<Addr, u32, { limits::ADDRESSES }, NO_PREALLOC> = HashMap::new();
+
+/// Address and port → `PORT_*` bits: services of the mesh, excluded ports.
+#[btf_map]
+pub(crate) static PORTS: HashMap<Endpoint, u32, { limits::PORTS }, NO_PREALLOC> = HashMap::new();
+
+/// Pod address and direction → the agent's listening socket inside that pod's namespace.
+#[btf_map]
+pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 4 }> = SockHash::new();
+
+/// What a socket's owner is told by `getpeername`: the original destination of a redirected socket, the real client of an
+/// accepted one. In the socket itself, because an LRU forgets (after 80,000 other connects one forgot a live socket).
+#[btf_map]
+pub(crate) static SHOWN_PEER: SkStorage<Named> = SkStorage::new();
+
+/// Redirected connection, as the dialling socket sees it → original destination. Looked up and deleted by the agent.
+#[btf_map]
+pub(crate) static PENDING: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
+
+/// Agent's leg to an application, as the agent's socket sees it → real client. Written by the agent before it connects,
+/// moved into the accepted socket's storage by sockops.
+#[btf_map]
+pub(crate) static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
+
+/// Every verdict of this node, by number.
+#[btf_map]
+static VERDICTS: PerCpuArray<u64, { VERDICT_SLOTS }> = PerCpuArray::new();
+
+/// The same per enrolled namespace. The agent makes the entry.
+#[btf_map]
+static POD_VERDICTS: PerCpuHashMap<u64, VerdictCounts, { limits::LOCAL_PODS }> = PerCpuHashMap::new();
+
+/// Refusals, for the agent to record.
+#[btf_map]
+static EVENTS: RingBuf<RefusalEvent, { limits::EVENTS_BYTES }> = RingBuf::new();
+
+/// Refusals whose event found the ring full (index 0).
+#[btf_map]
+static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Counts a verdict, for the node and (if `netns` is enrolled) for the pod.
+#[inline(always)]
+pub(crate) fn count(verdict: Verdict, netns: u64) {
+    let number = verdict as u32;
+    if let Some(slot) = VERDICTS.get_ptr_mut(number) {
+        // SAFETY: a pointer into this CPU's slot, valid for the program's run.
+        unsafe { *slot += 1 };
+    }
+    if netns == 0 {
+        return;
+    }
+    if let Some(counts) = POD_VERDICTS.get_ptr_mut(&netns) {
+        // SAFETY: as above; `number` is below the array's length for every verdict (asserted in mesh-common).
+        unsafe {
+            let slot = counts.cast::<u64>().add(number as usize & (VERDICT_SLOTS - 1));
+            *slot += 1;
+        }
+    }
+}
+
+/// Reports a refusal to the agent; counts the loss if the ring is full.
+#[inline(always)]
+pub(crate) fn report(verdict: Verdict, netns: u64, client: Endpoint, server: Endpoint) {
+    // SAFETY: no arguments, no preconditions.
+    let boot_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let event = RefusalEvent { boot_ns, netns, client, server, verdict: verdict as u32, zero: 0 };
+    if EVENTS.output(&event, 0).is_err()
+        && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
+    {
+        // SAFETY: a pointer into this CPU's slot, valid for the program's run.
+        unsafe { *lost += 1 };
+    }
+}

@@ -1,0 +1,83 @@
+//! `sk_lookup`, on each pod's network namespace: which listener an arriving connection finds. The pod's own dials find the
+//! outbound listener, peers' agents the inbound one; plaintext reaches the application only if the pod is permissive.
+//! Runs again for a retransmitted SYN. Kernel 5.9.
+
+use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    decide::{self, Arrival as _},
+    maps::{INBOUND, ListenerKey, LocalPod, OUTBOUND},
+    verdict::{Action, Verdict},
+};
+
+use crate::{ctx::SkLookup, maps};
+
+const PASS: u32 = 1;
+/// The client gets a reset.
+const DROP: u32 = 0;
+
+struct Arrival {
+    local: Endpoint,
+    remote: Endpoint,
+}
+
+impl decide::Arrival for Arrival {
+    #[inline(always)]
+    fn local(&self) -> Endpoint {
+        self.local
+    }
+    #[inline(always)]
+    fn remote(&self) -> Endpoint {
+        self.remote
+    }
+    #[inline(always)]
+    fn pod(&self) -> Option<LocalPod> {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::LOCAL.get(&self.local.addr) }.copied()
+    }
+    #[inline(always)]
+    fn address_flags(&self, addr: &Addr) -> u32 {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::ADDRESSES.get(addr) }.copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn port_flags(&self, endpoint: &Endpoint) -> u32 {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
+    }
+}
+
+#[sk_lookup]
+pub(crate) fn nm_sk_lookup(context: SkLookupContext) -> u32 {
+    let lookup = SkLookup(context.lookup);
+    if !lookup.is_tcp() {
+        return PASS;
+    }
+    let view = Arrival { local: lookup.local(), remote: lookup.remote() };
+    let wanted = decide::arrival(&view);
+    let verdict = match wanted {
+        Verdict::OutboundSteered => steer(&context, &view, wanted, OUTBOUND),
+        Verdict::InboundMesh => steer(&context, &view, wanted, INBOUND),
+        other => other,
+    };
+    let netns = match view.pod() {
+        Some(pod) => pod.netns,
+        None => 0,
+    };
+    maps::count(verdict, netns);
+    if verdict.action() == Action::Refuse {
+        maps::report(verdict, netns, view.remote, view.local);
+        return DROP;
+    }
+    PASS
+}
+
+/// Gives the packet to the agent's listener, or says what becomes of it when there is none.
+#[inline(always)]
+fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: u32) -> Verdict {
+    let key = ListenerKey { addr: view.local.addr, direction };
+    match maps::LISTENERS.redirect_sk_lookup(context, key, 0) {
+        Ok(()) => wanted,
+        Err(_) => decide::no_listener(view, wanted),
+    }
+}
