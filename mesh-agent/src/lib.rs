@@ -1,4 +1,19 @@
-//! Nodemesh's node agent. ARCHITECTURE.md has the rooms.
+//! Nodemesh's node agent: takes pods into the mesh, carries their connections over mutual TLS, and can say what happened
+//! to each. ARCHITECTURE.md shows the rooms and who may use whom.
+
+pub mod admin;
+pub mod cli;
+pub mod daemon;
+pub mod enrol;
+pub mod flows;
+pub mod identity;
 pub mod kernel;
-mod sys;
+pub mod lock;
 pub mod netns;
+pub mod preflight;
+pub mod proxy;
+pub mod source;
+mod sys;
+pub mod tasks;
+pub mod wire;
+pub mod world;

@@ -1,0 +1,19 @@
+//! The Unix socket through which the command line asks a running agent.
+//!
+//! One request per connection, a JSON object on a line; the answer is JSON, one object per line, until the agent closes.
+//! Only root may connect: the socket's mode is 0600.
+
+mod client;
+mod protocol;
+mod server;
+
+pub use client::{ClientError, ask};
+pub use protocol::{IdentityFacts, NodeCounters, ProblemFacts, Request, Response, Status};
+pub use server::{ServeError, State, bind, serve};
+
+use std::path::{Path, PathBuf};
+
+/// Where the socket is, in a runtime directory.
+pub fn socket_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("agent.sock")
+}

@@ -1,0 +1,105 @@
+//! What is asked and answered.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{enrol::PodStatus, flows::FlowRecord};
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ask")]
+pub enum Request {
+    /// How the agent and its pods are.
+    Status,
+    /// The records kept, and with `follow` each new one as it is finished.
+    Flows {
+        /// Whether to go on.
+        follow: bool,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Flows`], one for each.
+    Flow(Box<FlowRecord>),
+    /// This many records were lost to a follower that was too slow.
+    Lost(u64),
+    /// The request was not understood.
+    Error(String),
+}
+
+/// How an agent is. Also the form in which `mesh-agent status -o json` prints it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// Its node.
+    pub node: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started.
+    pub started: Timestamp,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Whether it is draining.
+    pub draining: bool,
+    /// Pods of this node.
+    pub pods: Vec<PodStatus>,
+    /// Captured pods of other nodes, as announced.
+    pub remote_peers: usize,
+    /// What the agent's userspace did.
+    pub counters: NodeCounters,
+    /// The kernel's verdicts by code, since its maps were made.
+    pub verdicts: BTreeMap<String, u64>,
+    /// The same by pod (`namespace/name`), since each was enrolled. Codes that never occurred are left out.
+    pub pod_verdicts: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Certificates in use.
+    pub identities: Vec<IdentityFacts>,
+    /// What is wrong with the source or the announcements.
+    pub problems: Vec<ProblemFacts>,
+}
+
+/// What the agent's userspace did since it started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCounters {
+    /// Connections accepted from pods.
+    pub accepted_outbound: u64,
+    /// Connections accepted for pods.
+    pub accepted_inbound: u64,
+    /// Bytes of applications that went from clients to servers.
+    pub bytes_sent: u64,
+    /// Bytes of applications that went from servers to clients.
+    pub bytes_received: u64,
+    /// Connections that are open.
+    pub open: usize,
+    /// Reports of the kernel's refusals that found their buffer full.
+    pub events_lost: u64,
+}
+
+/// A certificate in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityFacts {
+    /// The SPIFFE id.
+    pub id: String,
+    /// The certificate's serial number, if there is one.
+    pub serial: Option<String>,
+    /// When it ends.
+    pub not_after: Option<Timestamp>,
+    /// Why it could not be had or renewed, if the last attempt failed.
+    pub failure: Option<String>,
+}
+
+/// Something that is wrong with the source or with an announcement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemFacts {
+    /// Stable code.
+    pub code: String,
+    /// File, object, field, what is wrong and what to do.
+    pub message: String,
+}

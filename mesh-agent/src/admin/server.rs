@@ -1,0 +1,192 @@
+//! The agent's side.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use mesh_common::verdict::Verdict;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
+
+use super::{IdentityFacts, NodeCounters, ProblemFacts, Request, Response, Status, socket_path};
+use crate::{
+    enrol::Board,
+    flows::Followed,
+    identity::Identities,
+    proxy::Mesh,
+    tasks::Tasks,
+};
+
+/// Longest request.
+const MAX_REQUEST_BYTES: u64 = 64 * 1024;
+/// How long a client may take to ask, and to take each line of the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the answers are made of.
+pub struct State {
+    /// The node's name.
+    pub node: String,
+    /// When the agent started.
+    pub started: Timestamp,
+    /// The data path.
+    pub mesh: Arc<Mesh>,
+    /// How enrolment stands.
+    pub board: Board,
+    /// The certificates.
+    pub identities: Arc<Identities>,
+    /// What is wrong with the sources.
+    pub problems: ArcSwap<Vec<ProblemFacts>>,
+    /// Whether the agent is draining.
+    pub draining: AtomicBool,
+}
+
+/// Why the socket could not be made.
+#[derive(Debug, Error)]
+#[error("cannot make the admin socket {path}: {source}")]
+pub struct ServeError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Makes the socket. Whoever calls holds the node's lock, so what lies there is a dead agent's.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn bind(runtime_dir: &Path) -> Result<UnixListener, ServeError> {
+    let path = socket_path(runtime_dir);
+    let failed = |source| ServeError { path: path.clone(), source };
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers until dropped.
+pub async fn serve(listener: UnixListener, state: Arc<State>, tasks: Tasks) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let state = Arc::clone(&state);
+                tasks.spawn("admin", async move {
+                    if let Err(error) = answer(stream, &state).await {
+                        tracing::debug!(%error, "admin connection");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an admin connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut reader = BufReader::new(read.take(MAX_REQUEST_BYTES));
+    timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    match serde_json::from_str(&line) {
+        Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(status(state)))).await,
+        Ok(Request::Flows { follow }) => {
+            let mut follower = follow.then(|| state.mesh.flows.follow());
+            for record in state.mesh.flows.list() {
+                // An open one comes again when it is finished.
+                if !follow || record.duration_us.is_some() {
+                    send(&mut write, &Response::Flow(Box::new(record))).await?;
+                }
+            }
+            while let Some(follower) = &mut follower {
+                let response = match follower.next().await {
+                    Some(Followed::Finished(record)) => Response::Flow(Box::new((*record).clone())),
+                    Some(Followed::Lost(lost)) => Response::Lost(lost),
+                    None => break,
+                };
+                send(&mut write, &response).await?;
+            }
+            Ok(())
+        }
+        Err(error) => send(&mut write, &Response::Error(error.to_string())).await,
+    }
+}
+
+async fn send(stream: &mut tokio::net::unix::OwnedWriteHalf, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    timeout(PATIENCE, stream.write_all(&line)).await?
+}
+
+fn status(state: &State) -> Status {
+    let mesh = &state.mesh;
+    let tables = mesh.kernel.tables();
+    let pods = state.board.read();
+    let world = mesh.world.load();
+    let remote: std::collections::BTreeSet<_> =
+        world.kernel_addresses().filter(|row| row.peer).filter_map(|row| world.peer(row.address)).filter(|peer| !peer.local).map(|peer| &peer.uid).collect();
+    let verdicts = tables.verdicts().unwrap_or_default();
+    let pod_verdicts = pods
+        .iter()
+        .filter_map(|pod| Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?)))
+        .map(|(pod, counts)| (pod, by_code(&counts, false)))
+        .collect();
+    let mut problems: Vec<_> = state.problems.load().to_vec();
+    problems.extend(world.problems().iter().map(|problem| ProblemFacts { code: problem.code.as_str().to_owned(), message: problem.to_string() }));
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: state.node.clone(),
+        pid: std::process::id(),
+        started: state.started,
+        trust_domain: mesh.trust_domain.as_str().to_owned(),
+        draining: state.draining.load(Ordering::Relaxed),
+        remote_peers: remote.len(),
+        counters: NodeCounters {
+            accepted_outbound: mesh.counters.accepted_outbound.load(Ordering::Relaxed),
+            accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
+            bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
+            open: mesh.flows.open(),
+            events_lost: tables.events_lost(),
+        },
+        verdicts: by_code(&verdicts, true),
+        pod_verdicts,
+        identities: identities(state),
+        problems,
+        pods,
+    }
+}
+
+fn by_code(counts: &[u64], all: bool) -> BTreeMap<String, u64> {
+    let count = |verdict: &Verdict| counts.get(*verdict as usize).copied().unwrap_or(0);
+    Verdict::ALL.iter().filter(|verdict| all || count(verdict) > 0).map(|verdict| (verdict.code().to_owned(), count(verdict))).collect()
+}
+
+fn identities(state: &State) -> Vec<IdentityFacts> {
+    let facts = |status: crate::identity::IdentityStatus| IdentityFacts {
+        id: status.id.to_string(),
+        serial: status.certificate.as_ref().map(|identity| identity.serial().to_owned()),
+        not_after: status.certificate.as_ref().map(|identity| timestamp(identity.not_after())),
+        failure: status.failure.map(|failure| failure.error.to_string()),
+    };
+    state.identities.status().into_iter().map(facts).collect()
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::MAX)
+}

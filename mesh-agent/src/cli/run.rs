@@ -1,0 +1,96 @@
+//! `mesh-agent run`.
+
+use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use super::{PIN_DIR, RUNTIME_DIR};
+use crate::{
+    daemon::{self, Settings},
+    identity::TrustDomain,
+    world::NodeName,
+};
+
+/// Run the agent of a node.
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// This node's name, as in the pods' spec.nodeName
+    #[arg(long, env = "NODE_NAME", value_parser = node, value_name = "NAME")]
+    node: NodeName,
+    /// Directory of Kubernetes objects (Namespace, Pod, Service, EndpointSlice) in YAML or JSON; watched
+    #[arg(long, value_name = "DIR")]
+    source: PathBuf,
+    /// Directory shared by all nodes, where each announces the pods it has captured
+    #[arg(long, value_name = "DIR")]
+    announce_dir: PathBuf,
+    /// Directory of the CA made by `mesh-agent ca init`: this agent signs for itself, the mode without a cluster
+    #[arg(long, value_name = "DIR")]
+    ca_dir: PathBuf,
+    /// The trust domain that the CA must be of; without it, the CA says
+    #[arg(long, env = "NODEMESH_TRUST_DOMAIN", value_parser = trust_domain, value_name = "NAME")]
+    trust_domain: Option<TrustDomain>,
+    /// Where the agent keeps its socket, lock and notes; one per agent
+    #[arg(long, env = "NODEMESH_RUNTIME_DIR", default_value = RUNTIME_DIR, value_name = "DIR")]
+    runtime_dir: PathBuf,
+    /// Where programs and maps are pinned, on a bpffs; one per agent
+    #[arg(long, default_value = PIN_DIR, value_name = "DIR")]
+    pin_dir: PathBuf,
+    /// The cgroup v2 directory above this node's pods; the root of cgroup v2 without it
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// How many seconds open connections may take to end after SIGTERM
+    #[arg(long, default_value_t = 25, value_name = "SECONDS")]
+    drain_seconds: u64,
+    /// How many seconds certificates live; renewed at half of it
+    #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS")]
+    leaf_ttl_seconds: u64,
+    /// What to log: error, warn, info, debug, or directives such as `info,mesh_agent::proxy=debug`
+    #[arg(long, env = "NODEMESH_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// How to log
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+impl Run {
+    pub(super) fn execute(self) -> anyhow::Result<()> {
+        let filter = EnvFilter::try_new(&self.log)?;
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+            LogFormat::Json => log.json().init(),
+        }
+        let settings = Settings {
+            node: self.node,
+            source: self.source,
+            announce_dir: self.announce_dir,
+            ca_dir: self.ca_dir,
+            trust_domain: self.trust_domain,
+            runtime_dir: self.runtime_dir,
+            pin_dir: self.pin_dir,
+            cgroup: self.cgroup,
+            drain: Duration::from_secs(self.drain_seconds),
+            leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;
+        runtime.block_on(daemon::run(settings))?;
+        Ok(())
+    }
+}
+
+fn node(text: &str) -> Result<NodeName, String> {
+    NodeName::parse(text)
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    text.parse().map_err(|error: crate::identity::SpiffeIdError| error.to_string())
+}

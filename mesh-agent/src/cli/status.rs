@@ -1,0 +1,89 @@
+//! `mesh-agent status`.
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::{Asked, Output, print_line, table};
+use crate::{
+    admin::{self, Request, Response, ask},
+    enrol::{PodState, PodStatus},
+};
+
+/// Show the agent, its pods and what is wrong.
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    asked: Asked,
+    /// How to print
+    #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+    output: Output,
+}
+
+impl Status {
+    pub(super) fn execute(self) -> anyhow::Result<()> {
+        let mut answer = None;
+        ask(&self.asked.runtime_dir, &Request::Status, |response| {
+            if let Response::Status(status) = response {
+                answer = Some(status);
+            }
+            false
+        })?;
+        let status = answer.ok_or_else(|| anyhow::anyhow!("the agent closed without an answer; it may be stopping"))?;
+        match self.output {
+            Output::Json => print_line(&serde_json::to_string(&status)?),
+            Output::Table => print(&status),
+        }
+    }
+}
+
+fn print(status: &admin::Status) -> anyhow::Result<()> {
+    let draining = if status.draining { ", draining" } else { "" };
+    print_line(&format!(
+        "mesh-agent {} on {} (pid {}, up {}{draining}), trust domain {}",
+        status.version,
+        status.node,
+        status.pid,
+        age(status.started),
+        status.trust_domain
+    ))?;
+    let counters = &status.counters;
+    print_line(&format!(
+        "carried {} outbound and {} inbound connections, {} open; {} pods of other nodes in the mesh",
+        counters.accepted_outbound, counters.accepted_inbound, counters.open, status.remote_peers
+    ))?;
+    print_line("")?;
+    if status.pods.is_empty() {
+        print_line("No pods of this node are known.")?;
+    } else {
+        print_line(&table::table(["POD", "ADDRESS", "STATE", "MODE", "SINCE", "CONNECTIONS", "REASON"], status.pods.iter().map(row)))?;
+    }
+    for identity in status.identities.iter().filter(|identity| identity.failure.is_some()) {
+        print_line(&format!("\n✗ {}: {}", identity.id, identity.failure.as_deref().unwrap_or_default()))?;
+    }
+    for problem in &status.problems {
+        print_line(&format!("\n✗ {}", problem.message))?;
+    }
+    Ok(())
+}
+
+fn row(pod: &PodStatus) -> [String; 7] {
+    let state = match pod.state {
+        PodState::Enrolled => "✓ enrolled",
+        PodState::Leaving => "leaving",
+        PodState::NotEnrolled => "not enrolled",
+    };
+    [
+        format!("{}/{}", pod.namespace, pod.name),
+        pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        state.to_owned(),
+        pod.mode.map_or_else(|| "-".to_owned(), |mode| mode.to_string()),
+        pod.since.map_or_else(|| "-".to_owned(), age),
+        pod.connections.to_string(),
+        pod.reason.clone(),
+    ]
+}
+
+fn age(since: Timestamp) -> String {
+    let micros = Timestamp::now().duration_since(since).as_micros();
+    table::duration(u64::try_from(micros).unwrap_or(0))
+}

@@ -1,0 +1,338 @@
+//! The only place that knows all parts: makes them, joins them, stops them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use crate::{
+    admin::{self, ProblemFacts},
+    enrol::{self, Enroller, restore_all},
+    flows::{Direction, Ended, FlowStore, Party},
+    identity::{FileCa, Identities, TlsConfigs, TrustDomain, file_ca::CaError},
+    kernel::{self, Kernel, KernelError, Refusal, Refusals, Removed},
+    lock::{LockError, NodeLock},
+    netns::Factory,
+    preflight::{self, PreflightError},
+    proxy::Mesh,
+    source::{AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError, SourceState},
+    tasks::Tasks,
+    world::NodeName,
+};
+
+/// How often the namespaces of enrolled pods are looked at, for those that vanished without their object.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// What `mesh-agent run` was told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name.
+    pub node: NodeName,
+    /// Directory of Kubernetes objects.
+    pub source: PathBuf,
+    /// Directory of all nodes' announcements.
+    pub announce_dir: PathBuf,
+    /// Directory of the CA.
+    pub ca_dir: PathBuf,
+    /// The trust domain, if it was given.
+    pub trust_domain: Option<TrustDomain>,
+    /// Where socket, lock and notes are.
+    pub runtime_dir: PathBuf,
+    /// Where programs and maps are pinned.
+    pub pin_dir: PathBuf,
+    /// The cgroup above the pods, if it was given.
+    pub cgroup: Option<PathBuf>,
+    /// How long open connections may take to end after SIGTERM.
+    pub drain: Duration,
+    /// How long certificates live.
+    pub leaf_ttl: Duration,
+}
+
+/// Why the agent did not start, or could not clean up.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The host lacks something.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// Another agent runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The CA directory is not usable.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The CA is another trust domain's.
+    #[error("the CA in {dir} is that of trust domain {found}, but --trust-domain says {wanted}; use the right directory, or leave --trust-domain out")]
+    TrustDomain {
+        /// Its directory.
+        dir: PathBuf,
+        /// Its trust domain.
+        found: TrustDomain,
+        /// What was asked for.
+        wanted: TrustDomain,
+    },
+    /// A directory cannot be watched.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The kernel side failed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The admin socket failed.
+    #[error(transparent)]
+    Admin(#[from] admin::ServeError),
+    /// Something of the operating system failed.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was being done.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn os(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::Os { what, source }
+}
+
+/// Runs until SIGTERM or SIGINT, and then until the drain is over. Links, maps and the announcement stay.
+///
+/// # Errors
+/// See [`DaemonError`]; only from the start.
+pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+    let started = Timestamp::now();
+    let host = preflight::check(&settings.pin_dir, settings.cgroup.as_deref())?;
+    let lock = NodeLock::take(&settings.runtime_dir)?;
+    let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
+    let trust_domain = ca.trust_domain().clone();
+    if let Some(wanted) = settings.trust_domain.clone().filter(|wanted| *wanted != trust_domain) {
+        return Err(DaemonError::TrustDomain { dir: settings.ca_dir, found: trust_domain, wanted });
+    }
+    tracing::warn!(ca = %settings.ca_dir.display(), "file mode: this agent holds the CA's key and signs for itself; for one machine, not for a cluster");
+    let (source, objects) = FileSource::open(&settings.source)?;
+    let (announcer, announcing) = FileAnnouncer::open(&settings.announce_dir, settings.node.clone())?;
+    let announcements = announcer.subscribe();
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(os("cannot read the boot id"))?;
+    Note::of(&settings).write(&settings.runtime_dir).map_err(os("cannot write into the runtime directory"))?;
+    let socket = admin::bind(&settings.runtime_dir)?;
+
+    let (kernel, refusals) = Kernel::load(&settings.pin_dir)?;
+    let kernel = Arc::new(kernel);
+    kernel.tables().agent_cgroups.sync(&[(host.own_cgroup, 1)].into())?;
+    for program in kernel.programs() {
+        tracing::debug!(program = program.name, instructions = ?program.verified_instructions, "program loaded");
+    }
+
+    let identities = Arc::new(Identities::new(Arc::new(ca)));
+    let factory = Factory::start().map_err(os("cannot start threads"))?;
+    let flows = FlowStore::new(settings.node.as_str());
+    let mesh = Arc::new(Mesh::new(Arc::clone(&kernel), TlsConfigs::new(Arc::clone(&identities)), trust_domain, factory, flows));
+
+    // Four groups, stopped one after another: what feeds the world, what accepts for pods, their connections, and what
+    // answers questions.
+    let (feeding, accepting, serving, answering) = (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
+    let stop = feeding.stopped();
+    feeding.spawn("source", source.run(stop.clone().cancelled_owned()));
+    feeding.spawn("announcements", announcing.run(stop.clone().cancelled_owned()));
+    feeding.spawn("renewal", {
+        let (identities, stop) = (Arc::clone(&identities), stop.clone());
+        async move { identities.renew_loop(stop).await }
+    });
+    let enroller = Enroller::new(enrol::Parts {
+        mesh: Arc::clone(&mesh),
+        identities: Arc::clone(&identities),
+        announcer: Arc::new(announcer),
+        node: settings.node.clone(),
+        boot_id: boot_id.trim().to_owned(),
+        saved_dir: Note::saved_dir(&settings.runtime_dir),
+        accepting: accepting.clone(),
+        serving: serving.clone(),
+    });
+    let state = Arc::new(admin::State {
+        node: settings.node.to_string(),
+        started,
+        mesh: Arc::clone(&mesh),
+        board: enroller.board(),
+        identities,
+        problems: ArcSwap::default(),
+        draining: AtomicBool::new(false),
+    });
+    answering.spawn("admin-socket", admin::serve(socket, Arc::clone(&state), answering.clone()));
+    answering.spawn("refusals", record_refusals(refusals, Arc::clone(&mesh)));
+
+    // The tables are right before the hooks on the cgroup begin to decide.
+    let mut enroller = enroller;
+    step(&mut enroller, &objects, &announcements, &state).await;
+    kernel.attach_cgroup(&host.pods_cgroup)?;
+    feeding.spawn("enrolment", keep_enrolled(enroller, objects, announcements, Arc::clone(&state)));
+    tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
+
+    wait_for_signal().await.map_err(os("cannot wait for signals"))?;
+    state.draining.store(true, Ordering::Relaxed);
+    feeding.stop();
+    feeding.wait().await;
+    accepting.stop();
+    accepting.wait().await;
+    drain(settings.drain, &state, &serving).await;
+    answering.stop();
+    answering.wait().await;
+    drop(lock);
+    Ok(())
+}
+
+async fn wait_for_signal() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Lets open connections end. New ones are refused by the kernel once the listeners are gone: strict stays closed.
+async fn drain(deadline: Duration, state: &admin::State, serving: &Tasks) {
+    let open = state.mesh.flows.open();
+    tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
+    if timeout(deadline, async { while state.mesh.flows.open() > 0 { tokio::time::sleep(Duration::from_millis(20)).await; } }).await.is_err() {
+        tracing::warn!(cut = state.mesh.flows.open(), "the drain's deadline has passed; what is still open is cut");
+    }
+    serving.stop();
+    drop(timeout(Duration::from_secs(1), serving.wait()).await); // tasks end at their next await
+    tracing::info!("agent stopped");
+}
+
+type Objects = watch::Receiver<Arc<SourceState>>;
+type Announced = watch::Receiver<Arc<AnnouncementState>>;
+
+/// Follows the world until the group stops.
+async fn keep_enrolled(mut enroller: Enroller, mut objects: Objects, mut announcements: Announced, state: Arc<admin::State>) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            changed = objects.changed() => if changed.is_err() { return },
+            changed = announcements.changed() => if changed.is_err() { return },
+            () = enroller.due() => {}
+            _ = look.tick() => {}
+        }
+        step(&mut enroller, &objects, &announcements, &state).await;
+    }
+}
+
+async fn step(enroller: &mut Enroller, objects: &Objects, announcements: &Announced, state: &admin::State) {
+    let objects = Arc::clone(&objects.borrow());
+    let announced = Arc::clone(&announcements.borrow());
+    let problems = objects.errors.iter().chain(&announced.errors).map(problem).collect();
+    report_new(&state.problems.load(), &problems);
+    state.problems.store(Arc::new(problems));
+    enroller.step(&objects.objects, &announced.announcements).await;
+}
+
+fn problem(error: &SourceError) -> ProblemFacts {
+    ProblemFacts { code: "bad_file".to_owned(), message: error.to_string() }
+}
+
+fn report_new(known: &[ProblemFacts], now: &Vec<ProblemFacts>) {
+    for problem in now.iter().filter(|problem| !known.contains(problem)) {
+        tracing::error!(code = problem.code, "{}", problem.message);
+    }
+}
+
+/// A connection that the kernel refused becomes a record like any other.
+async fn record_refusals(refusals: Refusals, mesh: Arc<Mesh>) {
+    let each = |refusal: Refusal| {
+        let inbound = mesh.kernel.tables().local.content().contains_key(&refusal.server.ip().into());
+        let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
+        let (mut client, mut server) = (Party::at(refusal.client), Party::at(refusal.server));
+        client.pod = mesh.pod_at(client.address);
+        server.pod = mesh.pod_at(server.address);
+        let code = refusal.verdict.code();
+        let flow = mesh.flows.begin(direction, client, server, code);
+        flow.end(&Ended::new(code, refusal.verdict.sentence()), crate::flows::Bytes::default());
+    };
+    if let Err(error) = refusals.run(each).await {
+        tracing::error!(%error, "the kernel's refusals are not recorded any more");
+    }
+}
+
+/// What `cleanup` has to know of the agent that ran.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    node: String,
+    announcement: PathBuf,
+    pin_dir: PathBuf,
+}
+
+impl Note {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            node: settings.node.to_string(),
+            announcement: FileAnnouncer::path(&settings.announce_dir, &settings.node),
+            pin_dir: settings.pin_dir.clone(),
+        }
+    }
+
+    fn write(&self, runtime_dir: &Path) -> io::Result<()> {
+        fs::write(runtime_dir.join("agent.json"), serde_json::to_vec(self)?)
+    }
+
+    fn read(runtime_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(runtime_dir.join("agent.json")).ok()?).ok()
+    }
+
+    fn saved_dir(runtime_dir: &Path) -> PathBuf {
+        runtime_dir.join("namespaces")
+    }
+}
+
+/// What [`cleanup`] did.
+#[derive(Debug, Serialize)]
+pub struct CleanedUp {
+    /// Links detached.
+    pub links: usize,
+    /// Maps freed.
+    pub maps: usize,
+    /// Namespaces whose settings were put back.
+    pub namespaces: usize,
+    /// Whether an announcement was taken back.
+    pub announcement: bool,
+}
+
+/// Takes away all that an agent left on the node. The agent must have been stopped.
+///
+/// # Errors
+/// An agent runs, or something could not be removed.
+pub async fn cleanup(runtime_dir: &Path, pin_dir: Option<&Path>) -> Result<CleanedUp, DaemonError> {
+    let lock = NodeLock::take(runtime_dir)?;
+    let note = Note::read(runtime_dir);
+    let pins = pin_dir.map(Path::to_owned).or_else(|| note.as_ref().map(|note| note.pin_dir.clone()));
+    let announcement = note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
+    let Removed { links, maps } = match pins {
+        Some(pins) => kernel::cleanup(&pins).map_err(os("cannot remove the pins"))?,
+        None => Removed::default(),
+    };
+    let factory = Factory::start().map_err(os("cannot start threads"))?;
+    let restored = restore_all(&factory, &Note::saved_dir(runtime_dir), &[]).await;
+    let namespaces = restored.map_err(os("cannot put back settings of namespaces"))?;
+    for file in [admin::socket_path(runtime_dir), runtime_dir.join("agent.json"), runtime_dir.join("lock")] {
+        drop(fs::remove_file(file)); // one that is not there is removed
+    }
+    for dir in [&Note::saved_dir(runtime_dir), runtime_dir] {
+        drop(fs::remove_dir(dir)); // somebody else's files in it keep it
+    }
+    drop(lock);
+    Ok(CleanedUp { links, maps, namespaces, announcement })
+}

@@ -1,0 +1,243 @@
+//! Takes pods into the mesh and lets them go, live, in the order that loses no connection.
+//!
+//! In: listeners, then `sk_lookup`, then the announcement, and last the pod's own dials. Out: the announcement first;
+//! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
+//! is open goes on. A pod that vanished leaves nothing behind.
+
+mod saved;
+mod step;
+mod tables;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+pub use saved::{Saved, restore_all};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    identity::{Identities, IdentityError, SpiffeId, SpiffeIdError},
+    kernel::KernelError,
+    netns::{Netns, NetnsError},
+    proxy::{ListenError, Listeners, Mesh, Pod},
+    source::Announcer,
+    tasks::Tasks,
+    world::{Announcements, LocalNode, MeshNode, Mode, NodeName, Objects, PodUid, PortSet, Snapshot},
+};
+
+/// How long a pod that leaves goes on taking TLS: bounds the age of peers' news. Files are seen within 20 ms, by the slow
+/// rescan within 2 s.
+pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
+
+/// How long after a failure enrolment of a pod is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Keeps the node's pods as the world wants them.
+pub struct Enroller {
+    mesh: Arc<Mesh>,
+    identities: Arc<Identities>,
+    announcer: Arc<dyn Announcer>,
+    node: NodeName,
+    boot_id: String,
+    saved_dir: PathBuf,
+    accepting: Tasks,
+    serving: Tasks,
+    pods: BTreeMap<PodUid, Enrolled>,
+    leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
+    left: BTreeMap<PodUid, Enrolled>,
+    failed: HashMap<PodUid, (Failure, Instant)>,
+    generation: u64,
+    announced: Option<MeshNode>,
+    swept: bool,
+    board: Board,
+}
+
+struct Enrolled {
+    pod: Arc<Pod>,
+    listeners: Listeners,
+    settings: (Mode, PortSet),
+    since: Timestamp,
+    generation: u64,
+}
+
+/// Why a pod that should be enrolled is not.
+#[derive(Clone, Debug)]
+struct Failure {
+    code: &'static str,
+    sentence: String,
+}
+
+/// Where `status` reads how enrolment stands. Cloning copies one pointer.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<Vec<PodStatus>>>);
+
+impl Board {
+    /// Every pod of this node.
+    pub fn read(&self) -> Vec<PodStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, pods: Vec<PodStatus>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pods;
+    }
+}
+
+/// How enrolment of one pod stands. Also the form in which `mesh-agent status -o json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its addresses.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// `enrolled`, `leaving` or `not_enrolled`.
+    pub state: PodState,
+    /// Since when it is enrolled.
+    pub since: Option<Timestamp>,
+    /// `permissive` or `strict`, if it is enrolled.
+    pub mode: Option<Mode>,
+    /// The identity that is shown for it, if it is enrolled.
+    pub identity: Option<String>,
+    /// Stable code of why it is not enrolled; empty if it is.
+    pub code: String,
+    /// The same as a sentence, with the remedy where there is one.
+    pub reason: String,
+    /// Cookie of its network namespace, by which the kernel's counters go.
+    pub netns: Option<u64>,
+    /// Connections of it that the agent carries now.
+    pub connections: usize,
+}
+
+/// See [`PodStatus::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// Its new connections are decided about and carried.
+    Enrolled,
+    /// It has been withdrawn, and peers may not know yet.
+    Leaving,
+    /// It is left alone.
+    NotEnrolled,
+}
+
+/// Why a pod could not be enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// It does not say where its network namespace is.
+    #[error("the pod has no annotation nodemesh.dev/netns, which names its network namespace in file mode")]
+    NoNetns,
+    /// Its network namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// Two pods name one namespace.
+    #[error("pod {0} has the same network namespace; correct the annotation nodemesh.dev/netns of one of them")]
+    NetnsTaken(String),
+    /// Its names make no identity.
+    #[error("no identity for the service account: {0}")]
+    Name(#[from] SpiffeIdError),
+    /// It has no certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// It has no listeners.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The kernel side failed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A setting inside the namespace could not be changed.
+    #[error("cannot reserve the mesh's ports in the pod's network namespace: {0}")]
+    Sysctl(#[source] std::io::Error),
+    /// What was there before could not be written down.
+    #[error("cannot keep a note in the runtime directory: {0}")]
+    Note(#[source] std::io::Error),
+}
+
+impl EnrolError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NoNetns => "no_netns_annotation",
+            Self::Netns(_) => "netns_unusable",
+            Self::NetnsTaken(_) => "netns_taken",
+            Self::Name(_) => "no_identity",
+            Self::Identity(_) => "no_certificate",
+            Self::Listen(_) => "no_listener",
+            Self::Kernel(_) => "kernel_refused",
+            Self::Sysctl(_) => "sysctl_refused",
+            Self::Note(_) => "runtime_dir_unusable",
+        }
+    }
+}
+
+/// What an [`Enroller`] is made of.
+pub struct Parts {
+    /// The data path.
+    pub mesh: Arc<Mesh>,
+    /// The certificates.
+    pub identities: Arc<Identities>,
+    /// Tells other nodes.
+    pub announcer: Arc<dyn Announcer>,
+    /// This node's name.
+    pub node: NodeName,
+    /// This boot.
+    pub boot_id: String,
+    /// Where the settings that were there before are kept.
+    pub saved_dir: PathBuf,
+    /// The group of the accept loops.
+    pub accepting: Tasks,
+    /// The group of the pods' connections.
+    pub serving: Tasks,
+}
+
+impl Enroller {
+    /// An enroller that has enrolled nobody yet.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, accepting, serving } = parts;
+        Self {
+            mesh,
+            identities,
+            announcer,
+            node,
+            boot_id,
+            saved_dir,
+            accepting,
+            serving,
+            pods: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            left: BTreeMap::new(),
+            failed: HashMap::new(),
+            generation: 0,
+            announced: None,
+            swept: false,
+            board: Board::default(),
+        }
+    }
+
+    /// Where to read how enrolment stands.
+    pub fn board(&self) -> Board {
+        self.board.clone()
+    }
+
+    /// The world with what is captured on this node right now.
+    fn build(&self, objects: &Objects, announcements: &Announcements) -> Snapshot {
+        let enrolled: BTreeSet<PodUid> = self.pods.keys().cloned().collect();
+        Snapshot::build(objects, announcements, &LocalNode { name: self.node.clone(), enrolled })
+    }
+
+    fn identity_ids(&self) -> BTreeSet<SpiffeId> {
+        let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
+        self.pods.values().chain(leaving).map(|enrolled| enrolled.pod.identity.clone()).collect()
+    }
+
+    fn holder_of(&self, netns: &Netns) -> Option<String> {
+        let holds = |enrolled: &&Enrolled| enrolled.pod.netns.cookie() == netns.cookie();
+        self.pods.values().find(holds).map(|enrolled| enrolled.pod.name.to_string())
+    }
+}

@@ -1,0 +1,45 @@
+//! The kernel's tables of addresses and ports, out of a snapshot.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    maps::{ADDRESS_KNOWN, ADDRESS_PEER, LOCAL_STRICT, LocalPod, PORT_EXCLUDED, PORT_SERVICE},
+};
+
+use crate::{
+    kernel::{KernelError, Tables},
+    world::{Mode, Snapshot},
+};
+
+/// Brings `ADDRESSES` and `PORTS` to what a snapshot says.
+///
+/// # Errors
+/// The first entry that the kernel refused.
+pub(super) fn sync(tables: &Tables, world: &Snapshot) -> Result<(), KernelError> {
+    let mut addresses: HashMap<Addr, u32> = HashMap::new();
+    let mut ports: HashMap<Endpoint, u32> = HashMap::new();
+    for row in world.kernel_addresses() {
+        let known = if row.known_pod { ADDRESS_KNOWN } else { 0 };
+        let peer = if row.peer { ADDRESS_PEER } else { 0 };
+        addresses.insert(row.address.into(), known | peer);
+        for port in row.exclude_ports.into_iter().flat_map(|excluded| excluded.iter()) {
+            *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_EXCLUDED;
+        }
+    }
+    for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
+        *ports.entry(endpoint(row.address, row.port)).or_insert(0) |= PORT_SERVICE;
+    }
+    tables.addresses.sync(&addresses)?;
+    tables.ports.sync(&ports)
+}
+
+/// The value of `LOCAL` for an enrolled pod.
+pub(super) fn local(netns: u64, mode: Mode) -> LocalPod {
+    let flags = if mode == Mode::Strict { LOCAL_STRICT } else { 0 };
+    LocalPod { netns, flags, zero: 0 }
+}
+
+fn endpoint(address: IpAddr, port: u16) -> Endpoint {
+    Endpoint::new(address.into(), port)
+}

@@ -1,0 +1,21 @@
+//! Who a workload is, and how the other side can know.
+//!
+//! [`SpiffeId`] names a service account; [`Identities`] holds one key and certificate per service
+//! account present on this node, signed through a [`Signer`]; [`PeerVerifier`] judges the peer's
+//! certificate; [`TlsConfigs`] turns both into what a TLS handshake needs.
+
+pub mod anchors;
+pub mod file_ca;
+pub mod signer;
+pub mod spiffe;
+pub mod store;
+pub mod tls;
+pub mod verifier;
+
+pub use anchors::Anchors;
+pub use file_ca::FileCa;
+pub use signer::{IssuedCertificate, SignError, Signer};
+pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use store::{Identities, Identity, IdentityError, IdentityStatus};
+pub use tls::{ClientTls, ServerTls, TlsConfigs};
+pub use verifier::PeerVerifier;

@@ -1,0 +1,220 @@
+//! One key and certificate per service account that has a pod on this node.
+//!
+//! Keys are made here and never leave. Readers (every handshake) take no lock. A certificate is
+//! renewed at half of its life; while renewal fails the old one stays in use for as long as it is
+//! valid, and the failure is shown. Connections that exist go on with the keys they have.
+
+mod issue;
+mod renew;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use rustls::sign::CertifiedKey;
+use tokio::sync::Notify;
+
+use super::signer::{SignError, Signer};
+use super::tls::TlsCache;
+use super::{Anchors, PeerVerifier, SpiffeId};
+
+/// A service account's key and certificate, as used in handshakes.
+pub struct Identity {
+    id: SpiffeId,
+    key: Arc<CertifiedKey>,
+    serial: String,
+    issued_at: SystemTime,
+    not_after: SystemTime,
+    pub(super) tls: TlsCache,
+}
+
+impl Identity {
+    /// Whose it is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The certificate chain and the key that signs with it.
+    pub fn certified_key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
+    /// The certificate's serial number, hexadecimal.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Until when it is valid.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// When it is due for renewal: half-way between being issued and its end.
+    pub fn renew_at(&self) -> SystemTime {
+        let life = self.not_after.duration_since(self.issued_at).unwrap_or_default();
+        self.issued_at + life / 2
+    }
+
+    /// Whether its dates allow it to be shown to a peer now.
+    pub fn is_valid(&self) -> bool {
+        SystemTime::now() < self.not_after
+    }
+}
+
+/// The identities of this node.
+pub struct Identities {
+    signer: Arc<dyn Signer>,
+    current: ArcSwap<HashMap<SpiffeId, Arc<Identity>>>,
+    issuing: Mutex<HashMap<SpiffeId, Arc<tokio::sync::Mutex<()>>>>,
+    failures: Mutex<BTreeMap<SpiffeId, RenewalFailure>>,
+    changed: Notify,
+}
+
+impl Identities {
+    /// An empty store whose certificates come from `signer`.
+    pub fn new(signer: Arc<dyn Signer>) -> Self {
+        Self {
+            signer,
+            current: ArcSwap::default(),
+            issuing: Mutex::default(),
+            failures: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The identity of `id`, made and signed if this node has no valid one. Of several callers at
+    /// once, one does it.
+    ///
+    /// # Errors
+    /// The signer said no or could not be asked, or what it sent is not what was asked for.
+    ///
+    /// # Cancel safety
+    /// Safe: another waiting caller takes over.
+    pub async fn ensure(&self, id: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
+        if let Some(identity) = self.valid(id) {
+            return Ok(identity);
+        }
+        let turn = Arc::clone(lock(&self.issuing).entry(id.clone()).or_default());
+        // Held while the signer is asked, on purpose: that is what makes it one request.
+        let _turn = turn.lock().await;
+        if let Some(identity) = self.valid(id) {
+            return Ok(identity);
+        }
+        self.issue(id, issue::Occasion::Wanted).await
+    }
+
+    /// The identity of `id`, if this node has one; perhaps expired. Takes no lock.
+    pub fn current(&self, id: &SpiffeId) -> Option<Arc<Identity>> {
+        self.current.load().get(id).cloned()
+    }
+
+    /// Forgets every identity that `keep` does not name; their keys are erased once the last
+    /// connection that was made with them has ended.
+    pub fn retain(&self, keep: &BTreeSet<SpiffeId>) {
+        self.current.rcu(|known| {
+            let mut next = HashMap::clone(known);
+            next.retain(|id, _| keep.contains(id));
+            next
+        });
+        lock(&self.issuing).retain(|id, turn| keep.contains(id) || Arc::strong_count(turn) > 1);
+        lock(&self.failures).retain(|id, _| keep.contains(id));
+        self.changed.notify_one();
+    }
+
+    /// The trust anchors in force now.
+    pub fn anchors(&self) -> Arc<Anchors> {
+        self.signer.anchors()
+    }
+
+    /// Every identity of this node, by name, for `status`.
+    pub fn status(&self) -> Vec<IdentityStatus> {
+        let failures = lock(&self.failures).clone();
+        let current = self.current.load();
+        let ids: BTreeSet<_> = current.keys().chain(failures.keys()).cloned().collect();
+        ids.into_iter()
+            .map(|id| IdentityStatus {
+                certificate: current.get(&id).cloned(),
+                failure: failures.get(&id).cloned(),
+                id,
+            })
+            .collect()
+    }
+
+    fn valid(&self, id: &SpiffeId) -> Option<Arc<Identity>> {
+        self.current(id).filter(|identity| identity.is_valid())
+    }
+}
+
+/// What `status` shows of one identity.
+#[derive(Debug, Clone)]
+pub struct IdentityStatus {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// The certificate in use, if there is one; it may have expired.
+    pub certificate: Option<Arc<Identity>>,
+    /// Why it could not be had or renewed, if the last attempt failed.
+    pub failure: Option<RenewalFailure>,
+}
+
+/// The last of a row of failed attempts to get a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenewalFailure {
+    /// Why the last attempt failed.
+    pub error: IdentityError,
+    /// How many failed in a row.
+    pub attempts: u32,
+    /// When the last one failed.
+    pub at: SystemTime,
+}
+
+/// Why there is no new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// A key or request could not be made here.
+    #[error("a key for {id} could not be made on this node: {detail}")]
+    Key {
+        /// Whose key.
+        id: SpiffeId,
+        /// What the crypto library said.
+        detail: String,
+    },
+    /// The signer did not issue it.
+    #[error(transparent)]
+    Signer(#[from] SignError),
+    /// The signer issued something else than asked for.
+    #[error("the CA's answer for {id} cannot be used: {detail}")]
+    Answer {
+        /// Whose certificate.
+        id: SpiffeId,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("id", &self.id)
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Identities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identities")
+            .field("current", &self.current.load().values())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A panic elsewhere does not make these tables wrong: each change is one insertion or removal.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

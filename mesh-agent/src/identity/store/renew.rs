@@ -1,0 +1,119 @@
+//! Renewal at half-life, by one loop for the whole node.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+
+use super::issue::Occasion;
+use super::{Identities, Identity, lock};
+use crate::identity::SpiffeId;
+
+/// The first pause after a failed renewal; doubled after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between attempts: a CA that comes back is noticed within it.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Looks at the clock at least this often: it may have been set, or the machine have slept.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+impl Identities {
+    /// Renews every identity at half of its life, spread by up to a tenth of it, until `stop`.
+    ///
+    /// A failed renewal is tried again after 1 s, doubled up to 5 min, and logged; the valid
+    /// certificate stays in use.
+    ///
+    /// # Cancel safety
+    /// Safe; a renewal under way is given up.
+    pub async fn renew_loop(&self, stop: CancellationToken) {
+        let spread = RandomState::new();
+        let mut retry_at: HashMap<SpiffeId, SystemTime> = HashMap::new();
+        loop {
+            let step = async {
+                match self.next_due(&retry_at, &spread) {
+                    Some((id, at)) if at <= SystemTime::now() => self.renew(id, &mut retry_at).await,
+                    next => {
+                        let pause = next
+                            .and_then(|(_, at)| at.duration_since(SystemTime::now()).ok())
+                            .map_or(LONGEST_SLEEP, |pause| pause.min(LONGEST_SLEEP));
+                        tokio::select! {
+                            () = tokio::time::sleep(pause) => {}
+                            () = self.changed.notified() => {}
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = step => {}
+            }
+            let known = self.current.load();
+            retry_at.retain(|id, _| known.contains_key(id));
+        }
+    }
+
+    /// The identity that is due first, and when.
+    fn next_due(
+        &self,
+        retry_at: &HashMap<SpiffeId, SystemTime>,
+        spread: &RandomState,
+    ) -> Option<(SpiffeId, SystemTime)> {
+        let due = |identity: &Identity| {
+            let retry = retry_at.get(identity.id()).copied();
+            retry.unwrap_or_else(|| identity.renew_at() + jitter(identity, spread))
+        };
+        let current = self.current.load();
+        let first = current.values().min_by_key(|identity| due(identity))?;
+        Some((first.id().clone(), due(first)))
+    }
+
+    async fn renew(&self, id: SpiffeId, retry_at: &mut HashMap<SpiffeId, SystemTime>) {
+        match self.issue(&id, Occasion::Renewal).await {
+            Ok(identity) => {
+                retry_at.remove(&id);
+                tracing::info!(%id, serial = identity.serial(), "certificate renewed");
+            }
+            Err(error) => {
+                let attempts = lock(&self.failures).get(&id).map_or(1, |f| f.attempts);
+                let pause = pause_after(attempts);
+                let valid_s = self.current(&id).map_or(0, |identity| {
+                    let left = identity.not_after().duration_since(SystemTime::now());
+                    left.unwrap_or_default().as_secs()
+                });
+                tracing::warn!(
+                    %id, %error, attempts, retry_s = pause.as_secs(), valid_s,
+                    "certificate not renewed; the one in use stays in use while it is valid",
+                );
+                retry_at.insert(id, SystemTime::now() + pause);
+            }
+        }
+    }
+}
+
+/// 1 s, 2 s, 4 s … 5 min.
+fn pause_after(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    (FIRST_PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE)
+}
+
+/// Up to a tenth of the life, the same for one certificate, so that the identities of a node (and
+/// the nodes of a cluster started together) do not all ask the CA in one second.
+fn jitter(identity: &Identity, spread: &RandomState) -> Duration {
+    let mut hasher = spread.build_hasher();
+    identity.serial().hash(&mut hasher);
+    let life = identity.not_after().duration_since(identity.issued_at).unwrap_or_default();
+    let share = (hasher.finish() % 1000) as u32;
+    life / 10 * share / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_five_minutes() {
+        let pauses: Vec<u64> = (1..12).map(|n| pause_after(n).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
+    }
+}

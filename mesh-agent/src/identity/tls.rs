@@ -1,0 +1,230 @@
+//! What a TLS handshake needs: rustls configurations, made once per pair of identities.
+//!
+//! TLS 1.3 only, whatever features other crates switch on in rustls; the provider is named at every
+//! builder. No tickets and no resumption: a session is reused as a whole (docs/wire.md), and a
+//! resumed one would outlive a change of anchors.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use arc_swap::ArcSwap;
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::{self as provider, cipher_suite, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ServerConfig};
+
+use super::{Anchors, Identities, Identity, PeerVerifier, SpiffeId};
+
+/// The application protocol of RFC 7301 that both sides must agree on.
+pub const ALPN: &[u8] = b"nodemesh/1";
+
+/// The cryptography of every connection of the mesh, best first.
+pub fn crypto() -> Arc<CryptoProvider> {
+    static CRYPTO: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let kx_groups: Vec<&'static dyn SupportedKxGroup> =
+            vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1];
+        Arc::new(CryptoProvider {
+            cipher_suites: vec![
+                cipher_suite::TLS13_AES_128_GCM_SHA256,
+                cipher_suite::TLS13_AES_256_GCM_SHA384,
+                cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            ],
+            kx_groups,
+            ..provider::default_provider()
+        })
+    });
+    Arc::clone(&CRYPTO)
+}
+
+/// The client's side of a handshake: who we are and whom we expect.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    own: SpiffeId,
+}
+
+/// The server's side of a handshake: who we are; every identity of the trust domain may come.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    own: SpiffeId,
+}
+
+impl ClientTls {
+    /// Our own identity in this handshake.
+    pub fn own(&self) -> &SpiffeId {
+        &self.own
+    }
+
+    pub(crate) fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+}
+
+impl ServerTls {
+    /// Our own identity in this handshake.
+    pub fn own(&self) -> &SpiffeId {
+        &self.own
+    }
+
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+}
+
+/// Makes configurations and keeps them while certificate and anchors stay the same.
+#[derive(Debug, Clone)]
+pub struct TlsConfigs {
+    identities: Arc<Identities>,
+}
+
+impl TlsConfigs {
+    /// Configurations for the identities in that store.
+    pub fn new(identities: Arc<Identities>) -> Self {
+        Self { identities }
+    }
+
+    /// For a connection from `own` to a peer that must be `expected` (any of the trust domain if
+    /// `None`). Takes no lock when it was asked for before.
+    ///
+    /// # Errors
+    /// There is no certificate for `own` on this node now, or it cannot be used.
+    pub fn client(
+        &self,
+        own: &SpiffeId,
+        expected: Option<&SpiffeId>,
+    ) -> Result<ClientTls, TlsConfigError> {
+        let identity = self.identity(own)?;
+        let anchors = self.identities.anchors();
+        let configs = identity.tls.of(&anchors);
+        if let Some(config) = configs.clients.load().get(&expected.cloned()) {
+            return Ok(ClientTls { config: Arc::clone(config), own: own.clone() });
+        }
+        let verifier = verifier(&anchors, &identity, expected.cloned());
+        let config = Arc::new(client_config(&identity, verifier)?);
+        configs.clients.rcu(|known| {
+            let mut next = HashMap::clone(known);
+            if next.len() >= MAX_CLIENT_CONFIGS {
+                next.clear();
+            }
+            next.insert(expected.cloned(), Arc::clone(&config));
+            next
+        });
+        Ok(ClientTls { config, own: own.clone() })
+    }
+
+    /// For connections that arrive for `own`.
+    ///
+    /// # Errors
+    /// As [`TlsConfigs::client`].
+    pub fn server(&self, own: &SpiffeId) -> Result<ServerTls, TlsConfigError> {
+        let identity = self.identity(own)?;
+        let anchors = self.identities.anchors();
+        let configs = identity.tls.of(&anchors);
+        if let Some(config) = configs.server.load().as_ref() {
+            return Ok(ServerTls { config: Arc::clone(config), own: own.clone() });
+        }
+        let config = Arc::new(server_config(&identity, verifier(&anchors, &identity, None))?);
+        configs.server.store(Arc::new(Some(Arc::clone(&config))));
+        Ok(ServerTls { config, own: own.clone() })
+    }
+
+    fn identity(&self, own: &SpiffeId) -> Result<Arc<Identity>, TlsConfigError> {
+        self.identities.current(own).ok_or_else(|| TlsConfigError::NoIdentity(own.clone()))
+    }
+}
+
+/// One per peer identity; a node talks to fewer. Beyond it, the set is begun anew.
+const MAX_CLIENT_CONFIGS: usize = 4096;
+
+/// Why there is no configuration for a handshake.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TlsConfigError {
+    /// No certificate for that service account on this node.
+    #[error("this node has no certificate for {0} yet; see the CA in `mesh-agent status`")]
+    NoIdentity(SpiffeId),
+    /// rustls does not take what we give it.
+    #[error("the certificate of {id} cannot be used: {detail}")]
+    Unusable {
+        /// Whose certificate.
+        id: SpiffeId,
+        /// What rustls said.
+        detail: String,
+    },
+}
+
+/// The configurations made from one certificate; they go when it goes.
+#[derive(Debug, Default)]
+pub(super) struct TlsCache(ArcSwap<Option<(Arc<Anchors>, Arc<Configs>)>>);
+
+#[derive(Debug, Default)]
+struct Configs {
+    clients: ArcSwap<HashMap<Option<SpiffeId>, Arc<ClientConfig>>>,
+    server: ArcSwap<Option<Arc<ServerConfig>>>,
+}
+
+impl TlsCache {
+    /// The configurations under these anchors, empty if the anchors have changed.
+    fn of(&self, anchors: &Arc<Anchors>) -> Arc<Configs> {
+        if let Some((known, configs)) = self.0.load().as_ref()
+            && Arc::ptr_eq(known, anchors)
+        {
+            return Arc::clone(configs);
+        }
+        let configs = Arc::new(Configs::default());
+        self.0.store(Arc::new(Some((Arc::clone(anchors), Arc::clone(&configs)))));
+        configs
+    }
+}
+
+fn verifier(
+    anchors: &Arc<Anchors>,
+    identity: &Identity,
+    expected: Option<SpiffeId>,
+) -> Arc<PeerVerifier> {
+    let trust_domain = identity.id().trust_domain().clone();
+    Arc::new(PeerVerifier::new(Arc::clone(anchors), trust_domain, expected, &crypto()))
+}
+
+fn client_config(
+    identity: &Identity,
+    verifier: Arc<PeerVerifier>,
+) -> Result<ClientConfig, TlsConfigError> {
+    let mut config = ClientConfig::builder_with_provider(crypto())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| unusable(identity, &e))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(resolver(identity));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config.enable_secret_extraction = true; // the record layer is ours, wire/record.rs
+    Ok(config)
+}
+
+fn server_config(
+    identity: &Identity,
+    verifier: Arc<PeerVerifier>,
+) -> Result<ServerConfig, TlsConfigError> {
+    let mut config = ServerConfig::builder_with_provider(crypto())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| unusable(identity, &e))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(resolver(identity));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+fn resolver(identity: &Identity) -> Arc<SingleCertAndKey> {
+    Arc::new(SingleCertAndKey::from(Arc::clone(identity.certified_key())))
+}
+
+fn unusable(identity: &Identity, error: &rustls::Error) -> TlsConfigError {
+    TlsConfigError::Unusable { id: identity.id().clone(), detail: error.to_string() }
+}

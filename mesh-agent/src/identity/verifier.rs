@@ -1,0 +1,345 @@
+//! Judges a peer's certificate: a path to one of our anchors, valid dates, the right purpose, exactly
+//! one SPIFFE id of our trust domain, and the identity we expected.
+//!
+//! The path is judged first: who cannot show a path learns nothing about what we expected. rustls
+//! passes on only an alert, so the exact reason is left in a per-thread slot that the code driving
+//! the handshake empties (see [`observed`]): rustls calls verifiers synchronously, on the caller's
+//! thread.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
+    SignatureScheme,
+};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+
+use super::{Anchors, SpiffeId, SpiffeIdError, TrustDomain};
+
+/// Our verifier, for both sides of a handshake.
+#[derive(Debug)]
+pub struct PeerVerifier {
+    anchors: Arc<Anchors>,
+    trust_domain: TrustDomain,
+    expected: Option<SpiffeId>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl PeerVerifier {
+    /// A verifier that accepts `expected` only, or any identity of the trust domain if `None`
+    /// (policy then decides, once the handshake is done).
+    pub fn new(
+        anchors: Arc<Anchors>,
+        trust_domain: TrustDomain,
+        expected: Option<SpiffeId>,
+        provider: &CryptoProvider,
+    ) -> Self {
+        let algorithms = provider.signature_verification_algorithms;
+        Self { anchors, trust_domain, expected, algorithms }
+    }
+
+    /// Judges a chain at a time, for one purpose.
+    ///
+    /// # Errors
+    /// The first thing wrong with it, path before names.
+    pub fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        purpose: Purpose,
+    ) -> Result<SpiffeId, PeerRejection> {
+        let usage = match purpose {
+            Purpose::Server => KeyUsage::server_auth(),
+            Purpose::Client => KeyUsage::client_auth(),
+        };
+        let certificate = EndEntityCert::try_from(leaf).map_err(|e| path_rejection(&e))?;
+        certificate
+            .verify_for_usage(
+                self.algorithms.all,
+                self.anchors.trusted(),
+                intermediates,
+                now,
+                usage,
+                None,
+                None,
+            )
+            .map_err(|e| path_rejection(&e))?;
+        let presented = spiffe_id_of(leaf)?;
+        if *presented.trust_domain() != self.trust_domain {
+            let ours = self.trust_domain.clone();
+            return Err(PeerRejection::ForeignTrustDomain { ours, presented });
+        }
+        match &self.expected {
+            Some(expected) if *expected != presented => {
+                Err(PeerRejection::UnexpectedIdentity { expected: expected.clone(), presented })
+            }
+            _ => Ok(presented),
+        }
+    }
+
+    fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        purpose: Purpose,
+    ) -> Result<(), rustls::Error> {
+        self.verify(leaf, intermediates, now, purpose).map(drop).map_err(|rejection| {
+            let error = rejection.as_rustls();
+            SLOT.with_borrow_mut(|slot| *slot = Some(rejection));
+            rustls::Error::InvalidCertificate(error)
+        })
+    }
+}
+
+/// What the certificate is used for by the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The peer accepted our connection.
+    Server,
+    /// The peer connected to us.
+    Client,
+}
+
+/// The one SPIFFE id that a certificate carries.
+///
+/// # Errors
+/// No URI name, several, or one that is not a SPIFFE id as we write them.
+pub fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRejection> {
+    let malformed = |detail: &str| PeerRejection::MalformedCertificate { detail: detail.to_owned() };
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(leaf).map_err(|e| malformed(&e.to_string()))?;
+    let mut uris = Vec::new();
+    for extension in parsed.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => {
+                for name in &names.general_names {
+                    match name {
+                        GeneralName::URI(uri) => uris.push(*uri),
+                        GeneralName::Invalid(..) => {
+                            return Err(malformed("a subject alternative name cannot be read"));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            ParsedExtension::ParseError { .. } => {
+                return Err(malformed("an extension cannot be read"));
+            }
+            _ => {}
+        }
+    }
+    match uris.as_slice() {
+        [uri] => uri.parse().map_err(|why| PeerRejection::MalformedSpiffeId {
+            uri: uri.chars().take(MAX_SHOWN_URI).collect(),
+            why,
+        }),
+        others => Err(PeerRejection::NotOneUri { found: others.len() }),
+    }
+}
+
+/// A URI of a stranger's certificate is shown at most this long (characters).
+const MAX_SHOWN_URI: usize = 200;
+
+/// Why we do not accept a peer's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerRejection {
+    /// Not X.509, or an extension that cannot be read.
+    #[error("the peer's certificate cannot be read: {detail}")]
+    MalformedCertificate {
+        /// What the parser said.
+        detail: String,
+    },
+    /// It has ended.
+    #[error("the peer's certificate expired at {not_after_unix_s} (Unix time); its node cannot renew it, or a clock is wrong")]
+    Expired {
+        /// When it ended, seconds since 1970.
+        not_after_unix_s: u64,
+    },
+    /// It has not begun.
+    #[error("the peer's certificate is valid only from {not_before_unix_s} (Unix time); a clock is wrong")]
+    NotYetValid {
+        /// When it begins, seconds since 1970.
+        not_before_unix_s: u64,
+    },
+    /// No path to one of our anchors.
+    #[error("the peer's certificate was not issued by any of our trust anchors; two CAs, or an anchor is missing here")]
+    UnknownAnchor,
+    /// Not made for TLS clients or servers.
+    #[error("the peer's certificate is not meant for this purpose (extended key usage)")]
+    WrongPurpose,
+    /// Signed with an algorithm that we do not take.
+    #[error("the peer's certificate is signed with an algorithm that is not accepted here")]
+    UnsupportedSignature,
+    /// No URI name, or several.
+    #[error("the peer's certificate carries {found} URI names instead of exactly one SPIFFE id")]
+    NotOneUri {
+        /// How many there are.
+        found: usize,
+    },
+    /// Its URI name is no SPIFFE id as the mesh writes them.
+    #[error("the peer's certificate names `{uri}`, which is not a SPIFFE id of the mesh: {why}")]
+    MalformedSpiffeId {
+        /// The name, cut to 200 characters.
+        uri: String,
+        /// What is wrong with it.
+        why: SpiffeIdError,
+    },
+    /// An identity of another trust domain, under an anchor of ours.
+    #[error("the peer is {presented}, but our trust domain is {ours}")]
+    ForeignTrustDomain {
+        /// Our trust domain.
+        ours: TrustDomain,
+        /// Whom the certificate names.
+        presented: SpiffeId,
+    },
+    /// A valid identity, but not that of the destination.
+    #[error("the peer is {presented}, but {expected} was expected; its address may have passed to another pod")]
+    UnexpectedIdentity {
+        /// Whom we wanted.
+        expected: SpiffeId,
+        /// Whom the certificate names.
+        presented: SpiffeId,
+    },
+}
+
+impl PeerRejection {
+    /// The rustls error whose alert tells the peer as much as it may know (docs/wire.md, alerts).
+    fn as_rustls(&self) -> CertificateError {
+        match self {
+            Self::MalformedCertificate { .. } => CertificateError::BadEncoding,
+            Self::Expired { .. } => CertificateError::Expired,
+            Self::NotYetValid { .. } => CertificateError::NotValidYet,
+            Self::UnknownAnchor => CertificateError::UnknownIssuer,
+            Self::WrongPurpose => CertificateError::InvalidPurpose,
+            Self::UnsupportedSignature => CertificateError::BadSignature,
+            Self::NotOneUri { .. } | Self::MalformedSpiffeId { .. } => {
+                CertificateError::NotValidForName
+            }
+            Self::ForeignTrustDomain { .. } => {
+                CertificateError::Other(OtherError(Arc::new(self.clone())))
+            }
+            Self::UnexpectedIdentity { .. } => CertificateError::ApplicationVerificationFailure,
+        }
+    }
+}
+
+thread_local! {
+    static SLOT: RefCell<Option<PeerRejection>> = const { RefCell::new(None) };
+}
+
+/// Runs a step of a handshake and returns with its result why a [`PeerVerifier`] said no in it.
+pub fn observed<R>(step: impl FnOnce() -> R) -> (R, Option<PeerRejection>) {
+    SLOT.take();
+    let result = step();
+    (result, SLOT.take())
+}
+
+fn path_rejection(error: &webpki::Error) -> PeerRejection {
+    use webpki::Error as E;
+    match error {
+        E::CertExpired { not_after, .. } => {
+            PeerRejection::Expired { not_after_unix_s: not_after.as_secs() }
+        }
+        E::CertNotValidYet { not_before, .. } => {
+            PeerRejection::NotYetValid { not_before_unix_s: not_before.as_secs() }
+        }
+        // Another CA of the same name: its key does not fit, which is "not our anchor" to people.
+        E::UnknownIssuer
+        | E::InvalidSignatureForPublicKey
+        | E::PathLenConstraintViolated
+        | E::EndEntityUsedAsCa
+        | E::NameConstraintViolation
+        | E::MaximumPathBuildCallsExceeded
+        | E::MaximumPathDepthExceeded
+        | E::MaximumSignatureChecksExceeded => PeerRejection::UnknownAnchor,
+        E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension | E::CaUsedAsEndEntity => {
+            PeerRejection::WrongPurpose
+        }
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
+        | E::SignatureAlgorithmMismatch => PeerRejection::UnsupportedSignature,
+        other => PeerRejection::MalformedCertificate { detail: other.to_string() },
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>, // an address; identities are not addresses
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.judge(end_entity, intermediates, now, Purpose::Server)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[] // a peer has one certificate; hints would only make the handshake longer
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.judge(end_entity, intermediates, now, Purpose::Client)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ServerCertVerifier::verify_tls12_signature(self, message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ServerCertVerifier::verify_tls13_signature(self, message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

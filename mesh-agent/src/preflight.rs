@@ -1,0 +1,134 @@
+//! What the agent needs of its host, checked before anything is changed, so that each lack has a sentence of its own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+/// What is missing.
+#[derive(Debug, Error)]
+pub enum PreflightError {
+    /// Not root.
+    #[error("mesh-agent must run as root (it runs as uid {uid}); it loads eBPF programs and enters pods' network namespaces")]
+    NotRoot {
+        /// As whom it runs.
+        uid: u32,
+    },
+    /// The mount table cannot be read.
+    #[error("cannot read /proc/self/mountinfo: {0}; is /proc mounted?")]
+    Mounts(#[source] io::Error),
+    /// No cgroup v2.
+    #[error("no cgroup v2 file system is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or boot with systemd.unified_cgroup_hierarchy=1")]
+    NoCgroup2,
+    /// The cgroup given is not one.
+    #[error("--cgroup {path} is not a directory of cgroup v2; name the cgroup above the node's pods, such as {mount}/kubepods")]
+    NotACgroup {
+        /// What was given.
+        path: PathBuf,
+        /// Where cgroup v2 is mounted.
+        mount: PathBuf,
+    },
+    /// The agent's own cgroup cannot be found.
+    #[error("cannot find the agent's own cgroup: {0}")]
+    OwnCgroup(#[source] io::Error),
+    /// No bpffs.
+    #[error("--pin-dir {path} is not on a bpffs; mount one with: mount -t bpf bpf /sys/fs/bpf")]
+    NoBpffs {
+        /// What was given.
+        path: PathBuf,
+    },
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The cgroup above the pods.
+    pub pods_cgroup: PathBuf,
+    /// Id of the cgroup that the agent runs in.
+    pub own_cgroup: u64,
+}
+
+/// Checks the host.
+///
+/// # Errors
+/// See [`PreflightError`].
+pub fn check(pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, PreflightError> {
+    let uid = nix::unistd::geteuid();
+    if !uid.is_root() {
+        return Err(PreflightError::NotRoot { uid: uid.as_raw() });
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::Mounts)?;
+    let mounts = Mounts::parse(&mounts);
+    let mount = mounts.first("cgroup2").ok_or(PreflightError::NoCgroup2)?.to_owned();
+    let pods_cgroup = cgroup.unwrap_or(&mount).to_owned();
+    if mounts.kind_of(&pods_cgroup) != Some("cgroup2") || !pods_cgroup.join("cgroup.procs").exists() {
+        return Err(PreflightError::NotACgroup { path: pods_cgroup, mount });
+    }
+    if mounts.kind_of(pin_dir) != Some("bpf") {
+        return Err(PreflightError::NoBpffs { path: pin_dir.to_owned() });
+    }
+    let own_cgroup = own_cgroup(&mount).map_err(PreflightError::OwnCgroup)?;
+    Ok(Host { pods_cgroup, own_cgroup })
+}
+
+/// The id by which eBPF programs know our cgroup: the inode of its directory.
+fn own_cgroup(mount: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let lines = fs::read_to_string("/proc/self/cgroup")?;
+    let path = lines
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc/self/cgroup has no line for cgroup v2"))?;
+    Ok(fs::metadata(mount.join(path))?.ino())
+}
+
+/// Mount points and their file systems, as /proc/self/mountinfo lists them (proc(5)).
+struct Mounts(Vec<(PathBuf, String)>);
+
+impl Mounts {
+    fn parse(mountinfo: &str) -> Self {
+        let parse = |line: &str| {
+            let (before, after) = line.split_once(" - ")?;
+            let point = before.split(' ').nth(4)?.replace("\\040", " ");
+            Some((PathBuf::from(point), after.split(' ').next()?.to_owned()))
+        };
+        Self(mountinfo.lines().filter_map(parse).collect())
+    }
+
+    fn first(&self, kind: &str) -> Option<&Path> {
+        self.0.iter().find(|(_, found)| found == kind).map(|(point, _)| point.as_path())
+    }
+
+    /// The file system that a path is on, which need not exist yet. Of several mounts at one point the last counts.
+    fn kind_of(&self, path: &Path) -> Option<&str> {
+        let longest = |(point, _): &&(PathBuf, String)| point.as_os_str().len();
+        self.0.iter().filter(|(point, _)| path.starts_with(point)).max_by_key(longest).map(|(_, kind)| kind.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+24 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+28 24 0:25 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+29 28 0:26 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+30 28 0:27 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw
+31 24 0:28 / /sys/fs/bpf rw,relatime - bpf bpf rw
+32 24 0:29 / /mnt/with\\040space rw - tmpfs tmpfs rw
+";
+
+    #[test]
+    fn a_hybrid_host_is_understood() {
+        let mounts = Mounts::parse(HYBRID);
+        assert_eq!(mounts.first("cgroup2"), Some(Path::new("/sys/fs/cgroup/unified")));
+        assert_eq!(mounts.kind_of(Path::new("/sys/fs/cgroup/unified/kubepods")), Some("cgroup2"));
+        assert_eq!(mounts.kind_of(Path::new("/sys/fs/cgroup/cpu/kubepods")), Some("cgroup"));
+        assert_eq!(mounts.kind_of(Path::new("/sys/fs/bpf/nodemesh")), Some("bpf"));
+        assert_eq!(mounts.kind_of(Path::new("/sys/fs/bpfoo")), Some("ext4"));
+        assert_eq!(mounts.kind_of(Path::new("/mnt/with space/x")), Some("tmpfs"));
+    }
+}

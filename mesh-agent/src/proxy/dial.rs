@@ -1,0 +1,196 @@
+//! The agent's dials, all from inside a pod's network namespace and from the pod's own address.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use mesh_common::{
+    addr::Endpoint,
+    maps::{FlowKey, Named},
+    verdict::Verdict,
+};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use thiserror::Error;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use super::{Mesh, pod::Pod, relay::AppStream, source_ports::PortLease};
+use crate::netns::NetnsError;
+
+/// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// Source ports that are tried when one that should be free is not: somebody in the pod bound it explicitly.
+const BIND_ATTEMPTS: usize = 8;
+
+/// Why a dial came to nothing.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// Nobody listens there.
+    #[error("{to} refused the connection; nothing listens there, or a firewall or NetworkPolicy answers so")]
+    Refused {
+        /// What was dialled.
+        to: SocketAddr,
+    },
+    /// No answer.
+    #[error("{to} did not answer within {} s; the host is down, or a firewall or NetworkPolicy drops the packets", CONNECT_TIMEOUT.as_secs())]
+    TimedOut {
+        /// What was dialled.
+        to: SocketAddr,
+    },
+    /// No way there.
+    #[error("{to} cannot be reached: {source}")]
+    Unreachable {
+        /// What was dialled.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Every source port is in use.
+    #[error("all source ports from this pod to {to} are in use")]
+    NoSourcePort {
+        /// What was dialled.
+        to: SocketAddr,
+    },
+    /// The pod has no address of that family.
+    #[error("the pod has no address of the family of {to}")]
+    NoAddress {
+        /// What was dialled.
+        to: SocketAddr,
+    },
+    /// The socket could not be made.
+    #[error("no socket in the pod's network namespace: {0}")]
+    Socket(#[source] io::Error),
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel could not be told who the client is.
+    #[error("the kernel could not be told who the client is: {0}")]
+    Leg(#[source] io::Error),
+}
+
+impl DialError {
+    /// Stable `snake_case` code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "connection_refused",
+            Self::TimedOut { .. } => "connection_timed_out",
+            Self::Unreachable { .. } => "unreachable",
+            Self::NoSourcePort { .. } => "no_source_port",
+            Self::NoAddress { .. } => "no_address_of_family",
+            Self::Socket(_) => "no_socket",
+            Self::Netns(_) => "no_network_namespace",
+            Self::Leg(_) => "leg_not_announced",
+        }
+    }
+
+    fn of(to: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Self::Refused { to },
+            io::ErrorKind::TimedOut => Self::TimedOut { to },
+            _ => Self::Unreachable { to, source },
+        }
+    }
+}
+
+/// Dials a peer's agent: from the mesh's port range, which says that TLS follows.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropped, the dial is given up and its port returned.
+pub(super) async fn to_peer(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<(TcpStream, PortLease), DialError> {
+    let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
+    for _ in 0..BIND_ATTEMPTS {
+        let lease = pod.source_ports.lease(to).ok_or(DialError::NoSourcePort { to })?;
+        let socket = socket(mesh, pod, from, true).await?;
+        match socket.bind(&SocketAddr::new(from, lease.port).into()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+            Err(error) => return Err(DialError::Socket(error)),
+        }
+        match connect(socket, to).await {
+            // The 4-tuple is in use by a socket that is not ours.
+            Err(DialError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable => {}
+            other => return other.map(|stream| (stream, lease)),
+        }
+    }
+    Err(DialError::NoSourcePort { to })
+}
+
+/// Dials as the pod itself would: to what is not in the mesh.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropped, the dial is given up.
+pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppStream, DialError> {
+    let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
+    let stream = connect(socket(mesh, pod, from, false).await?, to).await?;
+    AppStream::new(stream).map_err(DialError::Socket)
+}
+
+/// Dials the application inside the pod, on `port` of the pod's own address, so that it sees `client` as its peer.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// Dropped, the dial is given up; the kernel's note of the client may stay until the port is used again.
+pub(super) async fn application(mesh: &Mesh, pod: &Pod, to: SocketAddr, client: SocketAddr) -> Result<AppStream, DialError> {
+    let socket = socket(mesh, pod, to.ip(), false).await?;
+    socket.bind(&SocketAddr::new(to.ip(), 0).into()).map_err(DialError::Socket)?;
+    let from = socket.local_addr().map_err(DialError::Socket)?.as_socket().ok_or(DialError::NoAddress { to })?;
+    let leg = FlowKey {
+        netns: pod.netns.cookie(),
+        local: from.ip().into(),
+        remote: to.ip().into(),
+        local_port: from.port(),
+        remote_port: to.port(),
+        zero: 0,
+    };
+    let named = Named { endpoint: Endpoint::from(client), verdict: Verdict::InboundMesh as u32 };
+    mesh.kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
+    let connected = connect(socket, to).await;
+    if connected.is_err()
+        && let Err(error) = mesh.kernel.tables().drop_leg(&leg)
+    {
+        tracing::warn!(%error, "cannot take back the note of a leg");
+    }
+    AppStream::new(connected?).map_err(DialError::Socket)
+}
+
+async fn socket(mesh: &Mesh, pod: &Pod, like: IpAddr, reuse: bool) -> Result<Socket, DialError> {
+    let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    pod.netns.run(&mesh.factory, move || make(domain, reuse)).await?.map_err(DialError::Socket)
+}
+
+fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_reuse_address(reuse)?;
+    Ok(socket)
+}
+
+async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {
+    let socket = TcpSocket::from_std_stream(socket.into());
+    match timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(DialError::of(to, error)),
+        Err(_elapsed) => Err(DialError::TimedOut { to }),
+    }
+}
+
+/// Ends a connection with a reset instead of a clean end of stream.
+pub(super) fn reset(stream: TcpStream) {
+    if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "cannot ask for a reset");
+    }
+    drop(stream);
+}

@@ -1,0 +1,163 @@
+//! What peers' agents dial: accepted from a pod's inbound listener, brought to the application.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mesh_common::verdict::Verdict;
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    Mesh,
+    dial::{self, DialError},
+    ended,
+    look::{Looks, look},
+    outbound::{HANDSHAKE_TIMEOUT, facts},
+    pod::Pod,
+    relay::{self, AppStream, CarryOptions, Counters},
+};
+use crate::{
+    flows::{Bytes, Direction, Ended, Flow, Party, Security},
+    wire::{Accepted, Open, Refusal, Refused, Session, SessionError},
+    world::Mode,
+};
+
+/// How long a peer may take from the end of the handshake to its OPEN, which travels with its last flight.
+const OPEN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Carries what comes over one TCP connection to its end.
+pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, from: SocketAddr) {
+    let Ok(to) = stream.local_addr() else {
+        return; // reset before we came
+    };
+    let begin = || {
+        let (mut client, mut server) = (Party::at(from), Party::at(to));
+        mesh.name(&mut client);
+        server.pod = Some(pod.name.to_string());
+        mesh.flows.begin(Direction::Inbound, client, server, Verdict::InboundMesh.code())
+    };
+    let known = mesh.world.load().peer(from.ip()).is_some();
+    if !known {
+        match look(&stream).await {
+            Ok(Looks::LikeTls) => {}
+            Ok(Looks::LikePlaintext | Looks::Silent) => {
+                let flow = begin();
+                return match AppStream::new(stream) {
+                    Ok(stream) => Box::pin(plaintext(&mesh, &pod, stream, Between { from, to }, flow)).await,
+                    Err(error) => flow.end(&client_gone(&error), Bytes::default()),
+                };
+            }
+            Err(error) => return begin().end(&client_gone(&error), Bytes::default()),
+        }
+    }
+    Box::pin(mutual_tls(&mesh, &pod, stream, Between { from, to }, begin())).await;
+}
+
+fn client_gone(error: &std::io::Error) -> Ended {
+    Ended::new("client_gone", format!("the client was gone before it said anything: {error}"))
+}
+
+/// The two ends of the TCP connection as it came.
+#[derive(Clone, Copy)]
+struct Between {
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between, flow: Flow) {
+    let tls = match mesh.tls.server(&pod.identity) {
+        Ok(tls) => tls,
+        Err(error) => {
+            dial::reset(stream);
+            return flow.end(&Ended::new("no_certificate", error.to_string()), Bytes::default());
+        }
+    };
+    let mut session = match Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await {
+        Ok(session) => session,
+        Err(error) => return flow.end(&Ended::new(error.as_code(), error.to_string()), Bytes::default()),
+    };
+    flow.note(|record| {
+        record.security = Security::Mtls(facts(&session));
+        record.client.identity = Some(session.peer_identity().to_string());
+        record.server.identity = Some(session.own_identity().to_string());
+    });
+    let open = match session.recv_open(Instant::now() + OPEN_TIMEOUT).await {
+        Ok(open) => open,
+        Err(error) => return flow.end(&session_ended(&error), Bytes::default()),
+    };
+    if let Err(refused) = check(mesh, &session, &open, between) {
+        let ended = Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
+        drop(session.refuse(refused).await); // that the peer has not heard changes nothing
+        return flow.end(&ended, Bytes::default());
+    }
+    // The address is the one it came from; only the port is the source's word.
+    let client = SocketAddr::new(between.from.ip(), open.source.port());
+    flow.note(|record| {
+        record.client.port = client.port();
+        record.original_destination = open.original_destination;
+    });
+    let app = match dial::application(mesh, pod, between.to, client).await {
+        Ok(app) => app,
+        Err(error) => {
+            let reason = refusal(&error);
+            drop(session.refuse(Refused { reason, text: error.to_string() }).await);
+            return flow.end(&Ended::new(reason.as_code(), error.to_string()), Bytes::default());
+        }
+    };
+    let accepted = Accepted { destination_pod_uid: Some(pod.uid.to_string()) };
+    if let Err(error) = session.send_accepted(&accepted) {
+        return flow.end(&session_ended(&error), Bytes::default());
+    }
+    let counters = Counters::default();
+    let carried = Box::pin(relay::carry(session, app, &counters, CarryOptions::default())).await;
+    mesh.finish(flow, &ended(&carried.end), Bytes { sent: counters.from_peer(), received: counters.to_peer() });
+    // One connection to a session for now: the peer closes it, and that is all that may come.
+    if let Some(mut session) = carried.session {
+        drop(tokio::time::timeout(OPEN_TIMEOUT, session.ended()).await);
+    }
+}
+
+/// Whether OPEN fits the certificate and the address it came from.
+fn check(mesh: &Mesh, session: &Session, open: &Open, between: Between) -> Result<(), Refused> {
+    let mismatch = |text: String| Err(Refused { reason: Refusal::SourceMismatch, text });
+    if open.source.ip().to_canonical() != between.from.ip().to_canonical() {
+        return mismatch(format!("OPEN says {}, but the connection came from {}", open.source.ip(), between.from.ip()));
+    }
+    let world = mesh.world.load();
+    let Some(peer) = world.peer(between.from.ip()) else {
+        return Ok(()); // not announced yet: the certificate is all that is known, and it is enough
+    };
+    match mesh.identity_of(peer) {
+        Some(expected) if expected == *session.peer_identity() => Ok(()),
+        Some(expected) => mismatch(format!("{} is {expected}, but the certificate says {}", between.from.ip(), session.peer_identity())),
+        None => mismatch(format!("the pod at {} has no identity", between.from.ip())),
+    }
+}
+
+fn refusal(error: &DialError) -> Refusal {
+    match error {
+        DialError::Refused { .. } => Refusal::ApplicationRefused,
+        DialError::TimedOut { .. } => Refusal::ApplicationTimedOut,
+        DialError::Unreachable { .. } | DialError::NoAddress { .. } => Refusal::ApplicationUnreachable,
+        DialError::NoSourcePort { .. } | DialError::Socket(_) | DialError::Netns(_) | DialError::Leg(_) => Refusal::AgentFailure,
+    }
+}
+
+fn session_ended(error: &SessionError) -> Ended {
+    Ended::new(error.as_code(), error.to_string())
+}
+
+/// From the mesh's source ports but not TLS: somebody's ordinary client, as the pod's mode says.
+async fn plaintext(mesh: &Mesh, pod: &Pod, stream: AppStream, between: Between, flow: Flow) {
+    let strict = mesh.world.load().peer(between.to.ip()).is_some_and(|own| own.mode == Mode::Strict);
+    if strict {
+        let verdict = Verdict::RefusedStrict;
+        return flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
+    }
+    flow.note(|record| record.security = Security::Plaintext { why: "client_not_meshed".to_owned() });
+    let app = match dial::application(mesh, pod, between.to, between.from).await {
+        Ok(app) => app,
+        Err(error) => return flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default()),
+    };
+    let counters = Counters::default();
+    let end = Box::pin(relay::relay_plain(stream, app, &counters, None)).await;
+    mesh.finish(flow, &ended(&end), Bytes { sent: counters.to_peer(), received: counters.from_peer() });
+}

@@ -1,0 +1,125 @@
+//! The listeners inside a pod's network namespace, and the loops that accept from them.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use mesh_common::{
+    maps::{INBOUND, ListenerKey, OUTBOUND},
+    ports,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::TcpListener, time::sleep};
+
+use super::{Mesh, inbound, outbound, pod::Pod, relay::AppStream};
+use crate::{kernel::KernelError, netns::NetnsError};
+
+/// Connections that may wait for the accept loop; the kernel cuts it to the namespace's `somaxconn` (4096 by default).
+const BACKLOG: i32 = 4096;
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a pod has no listeners.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The address or port could not be taken.
+    #[error("cannot listen on {address} inside the pod: {source}; does something in the pod listen on ports {}-65535?", ports::RESERVED_FIRST)]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel's table could not be written.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// The entries of a pod in the kernel's table; the sockets belong to the accept loops.
+pub struct Listeners(Vec<ListenerKey>);
+
+impl Listeners {
+    /// Takes them out of the kernel's table. The loops end with [`Pod::accepting`].
+    pub fn withdraw(&self, mesh: &Mesh) {
+        for key in &self.0 {
+            mesh.kernel.tables().listeners.remove(key);
+        }
+    }
+}
+
+/// Makes the listeners of a pod, enters them into the kernel's table and begins to accept.
+///
+/// # Errors
+/// See [`ListenError`]; nothing is left behind.
+///
+/// # Cancel safety
+/// Dropped half-way, sockets already in the table leave it when their loops are stopped.
+pub async fn listen(mesh: &Arc<Mesh>, pod: &Arc<Pod>) -> Result<Listeners, ListenError> {
+    let mut sockets = Vec::new();
+    for own in pod.addresses() {
+        for (direction, port) in [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)] {
+            let at = match own {
+                IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            };
+            let address = SocketAddr::new(at, port);
+            let made = pod.netns.run(&mesh.factory, move || bind(address)).await?;
+            let socket = made.map_err(|source| ListenError::Bind { address, source })?;
+            sockets.push((ListenerKey { addr: own.into(), direction }, socket, address));
+        }
+    }
+    let mut keys = Vec::new();
+    for (key, socket, address) in sockets {
+        mesh.kernel.tables().listeners.put(key, &socket)?;
+        keys.push(key);
+        let listener =
+            TcpListener::from_std(socket.into()).map_err(|source| ListenError::Bind { address, source })?;
+        let (name, direction) = if key.direction == OUTBOUND { ("accept-outbound", OUTBOUND) } else { ("accept-inbound", INBOUND) };
+        pod.accepting.spawn(name, accept(Arc::clone(mesh), Arc::clone(pod), listener, direction));
+    }
+    Ok(Listeners(keys))
+}
+
+fn bind(address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    // Accepted sockets inherit it, and without it they would keep the application from binding its own port again.
+    socket.set_reuse_address(true)?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?; // inherited as well
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: TcpListener, direction: u32) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) if direction == OUTBOUND => {
+                mesh.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
+                if let Ok(app) = AppStream::new(stream) {
+                    pod.connections.spawn("outbound", outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from));
+                }
+            }
+            Ok((stream, from)) => {
+                mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
+                pod.connections.spawn("inbound", inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from));
+            }
+            // The connection was gone before it was accepted.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) => {
+                tracing::warn!(pod = %pod.name, %error, "cannot accept; trying again");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

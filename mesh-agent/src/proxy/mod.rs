@@ -1,0 +1,113 @@
+//! A connection's life from accept to close.
+//!
+//! The kernel brings a pod's dials to its outbound listener and peers' dials to its inbound one; `outbound.rs` and
+//! `inbound.rs` take it from there. What can be decided without sockets is asked of the world.
+
+mod dial;
+mod inbound;
+mod listen;
+mod load;
+mod look;
+mod outbound;
+pub mod pod;
+pub mod relay;
+mod source_ports;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+pub use dial::DialError;
+pub use listen::{ListenError, Listeners, listen};
+pub use pod::Pod;
+
+use self::load::Load;
+use crate::{
+    flows::{Bytes, Ended, Flow, FlowStore, Party},
+    identity::{SpiffeId, TlsConfigs, TrustDomain},
+    kernel::Kernel,
+    netns::Factory,
+    world::{Peer, Snapshot},
+};
+
+/// All that a connection may ask for. One per agent.
+pub struct Mesh {
+    /// The kernel's tables.
+    pub kernel: Arc<Kernel>,
+    /// The world, as of now.
+    pub world: ArcSwap<Snapshot>,
+    /// What a TLS handshake needs.
+    pub tls: TlsConfigs,
+    /// Our trust domain.
+    pub trust_domain: TrustDomain,
+    /// Makes sockets in pods' namespaces.
+    pub factory: Factory,
+    /// The records.
+    pub flows: FlowStore,
+    /// What the agent did.
+    pub counters: Counters,
+    load: Load,
+}
+
+/// What the agent's userspace did since it started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted from pods.
+    pub accepted_outbound: AtomicU64,
+    /// Connections accepted for pods.
+    pub accepted_inbound: AtomicU64,
+    /// Bytes of applications that went from clients to servers.
+    pub bytes_sent: AtomicU64,
+    /// Bytes of applications that went from servers to clients.
+    pub bytes_received: AtomicU64,
+}
+
+impl Mesh {
+    /// The parts put together, over an empty world.
+    pub fn new(kernel: Arc<Kernel>, tls: TlsConfigs, trust_domain: TrustDomain, factory: Factory, flows: FlowStore) -> Self {
+        Self {
+            kernel,
+            world: ArcSwap::from_pointee(Snapshot::default()),
+            tls,
+            trust_domain,
+            factory,
+            flows,
+            counters: Counters::default(),
+            load: Load::default(),
+        }
+    }
+
+    /// The identity that a peer must prove, or `None` if its names make none.
+    fn identity_of(&self, peer: &Peer) -> Option<SpiffeId> {
+        SpiffeId::new(&self.trust_domain, &peer.namespace, &peer.service_account).ok()
+    }
+
+    /// Fills in which pod has an address.
+    fn name(&self, party: &mut Party) {
+        party.pod = self.pod_at(party.address);
+    }
+
+    /// The pod that has an address, as `namespace/name`.
+    pub fn pod_at(&self, address: IpAddr) -> Option<String> {
+        let world = self.world.load();
+        let known = world.workload(address).map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        known.or_else(|| world.peer(address).map(|peer| format!("{}/{}", peer.namespace, peer.name)))
+    }
+
+    /// Completes a record and counts its bytes.
+    fn finish(&self, flow: Flow, ended: &Ended, bytes: Bytes) {
+        self.counters.bytes_sent.fetch_add(bytes.sent, Ordering::Relaxed);
+        self.counters.bytes_received.fetch_add(bytes.received, Ordering::Relaxed);
+        flow.end(ended, bytes);
+    }
+}
+
+/// A relay's end, for the record.
+fn ended(end: &relay::End) -> Ended {
+    Ended::new(end.as_code(), end.to_string())
+}

@@ -1,0 +1,236 @@
+//! What a pod dials: accepted from its outbound listener, carried to the peer's agent.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_common::{
+    maps::{FlowKey, Named},
+    verdict::Verdict,
+};
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    Mesh, ended,
+    dial::{self, DialError},
+    pod::Pod,
+    relay::{self, AppStream, CarryOptions, Counters},
+};
+use crate::{
+    flows::{Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
+    identity::{SpiffeId, tls::TlsConfigError},
+    wire::{HandshakeError, Open, Session, SessionError, SourcePod},
+    world::{ServicePort, pick},
+};
+
+/// How long a TLS handshake with a peer may take.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a peer's agent may take to answer OPEN: longer than it takes to find out that its application does not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Endpoints of a service that are tried while each refuses the connection. Nothing has been sent by then.
+const ENDPOINTS_TRIED: usize = 3;
+
+/// Why a connection could not be brought to where the pod dialled.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("no endpoint of service {0} is ready")]
+    NoEndpoint(String),
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the names of the destination's namespace and service account make no SPIFFE id")]
+    NoIdentity,
+    #[error(transparent)]
+    Config(#[from] TlsConfigError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+impl Failure {
+    fn ended(&self) -> Ended {
+        let code = match self {
+            Self::NoEndpoint(_) => "no_endpoint",
+            Self::Dial(error) => error.code(),
+            Self::NoIdentity => "no_peer_identity",
+            Self::Config(_) => "no_certificate",
+            Self::Handshake(error) => error.as_code(),
+            Self::Session(error) => error.as_code(),
+        };
+        Ended::new(code, self.to_string())
+    }
+}
+
+/// Carries one connection to its end.
+pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, app: AppStream, from: SocketAddr) {
+    let Some(original) = original_destination(&mesh, &pod, app.tcp(), from) else {
+        return;
+    };
+    let to = SocketAddr::from(original.endpoint);
+    let verdict = Verdict::from_number(original.verdict).map_or("unknown", Verdict::code);
+    let mut client = Party::at(from);
+    client.pod = Some(pod.name.to_string());
+    let flow = mesh.flows.begin(Direction::Outbound, client, Party::at(to), verdict);
+    Box::pin(carry(&mesh, &pod, app, Dialled { from, to }, flow)).await;
+}
+
+/// What the application did.
+#[derive(Clone, Copy)]
+struct Dialled {
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+/// Asks the kernel what the application dialled. A miss is a reset and never a guess: the application may have given up
+/// before we came.
+fn original_destination(mesh: &Mesh, pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<Named> {
+    let here = app.local_addr().ok()?;
+    let flow = FlowKey {
+        netns: pod.netns.cookie(),
+        local: from.ip().into(),
+        remote: here.ip().into(),
+        local_port: from.port(),
+        remote_port: here.port(),
+        zero: 0,
+    };
+    match mesh.kernel.tables().take_pending(&flow) {
+        Ok(Some(named)) => Some(named),
+        Ok(None) => {
+            tracing::debug!(pod = %pod.name, %from, "a redirected connection whose destination the kernel does not know; reset");
+            None
+        }
+        Err(error) => {
+            tracing::error!(pod = %pod.name, %error, "cannot ask the kernel for an original destination");
+            None
+        }
+    }
+}
+
+async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: Flow) {
+    let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
+    if let Some(service) = &service {
+        flow.note(|record| record.service = Some(format!("{}/{}", service.namespace, service.name)));
+    }
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        let Some(target) = service.as_deref().map_or(Some(dialled.to), |service| endpoint(mesh, service)) else {
+            let name = service.map(|service| format!("{}/{}", service.namespace, service.name)).unwrap_or_default();
+            flow.end(&Failure::NoEndpoint(name).ended(), Bytes::default());
+            return;
+        };
+        let _counted = mesh.load.count(target);
+        flow.note(|record| {
+            record.server = Party::at(target);
+            mesh.name(&mut record.server);
+        });
+        let reached = match peer_identity(mesh, target) {
+            Ok(Some(expected)) => to_peer(mesh, pod, dialled, target, &expected, &flow).await.map(Reached::Peer),
+            Ok(None) => dial::plain(mesh, pod, target).await.map(Reached::Plain).map_err(Failure::from),
+            Err(failure) => Err(failure),
+        };
+        let counters = Counters::default();
+        let ended = match reached {
+            Err(Failure::Dial(DialError::Refused { .. })) if service.is_some() && tried < ENDPOINTS_TRIED => continue,
+            Err(failure) => failure.ended(),
+            Ok(Reached::Peer((session, _lease))) => {
+                let options = CarryOptions { answer_by: Some(Instant::now() + ANSWER_TIMEOUT), stop: None };
+                let carried = Box::pin(relay::carry(session, app, &counters, options)).await;
+                if let Some(session) = carried.session {
+                    session.close().await;
+                }
+                ended(&carried.end)
+            }
+            Ok(Reached::Plain(stream)) => {
+                flow.note(|record| record.security = Security::Plaintext { why: "endpoint_not_meshed".to_owned() });
+                ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
+            }
+        };
+        mesh.finish(flow, &ended, Bytes { sent: counters.to_peer(), received: counters.from_peer() });
+        return;
+    }
+}
+
+enum Reached {
+    Peer((Session, super::source_ports::PortLease)),
+    Plain(AppStream),
+}
+
+/// The less loaded of two endpoints drawn at random.
+fn endpoint(mesh: &Mesh, service: &ServicePort) -> Option<SocketAddr> {
+    let chosen = pick(service, (random(), random()), |endpoint| mesh.load.of(endpoint))?;
+    Some(chosen.socket_addr())
+}
+
+/// Random enough to spread connections: the standard library's per-process keys over a counter.
+fn random() -> u64 {
+    use std::{
+        hash::{BuildHasher as _, RandomState},
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering},
+        },
+    };
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static DRAWS: AtomicU64 = AtomicU64::new(0);
+    KEYS.hash_one(DRAWS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whom we must meet at an address and port, or `None` if it is not in the mesh.
+fn peer_identity(mesh: &Mesh, target: SocketAddr) -> Result<Option<SpiffeId>, Failure> {
+    let world = mesh.world.load();
+    match world.peer(target.ip()) {
+        Some(peer) if !peer.exclude_ports.contains(target.port()) => {
+            mesh.identity_of(peer).map(Some).ok_or(Failure::NoIdentity)
+        }
+        _ => Ok(None),
+    }
+}
+
+async fn to_peer(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    target: SocketAddr,
+    expected: &SpiffeId,
+    flow: &Flow,
+) -> Result<(Session, super::source_ports::PortLease), Failure> {
+    let tls = mesh.tls.client(&pod.identity, Some(expected))?;
+    let (stream, lease) = dial::to_peer(mesh, pod, target).await?;
+    let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
+    flow.note(|record| {
+        record.security = Security::Mtls(facts(&session));
+        record.client.identity = Some(session.own_identity().to_string());
+        record.server.identity = Some(session.peer_identity().to_string());
+    });
+    session.send_open(&Open {
+        source: canonical(dialled.from),
+        original_destination: dialled.to,
+        source_pod: Some(SourcePod {
+            uid: pod.uid.to_string(),
+            namespace: pod.name.namespace.to_string(),
+            name: pod.name.name.to_string(),
+        }),
+        trace_id: None,
+    })?;
+    Ok((session, lease))
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+    SocketAddr::new(ip, address.port())
+}
+
+/// What TLS agreed on, for the record.
+pub(super) fn facts(session: &Session) -> TlsFacts {
+    let info = session.tls();
+    TlsFacts {
+        version: info.version.to_owned(),
+        cipher_suite: info.cipher.to_owned(),
+        key_exchange: info.key_exchange.to_owned(),
+    }
+}

@@ -1,0 +1,72 @@
+//! An enrolled pod, as the data path knows it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::{
+    identity::SpiffeId,
+    netns::Netns,
+    proxy::source_ports::SourcePorts,
+    tasks::Tasks,
+    world::{ObjectName, PodUid},
+};
+
+/// What a connection of a pod needs to know of it. Lives as long as the pod is enrolled or has connections.
+pub struct Pod {
+    /// Its UID.
+    pub uid: PodUid,
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// The identity that the agent shows for it.
+    pub identity: SpiffeId,
+    /// Its network namespace.
+    pub netns: Netns,
+    /// Its IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+    /// Its listeners' accept loops.
+    pub accepting: Tasks,
+    /// Its connections.
+    pub connections: Tasks,
+    pub(super) source_ports: SourcePorts,
+}
+
+impl Pod {
+    /// A pod without connections, and the groups of its accept loops and its connections.
+    pub fn new(
+        uid: PodUid,
+        name: ObjectName,
+        identity: SpiffeId,
+        netns: Netns,
+        addresses: &[IpAddr],
+        accepting: Tasks,
+        connections: Tasks,
+    ) -> Self {
+        let v4 = addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
+        let v6 = addresses.iter().find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
+        Self {
+            uid,
+            name,
+            identity,
+            netns,
+            v4,
+            v6,
+            accepting,
+            connections,
+            source_ports: SourcePorts::default(),
+        }
+    }
+
+    /// Its address of the same family as another.
+    pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+        match other {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}

@@ -1,0 +1,243 @@
+//! Carries bytes between an application and its peer, and the way in which they end.
+//!
+//! The rules, both ways: the end of a stream is passed on as an end, after everything before it; a
+//! reset as a reset, after everything before it; and whatever else goes wrong reaches the
+//! application as a reset, never as a clean end.
+//!
+//! One task per connection polls both directions in turn. Memory: one record per direction to
+//! begin with, eight for a busy stream (two times 133 KiB); what the receiver does not take stays
+//! with the sender.
+//!
+//! Limits. (1) While an application does not read, what its peer sends after the data waits behind
+//! it, also a reset, as in a TCP receive queue. (2) When one side has failed while the other takes
+//! nothing, what lies between is given up after [`GRACE`], so that the failure overtakes it. (3) A
+//! reset discards what the application's kernel had no room for, as TCP does.
+
+mod app;
+mod counters;
+mod down;
+mod end;
+mod plain;
+mod up;
+
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+pub use app::AppStream;
+pub use counters::Counters;
+pub use end::{End, Party};
+pub use plain::relay_plain;
+
+use crate::wire::io::last_words;
+use crate::wire::{Accepted, Channel, Frame, ResetCode, Session};
+use down::Down;
+use up::Up;
+
+/// How long one side may take nothing once the other has failed.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// What may end a connection from outside, and when the peer must have answered.
+#[derive(Debug, Default)]
+pub struct CarryOptions {
+    /// The peer must have answered our OPEN by then. `None`: only TCP's own limits.
+    pub answer_by: Option<Instant>,
+    /// Once it holds a code, the application gets a reset, and the peer's agent the code.
+    pub stop: Option<watch::Receiver<Option<ResetCode>>>,
+}
+
+/// How a connection was carried.
+#[derive(Debug)]
+pub struct Carried {
+    /// The session, if it is idle and can carry the next connection.
+    pub session: Option<Session>,
+    /// How it ended.
+    pub end: End,
+    /// The peer's answer to our OPEN, if it came while the connection was carried.
+    pub accepted: Option<Accepted>,
+}
+
+/// Carries one connection between `app` and the peer of `session`, on which OPEN has been sent (and
+/// perhaps not yet answered), or received and accepted.
+///
+/// # Cancel safety
+/// Dropping the future resets the application and cuts the session off.
+pub async fn carry(
+    mut session: Session,
+    app: AppStream,
+    counters: &Counters,
+    options: CarryOptions,
+) -> Carried {
+    let mut relay = Relay {
+        tcp: &session.tcp,
+        channel: &mut session.channel,
+        app: app.tcp(),
+        counters,
+        up: Up::default(),
+        down: Down::default(),
+        accepted: None,
+        first_fin: None,
+        app_failed: false,
+        peer_failed: false,
+    };
+    let end = relay.run(options).await;
+    let accepted = relay.accepted.take();
+    let session = match &end {
+        End::Finished { .. } => {
+            app.finish();
+            session.channel.release();
+            Some(session)
+        }
+        failed => {
+            drop(app); // a reset, before anything else
+            leave(session, failed).await;
+            None
+        }
+    };
+    Carried { session, end, accepted }
+}
+
+/// Tells the peer why the session ends, where it does not know.
+async fn leave(mut session: Session, end: &End) {
+    match end {
+        End::Stopped(code) => {
+            session.channel.send(&Frame::Reset(*code)).ok();
+            session.channel.close();
+        }
+        End::NotAnswered => {
+            session.channel.send(&Frame::Reset(ResetCode::NotAnswered)).ok();
+            session.channel.close();
+        }
+        End::PeerFailed(error) => session.channel.explain(error),
+        End::ResetByApp(_) | End::ResetByPeer(_) | End::Refused(_) => session.channel.close(),
+        End::CutOff(_) => {
+            // Overtakes the data that the peer does not take.
+            session.tcp.set_zero_linger().ok();
+            return;
+        }
+        End::Finished { .. } => return,
+    }
+    if !session.channel.pending().is_empty() {
+        last_words(&session.tcp, session.channel.pending()).await;
+    }
+}
+
+struct Relay<'a> {
+    tcp: &'a TcpStream,
+    channel: &'a mut Channel,
+    app: &'a TcpStream,
+    counters: &'a Counters,
+    up: Up,
+    down: Down,
+    accepted: Option<Accepted>,
+    first_fin: Option<Party>,
+    /// The application's socket has an error, read or not.
+    app_failed: bool,
+    /// The peer's socket has an error, read or not.
+    peer_failed: bool,
+}
+
+/// Whether a step has moved anything. If none has, all wait for their sockets.
+type Progress = Result<bool, End>;
+
+impl Relay<'_> {
+    async fn run(&mut self, options: CarryOptions) -> End {
+        let CarryOptions { answer_by, stop } = options;
+        let (tcp, app) = (self.tcp, self.app);
+        // Errors are noticed also while a socket is not read, because its data has nowhere to go.
+        let mut app_error = pin!(app.ready(Interest::ERROR));
+        let mut peer_error = pin!(tcp.ready(Interest::ERROR));
+        let mut stopped = pin!(stopped(stop));
+        let mut answer = pin!(tokio::time::sleep_until(answer_by.unwrap_or_else(far_future)));
+        let mut grace = pin!(tokio::time::sleep_until(far_future()));
+        let mut grace_runs = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(code) = stopped.as_mut().poll(cx) {
+                return Poll::Ready(End::Stopped(code));
+            }
+            if !self.app_failed && app_error.as_mut().poll(cx).is_ready() {
+                self.app_failed = true;
+            }
+            if !self.peer_failed && peer_error.as_mut().poll(cx).is_ready() {
+                self.peer_failed = true;
+            }
+            let moved = match self.poll(cx) {
+                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Pending => std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved),
+            };
+            if self.channel.awaits_answer() && answer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::NotAnswered);
+            }
+            if self.has_failed() {
+                if moved || !grace_runs {
+                    grace.as_mut().reset(Instant::now() + GRACE);
+                    grace_runs = true;
+                }
+                if grace.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(self.give_up());
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Moves what can be moved, each direction in turn.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let moved = self.step_up(cx).and_then(|up| Ok(up | self.step_down(cx)?));
+            match moved {
+                Err(end) => return Poll::Ready(end),
+                Ok(_) if self.is_finished() => {
+                    let first = self.first_fin.unwrap_or(Party::App);
+                    return Poll::Ready(End::Finished { first });
+                }
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.up.is_ended() && self.down.is_ended() && self.channel.pending().is_empty()
+    }
+
+    /// Whether one side is known to be dead, so that the other gets only [`GRACE`] to take the rest.
+    fn has_failed(&self) -> bool {
+        self.app_failed || self.peer_failed || self.down.has_failed() || self.up.has_failed()
+    }
+
+    /// The rest was not taken in time.
+    fn give_up(&mut self) -> End {
+        if self.app_failed || self.down.app_error().is_some() {
+            End::CutOff(self.up.reset_code().unwrap_or(ResetCode::ApplicationReset))
+        } else {
+            self.down.failure()
+        }
+    }
+}
+
+/// Resolves once there is a code; never, if nobody can give one any more.
+async fn stopped(stop: Option<watch::Receiver<Option<ResetCode>>>) -> ResetCode {
+    if let Some(mut stop) = stop
+        && let Ok(code) = stop.wait_for(Option::is_some).await
+        && let Some(code) = *code
+    {
+        return code;
+    }
+    std::future::pending().await
+}
+
+/// As good as never, and safe to add to.
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_hours(24 * 365)
+}
+
+#[cfg(test)]
+mod tests;

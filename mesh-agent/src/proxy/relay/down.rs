@@ -1,0 +1,188 @@
+//! From the peer to the application: records opened where they were received, their data written
+//! from there.
+
+use std::array;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::task::{Context, Poll};
+
+use super::{End, Party, Progress, Relay};
+use crate::wire::io::{poll_read, poll_write_vectored, shutdown_write};
+use crate::wire::session::cut_off;
+use crate::wire::{MAX_RECORDS, Received, SessionError, StateError};
+
+/// Records written at once, at most: also small ones are gathered.
+const MAX_SLICES: usize = 64;
+
+/// The state of this direction.
+#[derive(Debug)]
+pub(super) struct Down {
+    /// Data opened and not yet written, by its place in the receive buffer.
+    ready: VecDeque<Range<usize>>,
+    /// Records per read: 1 to 8.
+    records: usize,
+    /// FIN has come.
+    fin: bool,
+    /// … and has been passed on, after all data.
+    shut: bool,
+    /// The application's socket takes nothing more, and why.
+    app_error: Option<io::ErrorKind>,
+    /// How the connection ends once everything before it is written.
+    failure: Option<End>,
+    pub(super) moved: bool,
+}
+
+impl Default for Down {
+    fn default() -> Self {
+        Self {
+            ready: VecDeque::new(),
+            records: 1,
+            fin: false,
+            shut: false,
+            app_error: None,
+            failure: None,
+            moved: false,
+        }
+    }
+}
+
+impl Down {
+    pub(super) fn is_ended(&self) -> bool {
+        self.shut && self.ready.is_empty()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.app_error.is_some()
+    }
+
+    pub(super) fn app_error(&self) -> Option<io::ErrorKind> {
+        self.app_error
+    }
+
+    /// How it ends if nothing more is waited for.
+    pub(super) fn failure(&mut self) -> End {
+        self.failure.take().unwrap_or(End::PeerFailed(SessionError::Truncated))
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while count > 0
+            && let Some(first) = self.ready.front_mut()
+        {
+            let taken = count.min(first.len());
+            first.start += taken;
+            count -= taken;
+            if first.start >= first.end {
+                self.ready.pop_front();
+            }
+        }
+    }
+}
+
+impl Relay<'_> {
+    /// Writes to the application once, or else opens or receives once.
+    pub(super) fn step_down(&mut self, cx: &mut Context<'_>) -> Progress {
+        let mut moved = false;
+        if !self.down.ready.is_empty() {
+            moved = self.write_app(cx);
+            if !self.down.ready.is_empty() {
+                self.down.moved |= moved;
+                return Ok(moved);
+            }
+        }
+        if let Some(end) = self.down.failure.take() {
+            return Err(end);
+        }
+        if self.down.fin && !self.down.shut {
+            if let Err(error) = shutdown_write(self.app) {
+                self.down.app_error.get_or_insert(error.kind());
+            }
+            self.down.shut = true;
+            moved = true;
+        }
+        moved |= self.open_records();
+        if self.down.ready.is_empty() && self.down.failure.is_none() {
+            moved |= self.read_peer(cx);
+        }
+        self.down.moved |= moved;
+        Ok(moved)
+    }
+
+    fn write_app(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.down.app_error.is_some() {
+            self.down.ready.clear();
+            return true;
+        }
+        let mut places = self.down.ready.iter();
+        let slices: [IoSlice<'_>; MAX_SLICES] = array::from_fn(|_| {
+            IoSlice::new(places.next().map_or(&[], |place| self.channel.data(place.clone())))
+        });
+        let used = slices.get(..self.down.ready.len()).unwrap_or(&slices);
+        match poll_write_vectored(self.app, cx, used) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(count)) => {
+                self.down.advance(count);
+                self.counters.add_from_peer(count);
+            }
+            Poll::Ready(Err(error)) => {
+                self.down.app_error = Some(error.kind());
+                self.down.ready.clear();
+            }
+        }
+        true
+    }
+
+    /// Opens what has been received, up to what one write takes or the end of this direction.
+    fn open_records(&mut self) -> bool {
+        let mut moved = false;
+        while self.down.ready.len() < MAX_SLICES && self.down.failure.is_none() {
+            let failure = match self.channel.receive() {
+                Ok(None) => break,
+                Ok(Some(Received::Data(place))) => {
+                    self.down.ready.push_back(place);
+                    None
+                }
+                Ok(Some(Received::Fin)) => {
+                    self.down.fin = true;
+                    self.first_fin.get_or_insert(Party::Peer);
+                    return true; // first everything before it is written
+                }
+                Ok(Some(Received::Accepted(accepted))) => {
+                    self.accepted = Some(accepted);
+                    None
+                }
+                Ok(Some(Received::Reset(code))) => Some(End::ResetByPeer(code)),
+                Ok(Some(Received::Refused(refused))) => Some(End::Refused(refused)),
+                Ok(Some(Received::Closed)) => Some(End::PeerFailed(SessionError::Closed)),
+                Ok(Some(Received::Open(_))) => {
+                    Some(End::PeerFailed(SessionError::State(StateError::Open)))
+                }
+                Err(error) => Some(End::PeerFailed(error)),
+            };
+            self.down.failure = failure;
+            moved = true;
+        }
+        moved
+    }
+
+    fn read_peer(&mut self, cx: &mut Context<'_>) -> bool {
+        let room = self.channel.spare(self.down.records);
+        let size = room.len();
+        match poll_read(self.tcp, cx, room) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(0)) => {
+                self.down.failure = Some(End::PeerFailed(SessionError::Truncated));
+            }
+            Poll::Ready(Ok(count)) => {
+                self.channel.received(count);
+                if count == size {
+                    self.down.records = (self.down.records * 2).min(MAX_RECORDS);
+                }
+            }
+            Poll::Ready(Err(error)) => {
+                self.down.failure = Some(End::PeerFailed(cut_off(error)));
+            }
+        }
+        true
+    }
+}

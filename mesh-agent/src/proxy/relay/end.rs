@@ -1,0 +1,107 @@
+//! How a connection ended, and who ended it.
+
+use std::io;
+
+use crate::wire::{Fault, Refused, ResetCode, SessionError};
+
+/// One of the two sides of a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Party {
+    /// The application on our node.
+    App,
+    /// The other side, through its agent.
+    Peer,
+}
+
+impl Party {
+    /// Stable code, for flows.
+    pub const fn as_code(self) -> &'static str {
+        match self {
+            Self::App => "application",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// Both directions were closed; everything was delivered.
+    #[error("closed, first by the {}", .first.as_code())]
+    Finished {
+        /// Who closed its direction first.
+        first: Party,
+    },
+    /// Our application reset its connection; the peer has been told.
+    #[error("reset on this side: {0}")]
+    ResetByApp(ResetCode),
+    /// Our application reset its connection while the peer took nothing; the session was cut off.
+    #[error("reset on this side while the peer took no data, so the session was cut off: {0}")]
+    CutOff(ResetCode),
+    /// The peer's side reset it.
+    #[error("reset by the peer: {0}")]
+    ResetByPeer(ResetCode),
+    /// The peer's agent refused it.
+    #[error("refused by the peer: {}", .0.reason)]
+    Refused(Refused),
+    /// The peer's agent did not answer our OPEN in time.
+    #[error("the peer's agent did not answer in time")]
+    NotAnswered,
+    /// The session ended or broke in the middle.
+    #[error("{0}")]
+    PeerFailed(SessionError),
+    /// Ended by our own agent.
+    #[error("ended by this agent: {0}")]
+    Stopped(ResetCode),
+}
+
+impl End {
+    /// Stable code, for metrics and flows.
+    pub fn as_code(&self) -> &'static str {
+        match self {
+            Self::Finished { .. } => "closed",
+            Self::ResetByApp(code) | Self::ResetByPeer(code) | Self::Stopped(code) => {
+                code.as_code()
+            }
+            Self::CutOff(_) => "reset_cut_off",
+            Self::Refused(refused) => refused.reason.as_code(),
+            Self::NotAnswered => "not_answered",
+            Self::PeerFailed(error) => error.as_code(),
+        }
+    }
+
+    /// Who ended it, if anybody did on purpose.
+    pub fn by(&self) -> Option<Party> {
+        match self {
+            Self::Finished { first } => Some(*first),
+            Self::ResetByApp(_) | Self::CutOff(_) => Some(Party::App),
+            Self::ResetByPeer(_) | Self::Refused(_) => Some(Party::Peer),
+            Self::NotAnswered | Self::PeerFailed(_) | Self::Stopped(_) => None,
+        }
+    }
+
+    /// Whose fault it is, if it is one.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Finished { .. } => None,
+            Self::ResetByApp(code)
+            | Self::CutOff(code)
+            | Self::ResetByPeer(code)
+            | Self::Stopped(code) => Some(code.fault()),
+            Self::Refused(refused) => Some(refused.reason.fault()),
+            Self::NotAnswered => Some(Fault::Peer),
+            Self::PeerFailed(error) => Some(error.fault()),
+        }
+    }
+}
+
+/// The code for an error of the application's socket.
+pub(super) fn reset_code(kind: io::ErrorKind) -> ResetCode {
+    match kind {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => ResetCode::ApplicationReset,
+        io::ErrorKind::TimedOut => ResetCode::ApplicationTimedOut,
+        _ => ResetCode::ApplicationFailed,
+    }
+}

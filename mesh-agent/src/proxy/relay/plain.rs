@@ -1,0 +1,208 @@
+//! The same rules between two plain connections: for what the agent carries without TLS.
+
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::end::reset_code;
+use super::{AppStream, Counters, End, GRACE, Party, far_future, stopped};
+use crate::wire::ResetCode;
+use crate::wire::io::{poll_read, poll_write, shutdown_write};
+
+/// To begin with, and for a busy stream.
+const BUFFER_BYTES: [usize; 2] = [16 * 1024, 128 * 1024];
+
+/// Carries one connection between two sockets without TLS, with the ends of [`super::carry`]:
+/// `app` is [`Party::App`], `peer` is [`Party::Peer`].
+///
+/// # Cancel safety
+/// Dropping the future resets both.
+pub async fn relay_plain(
+    app: AppStream,
+    peer: AppStream,
+    counters: &Counters,
+    stop: Option<watch::Receiver<Option<ResetCode>>>,
+) -> End {
+    let end = run(app.tcp(), peer.tcp(), counters, stop).await;
+    if matches!(end, End::Finished { .. }) {
+        app.finish();
+        peer.finish();
+    }
+    end
+}
+
+async fn run(
+    app: &TcpStream,
+    peer: &TcpStream,
+    counters: &Counters,
+    stop: Option<watch::Receiver<Option<ResetCode>>>,
+) -> End {
+    let mut up = Pipe::new(app, peer);
+    let mut down = Pipe::new(peer, app);
+    let mut stopped = pin!(stopped(stop));
+    let mut app_error = pin!(app.ready(Interest::ERROR));
+    let mut peer_error = pin!(peer.ready(Interest::ERROR));
+    let (mut app_failed, mut peer_failed) = (false, false);
+    let mut first_fin = None;
+    let mut grace = pin!(tokio::time::sleep_until(far_future()));
+    let mut grace_runs = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(code) = stopped.as_mut().poll(cx) {
+            return Poll::Ready(End::Stopped(code));
+        }
+        app_failed = app_failed || app_error.as_mut().poll(cx).is_ready();
+        peer_failed = peer_failed || peer_error.as_mut().poll(cx).is_ready();
+        let mut moved = false;
+        loop {
+            let step_up = up.step(cx, down.sink_error, app_failed, |n| counters.add_to_peer(n));
+            let step_down = down.step(cx, up.sink_error, peer_failed, |n| counters.add_from_peer(n));
+            if up.fin {
+                first_fin.get_or_insert(Party::App);
+            }
+            if down.fin {
+                first_fin.get_or_insert(Party::Peer);
+            }
+            match (step_up, step_down) {
+                (Err(code), _) => return Poll::Ready(End::ResetByApp(code)),
+                (_, Err(code)) => return Poll::Ready(End::ResetByPeer(code)),
+                (Ok(_), Ok(_)) if up.shut && down.shut => {
+                    let first = first_fin.unwrap_or(Party::App);
+                    return Poll::Ready(End::Finished { first });
+                }
+                (Ok(false), Ok(false)) => break,
+                (Ok(_), Ok(_)) => moved = true,
+            }
+        }
+        if app_failed || peer_failed || up.sink_error.is_some() || down.sink_error.is_some() {
+            if moved || !grace_runs {
+                grace.as_mut().reset(Instant::now() + GRACE);
+                grace_runs = true;
+            }
+            if grace.as_mut().poll(cx).is_ready() {
+                let code = ResetCode::ApplicationReset;
+                let by_app = app_failed || down.sink_error.is_some();
+                return Poll::Ready(if by_app {
+                    End::ResetByApp(code)
+                } else {
+                    End::ResetByPeer(code)
+                });
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// One direction.
+struct Pipe<'a> {
+    source: &'a TcpStream,
+    sink: &'a TcpStream,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The source has ended.
+    fin: bool,
+    /// … and the sink has been told, after all data.
+    shut: bool,
+    /// The source was reset; passed on once all data before it is written.
+    reset: Option<ResetCode>,
+    /// The sink takes nothing more, and why.
+    sink_error: Option<io::ErrorKind>,
+}
+
+impl<'a> Pipe<'a> {
+    fn new(source: &'a TcpStream, sink: &'a TcpStream) -> Self {
+        Self {
+            source,
+            sink,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            fin: false,
+            shut: false,
+            reset: None,
+            sink_error: None,
+        }
+    }
+
+    /// Reads once or writes once. `write_error` is what the other direction met when it wrote to
+    /// our source, `failed` whether the source's socket has an error.
+    ///
+    /// # Errors
+    /// The source was reset, and everything before it has been written.
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        write_error: Option<io::ErrorKind>,
+        failed: bool,
+        count: impl Fn(usize),
+    ) -> Result<bool, ResetCode> {
+        if self.start < self.end {
+            if self.sink_error.is_some() {
+                self.start = self.end;
+                return Ok(true);
+            }
+            let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
+            return match poll_write(self.sink, cx, rest) {
+                Poll::Pending => Ok(false),
+                Poll::Ready(Ok(written)) => {
+                    count(written);
+                    self.start += written;
+                    Ok(true)
+                }
+                Poll::Ready(Err(error)) => {
+                    self.sink_error = Some(error.kind());
+                    Ok(true)
+                }
+            };
+        }
+        if let Some(code) = self.reset {
+            return Err(code);
+        }
+        if self.fin {
+            let newly = !self.shut;
+            if newly {
+                shutdown_write(self.sink).ok(); // if it fails, the other direction finds out
+                self.shut = true;
+            }
+            return match write_error {
+                Some(error) => Err(reset_code(error)),
+                None if failed => Err(ResetCode::ApplicationReset),
+                None => Ok(newly),
+            };
+        }
+        self.read(cx, write_error)
+    }
+
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        write_error: Option<io::ErrorKind>,
+    ) -> Result<bool, ResetCode> {
+        let [small, large] = BUFFER_BYTES;
+        if self.buffer.is_empty() {
+            self.buffer.resize(small, 0);
+        } else if self.end == self.buffer.len() {
+            self.buffer.resize(large, 0);
+        }
+        (self.start, self.end) = (0, 0);
+        match poll_read(self.source, cx, &mut self.buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => match write_error {
+                Some(error) if error != io::ErrorKind::BrokenPipe => {
+                    self.reset = Some(reset_code(error));
+                }
+                _ => self.fin = true,
+            },
+            Poll::Ready(Ok(count)) => self.end = count,
+            Poll::Ready(Err(error)) => self.reset = Some(reset_code(error.kind())),
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,145 @@
+//! From the application to the peer: read into the gaps of records, sealed there, written.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use super::end::reset_code;
+use super::{End, Party, Progress, Relay};
+use crate::wire::io::{poll_read, poll_read_vectored, poll_write};
+use crate::wire::{Frame, MAX_RECORDS, ResetCode};
+
+/// After so many reads in a row that one record would have held, one record is enough again.
+const QUIET_READS: u32 = 16;
+
+/// The state of this direction.
+#[derive(Debug)]
+pub(super) struct Up {
+    /// Records per read: 1 to 8.
+    records: usize,
+    quiet_reads: u32,
+    /// FIN has been sealed.
+    fin: bool,
+    /// RESET has been sealed; once it is written, the connection is over.
+    reset: Option<ResetCode>,
+    /// The peer's socket takes nothing more.
+    broken: bool,
+    pub(super) moved: bool,
+}
+
+impl Default for Up {
+    fn default() -> Self {
+        Self { records: 1, quiet_reads: 0, fin: false, reset: None, broken: false, moved: false }
+    }
+}
+
+impl Up {
+    pub(super) fn is_ended(&self) -> bool {
+        self.fin && self.reset.is_none()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.broken || self.reset.is_some()
+    }
+
+    pub(super) fn reset_code(&self) -> Option<ResetCode> {
+        self.reset
+    }
+
+    /// More records for a busy stream, one for a quiet one.
+    fn adapt(&mut self, count: usize, room: usize) {
+        if count == room {
+            self.records = (self.records * 2).min(MAX_RECORDS);
+            self.quiet_reads = 0;
+        } else if self.records > 1 && count <= room / self.records {
+            self.quiet_reads += 1;
+            if self.quiet_reads >= QUIET_READS {
+                (self.records, self.quiet_reads) = (1, 0);
+            }
+        } else {
+            self.quiet_reads = 0;
+        }
+    }
+}
+
+impl Relay<'_> {
+    /// Reads from the application once and writes to the peer once.
+    pub(super) fn step_up(&mut self, cx: &mut Context<'_>) -> Progress {
+        self.channel.settle().map_err(End::PeerFailed)?;
+        let mut moved = false;
+        if !self.up.fin && self.up.reset.is_none() && !self.up.broken && self.channel.takes_data() {
+            moved |= self.read_app(cx)?;
+        }
+        if self.up.fin && self.up.reset.is_none() && !self.down.is_ended() {
+            // The application ended its direction properly and was reset afterwards.
+            if let Some(error) = self.down.app_error() {
+                self.reset(reset_code(error))?;
+            } else if self.app_failed {
+                let error = self.app.take_error().ok().flatten();
+                self.reset(reset_code(error.map_or(io::ErrorKind::BrokenPipe, |e| e.kind())))?;
+            }
+        }
+        moved |= self.write_peer(cx)?;
+        self.up.moved |= moved;
+        Ok(moved)
+    }
+
+    fn read_app(&mut self, cx: &mut Context<'_>) -> Progress {
+        let records = self.up.records;
+        let mut slices = self.channel.data_slices(records).map_err(End::PeerFailed)?;
+        let room: usize = slices.iter().map(|slice| slice.len()).sum();
+        let outcome = match (records, slices.first_mut()) {
+            (1, Some(only)) => poll_read(self.app, cx, only),
+            _ => poll_read_vectored(self.app, cx, &mut slices),
+        };
+        match outcome {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => match self.down.app_error() {
+                // A write has met the reset and taken the error with it: no end of stream.
+                Some(error) if error != io::ErrorKind::BrokenPipe => {
+                    self.reset(reset_code(error))?;
+                }
+                _ => {
+                    self.channel.send(&Frame::Fin).map_err(End::PeerFailed)?;
+                    self.up.fin = true;
+                    self.first_fin.get_or_insert(Party::App);
+                }
+            },
+            Poll::Ready(Ok(count)) => {
+                self.channel.send_data(count).map_err(End::PeerFailed)?;
+                self.counters.add_to_peer(count);
+                self.up.adapt(count, room);
+            }
+            Poll::Ready(Err(error)) => self.reset(reset_code(error.kind()))?,
+        }
+        Ok(true)
+    }
+
+    fn reset(&mut self, code: ResetCode) -> Result<(), End> {
+        self.channel.send(&Frame::Reset(code)).map_err(End::PeerFailed)?;
+        self.up.reset = Some(code);
+        Ok(())
+    }
+
+    fn write_peer(&mut self, cx: &mut Context<'_>) -> Progress {
+        let mut moved = false;
+        if !self.channel.pending().is_empty() {
+            match poll_write(self.tcp, cx, self.channel.pending()) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(count)) => {
+                    self.channel.written(count);
+                    moved = true;
+                }
+                Poll::Ready(Err(_)) => {
+                    // What the peer said before, perhaps the reason, is read first.
+                    self.up.broken = true;
+                    self.channel.written(usize::MAX);
+                    moved = true;
+                }
+            }
+        }
+        match self.up.reset {
+            Some(code) if self.channel.pending().is_empty() => Err(End::ResetByApp(code)),
+            _ => Ok(moved),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A session without its socket: bytes in, frames out, and the other way round.
+
+use std::io::IoSliceMut;
+use std::ops::Range;
+
+use super::frame::{Accepted, Frame, Open, Refused};
+use super::inbox::Inbox;
+use super::outbox::{MAX_RECORDS, Outbox};
+use super::reason::{JudgedBy, ResetCode, SessionError, StateError, TlsReason};
+use super::record::Content;
+use super::state::{Role, State, Step};
+use super::traffic::{Opened, Traffic, ours};
+
+/// More than this many unwritten bytes, and no new data is read from the application: the writes
+/// of small frames may wait together, bulk waits where it came from.
+const SMALL_BACKLOG_BYTES: usize = 4096;
+/// Records that may be sealed between two looks at the key's limit.
+const KEY_MARGIN: u64 = MAX_RECORDS as u64 + 8;
+
+/// Both directions of a session, without its socket.
+pub(crate) struct Channel {
+    traffic: Traffic,
+    inbox: Inbox,
+    outbox: Outbox,
+    role: Role,
+    state: State,
+}
+
+/// What the peer has sent.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Open(Open),
+    Accepted(Accepted),
+    Refused(Refused),
+    /// At this place in the receive buffer, until the next [`Channel::spare`].
+    Data(Range<usize>),
+    Fin,
+    Reset(ResetCode),
+    /// `close_notify`, between two connections or instead of an answer to OPEN.
+    Closed,
+}
+
+impl Channel {
+    pub(super) fn new(traffic: Traffic, inbox: Inbox, outbox: Outbox, role: Role) -> Self {
+        Self { traffic, inbox, outbox, role, state: State::Idle }
+    }
+
+    /// Whether no connection is carried, so that the next may begin.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state == State::Idle
+    }
+
+    /// Whether we opened a connection and have no answer yet.
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.role == Role::Client && matches!(self.state, State::Connection { accepted: false, .. })
+    }
+
+    /// The next thing the peer sent, or `None` if more bytes are needed.
+    ///
+    /// # Errors
+    /// The session is over; [`Channel::explain`] tells the peer.
+    pub(crate) fn receive(&mut self) -> Result<Option<Received>, SessionError> {
+        loop {
+            let Some((place, record)) = self.inbox.take_record().map_err(ours)? else {
+                return Ok(None);
+            };
+            let opened = self.traffic.open(record)?;
+            let frame = match opened {
+                Opened::Nothing => continue,
+                // Before our OPEN was answered, the two may have crossed: nothing was carried out.
+                Opened::CloseNotify if self.awaits_answer() => return Ok(Some(Received::Closed)),
+                Opened::CloseNotify if matches!(self.state, State::Connection { .. }) => {
+                    return Err(StateError::Close.into());
+                }
+                Opened::CloseNotify => return Ok(Some(Received::Closed)),
+                Opened::Frame(range) => place.start + range.start..place.start + range.end,
+            };
+            let (step, received) = match Frame::decode(self.inbox.at(frame.clone()))? {
+                Frame::Ignorable(_) => continue,
+                Frame::Open(open) => (Step::Open, Received::Open(open)),
+                Frame::Accepted(accepted) => (Step::Accepted, Received::Accepted(accepted)),
+                Frame::Refused(refused) => (Step::Refused, Received::Refused(refused)),
+                // The first byte is the frame's type.
+                Frame::Data(_) => (Step::Data, Received::Data(frame.start + 1..frame.end)),
+                Frame::Fin => (Step::Fin, Received::Fin),
+                Frame::Reset(code) => (Step::Reset, Received::Reset(code)),
+            };
+            self.state = self.state.after(self.peer(), step)?;
+            return Ok(Some(received));
+        }
+    }
+
+    /// The bytes at a place that [`Received::Data`] named.
+    pub(crate) fn data(&self, place: Range<usize>) -> &[u8] {
+        self.inbox.at(place)
+    }
+
+    /// Room to receive into; voids the places of data handed out before.
+    pub(crate) fn spare(&mut self, records: usize) -> &mut [u8] {
+        self.inbox.spare(records.clamp(1, MAX_RECORDS))
+    }
+
+    /// `count` bytes have been received into the room.
+    pub(crate) fn received(&mut self, count: usize) {
+        self.inbox.received(count);
+    }
+
+    /// Seals a frame that is not data.
+    pub(crate) fn send(&mut self, frame: &Frame<'_>) -> Result<(), SessionError> {
+        let step = match frame {
+            Frame::Open(_) => Step::Open,
+            Frame::Accepted(_) => Step::Accepted,
+            Frame::Refused(_) => Step::Refused,
+            Frame::Data(_) => Step::Data,
+            Frame::Fin => Step::Fin,
+            Frame::Reset(_) => Step::Reset,
+            Frame::Ignorable(_) => return Ok(()),
+        };
+        let next = self.state.after(self.role, step)?;
+        self.settle()?;
+        let mut bytes = Vec::with_capacity(128);
+        frame.encode(&mut bytes);
+        self.outbox.seal(&mut self.traffic, Content::Data, &bytes)?;
+        self.state = next;
+        Ok(())
+    }
+
+    /// Whether there is so little unwritten that application data may be read.
+    pub(crate) fn takes_data(&self) -> bool {
+        self.outbox.pending().len() <= SMALL_BACKLOG_BYTES
+    }
+
+    /// Room for application data, up to `records` records; seal it with [`Channel::send_data`].
+    pub(crate) fn data_slices(
+        &mut self,
+        records: usize,
+    ) -> Result<[IoSliceMut<'_>; MAX_RECORDS], SessionError> {
+        self.settle()?;
+        Ok(self.outbox.data_slices(records))
+    }
+
+    /// Seals the `count` bytes that were put into the slices, as DATA.
+    pub(crate) fn send_data(&mut self, count: usize) -> Result<(), SessionError> {
+        self.state = self.state.after(self.role, Step::Data)?;
+        self.outbox.seal_data(&mut self.traffic, count)
+    }
+
+    /// Seals a KeyUpdate if the peer asked for one or the key has protected enough.
+    pub(crate) fn settle(&mut self) -> Result<(), SessionError> {
+        if self.traffic.wants_update(KEY_MARGIN) && self.takes_data() {
+            self.update_keys(false)?;
+        }
+        Ok(())
+    }
+
+    /// Seals a KeyUpdate; with `ask`, the peer is to change its key as well.
+    pub(super) fn update_keys(&mut self, ask: bool) -> Result<(), SessionError> {
+        let message = Traffic::update_message(ask);
+        self.outbox.seal(&mut self.traffic, Content::Handshake, &message)?;
+        self.traffic.updated()
+    }
+
+    /// What is to be written.
+    pub(crate) fn pending(&self) -> &[u8] {
+        self.outbox.pending()
+    }
+
+    /// `count` bytes have been written.
+    pub(crate) fn written(&mut self, count: usize) {
+        self.outbox.written(count);
+    }
+
+    /// Seals the alert that tells the peer why we end the session, if it was us.
+    pub(crate) fn explain(&mut self, error: &SessionError) {
+        let reason = match error {
+            SessionError::Tls { reason, judged_by: JudgedBy::Us } => *reason,
+            SessionError::Frame(_) => TlsReason::MalformedMessage,
+            SessionError::State(_) => TlsReason::UnexpectedMessage,
+            SessionError::Tls { judged_by: JudgedBy::Peer, .. }
+            | SessionError::Closed
+            | SessionError::Truncated
+            | SessionError::Refused(_)
+            | SessionError::TimedOut
+            | SessionError::Io(_) => return,
+        };
+        self.alert(2, reason.alert());
+    }
+
+    /// Seals `close_notify`: we shall send nothing more.
+    pub(crate) fn close(&mut self) {
+        self.alert(1, 0);
+        self.state = State::Over;
+    }
+
+    /// Gives back the memory of empty buffers.
+    pub(crate) fn release(&mut self) {
+        self.inbox.release();
+        self.outbox.release();
+    }
+
+    fn alert(&mut self, level: u8, description: u8) {
+        // If even this cannot be sealed, the peer sees the session cut off instead.
+        self.outbox.seal(&mut self.traffic, Content::Alert, &[level, description]).ok();
+    }
+
+    fn peer(&self) -> Role {
+        match self.role {
+            Role::Client => Role::Server,
+            Role::Server => Role::Client,
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The TLS handshake over a socket, up to the moment when rustls hands over the keys.
+//!
+//! rustls is shown one record at a time, so that it never touches the frames behind the handshake:
+//! they stay in our buffer, sealed, for our own record layer.
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::kernel::KernelConnection;
+use rustls::pki_types::ServerName;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
+use rustls::{CommonState, ExtractedSecrets};
+use std::future::poll_fn;
+use std::io;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::channel::Channel;
+use super::inbox::Inbox;
+use super::io::{last_words, poll_read, poll_write};
+use super::outbox::Outbox;
+use super::reason::{HandshakeError, JudgedBy, TlsReason};
+use super::record::{self, Content};
+use super::session::TlsInfo;
+use super::state::Role;
+use super::traffic::{Kernel, Traffic};
+use crate::identity::SpiffeId;
+use crate::identity::tls::{ALPN, ClientTls, ServerTls};
+use crate::identity::verifier::{PeerRejection, observed, spiffe_id_of};
+
+/// Records that the receive buffer may hold while a message of the handshake is put together.
+const HANDSHAKE_RECORDS: usize = 5;
+/// Shown of a peer that does not speak TLS.
+const SHOWN_BYTES: usize = 8;
+/// First bytes of a record that may begin a handshake: handshake, and alert (from a server).
+const FIRST_BYTES: [u8; 2] = [22, 21];
+
+/// What a handshake leads to.
+pub(super) struct Established {
+    pub(super) channel: Channel,
+    pub(super) peer: SpiffeId,
+    pub(super) info: TlsInfo,
+}
+
+/// Connects. The last flight of the client is left in the outbox, so that OPEN and the first data
+/// can go with it.
+pub(super) async fn connect(
+    tcp: &TcpStream,
+    tls: &ClientTls,
+    deadline: Instant,
+) -> Result<Established, HandshakeError> {
+    let address = tcp.peer_addr().map_err(HandshakeError::Io)?.ip();
+    let conn = UnbufferedClientConnection::new(tls.config(), ServerName::IpAddress(address.into()))
+        .map_err(|error| judged_by_us(&error, None))?;
+    Handshake::new(Tls::Client(conn)).run(tcp, deadline).await
+}
+
+/// Accepts. The server's last flight has been written.
+pub(super) async fn accept(
+    tcp: &TcpStream,
+    tls: &ServerTls,
+    deadline: Instant,
+) -> Result<Established, HandshakeError> {
+    let conn = UnbufferedServerConnection::new(tls.config())
+        .map_err(|error| judged_by_us(&error, None))?;
+    Handshake::new(Tls::Server(conn)).run(tcp, deadline).await
+}
+
+enum Tls {
+    Client(UnbufferedClientConnection),
+    Server(UnbufferedServerConnection),
+}
+
+/// What rustls wants next.
+enum Wants {
+    /// To be called again with the same bytes.
+    Again,
+    /// The next record.
+    Record,
+    /// Nothing more: the handshake is done.
+    Nothing,
+}
+
+struct Handshake {
+    tls: Tls,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// How many of the received bytes rustls has been shown.
+    shown: usize,
+    write_error: Option<io::Error>,
+}
+
+impl Handshake {
+    fn new(tls: Tls) -> Self {
+        let (inbox, outbox) = (Inbox::default(), Outbox::default());
+        Self { tls, inbox, outbox, shown: 0, write_error: None }
+    }
+
+    async fn run(
+        mut self,
+        tcp: &TcpStream,
+        deadline: Instant,
+    ) -> Result<Established, HandshakeError> {
+        let outcome = timeout_at(deadline, self.drive(tcp)).await;
+        let outcome = match outcome {
+            Ok(Ok(())) => return self.hand_over(tcp).await,
+            Ok(Err(error)) => error,
+            Err(_elapsed) => return Err(HandshakeError::TimedOut),
+        };
+        if matches!(outcome, HandshakeError::Tls { judged_by: JudgedBy::Us, .. }) {
+            self.collect_alert();
+            last_words(tcp, self.outbox.pending()).await;
+        }
+        Err(outcome)
+    }
+
+    async fn drive(&mut self, tcp: &TcpStream) -> Result<(), HandshakeError> {
+        loop {
+            match self.step()? {
+                Wants::Again => {}
+                Wants::Nothing => return Ok(()),
+                Wants::Record => {
+                    while !self.show_next_record()? {
+                        self.flush(tcp).await;
+                        self.receive(tcp).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets rustls work on the bytes shown so far.
+    fn step(&mut self) -> Result<Wants, HandshakeError> {
+        let Self { tls, inbox, outbox, shown, .. } = self;
+        let window = inbox.window(*shown);
+        let ((discard, wants), rejection) = observed(|| match tls {
+            Tls::Client(conn) => advance(conn.process_tls_records(window), outbox),
+            Tls::Server(conn) => advance(conn.process_tls_records(window), outbox),
+        });
+        inbox.consume(discard);
+        *shown = shown.saturating_sub(discard);
+        wants.map_err(|error| judged_by_us(&error, rejection))
+    }
+
+    /// Shows rustls one record more. `false` if it has not wholly arrived.
+    fn show_next_record(&mut self) -> Result<bool, HandshakeError> {
+        let unused = self.inbox.unused();
+        if let Some(first) = unused.first()
+            && self.shown == 0
+            && !self.has_begun()
+            && !FIRST_BYTES.contains(first)
+        {
+            let first = unused.iter().copied().take(SHOWN_BYTES).collect();
+            return Err(HandshakeError::NotTls { first });
+        }
+        let rest = unused.get(self.shown..).unwrap_or_default();
+        let arrived = match record::length(rest) {
+            Ok(Some(length)) if length <= rest.len() => length,
+            Ok(_) => return Ok(false),
+            // rustls finds the same fault and sends the alert that goes with it.
+            Err(_oversized) => rest.len(),
+        };
+        self.shown += arrived;
+        Ok(true)
+    }
+
+    /// Whether rustls has understood anything of the peer.
+    fn has_begun(&self) -> bool {
+        self.common().protocol_version().is_some()
+    }
+
+    /// Writes what rustls wants to say. An error is kept until the peer's last words are read: an
+    /// alert that explains it may be waiting.
+    async fn flush(&mut self, tcp: &TcpStream) {
+        while !self.outbox.pending().is_empty() {
+            let pending = self.outbox.pending();
+            match poll_fn(|cx| poll_write(tcp, cx, pending)).await {
+                Ok(count) => self.outbox.written(count),
+                Err(error) => {
+                    self.write_error = Some(error);
+                    self.outbox.written(usize::MAX);
+                }
+            }
+        }
+    }
+
+    async fn receive(&mut self, tcp: &TcpStream) -> Result<(), HandshakeError> {
+        let mut room = self.inbox.spare(1);
+        if room.is_empty() {
+            room = self.inbox.spare(HANDSHAKE_RECORDS);
+        }
+        if room.is_empty() {
+            let error = rustls::Error::PeerSentOversizedRecord;
+            return Err(judged_by_us(&error, None));
+        }
+        match poll_fn(|cx| poll_read(tcp, cx, room)).await {
+            Ok(0) => match self.write_error.take() {
+                Some(error) => Err(HandshakeError::Io(error)),
+                None => Err(HandshakeError::PeerClosed),
+            },
+            Ok(count) => {
+                self.inbox.received(count);
+                Ok(())
+            }
+            Err(error) => Err(HandshakeError::Io(self.write_error.take().unwrap_or(error))),
+        }
+    }
+
+    /// After an error, rustls still has the alert that tells the peer.
+    fn collect_alert(&mut self) {
+        let Self { tls, outbox, .. } = self;
+        // Twice as often as any alert needs, and an end in any case.
+        for _ in 0..4 {
+            match tls {
+                Tls::Client(conn) => advance(conn.process_tls_records(&mut []), outbox).1.ok(),
+                Tls::Server(conn) => advance(conn.process_tls_records(&mut []), outbox).1.ok(),
+            };
+        }
+    }
+
+    /// Takes the keys from rustls and checks what rustls does not.
+    async fn hand_over(mut self, tcp: &TcpStream) -> Result<Established, HandshakeError> {
+        let internal = |detail: &str| tls_error(TlsReason::TlsInternal, detail.to_owned());
+        if self.shown > 0 {
+            return Err(tls_error(
+                TlsReason::UnexpectedMessage,
+                "bytes after the end of the handshake in the same record".to_owned(),
+            ));
+        }
+        let role = match self.tls {
+            Tls::Client(_) => Role::Client,
+            Tls::Server(_) => Role::Server,
+        };
+        let has_alpn = self.common().alpn_protocol() == Some(ALPN);
+        let leaf = self.common().peer_certificates().and_then(|chain| chain.first());
+        let peer = leaf.ok_or_else(|| internal("no peer certificate")).and_then(|leaf| {
+            spiffe_id_of(leaf).map_err(|e| tls_error(TlsReason::from(&e), e.to_string()))
+        });
+        let info = TlsInfo::of(self.common());
+        if role == Role::Server {
+            self.flush(tcp).await;
+        }
+        let (secrets, kernel) = self.tls.into_kernel().map_err(|e| judged_by_us(&e, None))?;
+        let mut traffic = Traffic::new(kernel, secrets)
+            .map_err(|reason| tls_error(reason, "the keys could not be taken over".to_owned()))?;
+        let peer = peer?;
+        let info = info.ok_or_else(|| internal("no parameters"))?;
+        if !has_alpn {
+            // rustls lets a client pass that offers no protocol at all.
+            let alert = [2, TlsReason::NoAlpn.alert()];
+            self.outbox.seal(&mut traffic, Content::Alert, &alert).ok();
+            last_words(tcp, self.outbox.pending()).await;
+            return Err(tls_error(TlsReason::NoAlpn, String::new()));
+        }
+        let channel = Channel::new(traffic, self.inbox, self.outbox, role);
+        Ok(Established { channel, peer, info })
+    }
+
+    fn common(&self) -> &CommonState {
+        match &self.tls {
+            Tls::Client(conn) => conn,
+            Tls::Server(conn) => conn,
+        }
+    }
+}
+
+impl Tls {
+    fn into_kernel(self) -> Result<(ExtractedSecrets, Kernel), rustls::Error> {
+        fn wrap<D>(
+            (secrets, kernel): (ExtractedSecrets, KernelConnection<D>),
+            side: impl FnOnce(KernelConnection<D>) -> Kernel,
+        ) -> (ExtractedSecrets, Kernel) {
+            (secrets, side(kernel))
+        }
+        match self {
+            Self::Client(c) => Ok(wrap(c.dangerous_into_kernel_connection()?, Kernel::Client)),
+            Self::Server(c) => Ok(wrap(c.dangerous_into_kernel_connection()?, Kernel::Server)),
+        }
+    }
+}
+
+/// Moves what rustls has made into the outbox and says how to go on.
+fn advance<D>(
+    status: UnbufferedStatus<'_, '_, D>,
+    outbox: &mut Outbox,
+) -> (usize, Result<Wants, rustls::Error>) {
+    let UnbufferedStatus { discard, state } = status;
+    let wants = match state {
+        Err(error) => Err(error),
+        Ok(ConnectionState::EncodeTlsData(mut message)) => {
+            let size = match message.encode(&mut []) {
+                Err(EncodeError::InsufficientSize(size)) => size.required_size,
+                Ok(_) | Err(EncodeError::AlreadyEncoded) => 0,
+            };
+            match message.encode(outbox.append(size)) {
+                Ok(written) => outbox.take_back(size.saturating_sub(written)),
+                Err(_insufficient) => outbox.take_back(size),
+            }
+            Ok(Wants::Again)
+        }
+        Ok(ConnectionState::TransmitTlsData(transmit)) => {
+            transmit.done(); // it lies in the outbox, in order
+            Ok(Wants::Again)
+        }
+        Ok(ConnectionState::BlockedHandshake) => Ok(Wants::Record),
+        Ok(ConnectionState::WriteTraffic(_)) => Ok(Wants::Nothing),
+        // We show one record at a time and stop at the last of the handshake, and never offer 0-RTT.
+        Ok(_) => Err(rustls::Error::HandshakeNotComplete),
+    };
+    (discard, wants)
+}
+
+/// An error that rustls found, or the alert it received, as a reason.
+fn judged_by_us(error: &rustls::Error, rejection: Option<PeerRejection>) -> HandshakeError {
+    let judged_by = match error {
+        rustls::Error::AlertReceived(_) => JudgedBy::Peer,
+        _ => JudgedBy::Us,
+    };
+    match rejection {
+        Some(rejection) => tls_error(TlsReason::from(&rejection), rejection.to_string()),
+        None => HandshakeError::Tls {
+            reason: TlsReason::of_error(error),
+            judged_by,
+            detail: if judged_by == JudgedBy::Us { error.to_string() } else { String::new() },
+        },
+    }
+}
+
+fn tls_error(reason: TlsReason, detail: String) -> HandshakeError {
+    HandshakeError::Tls { reason, judged_by: JudgedBy::Us, detail }
+}

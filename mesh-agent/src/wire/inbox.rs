@@ -1,0 +1,78 @@
+//! Bytes received and not yet used: whole records are opened where they lie.
+
+use std::ops::Range;
+
+use super::reason::TlsReason;
+use super::record::{self, MAX_RECORD_BYTES};
+
+/// A buffer of one to eight records, with the unused bytes at `start..end`.
+#[derive(Default)]
+pub(super) struct Inbox {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    /// The unused bytes.
+    pub(super) fn unused(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// The first `length` unused bytes, to work on in place.
+    pub(super) fn window(&mut self, length: usize) -> &mut [u8] {
+        let end = self.start.saturating_add(length).min(self.end);
+        self.buffer.get_mut(self.start..end).unwrap_or_default()
+    }
+
+    /// The whole record that comes next, and its place in the buffer. It counts as used; its bytes
+    /// stay where they are until [`Inbox::spare`] is called.
+    pub(super) fn take_record(&mut self) -> Result<Option<(Range<usize>, &mut [u8])>, TlsReason> {
+        let Some(length) = record::length(self.unused())? else {
+            return Ok(None);
+        };
+        let range = self.start..self.start.saturating_add(length);
+        if range.end > self.end {
+            return Ok(None);
+        }
+        self.start = range.end;
+        Ok(self.buffer.get_mut(range.clone()).map(|record| (range, record)))
+    }
+
+    /// Forgets the first `count` unused bytes.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.start = self.start.saturating_add(count).min(self.end);
+    }
+
+    /// What lies at a place given by [`Inbox::take_record`].
+    pub(super) fn at(&self, range: Range<usize>) -> &[u8] {
+        self.buffer.get(range).unwrap_or_default()
+    }
+
+    /// Room to receive into, in a buffer of `records` records. Moves the unused bytes to the front,
+    /// so places given before are void. Empty if even that leaves no room.
+    pub(super) fn spare(&mut self, records: usize) -> &mut [u8] {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let size = records.saturating_mul(MAX_RECORD_BYTES).max(self.end);
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+        self.buffer.get_mut(self.end..size).unwrap_or_default()
+    }
+
+    /// `count` bytes have been received into the room.
+    pub(super) fn received(&mut self, count: usize) {
+        self.end = self.end.saturating_add(count).min(self.buffer.len());
+    }
+
+    /// Gives the memory back if nothing is in it.
+    pub(super) fn release(&mut self) {
+        if self.start == self.end {
+            *self = Self::default();
+        }
+    }
+}

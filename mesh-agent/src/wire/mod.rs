@@ -1,0 +1,31 @@
+//! `nodemesh/1`, the protocol between two agents, as docs/wire.md specifies it.
+//!
+//! [`frame`] is the pure encoding, [`reason`] every way to fail and its code, [`Session`] a TLS
+//! session that carries one application connection at a time.
+//!
+//! rustls does the handshake and keeps the key schedule; records are sealed and opened here, in
+//! place, in our own buffers (`record`): rustls' own record layer copies each record at least once
+//! per direction and does not keep record boundaries, which are our frames.
+
+mod channel;
+pub mod frame;
+mod handshake;
+mod inbox;
+pub(crate) mod io;
+mod outbox;
+pub mod reason;
+mod record;
+pub mod session;
+#[cfg(test)]
+pub(crate) mod testing;
+mod state;
+mod tlv;
+mod traffic;
+
+pub(crate) use channel::{Channel, Received};
+pub use frame::{Accepted, Frame, FrameError, Open, Refused, SourcePod};
+pub(crate) use outbox::MAX_RECORDS;
+pub use reason::{
+    Fault, HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
+};
+pub use session::{Session, TlsInfo};

@@ -1,0 +1,123 @@
+//! Records sealed and not yet written.
+//!
+//! Application data is read straight to where it is sealed: the buffer is laid out in strides of one
+//! record each, with gaps for header, type byte and tag, and one vectored read fills several.
+
+use std::array;
+use std::io::IoSliceMut;
+
+use super::frame::{MAX_PAYLOAD_BYTES, kind};
+use super::reason::SessionError;
+use super::record::{Content, HEADER_BYTES, TRAILER_BYTES};
+use super::traffic::Traffic;
+
+/// Records of application data per read and per write, at most.
+pub(crate) const MAX_RECORDS: usize = 8;
+
+/// Before the data of a frame: the record's header and the frame's type.
+const BEFORE: usize = HEADER_BYTES + 1;
+/// A full DATA record.
+const STRIDE: usize = BEFORE + MAX_PAYLOAD_BYTES + TRAILER_BYTES;
+
+/// A buffer with the unwritten bytes at `start..end`.
+#[derive(Default)]
+pub(super) struct Outbox {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Outbox {
+    /// What is to be written.
+    pub(super) fn pending(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// `count` bytes have been written.
+    pub(super) fn written(&mut self, count: usize) {
+        self.start = self.start.saturating_add(count).min(self.end);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Appends bytes that are records already (rustls' handshake messages).
+    pub(super) fn append(&mut self, length: usize) -> &mut [u8] {
+        let at = self.end;
+        self.reserve(length);
+        self.end += length;
+        self.buffer.get_mut(at..at + length).unwrap_or_default()
+    }
+
+    /// Takes back the last `count` bytes appended.
+    pub(super) fn take_back(&mut self, count: usize) {
+        self.end = self.end.saturating_sub(count).max(self.start);
+    }
+
+    /// Seals a small record: a frame that is not data, an alert, a key update.
+    pub(super) fn seal(
+        &mut self,
+        traffic: &mut Traffic,
+        content: Content,
+        body: &[u8],
+    ) -> Result<(), SessionError> {
+        let record = self.append(HEADER_BYTES + body.len() + TRAILER_BYTES);
+        if let Some(room) = record.get_mut(HEADER_BYTES..HEADER_BYTES + body.len()) {
+            room.copy_from_slice(body);
+        }
+        traffic.seal(record, content)
+    }
+
+    /// Room for the data of `records` records, to be filled in order and sealed by
+    /// [`Outbox::seal_data`]; slices beyond them are empty.
+    pub(super) fn data_slices(&mut self, records: usize) -> [IoSliceMut<'_>; MAX_RECORDS] {
+        let records = records.clamp(1, MAX_RECORDS);
+        self.reserve(records * STRIDE);
+        let room = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let mut strides = room.chunks_exact_mut(STRIDE).take(records);
+        array::from_fn(|_| {
+            let data = strides.next().and_then(|s| s.get_mut(BEFORE..BEFORE + MAX_PAYLOAD_BYTES));
+            IoSliceMut::new(data.unwrap_or_default())
+        })
+    }
+
+    /// Seals the `count` bytes that were put into the slices.
+    pub(super) fn seal_data(
+        &mut self,
+        traffic: &mut Traffic,
+        count: usize,
+    ) -> Result<(), SessionError> {
+        let mut left = count;
+        while left > 0 {
+            let data = left.min(MAX_PAYLOAD_BYTES);
+            let length = BEFORE + data + TRAILER_BYTES;
+            let record = self.buffer.get_mut(self.end..self.end + length).unwrap_or_default();
+            if let Some(first) = record.get_mut(HEADER_BYTES) {
+                *first = kind::DATA;
+            }
+            traffic.seal(record, Content::Data)?;
+            self.end += length;
+            left -= data;
+        }
+        Ok(())
+    }
+
+    /// Gives the memory back if nothing is in it.
+    pub(super) fn release(&mut self) {
+        if self.start == self.end {
+            *self = Self::default();
+        }
+    }
+
+    fn reserve(&mut self, length: usize) {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let size = self.end + length;
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `MeshNode`: what a node's agent says it has captured.
+//!
+//! One object per node, in Kubernetes cluster-scoped and in file mode a file, with one form.
+//! Unknown fields are ignored, since two versions of the agent talk during an upgrade.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::address::parse_address;
+use super::names::{NodeName, PodUid, check_label, check_subdomain};
+use super::ports::PortSet;
+use super::settings::Mode;
+
+/// Most pods that one node may announce; the kubelet's own default is 110. Memory of every other
+/// agent depends on it.
+const MAX_PODS: usize = 4096;
+/// Most addresses of one pod; Kubernetes gives at most two.
+const MAX_ADDRESSES: usize = 16;
+const MAX_SHORT_TEXT_BYTES: usize = 253;
+
+/// The latest announcement of every node, by the node's name.
+pub type Announcements = BTreeMap<NodeName, Arc<MeshNode>>;
+
+/// All that one node announces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Wire", into = "Wire")]
+pub struct MeshNode {
+    /// The node that speaks.
+    pub node: NodeName,
+    /// `/proc/sys/kernel/random/boot_id` of the node: what it said in an earlier boot is void.
+    pub boot_id: String,
+    /// The trust domain of its identities.
+    pub trust_domain: String,
+    /// The captured pods.
+    pub pods: Vec<AnnouncedPod>,
+}
+
+/// One captured pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AnnouncedPod {
+    /// `metadata.uid`.
+    pub uid: PodUid,
+    /// Its namespace.
+    #[serde(deserialize_with = "namespace")]
+    pub namespace: String,
+    /// Its name.
+    #[serde(deserialize_with = "dns_name")]
+    pub name: String,
+    /// Its service account, hence its identity.
+    #[serde(deserialize_with = "dns_name")]
+    pub service_account: String,
+    /// Its addresses; IPv4-mapped ones as IPv4.
+    #[serde(deserialize_with = "addresses")]
+    pub addresses: Vec<IpAddr>,
+    /// Whether it refuses what does not come through the mesh.
+    pub mode: Mode,
+    /// Ports on which it is not in the mesh.
+    #[serde(default, skip_serializing_if = "PortSet::is_empty")]
+    pub exclude_ports: PortSet,
+    /// Rises with every change of this entry, so that a peer can say what it has seen.
+    #[serde(default)]
+    pub generation: u64,
+}
+
+/// The Kubernetes form of a [`MeshNode`].
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire {
+    api_version: ApiVersion,
+    kind: Kind,
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Serialize, Deserialize)]
+enum ApiVersion {
+    #[serde(rename = "nodemesh.dev/v1alpha1")]
+    V1Alpha1,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Kind {
+    MeshNode,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    name: NodeName,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(deserialize_with = "short_text")]
+    boot_id: String,
+    #[serde(deserialize_with = "dns_name")]
+    trust_domain: String,
+    #[serde(default, deserialize_with = "pods")]
+    pods: Vec<AnnouncedPod>,
+}
+
+impl From<Wire> for MeshNode {
+    fn from(wire: Wire) -> Self {
+        let Spec { boot_id, trust_domain, pods } = wire.spec;
+        Self { node: wire.metadata.name, boot_id, trust_domain, pods }
+    }
+}
+
+impl From<MeshNode> for Wire {
+    fn from(announcement: MeshNode) -> Self {
+        let MeshNode { node, boot_id, trust_domain, pods } = announcement;
+        Self {
+            api_version: ApiVersion::V1Alpha1,
+            kind: Kind::MeshNode,
+            metadata: Metadata { name: node },
+            spec: Spec { boot_id, trust_domain, pods },
+        }
+    }
+}
+
+fn checked<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    check: impl FnOnce(&str) -> Result<(), String>,
+) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    check(&text).map_err(serde::de::Error::custom)?;
+    Ok(text)
+}
+
+fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    checked(deserializer, check_label)
+}
+
+fn dns_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    checked(deserializer, check_subdomain)
+}
+
+fn short_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    checked(deserializer, |text| match text.len() {
+        0..=MAX_SHORT_TEXT_BYTES => Ok(()),
+        length => Err(format!("{length} bytes are more than {MAX_SHORT_TEXT_BYTES}")),
+    })
+}
+
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    if texts.len() > MAX_ADDRESSES {
+        let message = format!("{} addresses are more than {MAX_ADDRESSES}", texts.len());
+        return Err(serde::de::Error::custom(message));
+    }
+    let parse = |text: &String| parse_address(text).map_err(serde::de::Error::custom);
+    texts.iter().map(parse).collect()
+}
+
+fn pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AnnouncedPod>, D::Error> {
+    let pods = Vec::<AnnouncedPod>::deserialize(deserializer)?;
+    if pods.len() > MAX_PODS {
+        let message = format!("{} pods are more than {MAX_PODS}", pods.len());
+        return Err(serde::de::Error::custom(message));
+    }
+    Ok(pods)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object() -> Value {
+        json!({
+            "apiVersion": "nodemesh.dev/v1alpha1",
+            "kind": "MeshNode",
+            "metadata": {"name": "node2"},
+            "spec": {"bootId": "b1", "trustDomain": "cluster.local", "pods": [{
+                "uid": "u1", "namespace": "shop", "name": "cart-0", "serviceAccount": "cart",
+                "addresses": ["10.0.0.2", "fd00::2"], "mode": "strict",
+                "excludePorts": "6379,8000-8010", "generation": 3,
+            }]},
+        })
+    }
+
+    #[test]
+    fn the_form_is_that_of_a_kubernetes_object_and_survives_a_round_trip() {
+        let announcement: MeshNode = serde_json::from_value(object()).unwrap();
+        assert_eq!(announcement.pods[0].mode, Mode::Strict);
+        assert_eq!(serde_json::to_value(&announcement).unwrap(), object());
+    }
+
+    #[test]
+    fn what_another_version_adds_is_ignored() {
+        let mut newer = object();
+        newer["metadata"]["ownerReferences"] = json!([{"kind": "Node"}]);
+        newer["spec"]["pods"][0]["future"] = json!(1);
+        assert!(serde_json::from_value::<MeshNode>(newer).is_ok());
+    }
+
+    #[test]
+    fn an_announcement_that_cannot_be_true_is_refused() {
+        let refused = |path: &str, value: Value| {
+            let mut object = object();
+            *object.pointer_mut(path).unwrap() = value;
+            serde_json::from_value::<MeshNode>(object).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused("/spec/pods/0/addresses/0", json!("127.0.0.1")),
+            "\"127.0.0.1\" is a loopback address"
+        );
+        assert_eq!(
+            refused("/spec/pods/0/serviceAccount", json!("a/b")),
+            "\"a/b\" is not a DNS name in lower case"
+        );
+        assert_eq!(refused("/kind", json!("Pod")), "unknown variant `Pod`, expected `MeshNode`");
+        assert_eq!(
+            refused("/spec/pods/0/addresses", json!(vec!["10.0.0.1"; 17])),
+            "17 addresses are more than 16"
+        );
+    }
+}

@@ -1,0 +1,238 @@
+//! Who is in the mesh, and if not, why not.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::objects::{NamespaceObject, PodObject};
+use super::origin::FieldError;
+use super::settings::{Declared, MeshLabel, Settings};
+
+/// Whether one pod is to be in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// It is, with these settings.
+    Enabled(Settings),
+    /// It is not.
+    Disabled(NotEnabledReason),
+    /// A label or annotation cannot be read and nothing earlier is known: the pod is not enrolled,
+    /// since the settings it was meant to have (strict?) are unknown.
+    Invalid {
+        /// Which field, and why.
+        error: FieldError,
+        /// Whether the field is the namespace's and not the pod's.
+        on_namespace: bool,
+    },
+}
+
+/// Why a pod is not in the mesh. Codes are stable: they appear in `status`, logs and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotEnabledReason {
+    /// Nobody asked for it.
+    NotLabelled,
+    /// The pod's own label says `disabled`.
+    PodOptedOut,
+    /// The namespace's label says `disabled`.
+    NamespaceOptedOut,
+    /// The Namespace object is unknown, and with it the settings that the pod would inherit.
+    NamespaceMissing,
+    /// It shares the node's network.
+    HostNetwork,
+    /// It has ended, and its address may be another pod's by now.
+    Completed,
+    /// It has no address yet.
+    NoAddress,
+    /// Another pod has one of its addresses.
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// The pod that has it, as `namespace/name`.
+        holder: String,
+    },
+}
+
+impl NotEnabledReason {
+    /// The stable `snake_case` code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotLabelled => "not_labelled",
+            Self::PodOptedOut => "pod_opted_out",
+            Self::NamespaceOptedOut => "namespace_opted_out",
+            Self::NamespaceMissing => "namespace_missing",
+            Self::HostNetwork => "host_network",
+            Self::Completed => "completed",
+            Self::NoAddress => "no_address",
+            Self::AddressTaken { .. } => "address_taken",
+        }
+    }
+}
+
+impl fmt::Display for NotEnabledReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotLabelled => {
+                "neither the pod nor its namespace has the label nodemesh.dev/mesh=enabled"
+            }
+            Self::PodOptedOut => "the pod has the label nodemesh.dev/mesh=disabled",
+            Self::NamespaceOptedOut => "the namespace has the label nodemesh.dev/mesh=disabled",
+            Self::NamespaceMissing => "the pod's Namespace object is not known",
+            Self::HostNetwork => "the pod uses the node's network (hostNetwork)",
+            Self::Completed => "the pod has ended",
+            Self::NoAddress => "the pod has no address yet",
+            Self::AddressTaken { address, holder } => {
+                return write!(f, "its address {address} is already that of pod {holder}");
+            }
+        })
+    }
+}
+
+impl Membership {
+    /// The stable code for `status`: `enabled`, `invalid_setting`, or the reason's.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Enabled(_) => "enabled",
+            Self::Disabled(reason) => reason.code(),
+            Self::Invalid { .. } => "invalid_setting",
+        }
+    }
+
+    /// Why the pod is not in the mesh, for people; empty if it is.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Enabled(_) => String::new(),
+            Self::Disabled(reason) => reason.to_string(),
+            Self::Invalid { error, .. } => error.to_string(),
+        }
+    }
+
+    /// The settings, if the pod is to be in the mesh.
+    pub fn settings(&self) -> Option<&Settings> {
+        match self {
+            Self::Enabled(settings) => Some(settings),
+            Self::Disabled(_) | Self::Invalid { .. } => None,
+        }
+    }
+
+    /// Decides for one pod; whether its address is its own is found out elsewhere.
+    pub(super) fn decide(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Self {
+        Self::try_decide(pod, namespace).unwrap_or_else(|not| not)
+    }
+
+    fn try_decide(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Result<Self, Self> {
+        let above = namespace.map(|namespace| &namespace.mesh);
+        let label = inherit(&pod.mesh.mesh, above.map(|above| &above.mesh))?;
+        let not_wanted = match (label, namespace) {
+            (Some((MeshLabel::Enabled, _)), Some(_)) => None,
+            (Some((MeshLabel::Disabled, Level::Pod)), _) => Some(NotEnabledReason::PodOptedOut),
+            (Some((MeshLabel::Disabled, Level::Namespace)), _) => {
+                Some(NotEnabledReason::NamespaceOptedOut)
+            }
+            (_, None) => Some(NotEnabledReason::NamespaceMissing),
+            (None, Some(_)) => Some(NotEnabledReason::NotLabelled),
+        };
+        let not_possible = || {
+            let reasons = [
+                (pod.host_network, NotEnabledReason::HostNetwork),
+                (pod.completed, NotEnabledReason::Completed),
+                (pod.ips.is_empty(), NotEnabledReason::NoAddress),
+            ];
+            reasons.into_iter().find_map(|(applies, reason)| applies.then_some(reason))
+        };
+        if let Some(reason) = not_wanted.or_else(not_possible) {
+            return Err(Self::Disabled(reason));
+        }
+        let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode))?;
+        let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports))?;
+        Ok(Self::Enabled(Settings {
+            mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
+            exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
+        }))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Level {
+    Pod,
+    Namespace,
+}
+
+/// The pod's value, else the namespace's.
+fn inherit<T: Clone>(
+    pod: &Declared<T>,
+    namespace: Option<&Declared<T>>,
+) -> Result<Option<(T, Level)>, Membership> {
+    for (declared, level) in [(Some(pod), Level::Pod), (namespace, Level::Namespace)] {
+        match declared.map_or(Ok(None), Declared::in_force) {
+            Ok(Some(value)) => return Ok(Some((value.clone(), level))),
+            Ok(None) => {}
+            Err(error) => {
+                let on_namespace = matches!(level, Level::Namespace);
+                return Err(Membership::Invalid { error: error.clone(), on_namespace });
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::snapshot::testing::{namespace, pod};
+    use super::super::{MODE_ANNOTATION, Mode};
+    use super::*;
+
+    const ON: &[(&str, &str)] = &[("nodemesh.dev/mesh", "enabled")];
+    const OFF: &[(&str, &str)] = &[("nodemesh.dev/mesh", "disabled")];
+
+    fn code(pod: &PodObject, namespace: &NamespaceObject) -> &'static str {
+        Membership::decide(pod, Some(namespace)).code()
+    }
+
+    #[test]
+    fn the_pods_label_wins() {
+        let plain = |labels| pod("shop", "cart", "node1", "10.0.0.1", labels);
+        assert_eq!(code(&plain(&[]), &namespace("shop", ON)), "enabled");
+        assert_eq!(code(&plain(ON), &namespace("shop", OFF)), "enabled");
+        assert_eq!(code(&plain(OFF), &namespace("shop", ON)), "pod_opted_out");
+        assert_eq!(code(&plain(&[]), &namespace("shop", OFF)), "namespace_opted_out");
+        assert_eq!(code(&plain(&[]), &namespace("shop", &[])), "not_labelled");
+        let missing = Membership::decide(&plain(ON), None);
+        assert_eq!(missing, Membership::Disabled(NotEnabledReason::NamespaceMissing));
+        let slip = plain(&[("nodemesh.dev/mesh", "enable")]);
+        assert_eq!(code(&slip, &namespace("shop", ON)), "invalid_setting");
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_in_says_why() {
+        let shop = namespace("shop", ON);
+        let mut it = pod("shop", "cart", "node1", "10.0.0.1", &[]);
+        it.host_network = true;
+        assert_eq!(code(&it, &shop), "host_network");
+        it.host_network = false;
+        it.completed = true;
+        assert_eq!(code(&it, &shop), "completed");
+        it.completed = false;
+        it.ips.clear();
+        assert_eq!(code(&it, &shop), "no_address");
+    }
+
+    #[test]
+    fn settings_come_from_the_pod_else_the_namespace_else_the_default() {
+        let settings = |on_pod: &[(&str, &str)], on_namespace: &[(&str, &str)]| {
+            let pod = pod("shop", "cart", "node1", "10.0.0.1", &[ON, on_pod].concat());
+            let namespace = namespace("shop", on_namespace);
+            Membership::decide(&pod, Some(&namespace)).settings().cloned()
+        };
+        let strict = &[(MODE_ANNOTATION, "strict"), ("nodemesh.dev/exclude-ports", "22")];
+        assert_eq!(settings(&[], &[]), Some(Settings::default()));
+        let inherited = settings(&[], strict).unwrap();
+        assert_eq!(
+            (inherited.mode, inherited.exclude_ports.to_string()),
+            (Mode::Strict, "22".into())
+        );
+        let own = settings(
+            &[(MODE_ANNOTATION, "permissive"), ("nodemesh.dev/exclude-ports", "")],
+            strict,
+        );
+        assert_eq!(own, Some(Settings::default()), "an empty list undoes the namespace's");
+        assert_eq!(settings(&[], &[(MODE_ANNOTATION, "strikt")]), None);
+    }
+}

@@ -1,0 +1,39 @@
+//! Who is in the mesh and where services lead, as immutable snapshots.
+//!
+//! PURE: nothing here opens a socket or a file, asks a clock, or talks to Kubernetes. A source
+//! (`crate::source`) turns Kubernetes objects into [`Objects`]; [`Snapshot::build`] turns those, the
+//! announcements of all nodes and what is captured on this node into what the data path reads.
+//!
+//! Start at `snapshot/mod.rs` for the questions that can be asked, at `membership.rs` for who is in.
+
+mod address;
+mod announcement;
+mod membership;
+mod names;
+mod objects;
+mod origin;
+mod ports;
+mod problem;
+mod service;
+mod settings;
+mod snapshot;
+mod workload;
+
+pub use address::parse_address;
+pub use announcement::{AnnouncedPod, Announcements, MeshNode};
+pub use membership::{Membership, NotEnabledReason};
+pub use names::{NodeName, ObjectName, PodUid};
+pub use objects::{
+    EndpointObject, EndpointSliceObject, NamespaceObject, NetnsRef, Objects, PodObject, Protocol,
+    ServiceKind, ServiceObject, ServicePortObject, SlicePort, TargetPort,
+};
+pub use origin::{FieldError, FileLines, Origin, Place};
+pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};
+pub use problem::{Problem, ProblemCode};
+pub use service::{Endpoint, ServicePort, pick};
+pub use settings::{
+    Declaration, Declared, EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, MeshLabel, Mode,
+    NETNS_ANNOTATION, Settings,
+};
+pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot};
+pub use workload::{LocalPod, Peer, Wanted, Workload};

@@ -1,0 +1,179 @@
+//! `discovery.k8s.io/v1/EndpointSlice`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+
+use super::{Protocol, namespaced_name, port_number};
+use crate::world::address::{ADDRESS_HINT, parse_address};
+use crate::world::names::{NodeName, ObjectName, PodUid};
+use crate::world::origin::{FieldError, Origin};
+
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// Some of a service's endpoints, all of one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSliceObject {
+    /// Where it was read.
+    pub origin: Origin,
+    /// Namespace and name of the slice.
+    pub name: ObjectName,
+    /// The service it belongs to, from its label; without one it belongs to none.
+    pub service: Option<ObjectName>,
+    /// The endpoints; none for `addressType: FQDN`, which has no addresses.
+    pub endpoints: Vec<EndpointObject>,
+    /// The ports, for each endpoint the same.
+    pub ports: Vec<SlicePort>,
+}
+
+/// One endpoint, usually a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointObject {
+    /// Its addresses, which are interchangeable.
+    pub addresses: Vec<IpAddr>,
+    /// May get new connections. Unknown counts as ready, as the API says.
+    pub ready: bool,
+    /// Could answer, if it were not for its being terminated.
+    pub serving: bool,
+    /// Is being terminated.
+    pub terminating: bool,
+    /// The node it is on.
+    pub node: Option<NodeName>,
+    /// The pod it is, if it is one.
+    pub pod: Option<PodUid>,
+}
+
+/// One port of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The name by which the service's port finds it; may be empty.
+    pub name: Arc<str>,
+    /// The endpoint's port.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+impl EndpointSliceObject {
+    /// Converts an object that was read at the place `locate` adds to its origin.
+    pub fn parse(
+        slice: &EndpointSlice,
+        locate: impl FnOnce(Origin) -> Origin,
+    ) -> Result<Self, FieldError> {
+        let meta = &slice.metadata;
+        let name = namespaced_name(meta)?;
+        let origin = locate(Origin::api("EndpointSlice", Some(&name.namespace), &name.name));
+        let service = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL));
+        let endpoints = match slice.address_type.as_str() {
+            "IPv4" | "IPv6" => {
+                slice.endpoints.iter().enumerate().map(endpoint).collect::<Result<_, _>>()?
+            }
+            "FQDN" => Vec::new(),
+            other => {
+                let message = format!("unknown address type {other:?}");
+                return Err(FieldError::new("addressType", message).hint("write IPv4 or IPv6"));
+            }
+        };
+        let ports = slice.ports.as_deref().unwrap_or_default();
+        let ports = ports.iter().enumerate().filter_map(|(i, p)| port(i, p).transpose());
+        Ok(Self {
+            origin,
+            service: service.map(|service| ObjectName::new(&name.namespace, service)),
+            name,
+            endpoints,
+            ports: ports.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl TryFrom<&EndpointSlice> for EndpointSliceObject {
+    type Error = FieldError;
+    fn try_from(slice: &EndpointSlice) -> Result<Self, FieldError> {
+        Self::parse(slice, |origin| origin)
+    }
+}
+
+fn endpoint((index, endpoint): (usize, &Endpoint)) -> Result<EndpointObject, FieldError> {
+    let field = |rest: &str| format!("endpoints[{index}].{rest}");
+    let address = |(i, text): (usize, &String)| {
+        let error = |message| FieldError::new(field(&format!("addresses[{i}]")), message);
+        parse_address(text).map_err(|message| error(message).hint(ADDRESS_HINT))
+    };
+    let node = endpoint.node_name.as_deref().map(NodeName::parse).transpose();
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+    let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    Ok(EndpointObject {
+        addresses: endpoint.addresses.iter().enumerate().map(address).collect::<Result<_, _>>()?,
+        ready,
+        serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
+        terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+        node: node.map_err(|message| FieldError::new(field("nodeName"), message))?,
+        // Only a help to people: an unusable one is no reason to lose the endpoint.
+        pod: pod.and_then(|target| PodUid::parse(target.uid.as_deref()?).ok()),
+    })
+}
+
+/// A port without a number means "all ports" and cannot be what a service's port leads to.
+fn port(index: usize, port: &EndpointPort) -> Result<Option<SlicePort>, FieldError> {
+    let field = |name: &str| format!("ports[{index}].{name}");
+    let Some(number) = port.port else {
+        return Ok(None);
+    };
+    Ok(Some(SlicePort {
+        name: Arc::from(port.name.as_deref().unwrap_or_default()),
+        port: port_number(number, || field("port"))?,
+        protocol: Protocol::parse(port.protocol.as_deref(), || field("protocol"))?,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn convert(mut value: serde_json::Value) -> Result<EndpointSliceObject, String> {
+        let labels = json!({SERVICE_LABEL: "cart"});
+        value["metadata"] = json!({"namespace": "shop", "name": "cart-x", "labels": labels});
+        let slice: EndpointSlice = serde_json::from_value(value).unwrap();
+        EndpointSliceObject::try_from(&slice).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_not_said_has_the_meaning_that_the_api_gives_it() {
+        let slice = convert(json!({
+            "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": ["10.0.0.1"]},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false}, "nodeName": "node1",
+                 "targetRef": {"kind": "Pod", "uid": "u2"}},
+            ],
+            "ports": [{"port": 8080}, {"name": "all"}],
+        }))
+        .unwrap();
+        assert_eq!(slice.service, Some(ObjectName::new("shop", "cart")));
+        let [first, second] = &slice.endpoints[..] else { panic!("two endpoints") };
+        assert!(first.ready && first.serving && !first.terminating);
+        assert!(!second.ready && !second.serving);
+        assert_eq!(second.pod.as_ref().unwrap().as_str(), "u2");
+        assert_eq!(slice.ports.len(), 1, "a port without a number leads nowhere");
+        assert_eq!(slice.ports[0].protocol, Protocol::Tcp);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_field() {
+        let bad = json!([{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2", "x"]}]);
+        assert_eq!(
+            convert(json!({"addressType": "IPv4", "endpoints": bad})).unwrap_err(),
+            "endpoints[1].addresses[1]: \"x\" is not an IP address"
+        );
+        assert_eq!(
+            convert(json!({"addressType": "ipv4", "endpoints": []})).unwrap_err(),
+            "addressType: unknown address type \"ipv4\""
+        );
+        let fqdn = json!({"addressType": "FQDN", "endpoints": [{"addresses": ["a.example"]}]});
+        assert!(convert(fqdn).unwrap().endpoints.is_empty());
+    }
+}

@@ -1,0 +1,40 @@
+//! `v1/Namespace`.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+
+use super::object_name;
+use crate::world::origin::{FieldError, Origin};
+use crate::world::settings::Declaration;
+
+/// A namespace and what it declares for its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceObject {
+    /// Where it was read.
+    pub origin: Origin,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it says about the mesh.
+    pub mesh: Declaration,
+}
+
+impl NamespaceObject {
+    /// Converts an object that was read at the place `locate` adds to its origin.
+    pub fn parse(
+        namespace: &Namespace,
+        locate: impl FnOnce(Origin) -> Origin,
+    ) -> Result<Self, FieldError> {
+        let meta = &namespace.metadata;
+        let name = object_name(meta)?;
+        let mesh = Declaration::parse(meta.labels.as_ref(), meta.annotations.as_ref());
+        Ok(Self { origin: locate(Origin::api("Namespace", None, &name)), name, mesh })
+    }
+}
+
+impl TryFrom<&Namespace> for NamespaceObject {
+    type Error = FieldError;
+    fn try_from(namespace: &Namespace) -> Result<Self, FieldError> {
+        Self::parse(namespace, |origin| origin)
+    }
+}

@@ -1,0 +1,238 @@
+//! `v1/Pod`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+use super::{namespaced_name, required};
+use crate::world::address::{ADDRESS_HINT, parse_address};
+use crate::world::names::{NodeName, ObjectName, PodUid, check_subdomain};
+use crate::world::origin::{FieldError, Origin};
+use crate::world::settings::{Declaration, NETNS_ANNOTATION};
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodObject {
+    /// Where it was read.
+    pub origin: Origin,
+    /// `metadata.uid`. A pod in a file may lack it and then gets `<namespace>.<name>`.
+    pub uid: PodUid,
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `spec.serviceAccountName`, else `default`, as the API server's admission has it.
+    pub service_account: Arc<str>,
+    /// `spec.nodeName`; `None` until the pod is scheduled.
+    pub node: Option<NodeName>,
+    /// `status.podIPs`, else `status.podIP`; IPv4-mapped ones as IPv4. In the object's order.
+    pub ips: Vec<IpAddr>,
+    /// `spec.hostNetwork`: its addresses are the node's.
+    pub host_network: bool,
+    /// `status.phase` is Succeeded or Failed: its addresses may already be another pod's.
+    pub completed: bool,
+    /// When it was made, in seconds since 1970; files seldom say.
+    pub created_s: Option<i64>,
+    /// All labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it says about the mesh.
+    pub mesh: Declaration,
+    /// Its network namespace, if it says so itself. Only read from files: in a cluster whoever
+    /// may create a pod could name the host's namespace here.
+    pub netns: Option<NetnsRef>,
+    ips_from_list: bool,
+}
+
+/// A network namespace by the path of a file that holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NetnsRef(PathBuf);
+
+impl NetnsRef {
+    /// Takes an absolute path, or a name as `ip netns` has it.
+    ///
+    /// Errors: one sentence that quotes the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let name = !text.is_empty() && !text.contains(['/', '\0']) && !text.starts_with('.');
+        if name {
+            Ok(Self(Path::new("/run/netns").join(text)))
+        } else if text.starts_with('/') && !text.contains('\0') {
+            Ok(Self(PathBuf::from(text)))
+        } else {
+            Err(format!("{text:?} is neither an absolute path nor a name under /run/netns"))
+        }
+    }
+
+    /// The file to open.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl PodObject {
+    /// Converts an object that was read at the place `locate` adds to its origin.
+    pub fn parse(pod: &Pod, locate: impl FnOnce(Origin) -> Origin) -> Result<Self, FieldError> {
+        let meta = &pod.metadata;
+        let spec = pod.spec.as_ref();
+        let status = pod.status.as_ref();
+        let name = namespaced_name(meta)?;
+        let origin = locate(Origin::api("Pod", Some(&name.namespace), &name.name));
+        let in_file = origin.file().is_some();
+        let uid = match meta.uid.as_deref() {
+            // A namespace has no dot in it, so two pods cannot meet in one such uid.
+            None if in_file => PodUid::parse(&format!("{}.{}", name.namespace, name.name)),
+            uid => PodUid::parse(required(uid, "metadata.uid")?),
+        }
+        .map_err(|message| FieldError::new("metadata.uid", message))?;
+        let (ips, ips_from_list) = addresses(status)?;
+        let mesh = Declaration::parse(meta.labels.as_ref(), meta.annotations.as_ref());
+        let netns = meta.annotations.as_ref().and_then(|all| all.get(NETNS_ANNOTATION));
+        let netns = netns.filter(|_| in_file).map(|text| netns_annotation(text)).transpose()?;
+        Ok(Self {
+            origin,
+            uid,
+            name,
+            service_account: service_account(
+                spec.and_then(|spec| spec.service_account_name.as_deref()),
+            )?,
+            node: node_name(spec.and_then(|spec| spec.node_name.as_deref()))?,
+            ips,
+            host_network: spec.and_then(|spec| spec.host_network) == Some(true),
+            completed: status
+                .and_then(|status| status.phase.as_deref())
+                .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed")),
+            created_s: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+            labels: meta.labels.clone().unwrap_or_default(),
+            mesh,
+            netns,
+            ips_from_list,
+        })
+    }
+
+    /// The field in which `address` stands.
+    pub(in crate::world) fn address_field(&self, address: IpAddr) -> String {
+        match self.ips.iter().position(|ip| *ip == address) {
+            Some(index) if self.ips_from_list => format!("status.podIPs[{index}].ip"),
+            _ => "status.podIP".to_owned(),
+        }
+    }
+}
+
+impl TryFrom<&Pod> for PodObject {
+    type Error = FieldError;
+    fn try_from(pod: &Pod) -> Result<Self, FieldError> {
+        Self::parse(pod, |origin| origin)
+    }
+}
+
+fn addresses(status: Option<&PodStatus>) -> Result<(Vec<IpAddr>, bool), FieldError> {
+    let Some(status) = status else {
+        return Ok((Vec::new(), false));
+    };
+    let parse = |text: &str, field: String| {
+        parse_address(text).map_err(|message| FieldError::new(field, message).hint(ADDRESS_HINT))
+    };
+    let list = status.pod_ips.as_deref().unwrap_or_default();
+    if !list.is_empty() {
+        let each = |(i, pod_ip): (usize, &k8s_openapi::api::core::v1::PodIP)| {
+            parse(&pod_ip.ip, format!("status.podIPs[{i}].ip"))
+        };
+        return Ok((list.iter().enumerate().map(each).collect::<Result<_, _>>()?, true));
+    }
+    match status.pod_ip.as_deref() {
+        Some(text) if !text.is_empty() => {
+            Ok((vec![parse(text, "status.podIP".to_owned())?], false))
+        }
+        _ => Ok((Vec::new(), false)),
+    }
+}
+
+fn service_account(name: Option<&str>) -> Result<Arc<str>, FieldError> {
+    let name = name.filter(|name| !name.is_empty()).unwrap_or("default");
+    check_subdomain(name).map_err(|message| FieldError::new("spec.serviceAccountName", message))?;
+    Ok(Arc::from(name))
+}
+
+fn node_name(name: Option<&str>) -> Result<Option<NodeName>, FieldError> {
+    let name = name.filter(|name| !name.is_empty());
+    name.map(NodeName::parse)
+        .transpose()
+        .map_err(|message| FieldError::new("spec.nodeName", message))
+}
+
+fn netns_annotation(text: &str) -> Result<NetnsRef, FieldError> {
+    NetnsRef::parse(text).map_err(|message| {
+        FieldError::new(format!("metadata.annotations[{NETNS_ANNOTATION}]"), message)
+            .hint("write the name that `ip netns` shows, or a path such as /proc/1234/ns/net")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn convert(value: serde_json::Value) -> Result<PodObject, FieldError> {
+        PodObject::try_from(&serde_json::from_value::<Pod>(value).unwrap())
+    }
+
+    fn refused(value: serde_json::Value) -> String {
+        convert(value).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_pod_is_trimmed_to_what_the_mesh_needs() {
+        let pod = convert(json!({
+            "metadata": {"namespace": "shop", "name": "cart-0", "uid": "u1", "labels": {"app": "cart"},
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "annotations": {"nodemesh.dev/netns": "/proc/1/ns/net"}},
+            "spec": {"nodeName": "node1", "containers": []},
+            "status": {"phase": "Running", "podIP": "10.0.0.9",
+                "podIPs": [{"ip": "::ffff:10.0.0.9"}, {"ip": "fd00::9"}]},
+        }))
+        .unwrap();
+        assert_eq!(pod.ips, ["10.0.0.9".parse::<IpAddr>().unwrap(), "fd00::9".parse().unwrap()]);
+        assert_eq!(&*pod.service_account, "default");
+        assert_eq!(pod.created_s, Some(1_767_225_600));
+        assert!(!pod.completed && !pod.host_network);
+        assert_eq!(pod.netns, None, "an object of the API server must not name a namespace file");
+        assert_eq!(pod.address_field(pod.ips[1]), "status.podIPs[1].ip");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_field() {
+        let meta = json!({"namespace": "shop", "name": "cart", "uid": "u"});
+        assert_eq!(
+            refused(json!({"metadata": {"namespace": "shop"}})),
+            "metadata.name: is missing"
+        );
+        assert_eq!(
+            refused(json!({"metadata": {"namespace": "shop", "name": "cart"}})),
+            "metadata.uid: is missing"
+        );
+        let ips = json!({"podIPs": [{"ip": "10.0.0.1"}, {"ip": "10.0.0"}]});
+        assert_eq!(
+            refused(json!({"metadata": meta, "status": ips})),
+            "status.podIPs[1].ip: \"10.0.0\" is not an IP address"
+        );
+        assert_eq!(
+            refused(json!({"metadata": meta, "status": {"podIP": "127.0.0.1"}})),
+            "status.podIP: \"127.0.0.1\" is a loopback address"
+        );
+        let spec = json!({"serviceAccountName": "a/../b", "containers": []});
+        assert_eq!(
+            refused(json!({"metadata": meta, "spec": spec})),
+            "spec.serviceAccountName: \"a/../b\" is not a DNS name in lower case"
+        );
+    }
+
+    #[test]
+    fn a_network_namespace_is_a_name_or_an_absolute_path() {
+        assert_eq!(NetnsRef::parse("pod1").unwrap().path(), Path::new("/run/netns/pod1"));
+        assert_eq!(NetnsRef::parse("/proc/7/ns/net").unwrap().path(), Path::new("/proc/7/ns/net"));
+        for bad in ["", "a/b", "..", "./x"] {
+            assert!(NetnsRef::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

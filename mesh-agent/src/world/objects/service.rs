@@ -1,0 +1,217 @@
+//! `v1/Service`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{namespaced_name, port_number};
+use crate::world::address::{ADDRESS_HINT, parse_address};
+use crate::world::names::ObjectName;
+use crate::world::origin::{FieldError, Origin};
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceObject {
+    /// Where it was read.
+    pub origin: Origin,
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// What kind of service; only [`ServiceKind::ClusterIp`] has addresses of its own.
+    pub kind: ServiceKind,
+    /// `spec.clusterIPs`, else `spec.clusterIP`; empty for headless and `ExternalName`.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePortObject>,
+    /// `spec.publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+    /// `spec.internalTrafficPolicy: Local`: only endpoints on the client's node.
+    pub local_only: bool,
+}
+
+/// What a service's name leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// A virtual address (also `NodePort` and `LoadBalancer`).
+    ClusterIp,
+    /// `clusterIP: None`: DNS answers with pod addresses, so clients dial those.
+    Headless,
+    /// DNS answers with another name; nothing of it can be seen here.
+    ExternalName,
+}
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The only one that the mesh carries.
+    Tcp,
+    /// Any other.
+    Other,
+}
+
+/// Where a service's port leads. Kept for people: slices say the number that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A number.
+    Number(u16),
+    /// The name of a container's port.
+    Name(Arc<str>),
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePortObject {
+    /// Its name; empty where a service has one port without a name.
+    pub name: Arc<str>,
+    /// The port to dial on the service's address.
+    pub port: u16,
+    /// Where it leads.
+    pub target_port: TargetPort,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+impl ServiceObject {
+    /// Converts an object that was read at the place `locate` adds to its origin.
+    pub fn parse(
+        service: &Service,
+        locate: impl FnOnce(Origin) -> Origin,
+    ) -> Result<Self, FieldError> {
+        let name = namespaced_name(&service.metadata)?;
+        let origin = locate(Origin::api("Service", Some(&name.namespace), &name.name));
+        let empty = ServiceSpec::default();
+        let spec = service.spec.as_ref().unwrap_or(&empty);
+        let kind = kind(spec);
+        let cluster_ips = match kind {
+            ServiceKind::ClusterIp => cluster_ips(spec)?,
+            ServiceKind::Headless | ServiceKind::ExternalName => Vec::new(),
+        };
+        let ports = spec.ports.as_deref().unwrap_or_default();
+        Ok(Self {
+            origin,
+            name,
+            kind,
+            cluster_ips,
+            ports: ports.iter().enumerate().map(port).collect::<Result<_, _>>()?,
+            publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+            local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        })
+    }
+}
+
+impl TryFrom<&Service> for ServiceObject {
+    type Error = FieldError;
+    fn try_from(service: &Service) -> Result<Self, FieldError> {
+        Self::parse(service, |origin| origin)
+    }
+}
+
+impl Protocol {
+    /// An absent protocol is TCP.
+    pub(super) fn parse(
+        text: Option<&str>,
+        field: impl FnOnce() -> String,
+    ) -> Result<Self, FieldError> {
+        match text {
+            None | Some("TCP") => Ok(Self::Tcp),
+            Some("UDP" | "SCTP") => Ok(Self::Other),
+            Some(other) => Err(FieldError::new(field(), format!("unknown protocol {other:?}"))
+                .hint("write TCP, UDP or SCTP")),
+        }
+    }
+}
+
+fn kind(spec: &ServiceSpec) -> ServiceKind {
+    let none = |text: &String| text == "None";
+    if spec.type_.as_deref() == Some("ExternalName") {
+        ServiceKind::ExternalName
+    } else if spec.cluster_ip.as_ref().is_some_and(none)
+        || spec.cluster_ips.as_ref().is_some_and(|all| all.iter().any(none))
+    {
+        ServiceKind::Headless
+    } else {
+        ServiceKind::ClusterIp
+    }
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, FieldError> {
+    let parse = |text: &str, field: String| {
+        parse_address(text).map_err(|message| FieldError::new(field, message).hint(ADDRESS_HINT))
+    };
+    let list = spec.cluster_ips.as_deref().unwrap_or_default();
+    if list.is_empty() {
+        let single = spec.cluster_ip.as_deref().filter(|text| !text.is_empty());
+        return single.map(|text| parse(text, "spec.clusterIP".to_owned())).into_iter().collect();
+    }
+    let each = |(i, text): (usize, &String)| parse(text, format!("spec.clusterIPs[{i}]"));
+    list.iter().enumerate().map(each).collect()
+}
+
+fn port((index, port): (usize, &ServicePort)) -> Result<ServicePortObject, FieldError> {
+    let field = |name: &str| format!("spec.ports[{index}].{name}");
+    let number = port_number(port.port, || field("port"))?;
+    let target_port = match &port.target_port {
+        None => TargetPort::Number(number),
+        Some(IntOrString::Int(target)) => {
+            TargetPort::Number(port_number(*target, || field("targetPort"))?)
+        }
+        Some(IntOrString::String(name)) => TargetPort::Name(Arc::from(name.as_str())),
+    };
+    Ok(ServicePortObject {
+        name: Arc::from(port.name.as_deref().unwrap_or_default()),
+        port: number,
+        target_port,
+        protocol: Protocol::parse(port.protocol.as_deref(), || field("protocol"))?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn convert(spec: &serde_json::Value) -> Result<ServiceObject, String> {
+        let value = json!({"metadata": {"namespace": "shop", "name": "cart"}, "spec": spec});
+        let service: Service = serde_json::from_value(value).unwrap();
+        ServiceObject::try_from(&service).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_a_service_with_an_address_has_addresses() {
+        let kind_and_ips = |spec: &serde_json::Value| {
+            convert(spec).map(|s| (s.kind, s.cluster_ips.len())).unwrap()
+        };
+        let both = json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"]});
+        assert_eq!(kind_and_ips(&both), (ServiceKind::ClusterIp, 2));
+        assert_eq!(kind_and_ips(&json!({"clusterIP": "10.96.0.1"})), (ServiceKind::ClusterIp, 1));
+        assert_eq!(kind_and_ips(&json!({"clusterIP": ""})), (ServiceKind::ClusterIp, 0));
+        assert_eq!(kind_and_ips(&json!({"clusterIP": "None"})), (ServiceKind::Headless, 0));
+        assert_eq!(
+            kind_and_ips(&json!({"type": "ExternalName", "externalName": "example.org"})),
+            (ServiceKind::ExternalName, 0)
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_field() {
+        let refused = |spec: serde_json::Value| convert(&spec).unwrap_err();
+        assert_eq!(
+            refused(json!({"ports": [{"port": 80}, {"port": 70000}]})),
+            "spec.ports[1].port: 70000 is not a port"
+        );
+        assert_eq!(
+            refused(json!({"ports": [{"port": 80, "targetPort": 0}]})),
+            "spec.ports[0].targetPort: 0 is not a port"
+        );
+        assert_eq!(
+            refused(json!({"ports": [{"port": 80, "protocol": "tcp"}]})),
+            "spec.ports[0].protocol: unknown protocol \"tcp\""
+        );
+        assert_eq!(
+            refused(json!({"clusterIPs": ["10.96.0.1", "x"]})),
+            "spec.clusterIPs[1]: \"x\" is not an IP address"
+        );
+    }
+}

@@ -1,0 +1,251 @@
+//! What a namespace or a pod says about the mesh: one label, two annotations.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::origin::{FieldError, Origin};
+use super::ports::PortSet;
+use super::problem::{Problem, ProblemCode};
+
+/// Label on a namespace or pod: `enabled` or `disabled`. The pod's wins.
+pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
+/// Annotation on a namespace or pod: `permissive` (the default) or `strict`. The pod's wins.
+pub const MODE_ANNOTATION: &str = "nodemesh.dev/mode";
+/// Annotation on a namespace or pod: ports such as `6379,8000-8010`. The pod's wins whole.
+pub const EXCLUDE_PORTS_ANNOTATION: &str = "nodemesh.dev/exclude-ports";
+/// Annotation on a pod in a file: its network namespace, a path or a name under /run/netns.
+pub const NETNS_ANNOTATION: &str = "nodemesh.dev/netns";
+
+/// The value of [`MESH_LABEL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeshLabel {
+    /// In the mesh.
+    Enabled,
+    /// Out of it, even if the namespace is in.
+    Disabled,
+}
+
+/// Whether a pod also takes what does not come through the mesh.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Plaintext from outside the mesh is accepted.
+    #[default]
+    Permissive,
+    /// Only mTLS from the mesh is accepted.
+    Strict,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        })
+    }
+}
+
+/// What is in force for one pod of the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Permissive or strict.
+    pub mode: Mode,
+    /// Ports that the mesh leaves alone.
+    pub exclude_ports: PortSet,
+}
+
+/// One value that somebody may have declared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Declared<T> {
+    /// Not there.
+    #[default]
+    Unset,
+    /// There, and readable.
+    Set(T),
+    /// There, but not readable.
+    Unreadable {
+        /// Why.
+        error: FieldError,
+        /// What the object said before it became unreadable, which stays in force: a slip of the
+        /// pen must not take a running pod out of the mesh, nor open a strict one. `None` if
+        /// nothing readable has been seen since the agent started.
+        before: Option<Box<Self>>,
+    },
+}
+
+impl<T: Clone> Declared<T> {
+    /// What is in force, or why nothing can be.
+    pub fn in_force(&self) -> Result<Option<&T>, &FieldError> {
+        match self {
+            Self::Unset => Ok(None),
+            Self::Set(value) => Ok(Some(value)),
+            Self::Unreadable { before: Some(before), .. } => before.in_force(),
+            Self::Unreadable { error, before: None } => Err(error),
+        }
+    }
+
+    /// If this cannot be read, lets the object's earlier version stay in force.
+    fn carry_over(&mut self, earlier: &Self) {
+        if let Self::Unreadable { before, .. } = self {
+            *before = match earlier {
+                Self::Unreadable { before, .. } => before.clone(),
+                readable => Some(Box::new(readable.clone())),
+            };
+        }
+    }
+
+    pub(super) fn problem(&self, origin: &Origin) -> Option<Problem> {
+        let Self::Unreadable { error, before } = self else {
+            return None;
+        };
+        let consequence = match before.as_deref() {
+            Some(_) => "what it said before stays in force",
+            None => "pods that depend on it are not in the mesh",
+        };
+        let mut error = error.clone();
+        error.message = format!("{}; {consequence}", error.message);
+        Some(Problem::new(origin, ProblemCode::InvalidSetting, error))
+    }
+}
+
+/// All that one namespace or pod declares.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declaration {
+    /// [`MESH_LABEL`].
+    pub mesh: Declared<MeshLabel>,
+    /// [`MODE_ANNOTATION`].
+    pub mode: Declared<Mode>,
+    /// [`EXCLUDE_PORTS_ANNOTATION`].
+    pub exclude_ports: Declared<PortSet>,
+}
+
+impl Declaration {
+    /// Reads labels and annotations. What cannot be read is kept as [`Declared::Unreadable`], not
+    /// an error: the rest of the object is still good.
+    pub fn parse(
+        labels: Option<&BTreeMap<String, String>>,
+        annotations: Option<&BTreeMap<String, String>>,
+    ) -> Self {
+        Self {
+            mesh: declared(labels, "metadata.labels", MESH_LABEL, parse_mesh),
+            mode: declared(annotations, "metadata.annotations", MODE_ANNOTATION, parse_mode),
+            exclude_ports: declared(
+                annotations,
+                "metadata.annotations",
+                EXCLUDE_PORTS_ANNOTATION,
+                parse_ports,
+            ),
+        }
+    }
+
+    pub(super) fn carry_over(&mut self, earlier: &Self) {
+        self.mesh.carry_over(&earlier.mesh);
+        self.mode.carry_over(&earlier.mode);
+        self.exclude_ports.carry_over(&earlier.exclude_ports);
+    }
+
+    pub(super) fn problems(&self, origin: &Origin) -> impl Iterator<Item = Problem> {
+        let all = [
+            self.mesh.problem(origin),
+            self.mode.problem(origin),
+            self.exclude_ports.problem(origin),
+        ];
+        all.into_iter().flatten()
+    }
+}
+
+/// Reads one key of a string map with `parse`, whose error is a message and a hint.
+pub(super) fn declared<T>(
+    map: Option<&BTreeMap<String, String>>,
+    map_field: &str,
+    key: &str,
+    parse: impl FnOnce(&str) -> Result<T, (String, &'static str)>,
+) -> Declared<T> {
+    let Some(text) = map.and_then(|map| map.get(key)) else {
+        return Declared::Unset;
+    };
+    match parse(text) {
+        Ok(value) => Declared::Set(value),
+        Err((message, hint)) => {
+            let error = FieldError::new(format!("{map_field}[{key}]"), message).hint(hint);
+            Declared::Unreadable { error, before: None }
+        }
+    }
+}
+
+fn parse_mesh(text: &str) -> Result<MeshLabel, (String, &'static str)> {
+    match text {
+        "enabled" => Ok(MeshLabel::Enabled),
+        "disabled" => Ok(MeshLabel::Disabled),
+        _ => Err((format!("unknown value {text:?}"), "write enabled or disabled")),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<Mode, (String, &'static str)> {
+    match text {
+        "permissive" => Ok(Mode::Permissive),
+        "strict" => Ok(Mode::Strict),
+        _ => Err((format!("unknown mode {text:?}"), "write permissive or strict")),
+    }
+}
+
+fn parse_ports(text: &str) -> Result<PortSet, (String, &'static str)> {
+    const HINT: &str = "write ports and ranges with commas between them, such as 6379,8000-8010";
+    PortSet::from_str(text).map_err(|error| (error.to_string(), HINT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn declaration(mode: &str) -> Declaration {
+        let annotations = BTreeMap::from([(MODE_ANNOTATION.to_owned(), mode.to_owned())]);
+        Declaration::parse(None, Some(&annotations))
+    }
+
+    #[test]
+    fn the_last_readable_value_survives_any_number_of_slips() {
+        let mut slip = declaration("strikt");
+        assert!(slip.mode.in_force().is_err());
+
+        slip.carry_over(&declaration("strict"));
+        assert_eq!(slip.mode.in_force(), Ok(Some(&Mode::Strict)));
+        let mut again = declaration("stric");
+        again.carry_over(&slip);
+        assert_eq!(again.mode.in_force(), Ok(Some(&Mode::Strict)));
+
+        let mut after_unset = declaration("strikt");
+        after_unset.carry_over(&Declaration::default());
+        assert_eq!(after_unset.mode.in_force(), Ok(None));
+    }
+
+    #[test]
+    fn a_readable_value_is_not_overruled_by_an_earlier_one() {
+        let mut now = declaration("permissive");
+        now.carry_over(&declaration("strict"));
+        assert_eq!(now, declaration("permissive"));
+    }
+
+    #[test]
+    fn a_problem_says_whether_something_stays_in_force() {
+        let origin = Origin::api("Pod", Some("shop"), "cart");
+        let mut slip = declaration("strikt");
+        let text = |d: &Declaration| d.problems(&origin).map(|p| p.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            text(&slip),
+            ["Pod shop/cart: metadata.annotations[nodemesh.dev/mode]: unknown mode \"strikt\"; \
+              pods that depend on it are not in the mesh. Hint: write permissive or strict."]
+        );
+        slip.carry_over(&declaration("strict"));
+        assert_eq!(
+            text(&slip),
+            ["Pod shop/cart: metadata.annotations[nodemesh.dev/mode]: unknown mode \"strikt\"; \
+              what it said before stays in force. Hint: write permissive or strict."]
+        );
+    }
+}

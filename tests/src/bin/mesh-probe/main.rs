@@ -1,0 +1,50 @@
+//! `mesh-probe in NETNS CGROUP PROGRAM…`: runs a program as a pod would.
+//! `mesh-probe serve --listen ADDRESS --talk KIND …`, `mesh-probe dial --to ADDRESS --talk KIND …`: connections that are
+//! reported as JSON lines. All options: `tests/src/probe/spec.rs`.
+#![expect(clippy::print_stdout, reason = "its reports are its output")]
+
+mod dial;
+mod lines;
+mod play;
+mod serve;
+mod wire;
+
+use std::{
+    env, fs,
+    fs::File,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{self, Command},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use tests::probe::{Event, from_args};
+
+fn main() -> Result<()> {
+    let mut args = env::args().skip(1);
+    match args.next().as_deref() {
+        Some("in") => run_in(args),
+        Some("serve") => serve::run(&from_args(args)?),
+        Some("dial") => dial::run(&from_args(args)?),
+        _ => bail!("usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS"),
+    }
+}
+
+/// Becomes the program, in the cgroup and the namespace: it has made no socket before it is there.
+fn run_in(mut args: impl Iterator<Item = String>) -> Result<()> {
+    let netns = PathBuf::from(args.next().context("no NETNS")?);
+    let cgroup = PathBuf::from(args.next().context("no CGROUP")?);
+    let program = args.next().context("no PROGRAM")?;
+    let procs = cgroup.join("cgroup.procs");
+    fs::write(&procs, process::id().to_string()).with_context(|| procs.display().to_string())?;
+    let file = File::open(&netns).with_context(|| netns.display().to_string())?;
+    setns(file, CloneFlags::CLONE_NEWNET)?;
+    Err(Command::new(&program).args(args).exec()).with_context(|| program.clone())
+}
+
+/// Prints one line of the report.
+fn emit(event: &Event) -> Result<()> {
+    println!("{}", serde_json::to_string(event)?);
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The server: a thread per connection.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
+use tests::probe::{Conn, Event, ServeSpec, Talk};
+
+use crate::{
+    emit, lines,
+    play::{Role, play},
+    wire::{Heard, Speech, Spoken, Wire},
+};
+
+/// Longer than any client waits.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+pub(crate) fn run(spec: &ServeSpec) -> Result<()> {
+    let socket = Socket::new(Domain::for_address(spec.listen), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if spec.listen.is_ipv6() {
+        socket.set_only_v6(spec.v6only)?;
+    }
+    socket.bind(&spec.listen.into()).with_context(|| format!("binding {}", spec.listen))?;
+    socket.listen(spec.backlog)?;
+    let listener = TcpListener::from(socket);
+    emit(&Event::Listening(listener.local_addr()?))?;
+    thread::scope(|scope| {
+        loop {
+            let (stream, accepted) = listener.accept()?;
+            let wire = Wire::new(stream, Instant::now());
+            scope.spawn(move || one(spec, &wire, accepted));
+        }
+    })
+}
+
+fn one(spec: &ServeSpec, wire: &Wire, accepted: SocketAddr) -> Result<()> {
+    wire.set_timeout(PATIENCE)?;
+    let said = wire.speak(&Speech { text: &spec.banner, ..Speech::default() });
+    let report = match spec.talk {
+        Talk::Lines => return lines::answer(wire),
+        Talk::Script => {
+            let mut seed = [0; 8];
+            (&wire.stream).read_exact(&mut seed)?;
+            play(wire, Role::Server, u64::from_le_bytes(seed))?
+        }
+        Talk::Exchange => {
+            let (spoken, heard) = echo(wire, said);
+            wire.report(None, &spoken, heard)
+        }
+        Talk::Report => {
+            let (peer, local) = (wire.stream.peer_addr()?, wire.stream.local_addr()?);
+            let text =
+                json!({ "accepted": accepted, "peer": peer, "local": local }).to_string() + "\n";
+            let (spoken, heard) =
+                wire.both(&Speech { text: &text, fin: true, ..Speech::default() }, None);
+            wire.report(None, &spoken, heard)
+        }
+        Talk::Sink => {
+            let mut heard = Heard::default();
+            wire.hear(&mut heard, None);
+            wire.report(None, &said, heard)
+        }
+        Talk::Bulk => {
+            let speech =
+                Speech { bytes: spec.send_bytes, seed: spec.seed, fin: true, ..Speech::default() };
+            let (spoken, heard) = wire.both(&speech, None);
+            wire.report(None, &spoken, heard)
+        }
+    };
+    if spec.quiet {
+        return Ok(());
+    }
+    emit(&Event::Conn(Box::new(Conn { accepted: Some(accepted), ..report })))
+}
+
+/// Sends back what comes, and ends when the client has.
+fn echo(wire: &Wire, mut spoken: Spoken) -> (Spoken, Heard) {
+    let mut heard = Heard::default();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match (&wire.stream).read(&mut buffer) {
+            Ok(0) => {
+                wire.fin();
+                heard.end = Some(tests::probe::End::Fin);
+                break;
+            }
+            Ok(count) => {
+                heard.take(&buffer[..count], wire.start);
+                if let Err(e) = (&wire.stream).write_all(&buffer[..count]) {
+                    spoken.error.get_or_insert(format!("write: {e}"));
+                    continue;
+                }
+                spoken.digest.update(&buffer[..count]);
+            }
+            Err(e) => {
+                heard.end = Some((&e).into());
+                heard.error = Some(format!("read: {e}"));
+                break;
+            }
+        }
+    }
+    (spoken, heard)
+}

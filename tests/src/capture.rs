@@ -1,0 +1,145 @@
+//! What really went over a link: tcpdump records, we read.
+//!
+//! [`Capture::stop`] sends a sentinel over the link and waits for it in the file, so that "is not there" is said only
+//! of a complete recording.
+
+mod pcap;
+mod tcp;
+mod tls;
+
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+pub use tcp::Conn;
+pub use tls::Tls;
+
+use crate::{Node, eventually, exec::Process, netns};
+
+/// The discard port: nobody listens, and the answer is of no interest.
+const DISCARD: u16 = 9;
+
+/// A recording under way.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Process,
+    file: PathBuf,
+    node: Node,
+}
+
+/// A finished recording.
+#[derive(Debug)]
+pub struct Recording {
+    frames: Vec<Vec<u8>>,
+    conns: Vec<Conn>,
+}
+
+impl Capture {
+    /// Returns when tcpdump listens on the node's interface.
+    pub(crate) fn start(node: &Node, interface: &str) -> Result<Self> {
+        let stamp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let file = node.logs.with_file_name(format!("{}-{stamp}.pcap", node.name));
+        // -Z root: else it gives up root, and then may not write here. The buffer (-B, KiB) holds bursts on a busy machine.
+        let options = [
+            "tcpdump",
+            "-i",
+            interface,
+            "-U",
+            "-n",
+            "-Z",
+            "root",
+            "-B",
+            "65536",
+            "--immediate-mode",
+            "-w",
+        ];
+        let mut tcpdump =
+            node.spawn(options.iter().map(AsRef::as_ref).chain([file.as_os_str()]))?;
+        tcpdump.wait_for_line("listening on", Duration::from_secs(5))?;
+        Ok(Self { tcpdump, file, node: node.clone() })
+    }
+
+    /// Ends the recording. All that went over the link before this call is in it.
+    pub fn stop(self) -> Result<Recording> {
+        let sentinel = format!("nodemesh-sentinel-{}", self.file.display());
+        netns::inside(&self.node.netns, || -> Result<()> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_broadcast(true)?;
+            // Broadcast, so that no neighbour need answer for its address first.
+            let everyone = SocketAddr::from(([192, 168, 100, 255], DISCARD));
+            socket.send_to(sentinel.as_bytes(), everyone)?;
+            Ok(())
+        })??;
+        eventually(Duration::from_secs(10), || {
+            let bytes = fs::read(&self.file)?;
+            ensure!(find(&bytes, sentinel.as_bytes()), "the sentinel is not in the capture");
+            Ok(())
+        })?;
+        self.tcpdump.signal(Signal::SIGINT)?;
+        let said = self.tcpdump.wait(Duration::from_secs(5))?.stderr;
+        ensure!(said.contains("\n0 packets dropped by kernel"), "an incomplete capture: {said}");
+        Recording::read(&fs::read(&self.file)?)
+    }
+}
+
+impl Recording {
+    fn read(file: &[u8]) -> Result<Self> {
+        let frames = pcap::frames(file)?;
+        let conns = tcp::connections(&frames);
+        Ok(Self { frames, conns })
+    }
+
+    /// Whether these bytes occur in any frame or, across frames, in any direction of any connection.
+    pub fn contains(&self, marker: &str) -> bool {
+        let marker = marker.as_bytes();
+        self.frames.iter().any(|frame| find(frame, marker))
+            || self.conns.iter().any(|c| find(&c.to_server, marker) || find(&c.to_client, marker))
+    }
+
+    /// The bytes around an occurrence of `marker`, for people.
+    pub fn quote(&self, marker: &str) -> Option<String> {
+        let streams = self.conns.iter().flat_map(|c| [&c.to_server, &c.to_client]);
+        let bytes = streams.into_iter().find(|stream| find(stream, marker.as_bytes()))?;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// All TCP connections, oldest first.
+    pub fn connections(&self) -> &[Conn] {
+        &self.conns
+    }
+
+    /// The connections to this address and port.
+    pub fn to(&self, server: SocketAddr) -> Vec<&Conn> {
+        self.conns.iter().filter(|conn| conn.server == server).collect()
+    }
+
+    /// The only connection to this address and port.
+    pub fn one_to(&self, server: SocketAddr) -> Result<&Conn> {
+        let all: Vec<String> = self.conns.iter().map(ToString::to_string).collect();
+        let found = self.to(server);
+        ensure!(found.len() == 1, "not one connection to {server} in {all:#?}");
+        found.first().copied().context("there is one")
+    }
+}
+
+/// Whether `needle` is somewhere in `hay`.
+pub(crate) fn find(hay: &[u8], needle: &[u8]) -> bool {
+    // Most windows differ in the first byte: looking for that alone is what makes a large capture bearable.
+    let Some((first, rest)) = needle.split_first() else {
+        return true;
+    };
+    let mut hay = hay;
+    while let Some(at) = hay.iter().position(|byte| byte == first) {
+        hay = &hay[at + 1..];
+        if hay.starts_with(rest) {
+            return true;
+        }
+    }
+    false
+}

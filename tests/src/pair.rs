@@ -1,0 +1,78 @@
+//! The set-up that most tests begin with: a client on one node, a server on the other, an agent on each.
+
+use anyhow::Result;
+
+use crate::{
+    Net, Node, Pod, PodSpec,
+    agent::Agent,
+    exec::Place,
+    probe::{self, ServeSpec, Server, Talk},
+};
+
+/// The Kubernetes namespace of both pods.
+pub const SHOP: &str = "shop";
+
+/// The port on which servers of tests listen.
+pub const PORT: u16 = 8080;
+
+/// Two nodes, two agents, two pods.
+#[derive(Debug)]
+pub struct Pair<'a> {
+    /// The network that owns them.
+    pub net: &'a Net,
+    /// The client's node, the server's node.
+    pub nodes: [Node; 2],
+    /// Their agents.
+    pub agents: [Agent; 2],
+    /// On the first node.
+    pub client: Pod,
+    /// On the second node.
+    pub server: Pod,
+}
+
+impl<'a> Pair<'a> {
+    /// With nobody in the mesh yet.
+    pub fn new(net: &'a Net) -> Result<Self> {
+        let nodes = [net.node("node1")?, net.node("node2")?];
+        let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
+        let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
+        let agents = [net.agent(&nodes[0])?, net.agent(&nodes[1])?];
+        Ok(Self { net, nodes, agents, client, server })
+    }
+
+    /// With both in the mesh, and both agents knowing it.
+    pub fn meshed(net: &'a Net) -> Result<Self> {
+        let pair = Self::new(net)?;
+        pair.join()?;
+        Ok(pair)
+    }
+
+    /// Labels the namespace, and waits until both agents know of both pods.
+    pub fn join(&self) -> Result<()> {
+        self.net.objects().label_namespace(SHOP, Some("enabled"))?;
+        self.agents[0].wait_enrolled(&[&self.client])?;
+        self.agents[1].wait_enrolled(&[&self.server])?;
+        self.agents.iter().try_for_each(|agent| agent.wait_peers(1))
+    }
+
+    /// Removes the label, and waits until both agents know that nobody is in the mesh.
+    pub fn leave(&self) -> Result<()> {
+        self.net.objects().label_namespace(SHOP, None)?;
+        self.agents[0].wait_state(&self.client, "not_enrolled")?;
+        self.agents[1].wait_state(&self.server, "not_enrolled")?;
+        self.agents.iter().try_for_each(|agent| agent.wait_peers(0))
+    }
+
+    /// A server in the server's pod, for both families.
+    pub fn serve(&self, talk: Talk) -> Result<Server> {
+        probe::serve(&self.server, &ServeSpec::both_families(PORT, talk))
+    }
+
+    /// The client's network namespace, but not its cgroup: what runs there is not redirected.
+    pub fn beside_client(&self) -> Place {
+        let mut place = Place::clone(&self.client);
+        place.cgroup.clone_from(&self.nodes[0].cgroup);
+        place.name += "-beside";
+        place
+    }
+}

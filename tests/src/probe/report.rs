@@ -1,0 +1,118 @@
+//! What the probe prints: one JSON object per line.
+
+use std::{io, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// One line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The server listens here.
+    Listening(SocketAddr),
+    /// A connection has ended.
+    Conn(Box<Conn>),
+    /// A line-wise server has read what is not a request; its first bytes, escaped.
+    Garbage(String),
+    /// A client under load, until now.
+    Progress(Load),
+    /// A client under load, when it has been stopped.
+    Load(Load),
+}
+
+/// A connection as one side saw it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Conn {
+    /// The seed that both sides know it by, where there is one.
+    pub seed: u64,
+    /// Whether `connect` succeeded (a client's).
+    pub connected: bool,
+    /// What `accept` returned (a server's).
+    pub accepted: Option<SocketAddr>,
+    /// What `getpeername` says.
+    pub peer: Option<SocketAddr>,
+    /// What `getsockname` says.
+    pub local: Option<SocketAddr>,
+    /// How many bytes were read.
+    pub received: u64,
+    /// Their hash.
+    pub received_hash: String,
+    /// How many bytes were written.
+    pub sent: u64,
+    /// Their hash.
+    pub sent_hash: String,
+    /// The first bytes that were read, at most [`Conn::FIRST`], escaped as in Rust.
+    pub first: String,
+    /// How reading ended.
+    pub end: End,
+    /// The error of `connect`, reading or writing, if any.
+    pub error: Option<String>,
+    /// Microseconds until `connect` returned.
+    pub connect_us: u64,
+    /// Microseconds until the first byte was read, from the start of `connect` or from `accept`.
+    pub first_byte_us: Option<u64>,
+    /// Microseconds until the end.
+    pub total_us: u64,
+}
+
+impl Conn {
+    /// How many bytes `first` tells of.
+    pub const FIRST: usize = 512;
+}
+
+/// How a connection ended, as this side saw it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The other side finished: `read` returned 0.
+    #[default]
+    Fin,
+    /// ECONNRESET or EPIPE.
+    Reset,
+    /// ECONNREFUSED: at `connect`.
+    Refused,
+    /// EPERM: refused by a program on the cgroup.
+    NotPermitted,
+    /// EHOSTUNREACH or ENETUNREACH.
+    Unreachable,
+    /// EADDRNOTAVAIL or EADDRINUSE: our own address was not to be had.
+    NoAddress,
+    /// Nothing came in time.
+    Timeout,
+    /// This side has sent a reset, as it was told to.
+    SentReset,
+    /// This side closed without waiting for the other, as it was told to.
+    Closed,
+    /// Another error, see `error`.
+    Other,
+}
+
+impl From<&io::Error> for End {
+    fn from(error: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted => Self::Reset,
+            Kind::ConnectionRefused => Self::Refused,
+            Kind::PermissionDenied => Self::NotPermitted,
+            Kind::HostUnreachable | Kind::NetworkUnreachable => Self::Unreachable,
+            Kind::AddrNotAvailable | Kind::AddrInUse => Self::NoAddress,
+            // A read timeout on Linux is EAGAIN (socket(7), SO_RCVTIMEO).
+            Kind::TimedOut | Kind::WouldBlock => Self::Timeout,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The result of many requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Requests that were answered rightly.
+    pub ok: u64,
+    /// Requests that were not.
+    pub failed: u64,
+    /// Connections made.
+    pub connections: u64,
+    /// The first failures, in words.
+    pub failures: Vec<String>,
+}

@@ -1,0 +1,96 @@
+//! Every byte arrives, in order, and every end of a connection is the end that it would have been without the mesh.
+
+use std::{collections::BTreeMap, env};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{
+    PORT, Pair,
+    flow::Flow,
+    probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
+    scenario,
+};
+
+/// Stories of the comparison. Which they are is in the seed: a failure names it.
+const STORIES: u64 = 200;
+
+/// Bytes each way: 1 GiB. `NODEMESH_BULK_MIB` says otherwise, for instance for a slow machine.
+fn bulk() -> Result<u64> {
+    let mib = env::var("NODEMESH_BULK_MIB").unwrap_or_else(|_| "1024".to_owned());
+    Ok(mib.parse::<u64>().context("NODEMESH_BULK_MIB")? << 20)
+}
+
+#[test]
+fn a_gibibyte_each_way_at_once() {
+    scenario("bytes-bulk", |net| {
+        let bytes = bulk()?;
+        let pair = Pair::meshed(net)?;
+        let spec = ServeSpec { send_bytes: bytes, seed: 2, ..ServeSpec::new(PORT, Talk::Bulk) };
+        let mut service = probe::serve(&pair.server, &spec)?;
+        let spec = DialSpec::new(pair.server.at(PORT), Talk::Bulk);
+        let there = probe::dial(
+            &pair.client,
+            &DialSpec { send_bytes: bytes, seed: 1, timeout_s: 110, ..spec },
+        )?;
+        let here = service.wait_conn("the connection", |_| true)?;
+        crossed(&there, &here)?;
+        ensure!((there.received, here.received) == (bytes, bytes), "{there:?} {here:?}");
+        ensure!((there.end, here.end) == (End::Fin, End::Fin), "{there:?} {here:?}");
+        let flow = pair.agents[0].wait_flow("of it", Flow::is_mtls)?;
+        ensure!((flow.bytes.sent, flow.bytes.received) == (bytes, bytes), "{flow:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn stories_end_as_they_do_without_the_mesh() {
+    scenario("bytes-stories", |net| {
+        let pair = Pair::new(net)?;
+        let before = stories(&pair)?;
+        pair.join()?;
+        let after = stories(&pair)?;
+        ensure!(before.len() as u64 == STORIES && after.len() as u64 == STORIES);
+        for (seed, before) in &before {
+            let after = after.get(seed).with_context(|| format!("seed {seed} is missing"))?;
+            let story = probe::Script::new(*seed);
+            ensure!(
+                before == after,
+                "seed {seed}, {story:?}:\nbefore {before:#?}\nafter {after:#?}"
+            );
+        }
+        let mtls = pair.agents[0].flows()?.iter().filter(|flow| flow.is_mtls()).count();
+        ensure!(mtls as u64 == STORIES, "only {mtls} went through the mesh");
+        Ok(())
+    });
+}
+
+/// What must be the same: bytes, hash and end, on either side.
+type Outcome = [(u64, String, End); 2];
+
+fn stories(pair: &Pair<'_>) -> Result<BTreeMap<u64, Outcome>> {
+    let mut service = pair.serve(Talk::Script)?;
+    let spec = DialSpec {
+        connections: STORIES,
+        workers: 8,
+        timeout_s: 20,
+        ..DialSpec::new(pair.server.at(PORT), Talk::Script)
+    };
+    let there = probe::dial_all(&pair.client, &spec)?;
+    let here = service.wait_conns(there.len())?;
+    service.stop()?;
+    let outcome = |conn: &Conn| (conn.received, conn.received_hash.clone(), conn.end);
+    there
+        .iter()
+        .map(|there| {
+            let here = here.iter().find(|here| here.seed == there.seed).context("no other side")?;
+            crossed(there, here)?;
+            Ok((there.seed, [outcome(there), outcome(here)]))
+        })
+        .collect()
+}
+
+/// What one side has sent, the other has received.
+fn crossed(there: &Conn, here: &Conn) -> Result<()> {
+    let same = |a: &Conn, b: &Conn| (a.sent, &a.sent_hash) == (b.received, &b.received_hash);
+    ensure!(same(there, here) && same(here, there), "{there:#?}\n{here:#?}");
+    Ok(())
+}

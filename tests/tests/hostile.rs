@@ -1,0 +1,89 @@
+//! What nobody may do: dial the agent's own listeners and ports, from anywhere.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use tests::{
+    Pair, PodSpec,
+    exec::Place,
+    netns,
+    probe::{self, Conn, DialSpec, End, Talk},
+    scenario,
+};
+
+/// The ports that redirected connections carry, and those at which the listeners are bound (ARCHITECTURE.md, the ports).
+const OURS: std::ops::RangeInclusive<u16> = 60_988..=60_997;
+
+/// Dials, expecting not to get anywhere.
+fn refused(from: &Place, to: SocketAddr, bind: Option<SocketAddr>) -> Result<()> {
+    let seen = dial(from, to, bind)?;
+    ensure!(!seen.connected, "{} reached {to} from {bind:?}: {seen:?}", from.name);
+    Ok(())
+}
+
+fn dial(from: &Place, to: SocketAddr, bind: Option<SocketAddr>) -> Result<Conn> {
+    let spec = DialSpec { bind, timeout_s: 1, ..DialSpec::new(to, Talk::Exchange) };
+    probe::dial(from, &DialSpec { say: "x".to_owned(), ..spec })
+}
+
+#[test]
+fn the_agents_ports_cannot_be_dialled() {
+    scenario("hostile", |net| {
+        let pair = Pair::new(net)?;
+        let neighbour = net.pod(&pair.nodes[0], PodSpec::new("other", "neighbour"))?;
+        let outsider = net.outsider()?;
+        let before = netns::listeners(&pair.client.netns)?;
+        pair.join()?;
+
+        let listeners = netns::listeners(&pair.client.netns)?;
+        let listeners: BTreeSet<SocketAddr> = listeners.difference(&before).copied().collect();
+        ensure!(!listeners.is_empty(), "the agent listens nowhere: this test would prove nothing");
+        // As bound, and at the pod's own addresses.
+        let pod = &pair.client;
+        let mut targets = listeners.clone();
+        for port in listeners.iter().map(SocketAddr::port).chain(OURS) {
+            targets.extend([pod.at(port), pod.at6(port)]);
+        }
+
+        let beside = pair.beside_client();
+        for to in &targets {
+            refused(pod, *to, None)?;
+            // Not as a pod can, but as the node's administrator can: inside the namespace, where no cgroup program
+            // looks. Whatever takes the connection has no original destination for it, and must not guess one.
+            let seen = dial(&beside, *to, None)?;
+            ensure!(
+                !seen.connected || (seen.end, seen.received) == (End::Reset, 0),
+                "{to}: {seen:?}"
+            );
+            if to.ip().is_loopback() {
+                continue;
+            }
+            for from in [&*pair.server, &*neighbour, &*pair.nodes[0], &outsider] {
+                refused(from, *to, None)?;
+            }
+        }
+        // From a port in the agents' own range, too.
+        let mesh_port = Some(pair.server.at(61_500));
+        for to in targets.iter().filter(|to| to.is_ipv4() && !to.ip().is_loopback()) {
+            refused(&pair.server, *to, mesh_port)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_pods_own_services_are_not_in_the_way() {
+    // The ports just below and above ours are the application's.
+    scenario("hostile-near", |net| {
+        let pair = Pair::meshed(net)?;
+        for port in [*OURS.start() - 1, *OURS.end() + 1] {
+            let spec = probe::ServeSpec::both_families(port, Talk::Exchange);
+            let _service = probe::serve(&pair.server, &spec)?;
+            for to in [pair.server.at(port), pair.server.at6(port)] {
+                let seen = probe::dial(&pair.client, &DialSpec::say(to, "x"))?;
+                ensure!(seen.first == "x", "{seen:?}");
+            }
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,59 @@
+//! `cargo xtask build`: everything, in the order in which it needs each other.
+use std::process::{Command as Process, ExitCode};
+
+use anyhow::{Result, bail};
+
+use crate::args::{Args, Command};
+use crate::build_ebpf;
+use crate::needs::Purpose;
+use crate::process;
+use crate::setup;
+use crate::workspace::Workspace;
+
+pub(crate) const COMMAND: Command = Command {
+    name: "build",
+    about: "Compiles the eBPF programs, then everything that runs on the host.",
+    details: "The programs land in target/debug; `cargo xtask bench` makes the ones in target/release.",
+    options: &[],
+    operands: None,
+    run: |_: &Args| {
+        let workspace = Workspace::here();
+        setup::ensure(&workspace, Purpose::Build)?;
+        everything(&workspace, Profile::Dev)?;
+        Ok(ExitCode::SUCCESS)
+    },
+};
+
+/// Which of the workspace's profiles to build with; Cargo.toml says what each is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    Dev,
+    Release,
+}
+
+/// The eBPF programs, then all default members at once: built one by one, dependencies would get other features and be
+/// compiled again.
+pub(crate) fn everything(workspace: &Workspace, profile: Profile) -> Result<()> {
+    build_ebpf::build(workspace)?;
+    let mut cargo = process::cargo(workspace);
+    cargo.arg("build");
+    if let Profile::Release = profile {
+        cargo.arg("--release");
+    }
+    process::run(&mut cargo)
+}
+
+/// The program `name` of package `tests`, as [`everything`] has built it.
+pub(crate) fn program(workspace: &Workspace, profile: Profile, name: &str) -> Result<Process> {
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    };
+    let file = workspace.programs(directory).join(name);
+    if !process::is_executable(&file) {
+        bail!("package tests has no program `{name}`: there is no {}", file.display());
+    }
+    let mut program = Process::new(file);
+    program.current_dir(&workspace.root);
+    Ok(program)
+}

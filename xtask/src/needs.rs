@@ -1,0 +1,65 @@
+//! The programs that Nodemesh's build, demo and tests call. A new one is a new row here, and nothing else.
+
+/// What setup prepares for; each includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Compile everything.
+    Build,
+    /// Run the demo and the benchmark, or some tests.
+    Demo,
+    /// Pass every gate of `cargo xtask test`.
+    Test,
+}
+
+impl Purpose {
+    pub(crate) const NAMES: &[&str] = &["build", "demo", "test"];
+
+    /// The purpose that the command line calls `name`, one of [`Self::NAMES`].
+    pub(crate) fn named(name: &str) -> Self {
+        match name {
+            "build" => Self::Build,
+            "demo" => Self::Demo,
+            _ => Self::Test,
+        }
+    }
+}
+
+/// A program and the Debian package that has it.
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    pub(crate) package: &'static str,
+    pub(crate) purpose: Purpose,
+    /// What it does for us; shown when it has to be installed.
+    pub(crate) why: &'static str,
+}
+
+pub(crate) const PROGRAMS: &[Program] = &[
+    program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
+    program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
+    program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
+    program("nghttpd", "nghttp2-server", Purpose::Demo, "HTTP/2 server in a pod"),
+    program("redis-cli", "redis-tools", Purpose::Demo, "the database's own client"),
+    program("redis-server", "redis-server", Purpose::Demo, "a real database in a pod"),
+    program("tcpdump", "tcpdump", Purpose::Demo, "captures of the link between the nodes"),
+];
+
+const fn program(
+    name: &'static str,
+    package: &'static str,
+    purpose: Purpose,
+    why: &'static str,
+) -> Program {
+    Program { name, package, purpose, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_purpose_has_its_name() {
+        let named: Vec<_> = Purpose::NAMES.iter().map(|name| Purpose::named(name)).collect();
+        assert_eq!(named, [Purpose::Build, Purpose::Demo, Purpose::Test]);
+        assert!(named.is_sorted(), "each purpose includes the ones before it");
+    }
+}

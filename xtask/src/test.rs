@@ -1,0 +1,123 @@
+//! `cargo xtask test`: every gate that a change must pass, or the tests of some names.
+use std::io::{BufRead as _, BufReader};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::args::{Args, Command, Opt};
+use crate::build::{self, Profile};
+use crate::build_ebpf;
+use crate::cargo_tools;
+use crate::gates::Gates;
+use crate::lint;
+use crate::needs::Purpose;
+use crate::process;
+use crate::say;
+use crate::setup;
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+
+pub(crate) const COMMAND: Command = Command {
+    name: "test",
+    about: "Sets up, and passes every gate: format, lints, all tests, licences. With names, only those tests.",
+    details: "\
+NAME is part of a test's path, as for `cargo test`: `cargo xtask test getpeername`. The whole-system tests
+need root. The last line is `N passed, N failed`, summed over all test programs.
+
+Environment:
+  MESH_EBPF_OBJECT=FILE    test with this eBPF object; mesh-ebpf is neither compiled nor linted
+  RUST_TEST_THREADS=N      how many tests run at once (2)",
+    options: &[Opt { flag: "--no-lint", values: &[], about: "only build and run the tests" }],
+    operands: Some("[NAME...]"),
+    run,
+};
+
+/// How many tests run at once. A whole-system test is two agents and a handful of programs by itself, and waits for states
+/// with deadlines; more than two of them on two cores made deadlines a matter of luck.
+const TEST_THREADS: &str = "2";
+
+/// How many tests may be skipped or ignored before the run counts as failed: CI has all that tests need, so more means that
+/// something is not tested any more.
+const MAX_NOT_RUN: usize = 3;
+
+fn run(args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::here();
+    let names = &args.operands;
+    let everything = names.is_empty();
+    let lint = everything && !args.has("--no-lint");
+    setup::ensure(&workspace, if lint { Purpose::Test } else { Purpose::Demo })?;
+
+    let mut gates = Gates::of("test");
+    let mut tally = Tally::default();
+    if lint {
+        lint::all(&workspace, &mut gates);
+        gates.run("licences and sources", || deny(&workspace));
+    }
+    // Tests of an agent that is not what the sources say would prove nothing.
+    let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
+        && gates.run("build for the host", || build::everything(&workspace, Profile::Dev));
+    if built {
+        gates.run("tests", || tests(&workspace, names, &mut tally));
+    }
+    if built && everything {
+        gates.run("few tests skipped", || few_skipped(&tally));
+    }
+    let code = gates.close();
+    say::out(&tally.summary());
+    Ok(code)
+}
+
+/// Banned crates, licences and sources, by deny.toml.
+fn deny(workspace: &Workspace) -> Result<()> {
+    // Licences are read from every crate of the lock file, also of those that are for other systems and not built here.
+    process::run(process::cargo(workspace).args(["fetch", "--quiet"]))?;
+    let mut deny = std::process::Command::new(cargo_tools::cargo_deny().program(workspace));
+    deny.current_dir(&workspace.root);
+    deny.args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
+    process::run(&mut deny)
+}
+
+/// Unit, property, whole-system and documentation tests, in one go: one package at a time, dependencies would get other
+/// features and be compiled again.
+fn tests(workspace: &Workspace, names: &[String], tally: &mut Tally) -> Result<()> {
+    let mut cargo = process::cargo(workspace);
+    cargo.args(["test", "--no-fail-fast", "--"]).args(names);
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        cargo.env("RUST_TEST_THREADS", TEST_THREADS);
+    }
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start `cargo test`")?;
+    let output = child.stdout.take().context("`cargo test` without an output")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read what `cargo test` prints")?;
+        let line = String::from_utf8_lossy(&line);
+        tally.line(&line);
+        if names.is_empty() || !is_about_nothing(&line) {
+            say::out(&line);
+        }
+    }
+    let status = child.wait().context("`cargo test` got lost")?;
+    if !status.success() {
+        bail!("`cargo test` ended with {status}");
+    }
+    if tally.passed == 0 {
+        bail!("no test ran: no test's path contains {}", names.join(" or "));
+    }
+    Ok(())
+}
+
+/// What libtest prints for a program without a test of that name. There are a dozen of them.
+fn is_about_nothing(line: &str) -> bool {
+    let nothing = ["running 0 tests", "test result: ok. 0 passed; 0 failed; 0 ignored;"];
+    line.is_empty() || nothing.iter().any(|start| line.starts_with(start))
+}
+
+fn few_skipped(tally: &Tally) -> Result<()> {
+    if tally.not_run() > MAX_NOT_RUN {
+        bail!(
+            "{} tests were skipped or ignored, {MAX_NOT_RUN} may be: {}",
+            tally.not_run(),
+            tally.skipped.join("; ")
+        );
+    }
+    Ok(())
+}

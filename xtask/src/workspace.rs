@@ -1,0 +1,40 @@
+//! Where things are: the work tree, and what xtask puts under `target/`.
+use std::path::{Path, PathBuf};
+
+/// The work tree that this xtask belongs to.
+pub(crate) struct Workspace {
+    pub(crate) root: PathBuf,
+}
+
+impl Workspace {
+    /// The tree whose `cargo xtask` runs; started without cargo, the tree that it was compiled in.
+    pub(crate) fn here() -> Self {
+        let xtask = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let root = xtask.parent().map_or_else(|| xtask.clone(), Path::to_path_buf);
+        Self { root }
+    }
+
+    /// Programs that setup has built for this tree alone: `bin/` in it. `cargo clean` takes them along.
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.root.join("target/tools")
+    }
+
+    /// The eBPF object that mesh-agent embeds.
+    pub(crate) fn ebpf_object(&self) -> PathBuf {
+        self.root.join("target/bpf/mesh-ebpf")
+    }
+
+    /// Where the eBPF programs are compiled: not the host's target directory, so that neither build waits for the other's
+    /// lock.
+    pub(crate) fn ebpf_target_dir(&self) -> PathBuf {
+        self.root.join("target/bpf-build")
+    }
+
+    /// Where cargo puts host programs of `profile` (`debug` or `release`). `CARGO_TARGET_DIR` moves it.
+    pub(crate) fn programs(&self, profile: &str) -> PathBuf {
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+        self.root.join(target).join(profile)
+    }
+}
