@@ -7,7 +7,10 @@ use std::{env, fs, path::PathBuf};
 fn main() {
     println!("cargo::rerun-if-env-changed=MESH_EBPF_OBJECT");
     let object = env::var_os("MESH_EBPF_OBJECT").map_or_else(
-        || PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../target/bpf/mesh-ebpf"),
+        || {
+            PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default())
+                .join("../target/bpf/mesh-ebpf")
+        },
         PathBuf::from,
     );
     println!("cargo::rerun-if-changed={}", object.display());

@@ -30,7 +30,10 @@ use crate::{
     netns::Factory,
     preflight::{self, PreflightError},
     proxy::Mesh,
-    source::{AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError, SourceState},
+    source::{
+        AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError,
+        SourceState,
+    },
     tasks::Tasks,
     world::NodeName,
 };
@@ -76,7 +79,9 @@ pub enum DaemonError {
     #[error(transparent)]
     Ca(#[from] CaError),
     /// The CA is another trust domain's.
-    #[error("the CA in {dir} is that of trust domain {found}, but --trust-domain says {wanted}; use the right directory, or leave --trust-domain out")]
+    #[error(
+        "the CA in {dir} is that of trust domain {found}, but --trust-domain says {wanted}; use the right directory, or leave --trust-domain out"
+    )]
     TrustDomain {
         /// Its directory.
         dir: PathBuf,
@@ -123,10 +128,14 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     tracing::warn!(ca = %settings.ca_dir.display(), "file mode: this agent holds the CA's key and signs for itself; for one machine, not for a cluster");
     let (source, objects) = FileSource::open(&settings.source)?;
-    let (announcer, announcing) = FileAnnouncer::open(&settings.announce_dir, settings.node.clone())?;
+    let (announcer, announcing) =
+        FileAnnouncer::open(&settings.announce_dir, settings.node.clone())?;
     let announcements = announcer.subscribe();
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(os("cannot read the boot id"))?;
-    Note::of(&settings).write(&settings.runtime_dir).map_err(os("cannot write into the runtime directory"))?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(os("cannot read the boot id"))?;
+    Note::of(&settings)
+        .write(&settings.runtime_dir)
+        .map_err(os("cannot write into the runtime directory"))?;
     let socket = admin::bind(&settings.runtime_dir)?;
 
     let (kernel, refusals) = Kernel::load(&settings.pin_dir)?;
@@ -139,11 +148,18 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let identities = Arc::new(Identities::new(Arc::new(ca)));
     let factory = Factory::start().map_err(os("cannot start threads"))?;
     let flows = FlowStore::new(settings.node.as_str());
-    let mesh = Arc::new(Mesh::new(Arc::clone(&kernel), TlsConfigs::new(Arc::clone(&identities)), trust_domain, factory, flows));
+    let mesh = Arc::new(Mesh::new(
+        Arc::clone(&kernel),
+        TlsConfigs::new(Arc::clone(&identities)),
+        trust_domain,
+        factory,
+        flows,
+    ));
 
     // Four groups, stopped one after another: what feeds the world, what accepts for pods, their connections, and what
     // answers questions.
-    let (feeding, accepting, serving, answering) = (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
+    let (feeding, accepting, serving, answering) =
+        (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
     let stop = feeding.stopped();
     feeding.spawn("source", source.run(stop.clone().cancelled_owned()));
     feeding.spawn("announcements", announcing.run(stop.clone().cancelled_owned()));
@@ -194,7 +210,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
 }
 
 async fn wait_for_signal() -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -206,8 +223,18 @@ async fn wait_for_signal() -> io::Result<()> {
 async fn drain(deadline: Duration, state: &admin::State, serving: &Tasks) {
     let open = state.mesh.flows.open();
     tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
-    if timeout(deadline, async { while state.mesh.flows.open() > 0 { tokio::time::sleep(Duration::from_millis(20)).await; } }).await.is_err() {
-        tracing::warn!(cut = state.mesh.flows.open(), "the drain's deadline has passed; what is still open is cut");
+    if timeout(deadline, async {
+        while state.mesh.flows.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .is_err()
+    {
+        tracing::warn!(
+            cut = state.mesh.flows.open(),
+            "the drain's deadline has passed; what is still open is cut"
+        );
     }
     serving.stop();
     drop(timeout(Duration::from_secs(1), serving.wait()).await); // tasks end at their next await
@@ -218,7 +245,12 @@ type Objects = watch::Receiver<Arc<SourceState>>;
 type Announced = watch::Receiver<Arc<AnnouncementState>>;
 
 /// Follows the world until the group stops.
-async fn keep_enrolled(mut enroller: Enroller, mut objects: Objects, mut announcements: Announced, state: Arc<admin::State>) {
+async fn keep_enrolled(
+    mut enroller: Enroller,
+    mut objects: Objects,
+    mut announcements: Announced,
+    state: Arc<admin::State>,
+) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -232,10 +264,15 @@ async fn keep_enrolled(mut enroller: Enroller, mut objects: Objects, mut announc
     }
 }
 
-async fn step(enroller: &mut Enroller, objects: &Objects, announcements: &Announced, state: &admin::State) {
+async fn step(
+    enroller: &mut Enroller,
+    objects: &Objects,
+    announcements: &Announced,
+    state: &admin::State,
+) {
     let objects = Arc::clone(&objects.borrow());
     let announced = Arc::clone(&announcements.borrow());
-    let problems = objects.errors.iter().chain(&announced.errors).map(problem).collect();
+    let problems: Vec<_> = objects.errors.iter().chain(&announced.errors).map(problem).collect();
     report_new(&state.problems.load(), &problems);
     state.problems.store(Arc::new(problems));
     enroller.step(&objects.objects, &announced.announcements).await;
@@ -245,7 +282,7 @@ fn problem(error: &SourceError) -> ProblemFacts {
     ProblemFacts { code: "bad_file".to_owned(), message: error.to_string() }
 }
 
-fn report_new(known: &[ProblemFacts], now: &Vec<ProblemFacts>) {
+fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
     for problem in now.iter().filter(|problem| !known.contains(problem)) {
         tracing::error!(code = problem.code, "{}", problem.message);
     }
@@ -254,7 +291,8 @@ fn report_new(known: &[ProblemFacts], now: &Vec<ProblemFacts>) {
 /// A connection that the kernel refused becomes a record like any other.
 async fn record_refusals(refusals: Refusals, mesh: Arc<Mesh>) {
     let each = |refusal: Refusal| {
-        let inbound = mesh.kernel.tables().local.content().contains_key(&refusal.server.ip().into());
+        let inbound =
+            mesh.kernel.tables().local.content().contains_key(&refusal.server.ip().into());
         let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
         let (mut client, mut server) = (Party::at(refusal.client), Party::at(refusal.server));
         client.pod = mesh.pod_at(client.address);
@@ -318,8 +356,10 @@ pub struct CleanedUp {
 pub async fn cleanup(runtime_dir: &Path, pin_dir: Option<&Path>) -> Result<CleanedUp, DaemonError> {
     let lock = NodeLock::take(runtime_dir)?;
     let note = Note::read(runtime_dir);
-    let pins = pin_dir.map(Path::to_owned).or_else(|| note.as_ref().map(|note| note.pin_dir.clone()));
-    let announcement = note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
+    let pins =
+        pin_dir.map(Path::to_owned).or_else(|| note.as_ref().map(|note| note.pin_dir.clone()));
+    let announcement =
+        note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
     let Removed { links, maps } = match pins {
         Some(pins) => kernel::cleanup(&pins).map_err(os("cannot remove the pins"))?,
         None => Removed::default(),
@@ -327,7 +367,9 @@ pub async fn cleanup(runtime_dir: &Path, pin_dir: Option<&Path>) -> Result<Clean
     let factory = Factory::start().map_err(os("cannot start threads"))?;
     let restored = restore_all(&factory, &Note::saved_dir(runtime_dir), &[]).await;
     let namespaces = restored.map_err(os("cannot put back settings of namespaces"))?;
-    for file in [admin::socket_path(runtime_dir), runtime_dir.join("agent.json"), runtime_dir.join("lock")] {
+    for file in
+        [admin::socket_path(runtime_dir), runtime_dir.join("agent.json"), runtime_dir.join("lock")]
+    {
         drop(fs::remove_file(file)); // one that is not there is removed
     }
     for dir in [&Note::saved_dir(runtime_dir), runtime_dir] {

@@ -13,7 +13,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another agent has it.
-    #[error("another agent (pid {pid}) runs for this node: it holds {path}; stop it first (kill -TERM {pid}), or give this one another --runtime-dir and --pin-dir")]
+    #[error(
+        "another agent (pid {pid}) runs for this node: it holds {path}; stop it first (kill -TERM {pid}), or give this one another --runtime-dir and --pin-dir"
+    )]
     Held {
         /// The file.
         path: PathBuf,
@@ -45,10 +47,19 @@ impl NodeLock {
         let failed = |source| LockError::Io { path: runtime_dir.to_owned(), source };
         fs::create_dir_all(runtime_dir).map_err(failed)?;
         let path = runtime_dir.join("lock");
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
-                let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+                let written = file
+                    .set_len(0)
+                    .and_then(|()| file.rewind())
+                    .and_then(|()| writeln!(file, "{}", std::process::id()));
                 written.map_err(failed)?;
                 Ok(Self { _file: file })
             }
@@ -71,7 +82,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = NodeLock::take(dir.path()).unwrap();
         let refused = NodeLock::take(dir.path()).unwrap_err().to_string();
-        assert!(refused.contains(&format!("another agent (pid {})", std::process::id())), "{refused}");
+        assert!(
+            refused.contains(&format!("another agent (pid {})", std::process::id())),
+            "{refused}"
+        );
         drop(first);
         NodeLock::take(dir.path()).unwrap();
     }

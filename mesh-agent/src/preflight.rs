@@ -11,7 +11,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum PreflightError {
     /// Not root.
-    #[error("mesh-agent must run as root (it runs as uid {uid}); it loads eBPF programs and enters pods' network namespaces")]
+    #[error(
+        "mesh-agent must run as root (it runs as uid {uid}); it loads eBPF programs and enters pods' network namespaces"
+    )]
     NotRoot {
         /// As whom it runs.
         uid: u32,
@@ -20,10 +22,14 @@ pub enum PreflightError {
     #[error("cannot read /proc/self/mountinfo: {0}; is /proc mounted?")]
     Mounts(#[source] io::Error),
     /// No cgroup v2.
-    #[error("no cgroup v2 file system is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or boot with systemd.unified_cgroup_hierarchy=1")]
+    #[error(
+        "no cgroup v2 file system is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or boot with systemd.unified_cgroup_hierarchy=1"
+    )]
     NoCgroup2,
     /// The cgroup given is not one.
-    #[error("--cgroup {path} is not a directory of cgroup v2; name the cgroup above the node's pods, such as {mount}/kubepods")]
+    #[error(
+        "--cgroup {path} is not a directory of cgroup v2; name the cgroup above the node's pods, such as {mount}/kubepods"
+    )]
     NotACgroup {
         /// What was given.
         path: PathBuf,
@@ -63,7 +69,8 @@ pub fn check(pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, PreflightErr
     let mounts = Mounts::parse(&mounts);
     let mount = mounts.first("cgroup2").ok_or(PreflightError::NoCgroup2)?.to_owned();
     let pods_cgroup = cgroup.unwrap_or(&mount).to_owned();
-    if mounts.kind_of(&pods_cgroup) != Some("cgroup2") || !pods_cgroup.join("cgroup.procs").exists() {
+    if mounts.kind_of(&pods_cgroup) != Some("cgroup2") || !pods_cgroup.join("cgroup.procs").exists()
+    {
         return Err(PreflightError::NotACgroup { path: pods_cgroup, mount });
     }
     if mounts.kind_of(pin_dir) != Some("bpf") {
@@ -77,10 +84,9 @@ pub fn check(pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, PreflightErr
 fn own_cgroup(mount: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     let lines = fs::read_to_string("/proc/self/cgroup")?;
-    let path = lines
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc/self/cgroup has no line for cgroup v2"))?;
+    let path = lines.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "/proc/self/cgroup has no line for cgroup v2")
+    })?;
     Ok(fs::metadata(mount.join(path))?.ino())
 }
 
@@ -104,7 +110,11 @@ impl Mounts {
     /// The file system that a path is on, which need not exist yet. Of several mounts at one point the last counts.
     fn kind_of(&self, path: &Path) -> Option<&str> {
         let longest = |(point, _): &&(PathBuf, String)| point.as_os_str().len();
-        self.0.iter().filter(|(point, _)| path.starts_with(point)).max_by_key(longest).map(|(_, kind)| kind.as_str())
+        self.0
+            .iter()
+            .filter(|(point, _)| path.starts_with(point))
+            .max_by_key(longest)
+            .map(|(_, kind)| kind.as_str())
     }
 }
 

@@ -73,7 +73,11 @@ async fn reported(name: &'static str, future: impl Future<Output = ()>) {
     })
     .await;
     if let Err(panic) = ended {
-        tracing::error!(task = name, panic = message(&*panic), "a task panicked; only what it did is lost");
+        tracing::error!(
+            task = name,
+            panic = message(&*panic),
+            "a task panicked; only what it did is lost"
+        );
     }
 }
 

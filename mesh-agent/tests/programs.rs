@@ -19,7 +19,8 @@ impl Drop for PinDir {
 #[test]
 fn every_program_loads_and_verifies() {
     let pins = PinDir(PathBuf::from(format!("/sys/fs/bpf/nodemesh-load-{}", std::process::id())));
-    let (kernel, _refusals) = Kernel::load(&pins.0).expect("the programs load (run as root, with a bpffs)");
+    let (kernel, _refusals) =
+        Kernel::load(&pins.0).expect("the programs load (run as root, with a bpffs)");
     let mut names = Vec::new();
     for program in kernel.programs() {
         println!("{}: {:?} instructions verified", program.name, program.verified_instructions);
@@ -29,7 +30,17 @@ fn every_program_loads_and_verifies() {
         names.push(program.name);
     }
     names.sort();
-    assert_eq!(names, ["nm_connect4", "nm_connect6", "nm_peername4", "nm_peername6", "nm_sk_lookup", "nm_sockops"]);
+    assert_eq!(
+        names,
+        [
+            "nm_connect4",
+            "nm_connect6",
+            "nm_peername4",
+            "nm_peername6",
+            "nm_sk_lookup",
+            "nm_sockops"
+        ]
+    );
     assert!(fs::exists(pins.0.join("v1/maps/ENROLLED")).unwrap());
     drop(pins);
 }

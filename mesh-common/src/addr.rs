@@ -48,7 +48,10 @@ impl Addr {
             let word = u32::from_be(self.0[3]);
             word == 0 || word >> 24 == 127
         } else {
-            self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && (self.0[3] == 0 || self.0[3] == 1_u32.to_be())
+            self.0[0] == 0
+                && self.0[1] == 0
+                && self.0[2] == 0
+                && (self.0[3] == 0 || self.0[3] == 1_u32.to_be())
         }
     }
 }
@@ -85,7 +88,8 @@ mod tests {
 
     #[test]
     fn an_ipv4_address_is_mapped_in_memory() {
-        let bytes: [u8; 16] = v4(10, 244, 0, 7).0.map(u32::to_ne_bytes).concat().try_into().unwrap();
+        let bytes: [u8; 16] =
+            v4(10, 244, 0, 7).0.map(u32::to_ne_bytes).concat().try_into().unwrap();
         assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 244, 0, 7]);
     }
 

@@ -3,7 +3,10 @@
 
 use crate::{
     addr::{Addr, Endpoint},
-    maps::{ADDRESS_KNOWN, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod, PORT_EXCLUDED, PORT_SERVICE},
+    maps::{
+        ADDRESS_KNOWN, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod,
+        PORT_EXCLUDED, PORT_SERVICE,
+    },
     ports,
     verdict::Verdict,
 };
@@ -40,7 +43,8 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     }
     let own = if to.addr.is_v4() { pod.v4 } else { pod.v6 };
     if to.addr == own {
-        let verdict = if ports::is_magic(to.port) { Verdict::RefusedMagicPort } else { Verdict::OwnAddress };
+        let verdict =
+            if ports::is_magic(to.port) { Verdict::RefusedMagicPort } else { Verdict::OwnAddress };
         return (verdict, Addr::NONE);
     }
     let port_flags = view.port_flags(&to);
@@ -48,7 +52,9 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     if !service && view.address_flags(&to.addr) & ADDRESS_PEER == 0 {
         return (Verdict::DestinationNotMeshed, Addr::NONE);
     }
-    if port_flags & PORT_EXCLUDED != 0 || view.port_flags(&Endpoint::new(own, to.port)) & PORT_EXCLUDED != 0 {
+    if port_flags & PORT_EXCLUDED != 0
+        || view.port_flags(&Endpoint::new(own, to.port)) & PORT_EXCLUDED != 0
+    {
         return (Verdict::OutboundExcluded, Addr::NONE);
     }
     if own.is_none() {
@@ -96,13 +102,18 @@ pub fn arrival(view: &impl Arrival) -> Verdict {
     let remote = view.remote();
     let left = pod.flags & LOCAL_LEFT != 0;
     if ports::is_magic(local.port) && !left {
-        return if remote.addr == local.addr { Verdict::OutboundSteered } else { Verdict::RefusedForeignMagicPort };
+        return if remote.addr == local.addr {
+            Verdict::OutboundSteered
+        } else {
+            Verdict::RefusedForeignMagicPort
+        };
     }
     if remote.addr == local.addr {
         return Verdict::InboundOwnAddress;
     }
     if left {
-        let stale = ports::is_mesh_source(remote.port) && view.address_flags(&remote.addr) & ADDRESS_PEER != 0;
+        let stale = ports::is_mesh_source(remote.port)
+            && view.address_flags(&remote.addr) & ADDRESS_PEER != 0;
         return if stale { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
     }
     if view.port_flags(&local) & PORT_EXCLUDED != 0 {
@@ -119,10 +130,12 @@ pub fn arrival(view: &impl Arrival) -> Verdict {
 pub fn no_listener(view: &impl Arrival, wanted: Verdict) -> Verdict {
     match wanted {
         // From a mesh source port and a pod we know, it can only be TLS: never to the application, in any mode.
-        Verdict::InboundMesh if view.address_flags(&view.remote().addr) & ADDRESS_KNOWN == 0 => match view.pod() {
-            Some(pod) => plaintext(&pod),
-            None => Verdict::NotEnrolled,
-        },
+        Verdict::InboundMesh if view.address_flags(&view.remote().addr) & ADDRESS_KNOWN == 0 => {
+            match view.pod() {
+                Some(pod) => plaintext(&pod),
+                None => Verdict::NotEnrolled,
+            }
+        }
         _ => Verdict::RefusedNoListener,
     }
 }

@@ -60,8 +60,12 @@ impl RefusalEvent {
     /// The event in a ring buffer record, or `None` if the record is of another size.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; size_of::<Self>()] = bytes.try_into().ok()?;
-        let word = |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
-        let long = |at: usize| -> Option<u64> { Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
+        let word = |at: usize| -> Option<u32> {
+            Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+        };
+        let long = |at: usize| -> Option<u64> {
+            Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+        };
         let endpoint = |at: usize| -> Option<Endpoint> {
             let addr = Addr([word(at)?, word(at + 4)?, word(at + 8)?, word(at + 12)?]);
             let port = u16::from_ne_bytes(bytes.get(at + 16..at + 18)?.try_into().ok()?);

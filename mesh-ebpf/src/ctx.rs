@@ -24,7 +24,12 @@ macro_rules! read {
 
 macro_rules! read4 {
     ($ptr:expr, $field:ident) => {
-        Addr([read!($ptr, $field[0]), read!($ptr, $field[1]), read!($ptr, $field[2]), read!($ptr, $field[3])])
+        Addr([
+            read!($ptr, $field[0]),
+            read!($ptr, $field[1]),
+            read!($ptr, $field[2]),
+            read!($ptr, $field[3]),
+        ])
     };
 }
 
@@ -92,7 +97,11 @@ impl SockAddr {
 /// The source address and port a socket is bound to, for a socket of this family.
 #[inline(always)]
 pub(crate) fn bound_source<const FAMILY: u32>(sk: *mut bpf_sock) -> Endpoint {
-    let addr = if FAMILY == AF_INET { Addr::from_v4_word(read!(sk, src_ip4)) } else { read4!(sk, src_ip6) };
+    let addr = if FAMILY == AF_INET {
+        Addr::from_v4_word(read!(sk, src_ip4))
+    } else {
+        read4!(sk, src_ip6)
+    };
     // src_port is in host order (include/uapi/linux/bpf.h, struct bpf_sock).
     Endpoint::new(addr, read!(sk, src_port) as u16)
 }

@@ -8,7 +8,9 @@ use aya_ebpf::{
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
-    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent, VerdictCounts, limits},
+    maps::{
+        EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent, VerdictCounts, limits,
+    },
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
@@ -28,7 +30,8 @@ pub(crate) static LOCAL: HashMap<Addr, LocalPod, { limits::LOCAL_PODS * 2 }> = H
 
 /// Address → `ADDRESS_*` bits: what is known of the cluster's pods.
 #[btf_map]
-pub(crate) static ADDRESSES: HashMap<Addr, u32, { limits::ADDRESSES }, NO_PREALLOC> = HashMap::new();
+pub(crate) static ADDRESSES: HashMap<Addr, u32, { limits::ADDRESSES }, NO_PREALLOC> =
+    HashMap::new();
 
 /// Address and port → `PORT_*` bits: services of the mesh, excluded ports.
 #[btf_map]
@@ -45,7 +48,8 @@ pub(crate) static SHOWN_PEER: SkStorage<Named> = SkStorage::new();
 
 /// Redirected connection, as the dialling socket sees it → original destination. Looked up and deleted by the agent.
 #[btf_map]
-pub(crate) static PENDING: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
+pub(crate) static PENDING: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> =
+    HashMap::new();
 
 /// Agent's leg to an application, as the agent's socket sees it → real client. Written by the agent before it connects,
 /// moved into the accepted socket's storage by sockops.
@@ -58,7 +62,8 @@ static VERDICTS: PerCpuArray<u64, { VERDICT_SLOTS }> = PerCpuArray::new();
 
 /// The same per enrolled namespace. The agent makes the entry.
 #[btf_map]
-static POD_VERDICTS: PerCpuHashMap<u64, VerdictCounts, { limits::LOCAL_PODS }> = PerCpuHashMap::new();
+static POD_VERDICTS: PerCpuHashMap<u64, VerdictCounts, { limits::LOCAL_PODS }> =
+    PerCpuHashMap::new();
 
 /// Refusals, for the agent to record.
 #[btf_map]

@@ -6,10 +6,7 @@ use aya_ebpf::{
         BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
         BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
     },
-    helpers::{
-        bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set,
-        generated::bpf_sk_storage_get,
-    },
+    helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set, generated::bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -67,7 +64,7 @@ fn dialling(ops: SockOps) {
     let named = unsafe { *shown };
     let _: Result<(), i32> = maps::PENDING.insert(&flow, &named, 0); // a failure is a miss, and a miss is a reset
     // SAFETY: the context is the running program's own. Asks for `closed`, so that an unclaimed entry does not stay.
-    unsafe { bpf_sock_ops_cb_flags_set(ops.0, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    unsafe { bpf_sock_ops_cb_flags_set(ops.0, BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed()) };
 }
 
 /// An application has a new connection. If it is the agent's leg, its socket learns who the client really is, before
@@ -84,7 +81,8 @@ fn accepted(ops: SockOps) {
     let Some(mut client) = unsafe { maps::LEGS.get(&flow) }.copied() else {
         return;
     };
-    let _: Option<*mut Named> = storage(ops.sk(), &raw mut client, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    let _: Option<*mut Named> =
+        storage(ops.sk(), &raw mut client, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
     let _: Result<(), i32> = maps::LEGS.remove(&flow);
 }
 

@@ -23,6 +23,7 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub struct Agent {
     node: Node,
     dirs: Dirs,
+    options: Vec<String>,
     process: RefCell<Option<Process>>,
 }
 
@@ -50,8 +51,19 @@ pub struct Status {
     pub verdicts: BTreeMap<String, u64>,
     /// The same by pod, `namespace/name`.
     pub pod_verdicts: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Certificates in use.
+    pub identities: Vec<Identity>,
     /// What is wrong with the source or the announcements.
     pub problems: Vec<Problem>,
+}
+
+/// A certificate in use.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Identity {
+    /// The SPIFFE id.
+    pub id: String,
+    /// The certificate's serial number.
+    pub serial: Option<String>,
 }
 
 /// One pod in it.
@@ -119,10 +131,11 @@ pub fn ca_init(dirs: &Dirs) -> Result<()> {
 }
 
 impl Agent {
-    pub(crate) fn start(net: &Net, node: &Node) -> Result<Self> {
-        let dirs = Dirs::of(net);
+    /// Starts the agent of a node with directories of its own and more options, and waits until it answers.
+    pub fn start(node: &Node, dirs: Dirs, options: &[&str]) -> Result<Self> {
         ca_init(&dirs)?;
-        let agent = Self { node: node.clone(), dirs, process: RefCell::default() };
+        let options = options.iter().map(ToString::to_string).collect();
+        let agent = Self { node: node.clone(), dirs, options, process: RefCell::default() };
         agent.start_again()?;
         Ok(agent)
     }
@@ -131,7 +144,8 @@ impl Agent {
     pub fn start_again(&self) -> Result<()> {
         fs::create_dir_all(&self.dirs.announce)?;
         fs::create_dir_all(self.node.runtime_dir())?;
-        let argv = run_argv(&self.node, &self.dirs);
+        let mut argv = run_argv(&self.node, &self.dirs);
+        argv.extend(self.options.iter().map(OsString::from));
         let process = self.node.spawn(argv)?;
         let mut slot = self.process.borrow_mut();
         let process = slot.insert(process);

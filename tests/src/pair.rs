@@ -70,9 +70,18 @@ impl<'a> Pair<'a> {
 
     /// The client's network namespace, but not its cgroup: what runs there is not redirected.
     pub fn beside_client(&self) -> Place {
-        let mut place = Place::clone(&self.client);
-        place.cgroup.clone_from(&self.nodes[0].cgroup);
-        place.name += "-beside";
-        place
+        beside(&self.client, &self.nodes[0])
     }
+
+    /// The same for the server.
+    pub fn beside_server(&self) -> Place {
+        beside(&self.server, &self.nodes[1])
+    }
+}
+
+fn beside(pod: &Pod, node: &Node) -> Place {
+    let mut place = Place::clone(pod);
+    place.cgroup.clone_from(&node.cgroup);
+    place.name += "-beside";
+    place
 }

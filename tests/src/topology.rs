@@ -21,8 +21,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, Dirs},
     capture::Capture,
+    cgroup,
     exec::Place,
     netns,
     objects::Objects,
@@ -76,6 +77,7 @@ pub struct Pod {
     pub v4: Ipv4Addr,
     /// Its IPv6 address.
     pub v6: Ipv6Addr,
+    number: u8,
     place: Place,
 }
 
@@ -185,6 +187,11 @@ impl Net {
     pub fn pod(&self, node: &Node, spec: PodSpec) -> Result<Pod> {
         let number = self.pods.get() + 1;
         self.pods.set(number);
+        self.pod_at(node, spec, number)
+    }
+
+    /// A new pod with the addresses that another one had ([`Pod::number`]).
+    pub fn pod_at(&self, node: &Node, spec: PodSpec, number: u8) -> Result<Pod> {
         let (on, host) = (node.number, number + 9);
         let v4 = Ipv4Addr::new(10, 244, on, host);
         let v6: Ipv6Addr = format!("fd00:244:{on}::{host:x}").parse()?;
@@ -210,19 +217,27 @@ impl Net {
         fs::create_dir(&cgroup)?;
         let place = Place { netns: netns::path(&netns), cgroup, logs: self.logs(), name: what };
         let (namespace, name) = (spec.namespace.clone(), spec.name.clone());
-        let pod = Pod { namespace, name, v4, v6, place };
+        let pod = Pod { namespace, name, v4, v6, number, place };
         self.objects.add_pod(&pod, &node.name, &netns, spec)?;
         Ok(pod)
     }
 
+    /// Ends a pod: its processes, its cgroup and its network namespace. Its object stays.
+    pub fn destroy(&self, pod: &Pod) -> Result<()> {
+        cgroup::remove_tree(&pod.cgroup)?;
+        let name = pod.netns.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        netns::remove(&[name])
+    }
+
     /// Starts the agent of a node, on this network's objects.
     pub fn agent(&self, node: &Node) -> Result<Agent> {
-        Agent::start(self, node)
+        Agent::start(node, Dirs::of(self), &[])
     }
 
     /// Prints what programs have said, the last lines of each.
     pub fn print_logs(&self) {
-        const LAST: usize = 80;
+        const LAST: usize = 40;
+        const WIDTH: usize = 400;
         let mut files: Vec<_> = fs::read_dir(self.logs()).into_iter().flatten().flatten().collect();
         files.sort_by_key(fs::DirEntry::file_name);
         for file in files {
@@ -234,7 +249,8 @@ impl Net {
             let lines: Vec<&str> = text.lines().collect();
             eprintln!("--- {}: {} ({} lines)", self.name, file.file_name().display(), lines.len());
             for line in &lines[lines.len().saturating_sub(LAST)..] {
-                eprintln!("    {line}");
+                let cut: String = line.chars().take(WIDTH).collect();
+                eprintln!("    {cut}");
             }
         }
     }
@@ -351,6 +367,11 @@ impl Pod {
     /// A port of it, over IPv6.
     pub fn at6(&self, port: u16) -> SocketAddr {
         (self.v6, port).into()
+    }
+
+    /// What makes its addresses different from those of other pods.
+    pub fn number(&self) -> u8 {
+        self.number
     }
 
     /// Both addresses.

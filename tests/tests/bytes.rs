@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, env};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tests::{
     PORT, Pair,
+    agent::Agent,
     flow::Flow,
     probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
@@ -51,16 +52,22 @@ fn stories_end_as_they_do_without_the_mesh() {
         ensure!(before.len() as u64 == STORIES && after.len() as u64 == STORIES);
         for (seed, before) in &before {
             let after = after.get(seed).with_context(|| format!("seed {seed} is missing"))?;
-            let story = probe::Script::new(*seed);
-            ensure!(
-                before == after,
-                "seed {seed}, {story:?}:\nbefore {before:#?}\nafter {after:#?}"
-            );
+            if before != after {
+                let story = probe::Script::new(*seed);
+                let flows = [&pair.agents[0], &pair.agents[1]].map(|agent| told(agent, &story));
+                bail!("seed {seed}, {story:?}:\nbefore {before:?}\nafter {after:?}\n{flows:#?}");
+            }
         }
         let mtls = pair.agents[0].flows()?.iter().filter(|flow| flow.is_mtls()).count();
         ensure!(mtls as u64 == STORIES, "only {mtls} went through the mesh");
         Ok(())
     });
+}
+
+/// What an agent has recorded of connections with so many bytes.
+fn told(agent: &Agent, story: &probe::Script) -> Vec<Flow> {
+    let flows = agent.flows().unwrap_or_default().into_iter();
+    flows.filter(|flow| flow.bytes.received / 2 == story.to_client / 2).collect()
 }
 
 /// What must be the same: bytes, hash and end, on either side.

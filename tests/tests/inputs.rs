@@ -65,8 +65,8 @@ fn no_cgroup_v2() {
         let dir = net.tag().dir().to_string_lossy().into_owned();
         names(&refused(net, &node, &[], &[("--cgroup", &dir)])?, &["--cgroup", &dir, "cgroup v2"])?;
         // A host that has none mounted at all: our own mount namespace, without it.
-        let unmount = format!("umount -l {}; exec \"$@\"", tests::cgroup::mount().display());
-        let without = ["unshare", "-m", "sh", "-c", &unmount, "sh"];
+        let unmount = "umount -l -a -t cgroup2; exec \"$@\"";
+        let without = ["unshare", "-m", "sh", "-c", unmount, "sh"];
         names(&refused(net, &node, &without, &[])?, &["cgroup v2", "mount -t cgroup2"])
     });
 }
@@ -138,7 +138,7 @@ fn an_anchor_that_has_expired() {
         fs::copy(old.key, &ours.key)?;
         fs::copy(&old.cert, &ours.cert)?;
         fs::copy(&old.cert, ours.cert.with_file_name("anchors.pem"))?;
-        names(&refused(net, &node, &[], &[])?, &[&ours.cert.to_string_lossy(), "expired"])
+        names(&refused(net, &node, &[], &[])?, &[&Dirs::of(net).ca.to_string_lossy(), "expired"])
     });
 }
 
@@ -177,14 +177,14 @@ fn files_with_mistakes() {
         ("syntax", "apiVersion: v1\nkind: Pod\nmetadata: {name: x\n", &[]),
         (
             "type",
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  namespace: y\nspec: {containers: 7}\n",
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  namespace: shop\nspec: {containers: 7}\n",
             &["containers"],
         ),
         ("no-kind", "apiVersion: v1\nmetadata:\n  name: x\n", &["kind"]),
         ("no-name", "apiVersion: v1\nkind: Namespace\nmetadata: {}\n", &["name"]),
         (
             "bad-address",
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: y, uid: u1}\nspec: {nodeName: node1, containers: []}\nstatus: {podIPs: [{ip: 10.0.0.999}]}\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop, uid: u1}\nspec: {nodeName: node1, containers: []}\nstatus: {podIPs: [{ip: 10.0.0.999}]}\n",
             &["podIP", "10.0.0.999"],
         ),
         (

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use tests::{
-    PORT, Pair, SHOP,
+    PORT, Pair, PodSpec, SHOP,
     flow::Flow,
-    probe::{self, Client, DialSpec, Talk},
+    objects,
+    probe::{self, Client, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
 
@@ -30,9 +31,12 @@ fn a_label_set_and_removed_under_load_loses_no_request() {
             || clients.iter().chain([&kept]).try_for_each(|client| client.wait_more(STEADY));
         steady()?;
         for _ in 0..2 {
+            let carried =
+                || -> Result<u64> { Ok(pair.agents[1].status()?.counters.accepted_inbound) };
+            let before = carried()?;
             pair.join()?;
             steady()?;
-            pair.agents[1].wait_flow("over mTLS", Flow::is_mtls)?;
+            ensure!(carried()? > before, "nothing went through the mesh");
             pair.leave()?;
             steady()?;
         }
@@ -91,6 +95,57 @@ fn either_side_alone_in_the_mesh_goes_on_in_plaintext() {
 }
 
 #[test]
+fn a_port_excluded_and_included_under_load_loses_no_request() {
+    scenario("membership-exclude", |net| {
+        let pair = Pair::meshed(net)?;
+        let service = pair.serve(Talk::Lines)?;
+        let client = load(&pair, false, false)?;
+        let key = objects::EXCLUDE_PORTS;
+        for pod in [&pair.server, &pair.client] {
+            for (ports, code) in [(Some("1-9,8080"), "outbound_excluded"), (None, "redirect_peer")]
+            {
+                let dialled = || -> Result<u64> { Ok(pair.agents[0].status()?.verdict(code)) };
+                client.wait_more(STEADY)?;
+                let before = dialled()?;
+                net.objects().annotate_pod(pod, key, ports)?;
+                tests::eventually(tests::agent::SOON, || {
+                    ensure!(dialled()? > before, "no connection is dialled as {code}");
+                    Ok(())
+                })?;
+            }
+        }
+        client.wait_more(STEADY)?;
+        let result = client.finish()?;
+        ensure!(result.failed == 0, "{result:#?}");
+        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_mode_changed_under_load_loses_no_request() {
+    scenario("membership-mode", |net| {
+        let pair = Pair::meshed(net)?;
+        let service = pair.serve(Talk::Lines)?;
+        let client = load(&pair, false, false)?;
+        for mode in [Some("strict"), None, Some("strict"), Some("permissive")] {
+            net.objects().annotate_namespace(SHOP, objects::MODE, mode)?;
+            let wanted = mode.unwrap_or("permissive");
+            tests::eventually(tests::agent::SOON, || {
+                let found = pair.agents[1].status()?.pod(&pair.server)?.mode;
+                ensure!(found.as_deref() == Some(wanted), "{found:?}, not {wanted}");
+                Ok(())
+            })?;
+            client.wait_more(STEADY)?;
+        }
+        let result = client.finish()?;
+        ensure!(result.failed == 0, "{result:#?}");
+        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        Ok(())
+    });
+}
+
+#[test]
 fn a_pods_label_wins_over_its_namespaces() {
     scenario("membership-pod", |net| {
         let pair = Pair::new(net)?;
@@ -118,5 +173,39 @@ fn a_deleted_pod_leaves_the_mesh() {
             ensure!(status.pod(&pair.server).is_err(), "{status:?}");
             Ok(())
         })
+    });
+}
+
+#[test]
+fn a_vanished_namespace_and_a_reused_address_leave_nothing_behind() {
+    scenario("membership-reuse", |net| {
+        let pair = Pair::meshed(net)?;
+        let service = pair.serve(Talk::Lines)?;
+        // The pod dies: its processes end, its namespace goes, and only then is its object removed.
+        service.stop()?;
+        net.destroy(&pair.server)?;
+        pair.agents[1].wait_state(&pair.server, "not_enrolled")?;
+        pair.agents[0].wait_peers(0)?;
+        net.objects().remove_pod(&pair.server)?;
+        // Another pod gets the address, and is not in the mesh.
+        let spec = PodSpec::new("other", "heir");
+        let heir = net.pod_at(&pair.nodes[1], spec, pair.server.number())?;
+        ensure!(heir.v4 == pair.server.v4);
+        let _service = probe::serve(&heir, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        for to in [heir.at(PORT), heir.at6(PORT)] {
+            let seen = probe::dial(&pair.client, &DialSpec::say(to, "hello"))?;
+            ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+        }
+        // And then it joins, under its own identity.
+        net.objects().label_pod(&heir, Some("enabled"))?;
+        pair.agents[1].wait_enrolled(&[&heir])?;
+        pair.agents[0].wait_peers(1)?;
+        let seen = probe::dial(&pair.client, &DialSpec::say(heir.at(PORT), "hello"))?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+        let id = tests::flow::spiffe_id("other", "heir");
+        pair.agents[0].wait_flow("to the heir", |flow| {
+            flow.is_mtls() && flow.server.identity.as_ref() == Some(&id)
+        })?;
+        Ok(())
     });
 }

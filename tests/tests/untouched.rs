@@ -39,6 +39,15 @@ impl Mixed {
         Ok(Self { agents, meshed, plain, _services: services })
     }
 
+    /// Neither agent has ever carried anything.
+    fn idle(&self) -> Result<()> {
+        for agent in &self.agents {
+            let counters = agent.status()?.counters;
+            ensure!(counters == Counters::default(), "{counters:?}");
+        }
+        Ok(())
+    }
+
     /// Makes the connections and checks that exactly they were counted, under these codes, and that neither agent saw any.
     fn check(&self, from: &Pod, to: &Pod, dialled: &str, arrived: Option<&str>) -> Result<()> {
         for to in [to.at(PORT), to.at6(PORT)] {
@@ -55,8 +64,8 @@ impl Mixed {
                     let counted = after[node].verdict(code) - before[node].verdict(code);
                     ensure!(counted == COUNT, "{code}: {counted}; {:?}", after[node].verdicts);
                 }
-                let counters = &after[node].counters;
-                ensure!(*counters == Counters::default(), "{} -> {to}: {counters:?}", from.name);
+                let (before, after) = (&before[node].counters, &after[node].counters);
+                ensure!(before == after, "{} -> {to}: {before:?} {after:?}", from.name);
             }
         }
         Ok(())
@@ -67,7 +76,8 @@ impl Mixed {
 fn from_the_mesh_to_an_unmeshed_pod() {
     scenario("untouched-out", |net| {
         let all = Mixed::new(net)?;
-        all.check(&all.meshed[0], &all.plain[1], "destination_not_meshed", None)
+        all.check(&all.meshed[0], &all.plain[1], "destination_not_meshed", None)?;
+        all.idle()
     });
 }
 
@@ -75,7 +85,8 @@ fn from_the_mesh_to_an_unmeshed_pod() {
 fn from_an_unmeshed_pod_to_a_permissive_one() {
     scenario("untouched-in", |net| {
         let all = Mixed::new(net)?;
-        all.check(&all.plain[0], &all.meshed[1], "not_enrolled", Some("inbound_plaintext"))
+        all.check(&all.plain[0], &all.meshed[1], "not_enrolled", Some("inbound_plaintext"))?;
+        all.idle()
     });
 }
 
@@ -83,7 +94,8 @@ fn from_an_unmeshed_pod_to_a_permissive_one() {
 fn between_unmeshed_pods() {
     scenario("untouched-both", |net| {
         let all = Mixed::new(net)?;
-        all.check(&all.plain[0], &all.plain[1], "not_enrolled", None)
+        all.check(&all.plain[0], &all.plain[1], "not_enrolled", None)?;
+        all.idle()
     });
 }
 
@@ -116,10 +128,19 @@ fn a_meshed_connection_is_counted_as_such() {
 fn an_excluded_port_is_left_alone() {
     scenario("untouched-excluded", |net| {
         let all = Mixed::new(net)?;
+        let (from, to) = (&all.meshed[0], &all.meshed[1]);
         let key = tests::objects::EXCLUDE_PORTS;
-        net.objects().annotate_pod(&all.meshed[1], key, Some(&PORT.to_string()))?;
-        tests::eventually(tests::agent::SOON, || {
-            all.check(&all.meshed[0], &all.meshed[1], "outbound_excluded", Some("inbound_excluded"))
-        })
+        net.objects().annotate_pod(to, key, Some(&PORT.to_string()))?;
+        // Both nodes have to hear of it.
+        for (agent, code) in all.agents.iter().zip(["outbound_excluded", "inbound_excluded"]) {
+            tests::eventually(tests::agent::SOON, || {
+                let seen = probe::dial(from, &DialSpec::say(to.at(PORT), "hello"))?;
+                ensure!(seen.end == End::Fin, "{seen:?}");
+                let verdicts = agent.status()?.verdicts;
+                ensure!(verdicts.get(code).is_some_and(|count| *count > 0), "{code}: {verdicts:?}");
+                Ok(())
+            })?;
+        }
+        all.check(from, to, "outbound_excluded", Some("inbound_excluded"))
     });
 }

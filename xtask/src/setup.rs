@@ -53,42 +53,50 @@ fn ensure_toolchain(workspace: &Workspace) -> Result<()> {
     if build_ebpf::given_object().is_some() || Toolchain::find(workspace).is_some() {
         return Ok(());
     }
+    if !Toolchain::has_debians_compiler() {
+        install_compiler()?;
+    }
+    let llvm = toolchain::debian_llvm()
+        .context("Debian's rustc does not say which LLVM it is built on")?;
+    ensure_linker(workspace, llvm)
+}
+
+fn install_compiler() -> Result<()> {
+    let packages = toolchain::DEBIAN_PACKAGES;
     if let Err(why_not) = apt::usable() {
         bail!("no toolchain for eBPF, and {why_not}.\n{TOOLCHAIN_BY_HAND}");
     }
     apt::update()?;
-    if !apt::knows(toolchain::DEBIAN_PACKAGES) {
-        bail!(
-            "no toolchain for eBPF, and this Debian has no {}.\n{TOOLCHAIN_BY_HAND}",
-            toolchain::DEBIAN_PACKAGES.join(", ")
-        );
+    let packages_line = packages.join(" ");
+    if !apt::knows(packages) {
+        bail!("no toolchain for eBPF, and no such packages: {packages_line}.\n{TOOLCHAIN_BY_HAND}");
     }
-    let packages = toolchain::DEBIAN_PACKAGES;
-    say::progress(
-        "setup",
-        &format!("installing {} (the compiler for eBPF; 120 MB to fetch)", packages.join(" ")),
-    );
-    apt::install(packages)?;
-    let llvm = toolchain::debian_llvm()
-        .context("Debian's rustc does not say which LLVM it is built on")?;
+    let what = "the compiler for eBPF; 120 MB to fetch";
+    say::progress("setup", &format!("installing {packages_line} ({what})"));
+    apt::install(packages)
+}
+
+fn ensure_linker(workspace: &Workspace, llvm: u32) -> Result<()> {
     let linker = toolchain::bpf_linker(llvm);
-    if !linker.is_installed(workspace) {
-        let package = format!("llvm-{llvm}-dev");
-        if !Path::new(&toolchain::llvm_prefix(llvm)).join("bin/llvm-config").exists() {
-            say::progress(
-                "setup",
-                &format!("installing {package} (to build bpf-linker with; 90 MB to fetch)"),
-            );
-            apt::install(&[&package])?;
-        }
-        linker.install(workspace)?;
+    if linker.is_installed(workspace) {
+        return Ok(());
     }
-    Ok(())
+    let package = format!("llvm-{llvm}-dev");
+    if !Path::new(&toolchain::llvm_prefix(llvm)).join("bin/llvm-config").exists() {
+        if let Err(why_not) = apt::usable() {
+            bail!("bpf-linker is built with {package}, which is missing, and {why_not}");
+        }
+        apt::update()?;
+        let what = "to build bpf-linker with; 90 MB to fetch";
+        say::progress("setup", &format!("installing {package} ({what})"));
+        apt::install(&[&package])?;
+    }
+    linker.install(workspace)
 }
 
 const TOOLCHAIN_BY_HAND: &str = "\
 Install one of these, then run the command again:
-  1. As root on Debian 12 or later: `cargo xtask setup` installs rustc-web, libstd-rust-web-dev-bpf,
+  1. As root on Debian 12: `cargo xtask setup` installs rustc-web, libstd-rust-web-dev-bpf,
      rust-web-clippy, and bpf-linker built with llvm-22-dev.
   2. Anywhere: `rustup toolchain install nightly --component rust-src,clippy`, and a bpf-linker on PATH for
      nightly's LLVM (`rustup run nightly rustc -vV` names it), e.g.

@@ -39,6 +39,11 @@ impl Toolchain {
         Self::debian(workspace).or_else(|| Self::nightly(workspace))
     }
 
+    /// Whether Debian's packages are there; its linker is another matter.
+    pub(crate) fn has_debians_compiler() -> bool {
+        process::is_executable(Path::new(DEBIAN_CLIPPY)) && debian_llvm().is_some()
+    }
+
     fn debian(workspace: &Workspace) -> Option<Self> {
         let linker = bpf_linker(debian_llvm()?);
         let ready =

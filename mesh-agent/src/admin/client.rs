@@ -25,7 +25,9 @@ pub enum ClientError {
     #[error("the agent stopped answering: {0}")]
     Io(#[from] io::Error),
     /// The answer could not be read: agent and command line are of different versions.
-    #[error("the agent answered what this version does not understand: {0}; use the mesh-agent of the same version")]
+    #[error(
+        "the agent answered what this version does not understand: {0}; use the mesh-agent of the same version"
+    )]
     Answer(#[from] serde_json::Error),
     /// The agent did not understand the request.
     #[error("the agent refused the request: {0}")]
@@ -36,9 +38,14 @@ pub enum ClientError {
 ///
 /// # Errors
 /// See [`ClientError`].
-pub fn ask(runtime_dir: &Path, request: &Request, mut each: impl FnMut(Response) -> bool) -> Result<(), ClientError> {
+pub fn ask(
+    runtime_dir: &Path,
+    request: &Request,
+    mut each: impl FnMut(Response) -> bool,
+) -> Result<(), ClientError> {
     let path = socket_path(runtime_dir);
-    let mut stream = UnixStream::connect(&path).map_err(|source| ClientError::NoAgent { path, source })?;
+    let mut stream =
+        UnixStream::connect(&path).map_err(|source| ClientError::NoAgent { path, source })?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line)?;

@@ -23,13 +23,7 @@ use tokio::{
 };
 
 use super::{IdentityFacts, NodeCounters, ProblemFacts, Request, Response, Status, socket_path};
-use crate::{
-    enrol::Board,
-    flows::Followed,
-    identity::Identities,
-    proxy::Mesh,
-    tasks::Tasks,
-};
+use crate::{enrol::Board, flows::Followed, identity::Identities, proxy::Mesh, tasks::Tasks};
 
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 64 * 1024;
@@ -127,7 +121,10 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
     }
 }
 
-async fn send(stream: &mut tokio::net::unix::OwnedWriteHalf, response: &Response) -> io::Result<()> {
+async fn send(
+    stream: &mut tokio::net::unix::OwnedWriteHalf,
+    response: &Response,
+) -> io::Result<()> {
     let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
     timeout(PATIENCE, stream.write_all(&line)).await?
@@ -138,16 +135,26 @@ fn status(state: &State) -> Status {
     let tables = mesh.kernel.tables();
     let pods = state.board.read();
     let world = mesh.world.load();
-    let remote: std::collections::BTreeSet<_> =
-        world.kernel_addresses().filter(|row| row.peer).filter_map(|row| world.peer(row.address)).filter(|peer| !peer.local).map(|peer| &peer.uid).collect();
+    let remote: std::collections::BTreeSet<_> = world
+        .kernel_addresses()
+        .filter(|row| row.peer)
+        .filter_map(|row| world.peer(row.address))
+        .filter(|peer| !peer.local)
+        .map(|peer| &peer.uid)
+        .collect();
     let verdicts = tables.verdicts().unwrap_or_default();
     let pod_verdicts = pods
         .iter()
-        .filter_map(|pod| Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?)))
+        .filter_map(|pod| {
+            Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?))
+        })
         .map(|(pod, counts)| (pod, by_code(&counts, false)))
         .collect();
     let mut problems: Vec<_> = state.problems.load().to_vec();
-    problems.extend(world.problems().iter().map(|problem| ProblemFacts { code: problem.code.as_str().to_owned(), message: problem.to_string() }));
+    problems.extend(world.problems().iter().map(|problem| ProblemFacts {
+        code: problem.code.as_str().to_owned(),
+        message: problem.to_string(),
+    }));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: state.node.clone(),
@@ -174,7 +181,11 @@ fn status(state: &State) -> Status {
 
 fn by_code(counts: &[u64], all: bool) -> BTreeMap<String, u64> {
     let count = |verdict: &Verdict| counts.get(*verdict as usize).copied().unwrap_or(0);
-    Verdict::ALL.iter().filter(|verdict| all || count(verdict) > 0).map(|verdict| (verdict.code().to_owned(), count(verdict))).collect()
+    Verdict::ALL
+        .iter()
+        .filter(|verdict| all || count(verdict) > 0)
+        .map(|verdict| (verdict.code().to_owned(), count(verdict)))
+        .collect()
 }
 
 fn identities(state: &State) -> Vec<IdentityFacts> {

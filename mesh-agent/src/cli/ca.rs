@@ -33,8 +33,15 @@ impl Ca {
         match self {
             Self::Init(init) => {
                 let info = file_ca::init(&init.ca_dir, &init.trust_domain, init.force)?;
-                print_line(&format!("Made the trust anchor of {} in {}.", init.trust_domain, init.ca_dir.display()))?;
-                print_line(&format!("Keep {} to yourself: whoever has it can be anybody in the mesh.", info.key.display()))
+                print_line(&format!(
+                    "Made the trust anchor of {} in {}.",
+                    init.trust_domain,
+                    init.ca_dir.display()
+                ))?;
+                print_line(&format!(
+                    "Keep {} to yourself: whoever has it can be anybody in the mesh.",
+                    info.key.display()
+                ))
             }
         }
     }

@@ -23,7 +23,8 @@ pub(super) struct Cleanup {
 impl Cleanup {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let done = runtime.block_on(daemon::cleanup(&self.asked.runtime_dir, self.pin_dir.as_deref()))?;
+        let done =
+            runtime.block_on(daemon::cleanup(&self.asked.runtime_dir, self.pin_dir.as_deref()))?;
         if self.output == Output::Json {
             return print_line(&serde_json::to_string(&done)?);
         }

@@ -49,7 +49,17 @@ impl Flows {
                 eprintln!("No connection has reached the agent yet.");
                 return Ok(());
             }
-            let heading = ["TIME", "DIRECTION", "FROM", "TO", "SECURITY", "OUTCOME", "SENT", "RECEIVED", "DURATION"];
+            let heading = [
+                "TIME",
+                "DIRECTION",
+                "FROM",
+                "TO",
+                "SECURITY",
+                "OUTCOME",
+                "SENT",
+                "RECEIVED",
+                "DURATION",
+            ];
             print_line(&table::table(heading, records.iter().map(row)))?;
         }
         Ok(())
@@ -62,7 +72,9 @@ fn json(record: &FlowRecord) -> anyhow::Result<()> {
 
 fn line(record: &FlowRecord) -> anyhow::Result<()> {
     let [time, direction, from, to, security, outcome, sent, received, took] = row(record);
-    print_line(&format!("{time} {direction:8} {from} → {to}  {security}  {outcome}  {sent} / {received}  {took}"))?;
+    print_line(&format!(
+        "{time} {direction:8} {from} → {to}  {security}  {outcome}  {sent} / {received}  {took}"
+    ))?;
     if !matches!(record.outcome.as_str(), "closed" | "open") {
         print_line(&format!("    {}", record.reason))?;
     }

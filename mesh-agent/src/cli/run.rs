@@ -81,7 +81,8 @@ impl Run {
             drain: Duration::from_secs(self.drain_seconds),
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;
         runtime.block_on(daemon::run(settings))?;
         Ok(())
     }

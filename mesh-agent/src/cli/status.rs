@@ -28,7 +28,9 @@ impl Status {
             }
             false
         })?;
-        let status = answer.ok_or_else(|| anyhow::anyhow!("the agent closed without an answer; it may be stopping"))?;
+        let status = answer.ok_or_else(|| {
+            anyhow::anyhow!("the agent closed without an answer; it may be stopping")
+        })?;
         match self.output {
             Output::Json => print_line(&serde_json::to_string(&status)?),
             Output::Table => print(&status),
@@ -55,10 +57,17 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
     if status.pods.is_empty() {
         print_line("No pods of this node are known.")?;
     } else {
-        print_line(&table::table(["POD", "ADDRESS", "STATE", "MODE", "SINCE", "CONNECTIONS", "REASON"], status.pods.iter().map(row)))?;
+        print_line(&table::table(
+            ["POD", "ADDRESS", "STATE", "MODE", "SINCE", "CONNECTIONS", "REASON"],
+            status.pods.iter().map(row),
+        ))?;
     }
     for identity in status.identities.iter().filter(|identity| identity.failure.is_some()) {
-        print_line(&format!("\n✗ {}: {}", identity.id, identity.failure.as_deref().unwrap_or_default()))?;
+        print_line(&format!(
+            "\n✗ {}: {}",
+            identity.id,
+            identity.failure.as_deref().unwrap_or_default()
+        ))?;
     }
     for problem in &status.problems {
         print_line(&format!("\n✗ {}", problem.message))?;

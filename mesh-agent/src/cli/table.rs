@@ -3,9 +3,15 @@
 use comfy_table::{ContentArrangement, Table, presets};
 
 /// A table with a heading.
-pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(
+    heading: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(heading);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(heading);
     for row in rows {
         table.add_row(row);
     }
@@ -16,6 +22,7 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
 }
 
 /// A size as people read it: `17 B`, `1.2 KiB`.
+#[expect(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
 pub(super) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
@@ -28,6 +35,7 @@ pub(super) fn bytes(count: u64) -> String {
 }
 
 /// A duration as people read it: `730µs`, `12ms`, `3.4s`, `5m12s`.
+#[expect(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
 pub(super) fn duration(micros: u64) -> String {
     match micros {
         0..1_000 => format!("{micros}µs"),
@@ -43,7 +51,10 @@ mod tests {
 
     #[test]
     fn numbers_as_people_read_them() {
-        assert_eq!((bytes(17), bytes(1229), bytes(3 << 30)), ("17 B".into(), "1.2 KiB".into(), "3.0 GiB".into()));
+        assert_eq!(
+            (bytes(17), bytes(1229), bytes(3 << 30)),
+            ("17 B".into(), "1.2 KiB".into(), "3.0 GiB".into())
+        );
         assert_eq!(duration(730), "730µs");
         assert_eq!(duration(12_345), "12ms");
         assert_eq!(duration(3_400_000), "3.4s");
@@ -52,7 +63,8 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_lines_end_cleanly() {
-        let rows = [["web".to_owned(), "enrolled".to_owned()], ["database".to_owned(), String::new()]];
+        let rows =
+            [["web".to_owned(), "enrolled".to_owned()], ["database".to_owned(), String::new()]];
         assert_eq!(table(["POD", "STATE"], rows), "POD       STATE\nweb       enrolled\ndatabase");
     }
 }

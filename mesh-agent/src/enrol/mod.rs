@@ -27,7 +27,9 @@ use crate::{
     proxy::{ListenError, Listeners, Mesh, Pod},
     source::Announcer,
     tasks::Tasks,
-    world::{Announcements, LocalNode, MeshNode, Mode, NodeName, Objects, PodUid, PortSet, Snapshot},
+    world::{
+        Announcements, LocalNode, MeshNode, Mode, NodeName, Objects, PodUid, PortSet, Snapshot,
+    },
 };
 
 /// How long a pod that leaves goes on taking TLS: bounds the age of peers' news. Files are seen within 20 ms, by the slow
@@ -132,13 +134,17 @@ pub enum PodState {
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
     /// It does not say where its network namespace is.
-    #[error("the pod has no annotation nodemesh.dev/netns, which names its network namespace in file mode")]
+    #[error(
+        "the pod has no annotation nodemesh.dev/netns, which names its network namespace in file mode"
+    )]
     NoNetns,
     /// Its network namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// Two pods name one namespace.
-    #[error("pod {0} has the same network namespace; correct the annotation nodemesh.dev/netns of one of them")]
+    #[error(
+        "pod {0} has the same network namespace; correct the annotation nodemesh.dev/netns of one of them"
+    )]
     NetnsTaken(String),
     /// Its names make no identity.
     #[error("no identity for the service account: {0}")]
@@ -199,7 +205,8 @@ pub struct Parts {
 impl Enroller {
     /// An enroller that has enrolled nobody yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, accepting, serving } = parts;
+        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, accepting, serving } =
+            parts;
         Self {
             mesh,
             identities,

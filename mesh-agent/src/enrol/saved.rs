@@ -61,13 +61,18 @@ pub async fn restore_all(factory: &Factory, dir: &Path, keep: &[u64]) -> io::Res
     let mut restored = 0;
     for entry in entries {
         let cookie = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let Some(saved) = cookie.filter(|cookie| !keep.contains(cookie)).and_then(|cookie| Saved::read(dir, cookie)) else {
+        let Some(saved) = cookie
+            .filter(|cookie| !keep.contains(cookie))
+            .and_then(|cookie| Saved::read(dir, cookie))
+        else {
             continue;
         };
         match restore(factory, &saved).await {
             Ok(true) => restored += 1,
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, netns = %saved.netns.display(), "cannot put back the reserved ports"),
+            Err(error) => {
+                tracing::warn!(%error, netns = %saved.netns.display(), "cannot put back the reserved ports");
+            }
         }
         Saved::forget(dir, saved.cookie);
     }

@@ -9,7 +9,10 @@ use mesh_common::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::{EnrolError, Enrolled, Enroller, Failure, LEAVE_GRACE, PodState, PodStatus, RETRY, Saved, restore_all, tables};
+use super::{
+    EnrolError, Enrolled, Enroller, Failure, LEAVE_GRACE, PodState, PodStatus, RETRY, Saved,
+    restore_all, tables,
+};
 use crate::{
     identity::SpiffeId,
     kernel::KernelError,
@@ -31,7 +34,11 @@ impl Enroller {
         self.finish_leaving().await;
         let joined = self.enrol_wanted(&world).await;
         let changed = self.change_settings(&world);
-        let world = if withdrawn || changed || !joined.is_empty() { self.build(objects, announcements) } else { world };
+        let world = if withdrawn || changed || !joined.is_empty() {
+            self.build(objects, announcements)
+        } else {
+            world
+        };
         self.publish(&world);
         for uid in &joined {
             self.capture_dials(uid);
@@ -60,10 +67,12 @@ impl Enroller {
         if let Err(error) = tables::sync(self.mesh.kernel.tables(), world) {
             tracing::error!(%error, "the kernel's tables are not up to date; trying again with the next change");
         }
-        let generation = |uid: &PodUid| self.pods.get(uid).map_or(0, |enrolled| enrolled.generation);
+        let generation =
+            |uid: &PodUid| self.pods.get(uid).map_or(0, |enrolled| enrolled.generation);
         let trust_domain = self.mesh.trust_domain.as_str();
         let announcement = world.announcement(&self.boot_id, trust_domain, generation);
-        let Some(announcement) = announcement.filter(|new| self.announced.as_ref() != Some(new)) else {
+        let Some(announcement) = announcement.filter(|new| self.announced.as_ref() != Some(new))
+        else {
             return;
         };
         self.announced = Some(announcement.clone());
@@ -78,13 +87,23 @@ impl Enroller {
     /// Pods whose object or namespace is gone leave nothing behind.
     async fn remove_vanished(&mut self, world: &Snapshot) {
         let gone = |uid: &PodUid, enrolled: &Enrolled| {
-            let named = world.local_pod(uid).map(|pod| pod.netns.as_ref().map(|netns| netns.path().to_owned()));
+            let named = world
+                .local_pod(uid)
+                .map(|pod| pod.netns.as_ref().map(|netns| netns.path().to_owned()));
             let elsewhere = !matches!(named, Some(Some(path)) if path == enrolled.pod.netns.path());
-            elsewhere || !enrolled.pod.netns.still_there() || addresses_changed(world, uid, &enrolled.pod)
+            elsewhere
+                || !enrolled.pod.netns.still_there()
+                || addresses_changed(world, uid, &enrolled.pod)
         };
-        let mut removed: Vec<Enrolled> = self.pods.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e).collect();
-        removed.extend(self.leaving.extract_if(.., |uid, (enrolled, _)| gone(uid, enrolled)).map(|(_, (e, _))| e));
-        removed.extend(self.left.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e));
+        let mut removed: Vec<Enrolled> =
+            self.pods.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e).collect();
+        removed.extend(
+            self.leaving
+                .extract_if(.., |uid, (enrolled, _)| gone(uid, enrolled))
+                .map(|(_, (e, _))| e),
+        );
+        removed
+            .extend(self.left.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e));
         for enrolled in removed {
             let pod = &enrolled.pod;
             tracing::info!(pod = %pod.name, netns = %pod.netns.path().display(), "pod gone");
@@ -137,7 +156,9 @@ impl Enroller {
         for local in world.local_pods() {
             let uid = &local.workload.uid;
             let Wanted::In(settings) = &local.wanted else { continue };
-            if self.pods.contains_key(uid) || self.failed.get(uid).is_some_and(|(_, retry)| *retry > now) {
+            if self.pods.contains_key(uid)
+                || self.failed.get(uid).is_some_and(|(_, retry)| *retry > now)
+            {
                 continue;
             }
             let enrolled = match self.leaving.remove(uid) {
@@ -156,7 +177,11 @@ impl Enroller {
                 Err(error) => {
                     let workload = &local.workload;
                     let failure = Failure { code: error.code(), sentence: error.to_string() };
-                    if self.failed.get(uid).is_none_or(|(known, _)| known.sentence != failure.sentence) {
+                    if self
+                        .failed
+                        .get(uid)
+                        .is_none_or(|(known, _)| known.sentence != failure.sentence)
+                    {
                         tracing::error!(pod = %format_args!("{}/{}", workload.namespace, workload.name), %uid, %error, "pod cannot be enrolled");
                     }
                     self.failed.insert(uid.clone(), (failure, Instant::now() + RETRY));
@@ -167,18 +192,31 @@ impl Enroller {
     }
 
     /// Everything up to the announcement: afterwards the pod can be dialled over TLS.
-    async fn enrol(&mut self, local: &LocalPod, settings: &Settings) -> Result<Enrolled, EnrolError> {
+    async fn enrol(
+        &mut self,
+        local: &LocalPod,
+        settings: &Settings,
+    ) -> Result<Enrolled, EnrolError> {
         let workload = &local.workload;
         let path = local.netns.as_ref().ok_or(EnrolError::NoNetns)?.path();
         let netns = Netns::open(&self.mesh.factory, path).await?;
         if let Some(holder) = self.holder_of(&netns) {
             return Err(EnrolError::NetnsTaken(holder));
         }
-        let identity = SpiffeId::new(&self.mesh.trust_domain, &workload.namespace, &workload.service_account)?;
+        let identity =
+            SpiffeId::new(&self.mesh.trust_domain, &workload.namespace, &workload.service_account)?;
         self.identities.ensure(&identity).await?;
         self.reserve(&netns).await?;
         let name = crate::world::ObjectName::new(&workload.namespace, &workload.name);
-        let pod = Pod::new(workload.uid.clone(), name, identity, netns, &workload.addresses, self.accepting.child(), self.serving.child());
+        let pod = Pod::new(
+            workload.uid.clone(),
+            name,
+            identity,
+            netns,
+            &workload.addresses,
+            self.accepting.child(),
+            self.serving.child(),
+        );
         let pod = Arc::new(pod);
         let listeners = listen(&self.mesh, &pod).await?;
         self.generation += 1;
@@ -200,7 +238,8 @@ impl Enroller {
     fn rejoin(&mut self, leaving: Enrolled, settings: &Settings) -> Result<Enrolled, EnrolError> {
         self.generation += 1;
         let settings = (settings.mode, settings.exclude_ports.clone());
-        let enrolled = Enrolled { settings, since: Timestamp::now(), generation: self.generation, ..leaving };
+        let enrolled =
+            Enrolled { settings, since: Timestamp::now(), generation: self.generation, ..leaving };
         self.mark_local(&enrolled)?;
         Ok(enrolled)
     }
@@ -209,7 +248,10 @@ impl Enroller {
         let (kernel, netns) = (&self.mesh.kernel, &enrolled.pod.netns);
         kernel.tables().add_pod_verdicts(netns.cookie())?;
         for address in enrolled.pod.addresses() {
-            kernel.tables().local.put(address.into(), tables::local(netns.cookie(), enrolled.settings.0))?;
+            kernel
+                .tables()
+                .local
+                .put(address.into(), tables::local(netns.cookie(), enrolled.settings.0))?;
         }
         kernel.attach_pod(netns.as_fd(), netns.cookie())
     }
@@ -222,14 +264,19 @@ impl Enroller {
             v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
             v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
         };
-        self.log_failure("capture dials", self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry));
+        self.log_failure(
+            "capture dials",
+            self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry),
+        );
     }
 
     /// Mode and excluded ports of pods that are and stay enrolled.
     fn change_settings(&mut self, world: &Snapshot) -> bool {
         let mut changed = Vec::new();
         for (uid, enrolled) in &mut self.pods {
-            let Some(Wanted::In(settings)) = world.local_pod(uid).map(|pod| &pod.wanted) else { continue };
+            let Some(Wanted::In(settings)) = world.local_pod(uid).map(|pod| &pod.wanted) else {
+                continue;
+            };
             let wanted = (settings.mode, settings.exclude_ports.clone());
             if enrolled.settings != wanted {
                 enrolled.settings = wanted;
@@ -266,15 +313,23 @@ impl Enroller {
         if Saved::read(&self.saved_dir, netns.cookie()).is_some() {
             return Ok(()); // an earlier agent has done it
         }
-        let before = netns.run(&self.mesh.factory, reserve_ports).await?.map_err(EnrolError::Sysctl)?;
-        let saved = Saved { netns: netns.path().to_owned(), cookie: netns.cookie(), reserved_ports: before };
+        let before =
+            netns.run(&self.mesh.factory, reserve_ports).await?.map_err(EnrolError::Sysctl)?;
+        let saved = Saved {
+            netns: netns.path().to_owned(),
+            cookie: netns.cookie(),
+            reserved_ports: before,
+        };
         saved.write(&self.saved_dir).map_err(EnrolError::Note)
     }
 
     async fn restore_ports(&self, pod: &Pod) {
         let cookie = pod.netns.cookie();
         if let Some(saved) = Saved::read(&self.saved_dir, cookie) {
-            let restored = pod.netns.run(&self.mesh.factory, move || crate::netns::restore_ports(&saved.reserved_ports)).await;
+            let restored = pod
+                .netns
+                .run(&self.mesh.factory, move || crate::netns::restore_ports(&saved.reserved_ports))
+                .await;
             if !matches!(restored, Ok(Ok(()))) {
                 tracing::debug!(pod = %pod.name, "the reserved ports could not be put back; the namespace is going");
             }
@@ -287,7 +342,8 @@ impl Enroller {
         if std::mem::replace(&mut self.swept, true) {
             return;
         }
-        let kept: Vec<u64> = self.pods.values().map(|enrolled| enrolled.pod.netns.cookie()).collect();
+        let kept: Vec<u64> =
+            self.pods.values().map(|enrolled| enrolled.pod.netns.cookie()).collect();
         let tables = self.mesh.kernel.tables();
         for netns in tables.enrolled.content().keys().filter(|netns| !kept.contains(netns)) {
             self.log_failure("sweep", tables.enrolled.remove(netns));
@@ -322,9 +378,14 @@ impl Enroller {
         let leaving = self.leaving.get(&workload.uid).map(|(enrolled, _)| enrolled);
         let (code, reason) = match (enrolled, leaving, self.failed.get(&workload.uid)) {
             (Some(_), ..) => (String::new(), String::new()),
-            (None, Some(_), _) => ("leaving".to_owned(), "the pod leaves the mesh; peers are given time to hear of it".to_owned()),
+            (None, Some(_), _) => (
+                "leaving".to_owned(),
+                "the pod leaves the mesh; peers are given time to hear of it".to_owned(),
+            ),
             (None, None, Some((failure, _))) => (failure.code.to_owned(), failure.sentence.clone()),
-            (None, None, None) => (workload.membership.code().to_owned(), workload.membership.reason()),
+            (None, None, None) => {
+                (workload.membership.code().to_owned(), workload.membership.reason())
+            }
         };
         let known = enrolled.or(leaving);
         PodStatus {

@@ -9,7 +9,7 @@ use mesh_common::{
 
 use crate::{
     kernel::{KernelError, Tables},
-    world::{Mode, Snapshot},
+    world::{Mode, PortSet, Snapshot},
 };
 
 /// Brings `ADDRESSES` and `PORTS` to what a snapshot says.
@@ -23,7 +23,7 @@ pub(super) fn sync(tables: &Tables, world: &Snapshot) -> Result<(), KernelError>
         let known = if row.known_pod { ADDRESS_KNOWN } else { 0 };
         let peer = if row.peer { ADDRESS_PEER } else { 0 };
         addresses.insert(row.address.into(), known | peer);
-        for port in row.exclude_ports.into_iter().flat_map(|excluded| excluded.iter()) {
+        for port in row.exclude_ports.into_iter().flat_map(PortSet::iter) {
             *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_EXCLUDED;
         }
     }

@@ -64,7 +64,12 @@ pub struct Party {
 impl Party {
     /// An end of which nothing but the address is known yet.
     pub fn at(address: SocketAddr) -> Self {
-        Self { address: address.ip().to_canonical(), port: address.port(), pod: None, identity: None }
+        Self {
+            address: address.ip().to_canonical(),
+            port: address.port(),
+            pod: None,
+            identity: None,
+        }
     }
 }
 

@@ -77,7 +77,12 @@ impl FlowStore {
     /// An empty store for a node.
     pub fn new(node: impl Into<String>) -> Self {
         let (finished, _) = broadcast::channel(LAG);
-        let inner = Inner { node: node.into(), next: AtomicU64::new(1), records: Mutex::default(), finished };
+        let inner = Inner {
+            node: node.into(),
+            next: AtomicU64::new(1),
+            records: Mutex::default(),
+            finished,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -109,7 +114,10 @@ impl FlowStore {
     pub fn list(&self) -> Vec<FlowRecord> {
         let records = self.lock();
         let finished = records.finished.iter().map(|record| FlowRecord::clone(record));
-        let open = records.open.values().map(|record| record.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let open = records
+            .open
+            .values()
+            .map(|record| record.lock().unwrap_or_else(PoisonError::into_inner).clone());
         finished.chain(open).collect()
     }
 
@@ -143,7 +151,8 @@ impl Flow {
         self.over = true;
         let finished = {
             let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-            record.duration_us = Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+            record.duration_us =
+                Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
             ended.code.clone_into(&mut record.outcome);
             record.reason.clone_from(&ended.sentence);
             if let Some(bytes) = bytes {
@@ -171,7 +180,13 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         if !self.over {
-            self.finish(&Ended::new("agent_stopped", "The agent ended the connection: it is stopping, or the pod is gone."), None);
+            self.finish(
+                &Ended::new(
+                    "agent_stopped",
+                    "The agent ended the connection: it is stopping, or the pod is gone.",
+                ),
+                None,
+            );
         }
     }
 }
@@ -194,7 +209,9 @@ mod tests {
         assert_eq!(store.list().first().unwrap().outcome, "open");
         flow.note(|record| record.service = Some("shop/cart".to_owned()));
         flow.end(&Ended::new("finished", "Both ended."), Bytes { sent: 3, received: 4 });
-        let Some(Followed::Finished(record)) = follower.next().await else { panic!("nothing to follow") };
+        let Some(Followed::Finished(record)) = follower.next().await else {
+            panic!("nothing to follow")
+        };
         assert_eq!((record.outcome.as_str(), record.bytes.received), ("finished", 4));
         assert_eq!(record.service.as_deref(), Some("shop/cart"));
         assert!(record.duration_us.is_some());

@@ -61,6 +61,14 @@ impl ClientTls {
     pub(crate) fn config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.config)
     }
+
+    /// A copy with one thing changed, to play a peer that is not as it should be.
+    #[cfg(test)]
+    pub(crate) fn altered(&self, change: impl FnOnce(&mut ClientConfig)) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        change(&mut config);
+        Self { config: Arc::new(config), own: self.own.clone() }
+    }
 }
 
 impl ServerTls {
@@ -71,6 +79,14 @@ impl ServerTls {
 
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    /// A copy with one thing changed, to play a peer that is not as it should be.
+    #[cfg(test)]
+    pub(crate) fn altered(&self, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        let mut config = ServerConfig::clone(&self.config);
+        change(&mut config);
+        Self { config: Arc::new(config), own: self.own.clone() }
     }
 }
 

@@ -113,7 +113,8 @@ pub enum Purpose {
 /// # Errors
 /// No URI name, several, or one that is not a SPIFFE id as we write them.
 pub fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRejection> {
-    let malformed = |detail: &str| PeerRejection::MalformedCertificate { detail: detail.to_owned() };
+    let malformed =
+        |detail: &str| PeerRejection::MalformedCertificate { detail: detail.to_owned() };
     let (_, parsed) =
         x509_parser::parse_x509_certificate(leaf).map_err(|e| malformed(&e.to_string()))?;
     let mut uris = Vec::new();
@@ -158,19 +159,25 @@ pub enum PeerRejection {
         detail: String,
     },
     /// It has ended.
-    #[error("the peer's certificate expired at {not_after_unix_s} (Unix time); its node cannot renew it, or a clock is wrong")]
+    #[error(
+        "the peer's certificate expired at {not_after_unix_s} (Unix time); its node cannot renew it, or a clock is wrong"
+    )]
     Expired {
         /// When it ended, seconds since 1970.
         not_after_unix_s: u64,
     },
     /// It has not begun.
-    #[error("the peer's certificate is valid only from {not_before_unix_s} (Unix time); a clock is wrong")]
+    #[error(
+        "the peer's certificate is valid only from {not_before_unix_s} (Unix time); a clock is wrong"
+    )]
     NotYetValid {
         /// When it begins, seconds since 1970.
         not_before_unix_s: u64,
     },
     /// No path to one of our anchors.
-    #[error("the peer's certificate was not issued by any of our trust anchors; two CAs, or an anchor is missing here")]
+    #[error(
+        "the peer's certificate was not issued by any of our trust anchors; two CAs, or an anchor is missing here"
+    )]
     UnknownAnchor,
     /// Not made for TLS clients or servers.
     #[error("the peer's certificate is not meant for this purpose (extended key usage)")]
@@ -201,7 +208,9 @@ pub enum PeerRejection {
         presented: SpiffeId,
     },
     /// A valid identity, but not that of the destination.
-    #[error("the peer is {presented}, but {expected} was expected; its address may have passed to another pod")]
+    #[error(
+        "the peer is {presented}, but {expected} was expected; its address may have passed to another pod"
+    )]
     UnexpectedIdentity {
         /// Whom we wanted.
         expected: SpiffeId,

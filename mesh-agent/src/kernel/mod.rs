@@ -9,7 +9,7 @@ mod pins;
 mod programs;
 mod tables;
 
-pub use events::{Refusals, Refusal};
+pub use events::{Refusal, Refusals};
 pub use pins::{Removed, cleanup};
 pub use programs::{Kernel, KernelError, ProgramFacts};
 pub use tables::{ListenerTable, Table, Tables};

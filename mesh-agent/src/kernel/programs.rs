@@ -11,7 +11,9 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::RingBuf,
-    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps, links::FdLink},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps, links::FdLink,
+    },
 };
 use thiserror::Error;
 
@@ -22,7 +24,8 @@ use crate::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Programs on the pods' cgroup.
-const CGROUP_PROGRAMS: [&str; 5] = ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
+const CGROUP_PROGRAMS: [&str; 5] =
+    ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
 const SK_LOOKUP: &str = "nm_sk_lookup";
 
 /// Why the kernel side could not be set up or changed.
@@ -32,7 +35,9 @@ pub enum KernelError {
     #[error("this agent was built without its eBPF programs; build it with `cargo xtask build`")]
     NoObject,
     /// The pin directory could not be made.
-    #[error("cannot make the pin directory {path}: {source}; is a bpffs mounted there? (mount -t bpf bpf /sys/fs/bpf)")]
+    #[error(
+        "cannot make the pin directory {path}: {source}; is a bpffs mounted there? (mount -t bpf bpf /sys/fs/bpf)"
+    )]
     PinDir {
         /// The directory.
         path: PathBuf,
@@ -40,7 +45,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The object could not be loaded.
-    #[error("cannot load the eBPF programs: {0}; the kernel must be 5.15 or newer and the agent needs CAP_BPF and CAP_NET_ADMIN")]
+    #[error(
+        "cannot load the eBPF programs: {0}; the kernel must be 5.15 or newer and the agent needs CAP_BPF and CAP_NET_ADMIN"
+    )]
     Load(#[from] Box<aya::EbpfError>),
     /// A program was refused or could not be attached.
     #[error("program {program}: {source}")]
@@ -51,7 +58,9 @@ pub enum KernelError {
         source: Box<ProgramError>,
     },
     /// A program or map that this agent expects is not in the object.
-    #[error("the eBPF object has no {0} of the expected kind; agent and object are of different versions")]
+    #[error(
+        "the eBPF object has no {0} of the expected kind; agent and object are of different versions"
+    )]
     Missing(String),
     /// A map could not be used.
     #[error("map {map}: {source}")]
@@ -70,7 +79,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The cgroup could not be opened.
-    #[error("cannot open the cgroup {path}: {source}; name the cgroup v2 directory above the pods with --cgroup")]
+    #[error(
+        "cannot open the cgroup {path}: {source}; name the cgroup v2 directory above the pods with --cgroup"
+    )]
     Cgroup {
         /// The directory.
         path: PathBuf,
@@ -113,17 +124,19 @@ impl Kernel {
         }
         let mut ebpf = loader.load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
+            let outcome = match program {
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::SockOps(program) => program.load(),
                 Program::SkLookup(program) => program.load(),
                 _ => return Err(KernelError::Missing(name.to_owned())),
             };
-            loaded.map_err(|source| program_error(name, source))?;
+            outcome.map_err(|source| program_error(name, source))?;
         }
         let tables = Tables::open(&mut ebpf)?;
-        let ring = ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
-        let ring = RingBuf::try_from(ring).map_err(|source| KernelError::Map { map: "EVENTS", source: Box::new(source) })?;
+        let ring =
+            ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
+        let ring = RingBuf::try_from(ring)
+            .map_err(|source| KernelError::Map { map: "EVENTS", source: Box::new(source) })?;
         Ok((Self { pins, tables, ebpf: Mutex::new(ebpf) }, Refusals::new(ring)))
     }
 
@@ -138,7 +151,10 @@ impl Kernel {
         ebpf.programs()
             .map(|(name, program)| ProgramFacts {
                 name: name.to_owned(),
-                verified_instructions: program.info().ok().and_then(|info| info.verified_instruction_count()),
+                verified_instructions: program
+                    .info()
+                    .ok()
+                    .and_then(|info| info.verified_instruction_count()),
             })
             .collect()
     }
@@ -148,12 +164,13 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), KernelError> {
-        let directory =
-            File::open(cgroup).map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
+        let directory = File::open(cgroup)
+            .map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for name in CGROUP_PROGRAMS {
             let pin = self.pins.link(name);
-            let program = ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
+            let program =
+                ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
             if took_over(&pin, program)? {
                 continue;
             }
@@ -184,7 +201,9 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn attach_pod(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<(), KernelError> {
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = ebpf.program_mut(SK_LOOKUP).ok_or_else(|| KernelError::Missing(SK_LOOKUP.to_owned()))?;
+        let program = ebpf
+            .program_mut(SK_LOOKUP)
+            .ok_or_else(|| KernelError::Missing(SK_LOOKUP.to_owned()))?;
         let pin = self.pins.pod(cookie);
         if took_over(&pin, program)? {
             return Ok(());
@@ -204,7 +223,9 @@ impl Kernel {
     pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
         let path = self.pins.pod(cookie);
         match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(KernelError::Link { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(KernelError::Link { path, source })
+            }
             _ => Ok(()),
         }
     }

@@ -52,15 +52,26 @@ struct HandOver(OwnedFd);
 macro_rules! open {
     ($ebpf:expr, $name:literal, $kind:ty) => {{
         let map = $ebpf.take_map($name).ok_or_else(|| KernelError::Missing($name.to_owned()))?;
-        <$kind>::try_from(map).map_err(|source| KernelError::Map { map: $name, source: Box::new(source) })?
+        <$kind>::try_from(map)
+            .map_err(|source| KernelError::Map { map: $name, source: Box::new(source) })?
     }};
 }
 
 impl Tables {
     /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
     pub(super) const NAMES: [&str; 12] = [
-        "AGENT_CGROUPS", "ENROLLED", "LOCAL", "ADDRESSES", "PORTS", "LISTENERS", "PENDING", "LEGS", "VERDICTS",
-        "POD_VERDICTS", "EVENTS_LOST", "SHOWN_PEER",
+        "AGENT_CGROUPS",
+        "ENROLLED",
+        "LOCAL",
+        "ADDRESSES",
+        "PORTS",
+        "LISTENERS",
+        "PENDING",
+        "LEGS",
+        "VERDICTS",
+        "POD_VERDICTS",
+        "EVENTS_LOST",
+        "SHOWN_PEER",
     ];
 
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
@@ -70,11 +81,15 @@ impl Tables {
             local: Table::open("LOCAL", ebpf)?,
             addresses: Table::open("ADDRESSES", ebpf)?,
             ports: Table::open("PORTS", ebpf)?,
-            listeners: ListenerTable { map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)) },
+            listeners: ListenerTable {
+                map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)),
+            },
             pending: HandOver::open("PENDING", ebpf)?,
             legs: HandOver::open("LEGS", ebpf)?,
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
-            pod_verdicts: Mutex::new(open!(ebpf, "POD_VERDICTS", PerCpuHashMap<MapData, u64, VerdictCounts>)),
+            pod_verdicts: Mutex::new(
+                open!(ebpf, "POD_VERDICTS", PerCpuHashMap<MapData, u64, VerdictCounts>),
+            ),
             events_lost: open!(ebpf, "EVENTS_LOST", PerCpuArray<MapData, u64>),
         })
     }
@@ -111,7 +126,8 @@ impl Tables {
         let mut counts = [0; VERDICT_SLOTS];
         for &verdict in Verdict::ALL {
             let number = verdict as u32;
-            let values = self.verdicts.get(&number, 0).map_err(|source| map_error("VERDICTS", source))?;
+            let values =
+                self.verdicts.get(&number, 0).map_err(|source| map_error("VERDICTS", source))?;
             if let Some(count) = counts.get_mut(number as usize) {
                 *count = values.iter().sum();
             }
@@ -140,7 +156,8 @@ impl Tables {
         if self.pod_verdicts(netns).is_some() {
             return Ok(());
         }
-        let cpus = nr_cpus().map_err(|(_, source)| map_error("POD_VERDICTS", MapError::IoError(source)))?;
+        let cpus = nr_cpus()
+            .map_err(|(_, source)| map_error("POD_VERDICTS", MapError::IoError(source)))?;
         let zero = PerCpuValues::try_from(vec![VerdictCounts([0; VERDICT_SLOTS]); cpus])
             .map_err(|source| map_error("POD_VERDICTS", MapError::IoError(source)))?;
         let mut map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,8 +202,10 @@ struct Mirrored<K, V> {
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     fn open(name: &'static str, ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
-        let map = maps::HashMap::<_, K, V>::try_from(map).map_err(|source| map_error(name, source))?;
-        let content = map.iter().collect::<Result<_, _>>().map_err(|source| map_error(name, source))?;
+        let map =
+            maps::HashMap::<_, K, V>::try_from(map).map_err(|source| map_error(name, source))?;
+        let content =
+            map.iter().collect::<Result<_, _>>().map_err(|source| map_error(name, source))?;
         Ok(Self { name, inner: Mutex::new(Mirrored { map, content }) })
     }
 
@@ -218,7 +237,8 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         for (key, value) in wanted {
             inner.put(*key, *value).map_err(failed)?;
         }
-        let gone: Vec<K> = inner.content.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let gone: Vec<K> =
+            inner.content.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
         for key in gone {
             inner.remove(&key).map_err(failed)?;
         }

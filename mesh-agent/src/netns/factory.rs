@@ -65,7 +65,9 @@ impl Factory {
             let result = entered.map(|()| job());
             drop(answer.send(result)); // nobody waits any more: what was made goes
         });
-        self.requests.send(Request { netns: Arc::clone(netns), job }).map_err(|_gone| FactoryGone)?;
+        self.requests
+            .send(Request { netns: Arc::clone(netns), job })
+            .map_err(|_gone| FactoryGone)?;
         answered.await.map_err(|_gone| FactoryGone)
     }
 }

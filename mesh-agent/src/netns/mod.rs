@@ -25,7 +25,9 @@ const NAMED: &str = "/run/netns";
 #[derive(Debug, Error)]
 pub enum NetnsError {
     /// It is not there.
-    #[error("network namespace {path}: {source}; does the pod still exist, and is the annotation nodemesh.dev/netns right?")]
+    #[error(
+        "network namespace {path}: {source}; does the pod still exist, and is the annotation nodemesh.dev/netns right?"
+    )]
     Open {
         /// What was named.
         path: PathBuf,
@@ -33,7 +35,9 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// It could not be entered.
-    #[error("cannot enter network namespace {path}: {source}; it must be a network namespace, and the agent needs CAP_SYS_ADMIN")]
+    #[error(
+        "cannot enter network namespace {path}: {source}; it must be a network namespace, and the agent needs CAP_SYS_ADMIN"
+    )]
     Enter {
         /// What was named.
         path: PathBuf,
@@ -41,7 +45,9 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// The kernel is too old to tell namespaces apart.
-    #[error("cannot read the cookie of network namespace {path}: {source}; the kernel must be 5.15 or newer")]
+    #[error(
+        "cannot read the cookie of network namespace {path}: {source}; the kernel must be 5.15 or newer"
+    )]
     Cookie {
         /// What was named.
         path: PathBuf,
@@ -68,11 +74,13 @@ impl Netns {
     /// See [`NetnsError`].
     pub async fn open(factory: &Factory, name_or_path: &Path) -> Result<Self, NetnsError> {
         let path = Path::new(NAMED).join(name_or_path); // an absolute path replaces the first
-        let file = File::open(&path).map_err(|source| NetnsError::Open { path: path.clone(), source })?;
+        let file =
+            File::open(&path).map_err(|source| NetnsError::Open { path: path.clone(), source })?;
         let file = Arc::new(file);
         let cookie = factory
             .run(&file, || {
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
                 crate::sys::sock::netns_cookie(&socket)
             })
             .await?

@@ -31,7 +31,9 @@ const BIND_ATTEMPTS: usize = 8;
 #[derive(Debug, Error)]
 pub enum DialError {
     /// Nobody listens there.
-    #[error("{to} refused the connection; nothing listens there, or a firewall or NetworkPolicy answers so")]
+    #[error(
+        "{to} refused the connection; nothing listens there, or a firewall or NetworkPolicy answers so"
+    )]
     Refused {
         /// What was dialled.
         to: SocketAddr,
@@ -90,7 +92,9 @@ impl DialError {
 
     fn of(to: SocketAddr, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Self::Refused { to },
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+                Self::Refused { to }
+            }
             io::ErrorKind::TimedOut => Self::TimedOut { to },
             _ => Self::Unreachable { to, source },
         }
@@ -104,7 +108,11 @@ impl DialError {
 ///
 /// # Cancel safety
 /// Dropped, the dial is given up and its port returned.
-pub(super) async fn to_peer(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<(TcpStream, PortLease), DialError> {
+pub(super) async fn to_peer(
+    mesh: &Mesh,
+    pod: &Pod,
+    to: SocketAddr,
+) -> Result<(TcpStream, PortLease), DialError> {
     let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
         let lease = pod.source_ports.lease(to).ok_or(DialError::NoSourcePort { to })?;
@@ -116,7 +124,8 @@ pub(super) async fn to_peer(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<(T
         }
         match connect(socket, to).await {
             // The 4-tuple is in use by a socket that is not ours.
-            Err(DialError::Unreachable { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable => {}
+            Err(DialError::Unreachable { source, .. })
+                if source.kind() == io::ErrorKind::AddrNotAvailable => {}
             other => return other.map(|stream| (stream, lease)),
         }
     }
@@ -143,10 +152,19 @@ pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppS
 ///
 /// # Cancel safety
 /// Dropped, the dial is given up; the kernel's note of the client may stay until the port is used again.
-pub(super) async fn application(mesh: &Mesh, pod: &Pod, to: SocketAddr, client: SocketAddr) -> Result<AppStream, DialError> {
+pub(super) async fn application(
+    mesh: &Mesh,
+    pod: &Pod,
+    to: SocketAddr,
+    client: SocketAddr,
+) -> Result<AppStream, DialError> {
     let socket = socket(mesh, pod, to.ip(), false).await?;
     socket.bind(&SocketAddr::new(to.ip(), 0).into()).map_err(DialError::Socket)?;
-    let from = socket.local_addr().map_err(DialError::Socket)?.as_socket().ok_or(DialError::NoAddress { to })?;
+    let from = socket
+        .local_addr()
+        .map_err(DialError::Socket)?
+        .as_socket()
+        .ok_or(DialError::NoAddress { to })?;
     let leg = FlowKey {
         netns: pod.netns.cookie(),
         local: from.ip().into(),

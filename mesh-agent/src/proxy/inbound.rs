@@ -41,7 +41,9 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
             Ok(Looks::LikePlaintext | Looks::Silent) => {
                 let flow = begin();
                 return match AppStream::new(stream) {
-                    Ok(stream) => Box::pin(plaintext(&mesh, &pod, stream, Between { from, to }, flow)).await,
+                    Ok(stream) => {
+                        Box::pin(plaintext(&mesh, &pod, stream, Between { from, to }, flow)).await;
+                    }
                     Err(error) => flow.end(&client_gone(&error), Bytes::default()),
                 };
             }
@@ -70,9 +72,12 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
             return flow.end(&Ended::new("no_certificate", error.to_string()), Bytes::default());
         }
     };
-    let mut session = match Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await {
+    let mut session = match Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await
+    {
         Ok(session) => session,
-        Err(error) => return flow.end(&Ended::new(error.as_code(), error.to_string()), Bytes::default()),
+        Err(error) => {
+            return flow.end(&Ended::new(error.as_code(), error.to_string()), Bytes::default());
+        }
     };
     flow.note(|record| {
         record.security = Security::Mtls(facts(&session));
@@ -84,7 +89,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
         Err(error) => return flow.end(&session_ended(&error), Bytes::default()),
     };
     if let Err(refused) = check(mesh, &session, &open, between) {
-        let ended = Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
+        let ended =
+            Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
         drop(session.refuse(refused).await); // that the peer has not heard changes nothing
         return flow.end(&ended, Bytes::default());
     }
@@ -108,7 +114,11 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
     }
     let counters = Counters::default();
     let carried = Box::pin(relay::carry(session, app, &counters, CarryOptions::default())).await;
-    mesh.finish(flow, &ended(&carried.end), Bytes { sent: counters.from_peer(), received: counters.to_peer() });
+    mesh.finish(
+        flow,
+        &ended(&carried.end),
+        Bytes { sent: counters.from_peer(), received: counters.to_peer() },
+    );
     // One connection to a session for now: the peer closes it, and that is all that may come.
     if let Some(mut session) = carried.session {
         drop(tokio::time::timeout(OPEN_TIMEOUT, session.ended()).await);
@@ -119,7 +129,11 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
 fn check(mesh: &Mesh, session: &Session, open: &Open, between: Between) -> Result<(), Refused> {
     let mismatch = |text: String| Err(Refused { reason: Refusal::SourceMismatch, text });
     if open.source.ip().to_canonical() != between.from.ip().to_canonical() {
-        return mismatch(format!("OPEN says {}, but the connection came from {}", open.source.ip(), between.from.ip()));
+        return mismatch(format!(
+            "OPEN says {}, but the connection came from {}",
+            open.source.ip(),
+            between.from.ip()
+        ));
     }
     let world = mesh.world.load();
     let Some(peer) = world.peer(between.from.ip()) else {
@@ -127,7 +141,11 @@ fn check(mesh: &Mesh, session: &Session, open: &Open, between: Between) -> Resul
     };
     match mesh.identity_of(peer) {
         Some(expected) if expected == *session.peer_identity() => Ok(()),
-        Some(expected) => mismatch(format!("{} is {expected}, but the certificate says {}", between.from.ip(), session.peer_identity())),
+        Some(expected) => mismatch(format!(
+            "{} is {expected}, but the certificate says {}",
+            between.from.ip(),
+            session.peer_identity()
+        )),
         None => mismatch(format!("the pod at {} has no identity", between.from.ip())),
     }
 }
@@ -136,8 +154,13 @@ fn refusal(error: &DialError) -> Refusal {
     match error {
         DialError::Refused { .. } => Refusal::ApplicationRefused,
         DialError::TimedOut { .. } => Refusal::ApplicationTimedOut,
-        DialError::Unreachable { .. } | DialError::NoAddress { .. } => Refusal::ApplicationUnreachable,
-        DialError::NoSourcePort { .. } | DialError::Socket(_) | DialError::Netns(_) | DialError::Leg(_) => Refusal::AgentFailure,
+        DialError::Unreachable { .. } | DialError::NoAddress { .. } => {
+            Refusal::ApplicationUnreachable
+        }
+        DialError::NoSourcePort { .. }
+        | DialError::Socket(_)
+        | DialError::Netns(_)
+        | DialError::Leg(_) => Refusal::AgentFailure,
     }
 }
 
@@ -147,17 +170,26 @@ fn session_ended(error: &SessionError) -> Ended {
 
 /// From the mesh's source ports but not TLS: somebody's ordinary client, as the pod's mode says.
 async fn plaintext(mesh: &Mesh, pod: &Pod, stream: AppStream, between: Between, flow: Flow) {
-    let strict = mesh.world.load().peer(between.to.ip()).is_some_and(|own| own.mode == Mode::Strict);
+    let strict =
+        mesh.world.load().peer(between.to.ip()).is_some_and(|own| own.mode == Mode::Strict);
     if strict {
         let verdict = Verdict::RefusedStrict;
         return flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
     }
-    flow.note(|record| record.security = Security::Plaintext { why: "client_not_meshed".to_owned() });
+    flow.note(|record| {
+        record.security = Security::Plaintext { why: "client_not_meshed".to_owned() }
+    });
     let app = match dial::application(mesh, pod, between.to, between.from).await {
         Ok(app) => app,
-        Err(error) => return flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default()),
+        Err(error) => {
+            return flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
+        }
     };
     let counters = Counters::default();
     let end = Box::pin(relay::relay_plain(stream, app, &counters, None)).await;
-    mesh.finish(flow, &ended(&end), Bytes { sent: counters.to_peer(), received: counters.from_peer() });
+    mesh.finish(
+        flow,
+        &ended(&end),
+        Bytes { sent: counters.to_peer(), received: counters.from_peer() },
+    );
 }

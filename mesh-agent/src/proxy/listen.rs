@@ -30,7 +30,10 @@ pub enum ListenError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// The address or port could not be taken.
-    #[error("cannot listen on {address} inside the pod: {source}; does something in the pod listen on ports {}-65535?", ports::RESERVED_FIRST)]
+    #[error(
+        "cannot listen on {address} inside the pod: {source}; does something in the pod listen on ports {}-65535?",
+        ports::RESERVED_FIRST
+    )]
     Bind {
         /// Where.
         address: SocketAddr,
@@ -64,7 +67,9 @@ impl Listeners {
 pub async fn listen(mesh: &Arc<Mesh>, pod: &Arc<Pod>) -> Result<Listeners, ListenError> {
     let mut sockets = Vec::new();
     for own in pod.addresses() {
-        for (direction, port) in [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)] {
+        for (direction, port) in
+            [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)]
+        {
             let at = match own {
                 IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
                 IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -79,9 +84,13 @@ pub async fn listen(mesh: &Arc<Mesh>, pod: &Arc<Pod>) -> Result<Listeners, Liste
     for (key, socket, address) in sockets {
         mesh.kernel.tables().listeners.put(key, &socket)?;
         keys.push(key);
-        let listener =
-            TcpListener::from_std(socket.into()).map_err(|source| ListenError::Bind { address, source })?;
-        let (name, direction) = if key.direction == OUTBOUND { ("accept-outbound", OUTBOUND) } else { ("accept-inbound", INBOUND) };
+        let listener = TcpListener::from_std(socket.into())
+            .map_err(|source| ListenError::Bind { address, source })?;
+        let (name, direction) = if key.direction == OUTBOUND {
+            ("accept-outbound", OUTBOUND)
+        } else {
+            ("accept-inbound", INBOUND)
+        };
         pod.accepting.spawn(name, accept(Arc::clone(mesh), Arc::clone(pod), listener, direction));
     }
     Ok(Listeners(keys))
@@ -107,15 +116,25 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: TcpListener, direction
             Ok((stream, from)) if direction == OUTBOUND => {
                 mesh.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
                 if let Ok(app) = AppStream::new(stream) {
-                    pod.connections.spawn("outbound", outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from));
+                    pod.connections.spawn(
+                        "outbound",
+                        outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from),
+                    );
                 }
             }
             Ok((stream, from)) => {
                 mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
-                pod.connections.spawn("inbound", inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from));
+                pod.connections.spawn(
+                    "inbound",
+                    inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from),
+                );
             }
             // The connection was gone before it was accepted.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+                ) => {}
             Err(error) => {
                 tracing::warn!(pod = %pod.name, %error, "cannot accept; trying again");
                 sleep(ACCEPT_PAUSE).await;

@@ -36,7 +36,11 @@ pub(super) async fn look(stream: &TcpStream) -> io::Result<Looks> {
     let mut seen = 0;
     loop {
         let Ok(peeked) = timeout_at(deadline, stream.peek(&mut head)).await else {
-            return Ok(if seen == 0 { Looks::Silent } else { judge(head.get(..seen).unwrap_or(&[])).unwrap_or(Looks::LikePlaintext) });
+            return Ok(if seen == 0 {
+                Looks::Silent
+            } else {
+                judge(head.get(..seen).unwrap_or(&[])).unwrap_or(Looks::LikePlaintext)
+            });
         };
         let now = peeked?;
         if let Some(looks) = judge(head.get(..now).unwrap_or(&[])) {
@@ -51,10 +55,9 @@ pub(super) async fn look(stream: &TcpStream) -> io::Result<Looks> {
 }
 
 /// What a beginning says: RFC 8446, sections 5.1 (record: type 22, version 3.x, length) and 4 (`client_hello` is 1).
-/// `None` if more is needed.
+/// `None` if more is needed; nothing at all is the end of the stream.
 fn judge(head: &[u8]) -> Option<Looks> {
     match head {
-        [] => Some(Looks::LikePlaintext), // end of stream
         [22] | [22, 3] | [22, 3, _] | [22, 3, _, _] | [22, 3, _, _, _] => None,
         [22, 3, _, _, _, 1, ..] => Some(Looks::LikeTls),
         _ => Some(Looks::LikePlaintext),

@@ -69,7 +69,13 @@ pub struct Counters {
 
 impl Mesh {
     /// The parts put together, over an empty world.
-    pub fn new(kernel: Arc<Kernel>, tls: TlsConfigs, trust_domain: TrustDomain, factory: Factory, flows: FlowStore) -> Self {
+    pub fn new(
+        kernel: Arc<Kernel>,
+        tls: TlsConfigs,
+        trust_domain: TrustDomain,
+        factory: Factory,
+        flows: FlowStore,
+    ) -> Self {
         Self {
             kernel,
             world: ArcSwap::from_pointee(Snapshot::default()),
@@ -96,7 +102,8 @@ impl Mesh {
     pub fn pod_at(&self, address: IpAddr) -> Option<String> {
         let world = self.world.load();
         let known = world.workload(address).map(|pod| format!("{}/{}", pod.namespace, pod.name));
-        known.or_else(|| world.peer(address).map(|peer| format!("{}/{}", peer.namespace, peer.name)))
+        known
+            .or_else(|| world.peer(address).map(|peer| format!("{}/{}", peer.namespace, peer.name)))
     }
 
     /// Completes a record and counts its bytes.

@@ -13,10 +13,13 @@ use mesh_common::{
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
-    Mesh, ended,
+    Mesh,
     dial::{self, DialError},
+    ended,
+    load::Counted,
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
+    source_ports::PortLease,
 };
 use crate::{
     flows::{Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
@@ -87,7 +90,12 @@ struct Dialled {
 
 /// Asks the kernel what the application dialled. A miss is a reset and never a guess: the application may have given up
 /// before we came.
-fn original_destination(mesh: &Mesh, pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<Named> {
+fn original_destination(
+    mesh: &Mesh,
+    pod: &Pod,
+    app: &TcpStream,
+    from: SocketAddr,
+) -> Option<Named> {
     let here = app.local_addr().ok()?;
     let flow = FlowKey {
         netns: pod.netns.cookie(),
@@ -111,53 +119,81 @@ fn original_destination(mesh: &Mesh, pod: &Pod, app: &TcpStream, from: SocketAdd
 }
 
 async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: Flow) {
-    let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
-    if let Some(service) = &service {
-        flow.note(|record| record.service = Some(format!("{}/{}", service.namespace, service.name)));
-    }
-    let mut tried = 0;
-    loop {
-        tried += 1;
-        let Some(target) = service.as_deref().map_or(Some(dialled.to), |service| endpoint(mesh, service)) else {
-            let name = service.map(|service| format!("{}/{}", service.namespace, service.name)).unwrap_or_default();
-            flow.end(&Failure::NoEndpoint(name).ended(), Bytes::default());
-            return;
-        };
-        let _counted = mesh.load.count(target);
-        flow.note(|record| {
-            record.server = Party::at(target);
-            mesh.name(&mut record.server);
-        });
-        let reached = match peer_identity(mesh, target) {
-            Ok(Some(expected)) => to_peer(mesh, pod, dialled, target, &expected, &flow).await.map(Reached::Peer),
-            Ok(None) => dial::plain(mesh, pod, target).await.map(Reached::Plain).map_err(Failure::from),
-            Err(failure) => Err(failure),
-        };
-        let counters = Counters::default();
-        let ended = match reached {
-            Err(Failure::Dial(DialError::Refused { .. })) if service.is_some() && tried < ENDPOINTS_TRIED => continue,
-            Err(failure) => failure.ended(),
-            Ok(Reached::Peer((session, _lease))) => {
-                let options = CarryOptions { answer_by: Some(Instant::now() + ANSWER_TIMEOUT), stop: None };
-                let carried = Box::pin(relay::carry(session, app, &counters, options)).await;
-                if let Some(session) = carried.session {
-                    session.close().await;
-                }
-                ended(&carried.end)
-            }
-            Ok(Reached::Plain(stream)) => {
-                flow.note(|record| record.security = Security::Plaintext { why: "endpoint_not_meshed".to_owned() });
-                ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
-            }
-        };
-        mesh.finish(flow, &ended, Bytes { sent: counters.to_peer(), received: counters.from_peer() });
-        return;
+    let counters = Counters::default();
+    let mut idle = None;
+    let ended = match reach(mesh, pod, dialled, &flow).await {
+        // Dropped without having been carried, the application's connection is reset.
+        Err(failure) => failure.ended(),
+        Ok(Reached { way: Way::Mesh(session, _lease), .. }) => {
+            let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
+            let options = CarryOptions { answer_by, stop: None };
+            let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
+            idle = carried.session;
+            ended(&carried.end)
+        }
+        Ok(Reached { way: Way::Plain(stream), .. }) => {
+            ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
+        }
+    };
+    let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
+    mesh.finish(flow, &ended, bytes);
+    // One connection to a session, until sessions are kept for the next.
+    if let Some(session) = idle {
+        session.close().await;
     }
 }
 
-enum Reached {
-    Peer((Session, super::source_ports::PortLease)),
+/// A connection to where the application's is carried.
+struct Reached {
+    way: Way,
+    _counted: Counted,
+}
+
+enum Way {
+    Mesh(Box<Session>, PortLease),
     Plain(AppStream),
+}
+
+/// Reaches what was dialled or, if it is a service, one of its endpoints: another one if one refuses the connection.
+async fn reach(mesh: &Mesh, pod: &Pod, dialled: Dialled, flow: &Flow) -> Result<Reached, Failure> {
+    let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
+    let Some(service) = service else {
+        return reach_one(mesh, pod, dialled, dialled.to, flow).await;
+    };
+    let name = format!("{}/{}", service.namespace, service.name);
+    flow.note(|record| record.service = Some(name.clone()));
+    let mut tried = 0;
+    loop {
+        let target = endpoint(mesh, &service).ok_or_else(|| Failure::NoEndpoint(name.clone()))?;
+        tried += 1;
+        match reach_one(mesh, pod, dialled, target, flow).await {
+            Err(Failure::Dial(DialError::Refused { .. })) if tried < ENDPOINTS_TRIED => {}
+            reached => return reached,
+        }
+    }
+}
+
+async fn reach_one(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    target: SocketAddr,
+    flow: &Flow,
+) -> Result<Reached, Failure> {
+    let counted = mesh.load.count(target);
+    flow.note(|record| {
+        record.server = Party::at(target);
+        mesh.name(&mut record.server);
+    });
+    let way = if let Some(expected) = peer_identity(mesh, target)? {
+        let (session, lease) = to_peer(mesh, pod, dialled, target, &expected, flow).await?;
+        Way::Mesh(Box::new(session), lease)
+    } else {
+        let why = "endpoint_not_meshed".to_owned();
+        flow.note(|record| record.security = Security::Plaintext { why });
+        Way::Plain(dial::plain(mesh, pod, target).await?)
+    };
+    Ok(Reached { way, _counted: counted })
 }
 
 /// The less loaded of two endpoints drawn at random.
@@ -198,7 +234,7 @@ async fn to_peer(
     target: SocketAddr,
     expected: &SpiffeId,
     flow: &Flow,
-) -> Result<(Session, super::source_ports::PortLease), Failure> {
+) -> Result<(Session, PortLease), Failure> {
     let tls = mesh.tls.client(&pod.identity, Some(expected))?;
     let (stream, lease) = dial::to_peer(mesh, pod, target).await?;
     let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;

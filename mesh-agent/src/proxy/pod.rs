@@ -42,8 +42,10 @@ impl Pod {
         accepting: Tasks,
         connections: Tasks,
     ) -> Self {
-        let v4 = addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
-        let v6 = addresses.iter().find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
+        let v4 =
+            addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
+        let v6 =
+            addresses.iter().find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
         Self {
             uid,
             name,

@@ -169,7 +169,9 @@ impl Relay<'_> {
             }
             let moved = match self.poll(cx) {
                 Poll::Ready(end) => return Poll::Ready(end),
-                Poll::Pending => std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved),
+                Poll::Pending => {
+                    std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved)
+                }
             };
             if self.channel.awaits_answer() && answer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::NotAnswered);

@@ -38,9 +38,11 @@ impl SourcePorts {
     /// A free port for a destination, or `None` if all are in use.
     pub(crate) fn lease(&self, destination: SocketAddr) -> Option<PortLease> {
         let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = destinations
-            .entry(destination)
-            .or_insert_with(|| InUse { bits: Box::new([0; WORDS]), count: 0, next: 0 });
+        let used = destinations.entry(destination).or_insert_with(|| InUse {
+            bits: Box::new([0; WORDS]),
+            count: 0,
+            next: 0,
+        });
         let offset = used.take()?;
         Some(PortLease { ports: self.clone(), destination, port: MESH_FIRST + offset })
     }
@@ -68,7 +70,8 @@ impl InUse {
 
 impl Drop for PortLease {
     fn drop(&mut self) {
-        let mut destinations = self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut destinations =
+            self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(used) = destinations.get_mut(&self.destination) else {
             return;
         };
@@ -100,7 +103,8 @@ mod tests {
         let ports = SourcePorts::default();
         let leases: Vec<_> = std::iter::from_fn(|| ports.lease(to(80))).collect();
         assert_eq!(leases.len(), usize::from(MESH_COUNT));
-        let distinct: std::collections::BTreeSet<_> = leases.iter().map(|lease| lease.port).collect();
+        let distinct: std::collections::BTreeSet<_> =
+            leases.iter().map(|lease| lease.port).collect();
         assert_eq!(distinct.len(), leases.len());
         assert_eq!((distinct.first(), distinct.last()), (Some(&MESH_FIRST), Some(&u16::MAX)));
         assert!(ports.lease(to(81)).is_some(), "another destination has its own");

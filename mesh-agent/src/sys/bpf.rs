@@ -21,7 +21,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a fully initialised `bpf_attr` and outlives the call; what its pointers refer to is the callers'
     // part and outlives it too.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<bpf_attr>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<bpf_attr>())
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -49,8 +51,8 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 /// `ENOLINK` if what the link was attached to is gone; `EINVAL` if the program is of another type.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed();
-    attr.link_update.link_fd = link.as_raw_fd() as u32;
-    attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+    attr.link_update.link_fd = link.as_raw_fd().cast_unsigned();
+    attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd().cast_unsigned();
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
@@ -61,7 +63,7 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 pub(crate) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = mem::MaybeUninit::<V>::zeroed();
     let mut attr = zeroed();
-    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
     match bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
@@ -78,7 +80,7 @@ pub(crate) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<O
 /// `E2BIG` when the map is full.
 pub(crate) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = zeroed();
-    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
@@ -90,5 +92,6 @@ pub(crate) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io
 /// The runtime could not register the descriptor.
 pub(crate) fn watch_ring(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring owns its map's descriptor, gives the same one each time, and lives inside the `AsyncFd`.
-    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(|error| error.into_parts().1)
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .map_err(|error| error.into_parts().1)
 }

@@ -192,6 +192,12 @@ impl Channel {
         self.state = State::Over;
     }
 
+    /// Seals a record of any kind and content, to play a peer that breaks the protocol.
+    #[cfg(test)]
+    pub(super) fn send_raw(&mut self, content: Content, body: &[u8]) {
+        self.outbox.seal(&mut self.traffic, content, body).unwrap();
+    }
+
     /// Gives back the memory of empty buffers.
     pub(crate) fn release(&mut self) {
         self.inbox.release();

@@ -16,9 +16,9 @@ mod outbox;
 pub mod reason;
 mod record;
 pub mod session;
+mod state;
 #[cfg(test)]
 pub(crate) mod testing;
-mod state;
 mod tlv;
 mod traffic;
 
@@ -29,3 +29,6 @@ pub use reason::{
     Fault, HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
 };
 pub use session::{Session, TlsInfo};
+
+#[cfg(test)]
+mod tests;

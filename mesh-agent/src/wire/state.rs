@@ -53,11 +53,9 @@ impl State {
         };
         let Self::Connection { accepted, client_fin, server_fin } = self else {
             return match (self, by, step) {
-                (Self::Idle, Role::Client, Step::Open) => Ok(Self::Connection {
-                    accepted: false,
-                    client_fin: false,
-                    server_fin: false,
-                }),
+                (Self::Idle, Role::Client, Step::Open) => {
+                    Ok(Self::Connection { accepted: false, client_fin: false, server_fin: false })
+                }
                 _ => Err(refused),
             };
         };

@@ -1,7 +1,13 @@
 //! What the tests of wire and relay share: a CA, identities, connected sockets, sessions.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -11,7 +17,6 @@ use crate::identity::{ClientTls, FileCa, Identities, ServerTls, SpiffeId, TlsCon
 
 /// A mesh in a directory: a CA, two service accounts, their configurations.
 pub(crate) struct Mesh {
-    pub(crate) ca: Arc<FileCa>,
     pub(crate) configs: TlsConfigs,
     pub(crate) web: SpiffeId,
     pub(crate) cart: SpiffeId,
@@ -27,18 +32,46 @@ impl Mesh {
         let directory = tempfile::tempdir().unwrap();
         let trust_domain = trust_domain.parse().unwrap();
         file_ca::init(directory.path(), &trust_domain, false).unwrap();
-        let ca = Arc::new(FileCa::open(directory.path()).unwrap());
-        let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&ca)));
+        let ca = FileCa::open(directory.path()).unwrap();
+        let identities = Arc::new(Identities::new(Arc::new(ca)));
         let web = SpiffeId::new(&trust_domain, "shop", "web").unwrap();
         let cart = SpiffeId::new(&trust_domain, "shop", "cart").unwrap();
         identities.ensure(&web).await.unwrap();
         identities.ensure(&cart).await.unwrap();
         let configs = TlsConfigs::new(identities);
-        Self { ca, configs, web, cart, directory }
+        Self { configs, web, cart, directory }
     }
 
-    pub(crate) fn directory(&self) -> &std::path::Path {
+    /// Where the CA lies.
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// A certificate that the CA would never issue, and its key.
+    pub(crate) fn forged(&self, change: impl FnOnce(&mut CertificateParams)) -> Arc<CertifiedKey> {
+        let read = |name| std::fs::read_to_string(self.directory().join(name)).unwrap();
+        let ca_key = KeyPair::from_pem(&read(file_ca::CA_KEY)).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&read(file_ca::CA_CERTIFICATE), ca_key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![uri(self.web.as_str())];
+        change(&mut params);
+        let leaf = params.signed_by(&key, &issuer).unwrap();
+        certified(vec![leaf.into()], &key)
+    }
+
+    /// `web`, or who claims to be, calling `cart` with that certificate.
+    pub(crate) fn client_with(&self, key: Arc<CertifiedKey>) -> ClientTls {
+        self.client().altered(|config| {
+            config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(key));
+        })
+    }
+
+    /// `cart`, or who claims to be, being called.
+    pub(crate) fn server_with(&self, key: Arc<CertifiedKey>) -> ServerTls {
+        self.server().altered(|config| {
+            config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
+        })
     }
 
     /// `web` calling `cart`.
@@ -70,6 +103,17 @@ impl Mesh {
         open(&mut client, &mut server).await;
         (client, server)
     }
+}
+
+/// A URI name in a certificate.
+pub(crate) fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().unwrap())
+}
+
+/// A chain and its key as rustls wants them.
+pub(crate) fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
+    let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Arc::new(CertifiedKey::new(chain, any_supported_type(&der).unwrap()))
 }
 
 /// Opens a connection on an idle session.

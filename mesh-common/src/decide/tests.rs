@@ -137,9 +137,18 @@ fn the_source_port_says_that_tls_follows() {
 #[test]
 fn strict_refuses_plaintext_but_not_its_own_legs_or_excluded_ports() {
     let strict = Some(LOCAL_STRICT);
-    assert_eq!(arrival(&Packet { flags: strict, ..packet(8080, A, 40_000) }), Verdict::RefusedStrict);
-    assert_eq!(arrival(&Packet { flags: strict, ..packet(8080, B, 40_000) }), Verdict::InboundOwnAddress);
-    assert_eq!(arrival(&Packet { flags: strict, excluded: true, ..packet(8080, A, 40_000) }), Verdict::InboundExcluded);
+    assert_eq!(
+        arrival(&Packet { flags: strict, ..packet(8080, A, 40_000) }),
+        Verdict::RefusedStrict
+    );
+    assert_eq!(
+        arrival(&Packet { flags: strict, ..packet(8080, B, 40_000) }),
+        Verdict::InboundOwnAddress
+    );
+    assert_eq!(
+        arrival(&Packet { flags: strict, excluded: true, ..packet(8080, A, 40_000) }),
+        Verdict::InboundExcluded
+    );
     assert_eq!(arrival(&Packet { flags: strict, ..packet(8080, A, 61_000) }), Verdict::InboundMesh);
 }
 
@@ -162,7 +171,10 @@ fn a_pod_that_left_takes_plaintext_and_refuses_stale_agents() {
     let left = Some(LOCAL_LEFT | LOCAL_STRICT);
     assert_eq!(arrival(&Packet { flags: left, ..packet(8080, A, 40_000) }), Verdict::NotEnrolled);
     assert_eq!(arrival(&Packet { flags: left, ..packet(8080, A, 61_000) }), Verdict::RefusedLeft);
-    assert_eq!(arrival(&Packet { flags: left, peer: false, ..packet(8080, A, 61_000) }), Verdict::NotEnrolled);
+    assert_eq!(
+        arrival(&Packet { flags: left, peer: false, ..packet(8080, A, 61_000) }),
+        Verdict::NotEnrolled
+    );
 }
 
 #[test]

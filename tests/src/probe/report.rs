@@ -58,7 +58,7 @@ pub struct Conn {
 
 impl Conn {
     /// How many bytes `first` tells of.
-    pub const FIRST: usize = 512;
+    pub const FIRST: usize = 256;
 }
 
 /// How a connection ended, as this side saw it.

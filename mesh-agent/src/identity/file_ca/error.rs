@@ -108,11 +108,7 @@ impl CaError {
         }
     }
 
-    pub(super) fn malformed(
-        file: &Path,
-        expected: &'static str,
-        detail: &impl ToString,
-    ) -> Self {
+    pub(super) fn malformed(file: &Path, expected: &'static str, detail: &impl ToString) -> Self {
         Self::Malformed { file: file.to_owned(), expected, detail: detail.to_string() }
     }
 }

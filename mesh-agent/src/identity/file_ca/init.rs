@@ -41,11 +41,7 @@ pub struct CaInfo {
 /// # Errors
 /// One of the files is already there (unless `force`), or cannot be written. Nothing of an
 /// existing CA is touched without `force`.
-pub fn init(
-    directory: &Path,
-    trust_domain: &TrustDomain,
-    force: bool,
-) -> Result<CaInfo, CaError> {
+pub fn init(directory: &Path, trust_domain: &TrustDomain, force: bool) -> Result<CaInfo, CaError> {
     let info = CaInfo {
         certificate: directory.join(CA_CERTIFICATE),
         key: directory.join(CA_KEY),
@@ -60,8 +56,8 @@ pub fn init(
             }
         }
     }
-    let (certificate, key) = make(trust_domain, info.not_after)
-        .map_err(|detail| CaError::Crypto { detail })?;
+    let (certificate, key) =
+        make(trust_domain, info.not_after).map_err(|detail| CaError::Crypto { detail })?;
     fs::create_dir_all(directory)
         .map_err(|error| CaError::Unwritable { file: directory.to_owned(), error })?;
     // The key first: a directory without a certificate is seen to be incomplete.
@@ -94,8 +90,7 @@ fn make(
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("nodemesh CA {trust_domain}"));
-    params.subject_alt_names =
-        vec![SanType::URI(trust_domain.uri().try_into().map_err(text)?)];
+    params.subject_alt_names = vec![SanType::URI(trust_domain.uri().try_into().map_err(text)?)];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = (SystemTime::now() - BACKDATE).into();

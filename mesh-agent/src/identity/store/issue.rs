@@ -11,11 +11,11 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Identities, Identity, IdentityError, PeerVerifier, RenewalFailure, lock};
+use crate::identity::SpiffeId;
 use crate::identity::file_ca::uri_name;
 use crate::identity::signer::{IssuedCertificate, SignError};
 use crate::identity::tls::{TlsCache, crypto};
 use crate::identity::verifier::Purpose;
-use crate::identity::SpiffeId;
 
 /// A signer that has not answered after this long is asked again later.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -60,8 +60,8 @@ impl Identities {
     }
 
     async fn make(&self, id: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
-        let (csr, key) = key_and_request(id)
-            .map_err(|detail| IdentityError::Key { id: id.clone(), detail })?;
+        let (csr, key) =
+            key_and_request(id).map_err(|detail| IdentityError::Key { id: id.clone(), detail })?;
         let issued_at = SystemTime::now();
         let issued = tokio::time::timeout(SIGN_TIMEOUT, self.signer.sign(&csr, id))
             .await
@@ -82,8 +82,7 @@ impl Identities {
         let (leaf, intermediates) =
             issued.chain_der.split_first().ok_or("it contains no certificate")?;
         let trust_domain = id.trust_domain().clone();
-        let verifier =
-            PeerVerifier::new(self.anchors(), trust_domain, Some(id.clone()), &crypto());
+        let verifier = PeerVerifier::new(self.anchors(), trust_domain, Some(id.clone()), &crypto());
         for purpose in [Purpose::Server, Purpose::Client] {
             verifier
                 .verify(leaf, intermediates, UnixTime::now(), purpose)

@@ -31,7 +31,9 @@ impl Identities {
         loop {
             let step = async {
                 match self.next_due(&retry_at, &spread) {
-                    Some((id, at)) if at <= SystemTime::now() => self.renew(id, &mut retry_at).await,
+                    Some((id, at)) if at <= SystemTime::now() => {
+                        self.renew(id, &mut retry_at).await
+                    }
                     next => {
                         let pause = next
                             .and_then(|(_, at)| at.duration_since(SystemTime::now()).ok())

@@ -100,10 +100,8 @@ impl Relay<'_> {
             self.down.shut = true;
             moved = true;
         }
-        moved |= self.open_records();
-        if self.down.ready.is_empty() && self.down.failure.is_none() {
-            moved |= self.read_peer(cx);
-        }
+        // Only when everything received has been used, its end included, is more awaited.
+        moved |= self.open_records() || self.read_peer(cx);
         self.down.moved |= moved;
         Ok(moved)
     }

@@ -61,7 +61,8 @@ async fn run(
         let mut moved = false;
         loop {
             let step_up = up.step(cx, down.sink_error, app_failed, |n| counters.add_to_peer(n));
-            let step_down = down.step(cx, up.sink_error, peer_failed, |n| counters.add_from_peer(n));
+            let step_down =
+                down.step(cx, up.sink_error, peer_failed, |n| counters.add_from_peer(n));
             if up.fin {
                 first_fin.get_or_insert(Party::App);
             }

@@ -19,13 +19,17 @@ pub enum HandshakeError {
         detail: String,
     },
     /// The first bytes are no TLS: something else than an agent answers or calls.
-    #[error("the peer does not speak TLS (it began with {first:02x?}); no agent of the mesh, or its agent is gone and the application answered")]
+    #[error(
+        "the peer does not speak TLS (it began with {first:02x?}); no agent of the mesh, or its agent is gone and the application answered"
+    )]
     NotTls {
         /// The first bytes, at most eight.
         first: Vec<u8>,
     },
     /// The peer did not finish in time.
-    #[error("the TLS handshake did not finish in time; the peer's agent may be overloaded or stuck")]
+    #[error(
+        "the TLS handshake did not finish in time; the peer's agent may be overloaded or stuck"
+    )]
     TimedOut,
     /// The peer closed the connection in the middle.
     #[error("the peer closed the connection during the handshake")]

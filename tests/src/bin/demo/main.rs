@@ -71,7 +71,11 @@ fn show(keep: bool) -> Result<()> {
         return Ok(());
     }
     let removed = net.remove();
-    told.and(removed)
+    told.and(removed)?;
+    println!(
+        "\nAll of this was observed in this run, and all of it is removed. To play with it: --keep"
+    );
+    Ok(())
 }
 
 fn stop() -> Result<()> {
@@ -95,7 +99,7 @@ fn lock() -> Result<Flock<File>> {
     }
 }
 
-/// Ctrl-C and SIGTERM remove everything too. Programs that are started get an empty signal mask from std.
+/// Ctrl-C and SIGTERM remove everything too. (`mesh-probe in` unblocks them for the programs that it starts.)
 fn clean_up_on_signals() -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);

@@ -102,7 +102,10 @@ fn encrypted(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
     tell.quote(line);
     let page = curl(&shop.web, CART_SERVICE)?;
     ensure!(page.contains(&shop.web.v4.to_string()), "through the service: {page:?}");
-    tell.saw(&format!("the service address {CART_SERVICE} works too, from there to cart over TLS"));
+    shop.agents[0].wait_flow("of the service", |flow| {
+        flow.service.as_deref() == Some("shop/cart") && flow.is_mtls()
+    })?;
+    tell.saw(&format!("the service address {CART_SERVICE} leads to cart too, over mutual TLS"));
     Ok(())
 }
 
@@ -132,7 +135,7 @@ fn who(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
 }
 
 fn untouched(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
-    tell.chapter("legacy is not in the mesh, and not slowed by it");
+    tell.chapter("legacy is not in the mesh: the agents never see its traffic");
     let before = [shop.agents[0].status()?, shop.agents[1].status()?];
     for _ in 0..LEGACY_REQUESTS {
         curl(&shop.legacy, &shop.cart.at(HTTP).to_string())?;

@@ -18,7 +18,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::SigSet,
+};
 use tests::probe::{Event, from_args};
 
 fn main() -> Result<()> {
@@ -40,6 +43,8 @@ fn run_in(mut args: impl Iterator<Item = String>) -> Result<()> {
     fs::write(&procs, process::id().to_string()).with_context(|| procs.display().to_string())?;
     let file = File::open(&netns).with_context(|| netns.display().to_string())?;
     setns(file, CloneFlags::CLONE_NEWNET)?;
+    // Whoever starts us may block signals to wait for them; the program must get its own.
+    SigSet::all().thread_unblock()?;
     Err(Command::new(&program).args(args).exec()).with_context(|| program.clone())
 }
 

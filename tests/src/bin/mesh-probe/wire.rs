@@ -49,6 +49,8 @@ pub(crate) struct Heard {
 pub(crate) struct Spoken {
     pub(crate) digest: Digest,
     pub(crate) error: Option<String>,
+    /// It failed by a reset.
+    reset: bool,
 }
 
 impl Wire {
@@ -97,6 +99,7 @@ impl Wire {
         let mut spoken = Spoken::default();
         if let Err(e) = self.try_speak(speech, &mut spoken.digest) {
             spoken.error = Some(format!("write: {e}"));
+            spoken.reset = e.kind() == io::ErrorKind::ConnectionReset;
         }
         spoken
     }
@@ -138,7 +141,11 @@ impl Wire {
             sent: spoken.digest.bytes,
             sent_hash: spoken.digest.hex(),
             first: heard.first.escape_ascii().to_string(),
-            end: heard.end.unwrap_or(End::Closed),
+            end: match heard.end {
+                // The reset was told to the writer, and the kernel tells it only once.
+                Some(End::Fin) if spoken.reset => End::Reset,
+                end => end.unwrap_or(End::Closed),
+            },
             error: heard.error.or_else(|| spoken.error.clone()),
             first_byte_us: heard.first_byte.map(micros),
             total_us: micros(self.start.elapsed()),

@@ -35,7 +35,7 @@ async fn a_session_carries_one_connection_after_another() {
     for round in 0..5u8 {
         open(&mut sessions.0, &mut sessions.1).await;
         let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
-        let apps = async {
+        let apps = async move {
             a.write_all(&[round; 100_000]).await.unwrap();
             drop(a);
             let mut got = Vec::new();
@@ -128,13 +128,14 @@ async fn an_application_that_closes_with_data_unread_resets_its_peer() {
     let (mut a, b, carried) = mesh_pair(&mesh).await;
     let apps = async move {
         a.write_all(b"never read").await.unwrap();
-        b.readable().await.unwrap();
+        b.peek(&mut [0; 1]).await.unwrap(); // it is there
         drop(b); // the kernel answers with a reset
-        let mut got = [0; 1];
-        assert_eq!(a.read(&mut got).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        a.read(&mut [0; 1]).await.map_err(|error| error.kind())
     };
-    let ((), (_, b)) = in_time("the reset", async { tokio::join!(apps, carried) }).await;
+    let (got, (a, b)) = in_time("the reset", async { tokio::join!(apps, carried) }).await;
     assert!(matches!(b.end, End::ResetByApp(ResetCode::ApplicationReset)), "{:?}", b.end);
+    assert!(matches!(a.end, End::ResetByPeer(ResetCode::ApplicationReset)), "{:?}", a.end);
+    assert_eq!(got, Err(ErrorKind::ConnectionReset));
 }
 
 #[tokio::test]

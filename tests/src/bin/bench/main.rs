@@ -1,0 +1,107 @@
+//! What the mesh costs, against no mesh: four figures, both measured by turns in one run.
+//!
+//! `bench [--quick]` prints them; `bench --load FIGURE` puts one kind of load on the mesh and says which processes carry
+//! it, for profilers. All options: `settings.rs`. The load itself comes from this program, started inside the pods as
+//! `bench load-server` and `bench load-client`.
+//!
+//! "No mesh" is the same program between two pods of the same two nodes, in a cgroup without our eBPF programs. A slice
+//! of it and a slice of the mesh make a round; each round gives one ratio, since the machine's speed drifts more between
+//! rounds than within one. That each connection went where its figure says is checked by the agents' own counters.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "its figures are its output")]
+
+mod client;
+mod driver;
+mod figure;
+mod hold;
+mod machine;
+mod report;
+mod server;
+mod settings;
+mod signals;
+mod slice;
+mod spread;
+mod stage;
+
+use std::{
+    env, io,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tests::Net;
+
+use crate::{
+    figure::Figure,
+    machine::Usage,
+    report::Report,
+    settings::{Command, Format, Measure, Settings},
+    stage::Stage,
+};
+
+fn main() -> ExitCode {
+    let outcome = settings::parse(env::args().skip(1)).and_then(|command| match command {
+        Command::Server { ports } => server::run(&ports),
+        Command::Client => client::run(io::stdin().lock()),
+        Command::Help => {
+            println!("{}", settings::USAGE);
+            Ok(())
+        }
+        Command::Measure(what) => on_stage(|stage| measure(stage, &what)),
+        Command::Hold { figure, time } => on_stage(|stage| hold::hold(stage, figure, time)),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("bench: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sets everything up, plays, and removes everything, however it ends.
+fn on_stage(play: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
+    let net = Net::new("bench")?;
+    signals::clean_up(net.tag())?;
+    let played = Stage::set_up(&net).and_then(|mut stage| play(&mut stage));
+    if played.is_err() {
+        net.print_logs();
+    }
+    played.and(net.remove())
+}
+
+fn measure(stage: &mut Stage<'_>, what: &Measure) -> Result<()> {
+    let Measure { figures, settings, format } = what;
+    let begun = Instant::now();
+    let before = Usage::now(stage.net())?;
+    let mut measured = Vec::new();
+    for &figure in figures {
+        measured.push(measure_one(stage, figure, settings)?);
+    }
+    let machine = machine::Facts::of_run(&before, &Usage::now(stage.net())?);
+    let report = Report { machine, seconds: begun.elapsed().as_secs_f64(), figures: measured };
+    match format {
+        Format::Table => print!("{report}"),
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    }
+    Ok(())
+}
+
+fn measure_one(
+    stage: &mut Stage<'_>,
+    figure: Figure,
+    settings: &Settings,
+) -> Result<report::Measured> {
+    let order = settings.order(figure);
+    let before = stage.counts()?;
+    for arm in figure.arms() {
+        // Caches, certificates, the agents' buffers.
+        stage.slice(arm, order.with_time(Duration::from_millis(100)))?;
+    }
+    let mut rounds = Vec::new();
+    for number in 0..settings.rounds(figure) {
+        rounds.push(stage.round(figure, order, number % 2 == 1)?);
+    }
+    stage.check_counts(before, figure)?;
+    Ok(report::Measured::new(figure, &rounds))
+}

@@ -1,0 +1,121 @@
+//! The command line, and how long everything takes.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{figure::Figure, slice::Order};
+
+pub(crate) const USAGE: &str = "\
+bench [--quick] [--rounds N] [--figure NAME]... [-o table|json]
+    measures; NAME is connect, round-trip, stream or untouched
+bench --load NAME [--seconds N]
+    puts this load on the mesh alone and prints the process ids of the agents, for perf and strace";
+
+/// Connections per slice. Each leaves its client's port in `TIME_WAIT` for a minute, and connecting gets slow once half
+/// of the 28,232 ports of a pod wait so: `rounds * CONNECTIONS` stays below that.
+const CONNECTIONS: u64 = 300;
+
+/// No slice of a load that is not `connect` comes close to it.
+const NO_LIMIT: u64 = 50_000_000;
+
+/// What was asked for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Measure(Measure),
+    Hold { figure: Figure, time: Duration },
+    Help,
+    Server { ports: Vec<u16> },
+    Client,
+}
+
+/// What to measure, and how to tell.
+#[derive(Debug)]
+pub(crate) struct Measure {
+    pub(crate) figures: Vec<Figure>,
+    pub(crate) settings: Settings,
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+/// How long it takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settings {
+    quick: bool,
+    rounds: Option<u32>,
+}
+
+impl Settings {
+    /// Rounds of a figure: one slice without the mesh and one with it.
+    pub(crate) fn rounds(self, figure: Figure) -> u32 {
+        self.rounds.unwrap_or(match (self.quick, figure) {
+            (true, _) => 15,
+            (false, Figure::Stream) => 21,
+            (false, _) => 41,
+        })
+    }
+
+    /// One slice.
+    pub(crate) fn order(self, figure: Figure) -> Order {
+        let time = match (figure, self.quick) {
+            (Figure::Stream, true) => Duration::from_millis(500),
+            (Figure::Stream, false) => Duration::from_millis(1500),
+            (_, true) => Duration::from_millis(200),
+            (_, false) => Duration::from_millis(400),
+        };
+        let count = match figure {
+            Figure::Connect | Figure::Untouched => CONNECTIONS,
+            Figure::RoundTrip | Figure::Stream => NO_LIMIT,
+        };
+        Order::new(figure.load(), count, time)
+    }
+}
+
+/// Reads the command line.
+pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
+    let (mut figures, mut settings, mut format) = (Vec::new(), Settings::default(), Format::Table);
+    let (mut load, mut time) = (None, Duration::from_secs(30));
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
+        match arg.as_str() {
+            "load-server" => {
+                let ports = args.map(|port| port.parse().with_context(|| format!("port {port}")));
+                return Ok(Command::Server { ports: ports.collect::<Result<_>>()? });
+            }
+            "load-client" => return Ok(Command::Client),
+            "--help" | "-h" => return Ok(Command::Help),
+            "--quick" => settings.quick = true,
+            "--rounds" => settings.rounds = Some(number(&value()?)?),
+            "--figure" => figures.push(Figure::parse(&value()?)?),
+            "--load" => load = Some(Figure::parse(&value()?)?),
+            "--seconds" => time = Duration::from_secs(number(&value()?)?.into()),
+            "-o" => {
+                format = match value()?.as_str() {
+                    "table" => Format::Table,
+                    "json" => Format::Json,
+                    other => bail!("-o {other}? there are table and json"),
+                };
+            }
+            other => bail!("{other}?\n{USAGE}"),
+        }
+    }
+    if let Some(figure) = load {
+        return Ok(Command::Hold { figure, time });
+    }
+    if figures.is_empty() {
+        figures = Figure::ALL.to_vec();
+    }
+    Ok(Command::Measure(Measure { figures, settings, format }))
+}
+
+fn number(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => bail!("{text} is no number of at least 1"),
+    }
+}

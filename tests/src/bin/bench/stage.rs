@@ -1,0 +1,178 @@
+//! Two nodes with their agents, a meshed pair of pods and an unmeshed one, and the programs inside them.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{Net, Node, Pair, Pod, PodSpec, exec::Place};
+
+use crate::{
+    driver::Program,
+    figure::{Arm, Figure},
+    machine,
+    slice::{Order, Slice},
+};
+
+/// Where the meshed server listens, and the unmeshed one without our programs.
+const PORT: u16 = 8080;
+/// Where the unmeshed one with our programs listens: it shares a namespace with the one without.
+const UNTOUCHED_PORT: u16 = 8081;
+
+/// Everything that is there to be measured.
+pub(crate) struct Stage<'a> {
+    pair: Pair<'a>,
+    no_mesh: Couple,
+    mesh: Couple,
+    untouched: Couple,
+    /// The agents' cgroups.
+    agents: [PathBuf; 2],
+    made: Made,
+}
+
+/// A client and its server.
+struct Couple {
+    client: Program,
+    to: SocketAddr,
+    _server: Program,
+}
+
+/// Two slices in a row, each with the CPU time that the agents used meanwhile.
+#[derive(Debug)]
+pub(crate) struct Round {
+    pub(crate) yardstick: Slice,
+    pub(crate) measured: Slice,
+    /// Of both agents together, during the second kind of slice.
+    pub(crate) agents_cpu_us: u64,
+}
+
+/// Connections that were made, by where the kernel ought to have counted them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Made {
+    mesh: u64,
+    untouched: u64,
+}
+
+/// What the first node's agent has counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counts {
+    counted: Made,
+    made: Made,
+}
+
+impl<'a> Stage<'a> {
+    pub(crate) fn set_up(net: &'a Net) -> Result<Self> {
+        let pair = Pair::new(net)?;
+        let [one, two] = &pair.nodes;
+        let plain = [
+            net.pod(one, PodSpec::new("plain", "client"))?,
+            net.pod(two, PodSpec::new("plain", "server"))?,
+        ];
+        pair.join()?;
+        let beside = [beside(&plain[0], one)?, beside(&plain[1], two)?];
+        let no_mesh = Couple::new([&beside[0], &beside[1]], plain[1].at(PORT))?;
+        let mesh = Couple::new([&pair.client, &pair.server], pair.server.at(PORT))?;
+        let untouched = Couple::new([&plain[0], &plain[1]], plain[1].at(UNTOUCHED_PORT))?;
+        let agents = [one.cgroup.clone(), two.cgroup.clone()];
+        Ok(Self { pair, no_mesh, mesh, untouched, agents, made: Made::default() })
+    }
+
+    pub(crate) fn net(&self) -> &'a Net {
+        self.pair.net
+    }
+
+    /// Does one slice.
+    pub(crate) fn slice(&mut self, arm: Arm, order: Order) -> Result<Slice> {
+        let Couple { client, to, .. } = match arm {
+            Arm::NoMesh => &mut self.no_mesh,
+            Arm::Mesh => &mut self.mesh,
+            Arm::Untouched => &mut self.untouched,
+        };
+        let slice = client.slice(*to, order)?;
+        ensure!(slice.count > 0, "{arm:?} did nothing: {order:?}");
+        match arm {
+            Arm::NoMesh => {}
+            Arm::Mesh => self.made.mesh += slice.connections,
+            Arm::Untouched => self.made.untouched += slice.connections,
+        }
+        Ok(slice)
+    }
+
+    /// A slice of each arm, `backwards` the other way round: neither shall always come first.
+    pub(crate) fn round(&mut self, figure: Figure, order: Order, backwards: bool) -> Result<Round> {
+        let [yardstick, measured] = figure.arms();
+        let mut first = None;
+        if !backwards {
+            first = Some(self.slice(yardstick, order)?);
+        }
+        let before = self.agents_cpu_us()?;
+        let second = self.slice(measured, order)?;
+        let agents_cpu_us = self.agents_cpu_us()?.saturating_sub(before);
+        let first = first.map_or_else(|| self.slice(yardstick, order), Ok)?;
+        Ok(Round { yardstick: first, measured: second, agents_cpu_us })
+    }
+
+    /// What has been counted and made until now.
+    pub(crate) fn counts(&self) -> Result<Counts> {
+        let status = self.pair.agents[0].status()?;
+        let counted = Made {
+            mesh: status.counters.accepted_outbound,
+            untouched: status.verdict("not_enrolled"),
+        };
+        Ok(Counts { counted, made: self.made })
+    }
+
+    /// Whether every connection since `before` went through the agents, past them or past our programs, as the arm that
+    /// made it says.
+    pub(crate) fn check_counts(&self, before: Counts, figure: Figure) -> Result<()> {
+        let now = self.counts()?;
+        let counted = now.counted.since(before.counted);
+        let made = now.made.since(before.made);
+        ensure!(
+            counted == made,
+            "{figure:?} is not what it says: these connections were made: {made:?}, but the node has counted {counted:?}"
+        );
+        Ok(())
+    }
+
+    /// The agents' process ids.
+    pub(crate) fn agent_pids(&self) -> Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for cgroup in &self.agents {
+            for line in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
+                pids.push(line.parse()?);
+            }
+        }
+        Ok(pids)
+    }
+
+    fn agents_cpu_us(&self) -> Result<u64> {
+        let [one, two] = &self.agents;
+        Ok(machine::cgroup_cpu_us(one)? + machine::cgroup_cpu_us(two)?)
+    }
+}
+
+impl Couple {
+    fn new([client, server]: [&Place; 2], to: SocketAddr) -> Result<Self> {
+        let server = Program::server(server, &[to.port()])?;
+        Ok(Self { client: Program::client(client)?, to, _server: server })
+    }
+}
+
+impl Made {
+    fn since(self, before: Self) -> Self {
+        Self { mesh: self.mesh - before.mesh, untouched: self.untouched - before.untouched }
+    }
+}
+
+/// A pod's network namespace with a cgroup that has no programs of ours.
+fn beside(pod: &Pod, node: &Node) -> Result<Place> {
+    let pods = node.pods_cgroup();
+    let mut place = Place::clone(pod);
+    place.cgroup = pods.parent().unwrap_or(Path::new("/")).join("beside");
+    fs::create_dir(&place.cgroup).context("a cgroup beside the pods'")?;
+    place.name += "-beside";
+    Ok(place)
+}

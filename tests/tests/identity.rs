@@ -1,0 +1,154 @@
+//! Certificates while they change, and agents that do not trust each other.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{
+    Net, PORT, Pair, Pod, PodSpec, SHOP,
+    agent::{Agent, Dirs, SOON},
+    eventually,
+    objects::pod_file,
+    probe::{self, DialSpec, End, Talk},
+    scenario,
+};
+
+/// A pair whose agents may have directories of their own.
+fn pair<'a>(net: &'a Net, dirs: [Dirs; 2], options: &[&str]) -> Result<Pair<'a>> {
+    let nodes = [net.node("node1")?, net.node("node2")?];
+    let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
+    let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
+    let [one, two] = dirs;
+    let agents = [Agent::start(&nodes[0], one, options)?, Agent::start(&nodes[1], two, options)?];
+    Ok(Pair { net, nodes, agents, client, server })
+}
+
+fn serial(agent: &Agent) -> Result<String> {
+    let identities = agent.status()?.identities;
+    identities.into_iter().find_map(|identity| identity.serial).context("no certificate in use")
+}
+
+#[test]
+fn certificates_are_renewed_and_no_connection_is_dropped() {
+    scenario("identity-renewal", |net| {
+        // They live four seconds and are renewed after two.
+        let dirs = || Dirs::of(net);
+        let pair = pair(net, [dirs(), dirs()], &["--leaf-ttl-seconds", "4"])?;
+        pair.join()?;
+        let service = pair.serve(Talk::Lines)?;
+        let to = pair.server.at(PORT);
+        let kept = DialSpec { keep_alive: true, ..DialSpec::new(to, Talk::Lines) };
+        let kept = probe::load(&pair.client, &kept)?;
+        let fresh = probe::load(&pair.client, &DialSpec::new(to, Talk::Lines))?;
+        for _ in 0..3 {
+            let before = [serial(&pair.agents[0])?, serial(&pair.agents[1])?];
+            eventually(SOON, || {
+                for (agent, before) in pair.agents.iter().zip(&before) {
+                    ensure!(serial(agent)? != *before, "the same certificate still: {before}");
+                }
+                Ok(())
+            })?;
+            kept.wait_more(20)?;
+            fresh.wait_more(20)?;
+        }
+        let (kept, fresh) = (kept.finish()?, fresh.finish()?);
+        ensure!((kept.failed, kept.connections, fresh.failed) == (0, 1, 0), "{kept:?} {fresh:?}");
+        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        Ok(())
+    });
+}
+
+/// A second CA, made as the first one was.
+fn other_ca(net: &Net) -> Dirs {
+    let dirs = Dirs::of(net);
+    Dirs { ca: dirs.ca.with_file_name("other-ca"), ..dirs }
+}
+
+#[test]
+fn two_trust_anchors_at_once() {
+    scenario("identity-anchors", |net| {
+        let dirs = [Dirs::of(net), other_ca(net)];
+        dirs.iter().try_for_each(tests::agent::ca_init)?;
+        let certs: Vec<String> = dirs
+            .iter()
+            .map(|dirs| Ok(fs::read_to_string(dirs.ca.join("ca.crt"))?))
+            .collect::<Result<_>>()?;
+        for dirs in &dirs {
+            fs::write(dirs.ca.join("anchors.pem"), certs.concat())?;
+        }
+        let pair = pair(net, dirs, &[])?;
+        pair.join()?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let seen = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "hello"))?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+        pair.agents[0].wait_flow("over mTLS", tests::flow::Flow::is_mtls)?;
+        Ok(())
+    });
+}
+
+/// Dials, and checks that both agents have recorded the same reason.
+fn refused_for(pair: &Pair<'_>, code: &str) -> Result<()> {
+    let service = pair.serve(Talk::Exchange)?;
+    let seen = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "hello"))?;
+    ensure!((seen.end, seen.received) == (End::Reset, 0), "{seen:?}");
+    for (agent, direction) in pair.agents.iter().zip(["outbound", "inbound"]) {
+        let what = format!("{direction}, {code}");
+        let flow =
+            agent.wait_flow(&what, |flow| flow.direction == direction && flow.outcome == code)?;
+        ensure!(!flow.reason.is_empty() && flow.bytes.sent == 0, "{flow:?}");
+    }
+    ensure!(service.conns().is_empty(), "{:?}", service.conns());
+    Ok(())
+}
+
+#[test]
+fn agents_with_foreign_anchors_both_know_it() {
+    scenario("identity-foreign", |net| {
+        let pair = pair(net, [Dirs::of(net), other_ca(net)], &[])?;
+        pair.join()?;
+        refused_for(&pair, "unknown_anchor")
+    });
+}
+
+#[test]
+fn a_server_of_another_account_than_expected_is_refused_and_both_know_it() {
+    scenario("identity-account", |net| {
+        // The client's node has other news of the server's pod than the server's node.
+        let dirs = Dirs::of(net);
+        let source = dirs.source.with_file_name("source-of-node1");
+        fs::create_dir_all(&source)?;
+        let pair = pair(net, [Dirs { source: source.clone(), ..dirs.clone() }, dirs.clone()], &[])?;
+        net.objects().label_namespace(SHOP, Some("enabled"))?;
+        copy_objects(&dirs.source, &source, &pair.server)?;
+        pair.agents[0].wait_enrolled(&[&pair.client])?;
+        pair.agents[1].wait_enrolled(&[&pair.server])?;
+        pair.agents.iter().try_for_each(|agent| agent.wait_peers(1))?;
+        refused_for(&pair, "wrong_identity")
+    });
+}
+
+/// Copies all objects; the server's pod gets another service account.
+fn copy_objects(from: &std::path::Path, to: &std::path::Path, server: &Pod) -> Result<()> {
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        let mut text = fs::read_to_string(file.path())?;
+        if file.file_name().to_string_lossy() == pod_file(server) {
+            text = text.replace("serviceAccountName: server", "serviceAccountName: another");
+        }
+        fs::write(to.join(file.file_name()), text)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_account_that_has_left_the_node_has_no_certificate_there() {
+    scenario("identity-gone", |net| {
+        let pair = Pair::meshed(net)?;
+        ensure!(!pair.agents[1].status()?.identities.is_empty());
+        net.objects().remove_pod(&pair.server)?;
+        eventually(Duration::from_secs(10), || {
+            let identities = pair.agents[1].status()?.identities;
+            ensure!(identities.is_empty(), "{identities:?}");
+            Ok(())
+        })
+    });
+}
