@@ -28,7 +28,7 @@ use crate::{
     kernel::{self, Kernel, KernelError, Refusal, Refusals, Removed},
     lock::{LockError, NodeLock},
     netns::Factory,
-    preflight::{self, PreflightError},
+    preflight::{self, Host, PreflightError},
     proxy::Mesh,
     source::{
         AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError,
@@ -119,7 +119,8 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 /// See [`DaemonError`]; only from the start.
 pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let started = Timestamp::now();
-    let host = preflight::check(&settings.pin_dir, settings.cgroup.as_deref())?;
+    let host =
+        preflight::check(settings.node.as_str(), &settings.pin_dir, settings.cgroup.as_deref())?;
     let lock = NodeLock::take(&settings.runtime_dir)?;
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
@@ -133,14 +134,14 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let announcements = announcer.subscribe();
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(os("cannot read the boot id"))?;
-    Note::of(&settings)
+    Note::of(&settings, &host)
         .write(&settings.runtime_dir)
         .map_err(os("cannot write into the runtime directory"))?;
     let socket = admin::bind(&settings.runtime_dir)?;
 
     let (kernel, refusals) = Kernel::load(&settings.pin_dir)?;
     let kernel = Arc::new(kernel);
-    kernel.tables().agent_cgroups.sync(&[(host.own_cgroup, 1)].into())?;
+    kernel.tables().agent_cgroups.sync(&[(host.own_cgroup.enter()?, 1)].into())?;
     for program in kernel.programs() {
         tracing::debug!(program = program.name, instructions = ?program.verified_instructions, "program loaded");
     }
@@ -291,8 +292,7 @@ fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
 /// A connection that the kernel refused becomes a record like any other.
 async fn record_refusals(refusals: Refusals, mesh: Arc<Mesh>) {
     let each = |refusal: Refusal| {
-        let inbound =
-            mesh.kernel.tables().local.content().contains_key(&refusal.server.ip().into());
+        let inbound = mesh.kernel.tables().local.contains(&refusal.server.ip().into());
         let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
         let (mut client, mut server) = (Party::at(refusal.client), Party::at(refusal.server));
         client.pod = mesh.pod_at(client.address);
@@ -312,14 +312,17 @@ struct Note {
     node: String,
     announcement: PathBuf,
     pin_dir: PathBuf,
+    /// The cgroup that was made for the agent.
+    cgroup: Option<PathBuf>,
 }
 
 impl Note {
-    fn of(settings: &Settings) -> Self {
+    fn of(settings: &Settings, host: &Host) -> Self {
         Self {
             node: settings.node.to_string(),
             announcement: FileAnnouncer::path(&settings.announce_dir, &settings.node),
             pin_dir: settings.pin_dir.clone(),
+            cgroup: host.own_cgroup.made().map(Path::to_owned),
         }
     }
 
@@ -367,6 +370,9 @@ pub async fn cleanup(runtime_dir: &Path, pin_dir: Option<&Path>) -> Result<Clean
     let factory = Factory::start().map_err(os("cannot start threads"))?;
     let restored = restore_all(&factory, &Note::saved_dir(runtime_dir), &[]).await;
     let namespaces = restored.map_err(os("cannot put back settings of namespaces"))?;
+    if let Some(cgroup) = note.as_ref().and_then(|note| note.cgroup.as_ref()) {
+        drop(fs::remove_dir(cgroup)); // one that is not there is removed
+    }
     for file in
         [admin::socket_path(runtime_dir), runtime_dir.join("agent.json"), runtime_dir.join("lock")]
     {

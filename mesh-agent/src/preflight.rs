@@ -37,7 +37,7 @@ pub enum PreflightError {
         mount: PathBuf,
     },
     /// The agent's own cgroup cannot be found.
-    #[error("cannot find the agent's own cgroup: {0}")]
+    #[error("cannot find or make a cgroup for the agent alone: {0}")]
     OwnCgroup(#[source] io::Error),
     /// No bpffs.
     #[error("--pin-dir {path} is not on a bpffs; mount one with: mount -t bpf bpf /sys/fs/bpf")]
@@ -52,15 +52,56 @@ pub enum PreflightError {
 pub struct Host {
     /// The cgroup above the pods.
     pub pods_cgroup: PathBuf,
-    /// Id of the cgroup that the agent runs in.
-    pub own_cgroup: u64,
+    /// The cgroup that the agent is to run in.
+    pub own_cgroup: OwnCgroup,
+}
+
+/// The cgroup by which the programs know the agent: whatever dials from it is passed. So nobody else may be in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnCgroup {
+    /// The agent is alone in it, as a container is.
+    Given(PathBuf),
+    /// The agent was started among others (a shell's children, or next to the pods) and must move here first.
+    ToMake(PathBuf),
+}
+
+impl OwnCgroup {
+    /// Moves the agent if it must be moved, and returns the id by which programs know the cgroup.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn enter(&self) -> Result<u64, PreflightError> {
+        use std::os::unix::fs::MetadataExt as _;
+        let enter = || match self {
+            Self::Given(path) => Ok(fs::metadata(path)?.ino()),
+            Self::ToMake(path) => {
+                match fs::create_dir(path) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+                fs::write(path.join("cgroup.procs"), std::process::id().to_string())?;
+                Ok(fs::metadata(path)?.ino())
+            }
+        };
+        enter().map_err(PreflightError::OwnCgroup)
+    }
+
+    /// The cgroup that was made and has to be removed in the end.
+    pub fn made(&self) -> Option<&Path> {
+        match self {
+            Self::Given(_) => None,
+            Self::ToMake(path) => Some(path),
+        }
+    }
 }
 
 /// Checks the host.
 ///
 /// # Errors
 /// See [`PreflightError`].
-pub fn check(pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, PreflightError> {
+pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, PreflightError> {
     let uid = nix::unistd::geteuid();
     if !uid.is_root() {
         return Err(PreflightError::NotRoot { uid: uid.as_raw() });
@@ -76,18 +117,24 @@ pub fn check(pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, PreflightErr
     if mounts.kind_of(pin_dir) != Some("bpf") {
         return Err(PreflightError::NoBpffs { path: pin_dir.to_owned() });
     }
-    let own_cgroup = own_cgroup(&mount).map_err(PreflightError::OwnCgroup)?;
+    let own_cgroup = own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?;
     Ok(Host { pods_cgroup, own_cgroup })
 }
 
-/// The id by which eBPF programs know our cgroup: the inode of its directory.
-fn own_cgroup(mount: &Path) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt as _;
+/// Where the agent runs, or where it has to go to be alone.
+fn own_cgroup(mount: &Path, node: &str) -> io::Result<OwnCgroup> {
     let lines = fs::read_to_string("/proc/self/cgroup")?;
     let path = lines.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, "/proc/self/cgroup has no line for cgroup v2")
     })?;
-    Ok(fs::metadata(mount.join(path))?.ino())
+    let here = mount.join(path);
+    let processes = fs::read_to_string(here.join("cgroup.procs"))?;
+    let alone = processes.lines().eq([std::process::id().to_string()]);
+    Ok(if alone && here != mount {
+        OwnCgroup::Given(here)
+    } else {
+        OwnCgroup::ToMake(mount.join(format!("nodemesh-{node}")))
+    })
 }
 
 /// Mount points and their file systems, as /proc/self/mountinfo lists them (proc(5)).

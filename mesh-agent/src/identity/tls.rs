@@ -41,14 +41,14 @@ pub fn crypto() -> Arc<CryptoProvider> {
 /// The client's side of a handshake: who we are and whom we expect.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
-    config: Arc<ClientConfig>,
+    pub(crate) config: Arc<ClientConfig>,
     own: SpiffeId,
 }
 
 /// The server's side of a handshake: who we are; every identity of the trust domain may come.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
+    pub(crate) config: Arc<ServerConfig>,
     own: SpiffeId,
 }
 
@@ -57,36 +57,12 @@ impl ClientTls {
     pub fn own(&self) -> &SpiffeId {
         &self.own
     }
-
-    pub(crate) fn config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.config)
-    }
-
-    /// A copy with one thing changed, to play a peer that is not as it should be.
-    #[cfg(test)]
-    pub(crate) fn altered(&self, change: impl FnOnce(&mut ClientConfig)) -> Self {
-        let mut config = ClientConfig::clone(&self.config);
-        change(&mut config);
-        Self { config: Arc::new(config), own: self.own.clone() }
-    }
 }
 
 impl ServerTls {
     /// Our own identity in this handshake.
     pub fn own(&self) -> &SpiffeId {
         &self.own
-    }
-
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
-    }
-
-    /// A copy with one thing changed, to play a peer that is not as it should be.
-    #[cfg(test)]
-    pub(crate) fn altered(&self, change: impl FnOnce(&mut ServerConfig)) -> Self {
-        let mut config = ServerConfig::clone(&self.config);
-        change(&mut config);
-        Self { config: Arc::new(config), own: self.own.clone() }
     }
 }
 

@@ -182,8 +182,17 @@ impl HandOver {
         let maps::Map::HashMap(data) = map else {
             return Err(KernelError::Missing(name.to_owned()));
         };
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        fd.map(Self).map_err(|source| map_error(name, MapError::IoError(source)))
+        let failed = |source| map_error(name, source);
+        let fd =
+            data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?;
+        // What an earlier agent left half-made was reset with it; a stale leg would name a wrong client.
+        let mut map = maps::HashMap::<_, FlowKey, Named>::try_from(maps::Map::HashMap(data))
+            .map_err(failed)?;
+        let left: Vec<FlowKey> = map.keys().filter_map(Result::ok).collect();
+        for flow in left {
+            drop(map.remove(&flow)); // a live connection may have taken it meanwhile
+        }
+        Ok(Self(fd))
     }
 }
 
@@ -243,6 +252,11 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
             inner.remove(&key).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Whether there is an entry.
+    pub fn contains(&self, key: &K) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.contains_key(key)
     }
 
     /// What the kernel holds.

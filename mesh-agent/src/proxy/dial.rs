@@ -9,6 +9,7 @@ use std::{
 use mesh_common::{
     addr::Endpoint,
     maps::{FlowKey, Named},
+    ports,
     verdict::Verdict,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -158,6 +159,9 @@ pub(super) async fn application(
     to: SocketAddr,
     client: SocketAddr,
 ) -> Result<AppStream, DialError> {
+    if ports::is_magic(to.port()) {
+        return Err(DialError::Refused { to }); // it would come back to ourselves
+    }
     let socket = socket(mesh, pod, to.ip(), false).await?;
     socket.bind(&SocketAddr::new(to.ip(), 0).into()).map_err(DialError::Socket)?;
     let from = socket

@@ -19,9 +19,9 @@ const KEY_MARGIN: u64 = MAX_RECORDS as u64 + 8;
 
 /// Both directions of a session, without its socket.
 pub(crate) struct Channel {
-    traffic: Traffic,
+    pub(super) traffic: Traffic,
     inbox: Inbox,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     role: Role,
     state: State,
 }
@@ -190,12 +190,6 @@ impl Channel {
     pub(crate) fn close(&mut self) {
         self.alert(1, 0);
         self.state = State::Over;
-    }
-
-    /// Seals a record of any kind and content, to play a peer that breaks the protocol.
-    #[cfg(test)]
-    pub(super) fn send_raw(&mut self, content: Content, body: &[u8]) {
-        self.outbox.seal(&mut self.traffic, content, body).unwrap();
     }
 
     /// Gives back the memory of empty buffers.

@@ -3,14 +3,16 @@
 //! rustls is shown one record at a time, so that it never touches the frames behind the handshake:
 //! they stay in our buffer, sealed, for our own record layer.
 
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 use rustls::{CommonState, ExtractedSecrets};
-use std::future::poll_fn;
-use std::io;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -49,7 +51,7 @@ pub(super) async fn connect(
     deadline: Instant,
 ) -> Result<Established, HandshakeError> {
     let address = tcp.peer_addr().map_err(HandshakeError::Io)?.ip();
-    let conn = UnbufferedClientConnection::new(tls.config(), ServerName::IpAddress(address.into()))
+    let conn = UnbufferedClientConnection::new(Arc::clone(&tls.config), ServerName::IpAddress(address.into()))
         .map_err(|error| judged_by_us(&error, None))?;
     Handshake::new(Tls::Client(conn)).run(tcp, deadline).await
 }
@@ -60,7 +62,7 @@ pub(super) async fn accept(
     tls: &ServerTls,
     deadline: Instant,
 ) -> Result<Established, HandshakeError> {
-    let conn = UnbufferedServerConnection::new(tls.config())
+    let conn = UnbufferedServerConnection::new(Arc::clone(&tls.config))
         .map_err(|error| judged_by_us(&error, None))?;
     Handshake::new(Tls::Server(conn)).run(tcp, deadline).await
 }

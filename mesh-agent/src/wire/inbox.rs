@@ -28,7 +28,7 @@ impl Inbox {
     /// The whole record that comes next, and its place in the buffer. It counts as used; its bytes
     /// stay where they are until [`Inbox::spare`] is called.
     pub(super) fn take_record(&mut self) -> Result<Option<(Range<usize>, &mut [u8])>, TlsReason> {
-        let Some(length) = record::length(self.unused())? else {
+        let Some(length) = record::sealed_length(self.unused())? else {
             return Ok(None);
         };
         let range = self.start..self.start.saturating_add(length);

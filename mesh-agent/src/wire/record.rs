@@ -49,7 +49,7 @@ impl Content {
 }
 
 /// The length of the record that begins at the start of `bytes`, header included, once its header
-/// is there. The header's type is judged when the record is opened.
+/// is there. Of any type: in a handshake, also unencrypted records come.
 ///
 /// # Errors
 /// A length that no record may have.
@@ -62,6 +62,14 @@ pub(super) fn length(bytes: &[u8]) -> Result<Option<usize>, TlsReason> {
         return Err(TlsReason::OversizedRecord);
     }
     Ok(Some(HEADER_BYTES + sealed))
+}
+
+/// As [`length`], of a record that must be encrypted: anything else is known by its first byte.
+pub(super) fn sealed_length(bytes: &[u8]) -> Result<Option<usize>, TlsReason> {
+    match bytes.first() {
+        Some(outer) if Some(outer) != OUTER.first() => Err(TlsReason::UnexpectedMessage),
+        _ => length(bytes),
+    }
 }
 
 /// One direction's key and its next sequence number.
@@ -101,7 +109,7 @@ impl Key {
 /// Seals the records of our direction.
 pub(super) struct Sealer {
     key: Key,
-    limit: u64,
+    pub(super) limit: u64,
 }
 
 impl Sealer {
@@ -121,16 +129,21 @@ impl Sealer {
     /// Seals `record` in place: five bytes for the header, the content, seventeen bytes for type
     /// and tag.
     pub(super) fn seal(&mut self, record: &mut [u8], content: Content) -> Result<(), TlsReason> {
+        self.seal_as(record, content.to_wire())
+    }
+
+    /// As [`Sealer::seal`], with the inner type as a number.
+    pub(super) fn seal_as(&mut self, record: &mut [u8], inner_type: u8) -> Result<(), TlsReason> {
         let sealed = record.len().saturating_sub(HEADER_BYTES);
         let length = u16::try_from(sealed).map_err(|_long| TlsReason::TlsInternal)?;
         let [high, low] = length.to_be_bytes();
         let [outer, major, minor] = OUTER;
         let header = [outer, major, minor, high, low];
-        let (head, rest) =
-            record.split_at_mut_checked(HEADER_BYTES).ok_or(TlsReason::TlsInternal)?;
+        let (head, rest) = record.split_at_mut_checked(HEADER_BYTES).ok_or(TlsReason::TlsInternal)?;
         head.copy_from_slice(&header);
-        let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(TlsReason::TlsInternal)?;
-        *body.last_mut().ok_or(TlsReason::TlsInternal)? = content.to_wire();
+        let (body, tag) =
+            rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(TlsReason::TlsInternal)?;
+        *body.last_mut().ok_or(TlsReason::TlsInternal)? = inner_type;
         let nonce = self.key.nonce()?;
         let computed = self
             .key
@@ -156,12 +169,12 @@ impl Opener {
     ///
     /// # Errors
     /// Not encrypted, altered, too long, or without a type that may come now.
-    pub(super) fn open(&mut self, record: &mut [u8]) -> Result<(Content, Range<usize>), TlsReason> {
+    pub(super) fn open(
+        &mut self,
+        record: &mut [u8],
+    ) -> Result<(Content, Range<usize>), TlsReason> {
         let (header, sealed) =
             record.split_first_chunk_mut::<HEADER_BYTES>().ok_or(TlsReason::MalformedMessage)?;
-        if header.first() != OUTER.first() {
-            return Err(TlsReason::UnexpectedMessage); // plaintext alerts and the like
-        }
         let nonce = self.key.nonce()?;
         let inner = self
             .key

@@ -219,15 +219,14 @@ impl Session {
     }
 
     /// The next thing the peer says; what we had to say goes first.
-    async fn next(&mut self) -> Result<Received, SessionError> {
+    pub(super) async fn next(&mut self) -> Result<Received, SessionError> {
         let write_error = self.write_pending().await.err();
         loop {
             match self.channel.receive() {
                 Ok(Some(received)) => return Ok(received),
                 Ok(None) => {}
                 Err(error) => {
-                    self.channel.explain(&error);
-                    last_words(&self.tcp, self.channel.pending()).await;
+                    self.explain(&error).await;
                     return Err(error);
                 }
             }
@@ -282,9 +281,16 @@ impl Session {
             Received::Reset(_) => StateError::Reset,
         };
         let error = SessionError::from(error);
-        self.channel.explain(&error);
-        last_words(&self.tcp, self.channel.pending()).await;
+        self.explain(&error).await;
         error
+    }
+
+    /// Tells the peer why we end the session, if it does not know.
+    async fn explain(&mut self, error: &SessionError) {
+        self.channel.explain(error);
+        if !self.channel.pending().is_empty() {
+            last_words(&self.tcp, self.channel.pending()).await;
+        }
     }
 }
 

@@ -7,19 +7,23 @@ use std::time::Duration;
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ServerConfig};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::{Accepted, Open, Session};
-use crate::identity::{ClientTls, FileCa, Identities, ServerTls, SpiffeId, TlsConfigs, file_ca};
+use crate::identity::{
+    Anchors, ClientTls, FileCa, Identities, ServerTls, Signer as _, SpiffeId, TlsConfigs, file_ca,
+};
 
 /// A mesh in a directory: a CA, two service accounts, their configurations.
 pub(crate) struct Mesh {
     pub(crate) configs: TlsConfigs,
     pub(crate) web: SpiffeId,
     pub(crate) cart: SpiffeId,
+    ca: Arc<FileCa>,
     directory: tempfile::TempDir,
 }
 
@@ -32,19 +36,29 @@ impl Mesh {
         let directory = tempfile::tempdir().unwrap();
         let trust_domain = trust_domain.parse().unwrap();
         file_ca::init(directory.path(), &trust_domain, false).unwrap();
-        let ca = FileCa::open(directory.path()).unwrap();
-        let identities = Arc::new(Identities::new(Arc::new(ca)));
+        let ca = Arc::new(FileCa::open(directory.path()).unwrap());
+        let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&ca)));
         let web = SpiffeId::new(&trust_domain, "shop", "web").unwrap();
         let cart = SpiffeId::new(&trust_domain, "shop", "cart").unwrap();
         identities.ensure(&web).await.unwrap();
         identities.ensure(&cart).await.unwrap();
         let configs = TlsConfigs::new(identities);
-        Self { configs, web, cart, directory }
+        Self { configs, web, cart, ca, directory }
     }
 
     /// Where the CA lies.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// The anchors in force.
+    pub(crate) fn anchors(&self) -> Arc<Anchors> {
+        self.ca.anchors()
+    }
+
+    /// Takes up what was written to the file of anchors.
+    pub(crate) fn reload_anchors(&self) {
+        self.ca.reload_anchors().unwrap();
     }
 
     /// A certificate that the CA would never issue, and its key.
@@ -62,14 +76,14 @@ impl Mesh {
 
     /// `web`, or who claims to be, calling `cart` with that certificate.
     pub(crate) fn client_with(&self, key: Arc<CertifiedKey>) -> ClientTls {
-        self.client().altered(|config| {
+        altered_client(&self.client(), |config| {
             config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(key));
         })
     }
 
     /// `cart`, or who claims to be, being called.
     pub(crate) fn server_with(&self, key: Arc<CertifiedKey>) -> ServerTls {
-        self.server().altered(|config| {
+        altered_server(&self.server(), |config| {
             config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
         })
     }
@@ -103,6 +117,26 @@ impl Mesh {
         open(&mut client, &mut server).await;
         (client, server)
     }
+}
+
+/// A copy with one thing changed, to play a client that is not as it should be.
+pub(crate) fn altered_client(
+    tls: &ClientTls,
+    change: impl FnOnce(&mut ClientConfig),
+) -> ClientTls {
+    let mut altered = tls.clone();
+    change(Arc::make_mut(&mut altered.config));
+    altered
+}
+
+/// A copy with one thing changed, to play a server that is not as it should be.
+pub(crate) fn altered_server(
+    tls: &ServerTls,
+    change: impl FnOnce(&mut ServerConfig),
+) -> ServerTls {
+    let mut altered = tls.clone();
+    change(Arc::make_mut(&mut altered.config));
+    altered
 }
 
 /// A URI name in a certificate.

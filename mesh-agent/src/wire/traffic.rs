@@ -65,9 +65,10 @@ pub(super) enum Opened {
 
 pub(super) struct Traffic {
     kernel: Kernel,
-    sealer: Sealer,
+    pub(super) sealer: Sealer,
     opener: Opener,
-    limit: u64,
+    /// Records that one key may protect (RFC 8446 §5.5).
+    pub(super) limit: u64,
     update_owed: bool,
     updates_without_data: u32,
     tickets: u32,

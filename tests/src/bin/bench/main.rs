@@ -14,6 +14,7 @@ mod driver;
 mod figure;
 mod hold;
 mod machine;
+mod pins;
 mod report;
 mod server;
 mod settings;
@@ -34,6 +35,7 @@ use tests::Net;
 use crate::{
     figure::Figure,
     machine::Usage,
+    pins::Pins,
     report::Report,
     settings::{Command, Format, Measure, Settings},
     stage::Stage,
@@ -47,8 +49,10 @@ fn main() -> ExitCode {
             println!("{}", settings::USAGE);
             Ok(())
         }
-        Command::Measure(what) => on_stage(|stage| measure(stage, &what)),
-        Command::Hold { figure, time } => on_stage(|stage| hold::hold(stage, figure, time)),
+        Command::Measure(what) => on_stage(&what.pins, |stage| measure(stage, &what)),
+        Command::Hold { figure, time, pins } => {
+            on_stage(&pins, |stage| hold::hold(stage, figure, time))
+        }
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,10 +64,10 @@ fn main() -> ExitCode {
 }
 
 /// Sets everything up, plays, and removes everything, however it ends.
-fn on_stage(play: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
+fn on_stage(pins: &Pins, play: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
     let net = Net::new("bench")?;
     signals::clean_up(net.tag())?;
-    let played = Stage::set_up(&net).and_then(|mut stage| play(&mut stage));
+    let played = Stage::set_up(&net, pins).and_then(|mut stage| play(&mut stage));
     if played.is_err() {
         net.print_logs();
     }
@@ -71,7 +75,7 @@ fn on_stage(play: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Result<()> {
 }
 
 fn measure(stage: &mut Stage<'_>, what: &Measure) -> Result<()> {
-    let Measure { figures, settings, format } = what;
+    let Measure { figures, settings, format, pins: _ } = what;
     let begun = Instant::now();
     let before = Usage::now(stage.net())?;
     let mut measured = Vec::new();

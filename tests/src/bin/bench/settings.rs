@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{figure::Figure, slice::Order};
+use crate::{figure::Figure, pins::Pins, slice::Order};
 
 pub(crate) const USAGE: &str = "\
 bench [--quick] [--rounds N] [--figure NAME]... [-o table|json]
     measures; NAME is connect, round-trip, stream or untouched
 bench --load NAME [--seconds N]
-    puts this load on the mesh alone and prints the process ids of the agents, for perf and strace";
+    puts this load on the mesh alone and prints the process ids of the agents, for perf and strace
+With --no-pins the nodes share all CPUs; otherwise each has half of them, as if it were a machine of its own.";
 
 /// Connections per slice. Each leaves its client's port in `TIME_WAIT` for a minute, and connecting gets slow once half
 /// of the 28,232 ports of a pod wait so: `rounds * CONNECTIONS` stays below that.
@@ -23,7 +24,7 @@ const NO_LIMIT: u64 = 50_000_000;
 #[derive(Debug)]
 pub(crate) enum Command {
     Measure(Measure),
-    Hold { figure: Figure, time: Duration },
+    Hold { figure: Figure, time: Duration, pins: Pins },
     Help,
     Server { ports: Vec<u16> },
     Client,
@@ -35,6 +36,7 @@ pub(crate) struct Measure {
     pub(crate) figures: Vec<Figure>,
     pub(crate) settings: Settings,
     pub(crate) format: Format,
+    pub(crate) pins: Pins,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +81,7 @@ impl Settings {
 /// Reads the command line.
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
     let (mut figures, mut settings, mut format) = (Vec::new(), Settings::default(), Format::Table);
-    let (mut load, mut time) = (None, Duration::from_secs(30));
+    let (mut load, mut time, mut pins) = (None, Duration::from_secs(30), Pins::halves()?);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
         match arg.as_str() {
@@ -89,6 +91,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
             }
             "load-client" => return Ok(Command::Client),
             "--help" | "-h" => return Ok(Command::Help),
+            "--no-pins" => pins = Pins::none(),
             "--quick" => settings.quick = true,
             "--rounds" => settings.rounds = Some(number(&value()?)?),
             "--figure" => figures.push(Figure::parse(&value()?)?),
@@ -105,12 +108,12 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
         }
     }
     if let Some(figure) = load {
-        return Ok(Command::Hold { figure, time });
+        return Ok(Command::Hold { figure, time, pins });
     }
     if figures.is_empty() {
         figures = Figure::ALL.to_vec();
     }
-    Ok(Command::Measure(Measure { figures, settings, format }))
+    Ok(Command::Measure(Measure { figures, settings, format, pins }))
 }
 
 fn number(text: &str) -> Result<u32> {

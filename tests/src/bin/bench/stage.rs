@@ -7,12 +7,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tests::{Net, Node, Pair, Pod, PodSpec, exec::Place};
+use tests::{Net, Node, Pair, Pod, PodSpec, SHOP, exec::Place};
 
 use crate::{
     driver::Program,
     figure::{Arm, Figure},
     machine,
+    pins::Pins,
     slice::{Order, Slice},
 };
 
@@ -63,19 +64,23 @@ pub(crate) struct Counts {
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn set_up(net: &'a Net) -> Result<Self> {
-        let pair = Pair::new(net)?;
-        let [one, two] = &pair.nodes;
-        let plain = [
-            net.pod(one, PodSpec::new("plain", "client"))?,
-            net.pod(two, PodSpec::new("plain", "server"))?,
-        ];
+    pub(crate) fn set_up(net: &'a Net, pins: &Pins) -> Result<Self> {
+        let nodes = [net.node("node1")?, net.node("node2")?];
+        let pods = |namespace| -> Result<[Pod; 2]> {
+            let client = net.pod(&nodes[0], PodSpec::new(namespace, "client"))?;
+            Ok([client, net.pod(&nodes[1], PodSpec::new(namespace, "server"))?])
+        };
+        let ([client, server], plain) = (pods(SHOP)?, pods("plain")?);
+        let agent = |number: usize| pins.on(number, || net.agent(&nodes[number]));
+        let agents = [agent(0)?, agent(1)?];
+        let pair = Pair { net, nodes, agents, client, server };
         pair.join()?;
-        let beside = [beside(&plain[0], one)?, beside(&plain[1], two)?];
-        let no_mesh = Couple::new([&beside[0], &beside[1]], plain[1].at(PORT))?;
-        let mesh = Couple::new([&pair.client, &pair.server], pair.server.at(PORT))?;
-        let untouched = Couple::new([&plain[0], &plain[1]], plain[1].at(UNTOUCHED_PORT))?;
-        let agents = [one.cgroup.clone(), two.cgroup.clone()];
+        let beside = [beside(&plain[0], &pair.nodes[0])?, beside(&plain[1], &pair.nodes[1])?];
+        let couple = |places, to| Couple::new(pins, places, to);
+        let no_mesh = couple([&beside[0], &beside[1]], plain[1].at(PORT))?;
+        let mesh = couple([&pair.client, &pair.server], pair.server.at(PORT))?;
+        let untouched = couple([&plain[0], &plain[1]], plain[1].at(UNTOUCHED_PORT))?;
+        let agents = pair.nodes.each_ref().map(|node| node.cgroup.clone());
         Ok(Self { pair, no_mesh, mesh, untouched, agents, made: Made::default() })
     }
 
@@ -155,9 +160,10 @@ impl<'a> Stage<'a> {
 }
 
 impl Couple {
-    fn new([client, server]: [&Place; 2], to: SocketAddr) -> Result<Self> {
-        let server = Program::server(server, &[to.port()])?;
-        Ok(Self { client: Program::client(client)?, to, _server: server })
+    fn new(pins: &Pins, [client, server]: [&Place; 2], to: SocketAddr) -> Result<Self> {
+        let server = pins.on(1, || Program::server(server, &[to.port()]))?;
+        let client = pins.on(0, || Program::client(client))?;
+        Ok(Self { client, to, _server: server })
     }
 }
 
