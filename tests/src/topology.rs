@@ -21,9 +21,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    agent::{Agent, Dirs},
+    agent::{Agent, Dirs, SOON},
     capture::Capture,
-    cgroup,
+    cgroup, eventually,
     exec::Place,
     netns,
     objects::Objects,
@@ -227,6 +227,21 @@ impl Net {
         cgroup::remove_tree(&pod.cgroup)?;
         let name = pod.netns.file_name().unwrap_or_default().to_string_lossy().into_owned();
         netns::remove(&[name])
+    }
+
+    /// Waits until the kernel has freed a destroyed pod's network namespace: nobody holds it any more.
+    pub fn wait_freed(&self, node: &Node, pod: &Pod) -> Result<()> {
+        let veth = format!("pod{}", pod.number);
+        eventually(SOON, || {
+            let links = Command::new("ip").args(["-n", &node.netns, "-o", "link"]).output()?;
+            let links = String::from_utf8_lossy(&links.stdout).into_owned();
+            ensure!(
+                !links.contains(&format!(" {veth}@")),
+                "somebody holds the namespace of {}",
+                pod.name
+            );
+            Ok(())
+        })
     }
 
     /// Starts the agent of a node, on this network's objects.

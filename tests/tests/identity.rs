@@ -110,7 +110,7 @@ fn agents_with_foreign_anchors_both_know_it() {
 }
 
 #[test]
-fn a_server_of_another_account_than_expected_is_refused_and_both_know_it() {
+fn an_announcement_that_contradicts_the_objects_is_not_believed() {
     scenario("identity-account", |net| {
         // The client's node has other news of the server's pod than the server's node.
         let dirs = Dirs::of(net);
@@ -121,8 +121,13 @@ fn a_server_of_another_account_than_expected_is_refused_and_both_know_it() {
         copy_objects(&dirs.source, &source, &pair.server)?;
         pair.agents[0].wait_enrolled(&[&pair.client])?;
         pair.agents[1].wait_enrolled(&[&pair.server])?;
-        pair.agents.iter().try_for_each(|agent| agent.wait_peers(1))?;
-        refused_for(&pair, "wrong_identity")
+        pair.agents[1].wait_peers(1)?;
+        let problem = pair.agents[0]
+            .wait_problem("the announcement", |problem| problem.code == "announcement_refused")?;
+        for word in ["node2", "another", "server"] {
+            ensure!(problem.message.contains(word), "no {word} in {problem:?}");
+        }
+        pair.agents[0].wait_peers(0)
     });
 }
 

@@ -186,6 +186,7 @@ fn a_vanished_namespace_and_a_reused_address_leave_nothing_behind() {
         net.destroy(&pair.server)?;
         pair.agents[1].wait_state(&pair.server, "not_enrolled")?;
         pair.agents[0].wait_peers(0)?;
+        net.wait_freed(&pair.nodes[1], &pair.server)?;
         net.objects().remove_pod(&pair.server)?;
         // Another pod gets the address, and is not in the mesh.
         let spec = PodSpec::new("other", "heir");

@@ -14,7 +14,9 @@ use super::{Request, Response, socket_path};
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no agent answers at {path}: {source}")]
+    #[error(
+        "no agent answers at {path}: {source}; is it running (as root), and is --runtime-dir the one it was given?"
+    )]
     NoAgent {
         /// The socket.
         path: PathBuf,

@@ -1,5 +1,7 @@
 //! `mesh-agent flows`.
 
+use std::net::SocketAddr;
+
 use clap::Args;
 use jiff::tz::TimeZone;
 
@@ -7,6 +9,7 @@ use super::{Asked, Output, print_line, table};
 use crate::{
     admin::{Request, Response, ask},
     flows::{Direction, FlowRecord, Party, Security},
+    identity::SpiffeId,
 };
 
 /// Show the connections that the agent carried or the kernel refused, oldest first.
@@ -54,6 +57,8 @@ impl Flows {
                 "DIRECTION",
                 "FROM",
                 "TO",
+                "SERVICE",
+                "IDENTITIES",
                 "SECURITY",
                 "OUTCOME",
                 "SENT",
@@ -71,9 +76,12 @@ fn json(record: &FlowRecord) -> anyhow::Result<()> {
 }
 
 fn line(record: &FlowRecord) -> anyhow::Result<()> {
-    let [time, direction, from, to, security, outcome, sent, received, took] = row(record);
+    let [time, direction, from, to, service, identities, security, outcome, sent, received, took] =
+        row(record);
+    let service = if service == "-" { String::new() } else { format!(" (service {service})") };
+    let identities = if identities == "-" { String::new() } else { format!(" {identities}") };
     print_line(&format!(
-        "{time} {direction:8} {from} → {to}  {security}  {outcome}  {sent} / {received}  {took}"
+        "{time} {direction:8} {from} → {to}{service}  {security}{identities}  {outcome}  {sent} / {received}  {took}"
     ))?;
     if !matches!(record.outcome.as_str(), "closed" | "open") {
         print_line(&format!("    {}", record.reason))?;
@@ -81,7 +89,7 @@ fn line(record: &FlowRecord) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(record: &FlowRecord) -> [String; 9] {
+fn row(record: &FlowRecord) -> [String; 11] {
     let direction = match record.direction {
         Direction::Outbound => "outbound",
         Direction::Inbound => "inbound",
@@ -91,15 +99,13 @@ fn row(record: &FlowRecord) -> [String; 9] {
         Security::Plaintext { why } => format!("plaintext ({why})"),
         Security::None => "-".to_owned(),
     };
-    let to = match &record.service {
-        Some(service) => format!("{service} → {}", party(&record.server)),
-        None => party(&record.server),
-    };
     [
         record.opened.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.3f").to_string(),
         direction.to_owned(),
         party(&record.client),
-        to,
+        party(&record.server),
+        record.service.clone().unwrap_or_else(|| "-".to_owned()),
+        identities(&record.client, &record.server),
         security,
         record.outcome.clone(),
         table::bytes(record.bytes.sent),
@@ -109,10 +115,20 @@ fn row(record: &FlowRecord) -> [String; 9] {
 }
 
 fn party(party: &Party) -> String {
-    let host = party.pod.clone().unwrap_or_else(|| party.address.to_string());
-    match (&party.identity, host.contains(':')) {
-        (Some(identity), _) => format!("{host}:{} ({identity})", party.port),
-        (None, true) => format!("[{host}]:{}", party.port),
-        (None, false) => format!("{host}:{}", party.port),
+    match (&party.pod, party.address) {
+        (Some(pod), _) => format!("{pod}:{}", party.port),
+        (None, address) => SocketAddr::new(address, party.port).to_string(),
+    }
+}
+
+/// Who proved to be whom, as `namespace/service-account`; the whole SPIFFE ids are in `-o json`.
+fn identities(client: &Party, server: &Party) -> String {
+    let short = |party: &Party| {
+        let id: SpiffeId = party.identity.as_deref()?.parse().ok()?;
+        Some(format!("{}/{}", id.namespace(), id.service_account()))
+    };
+    match (short(client), short(server)) {
+        (Some(client), Some(server)) => format!("{client} → {server}"),
+        _ => "-".to_owned(),
     }
 }

@@ -50,7 +50,7 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
     ))?;
     let counters = &status.counters;
     print_line(&format!(
-        "carried {} outbound and {} inbound connections, {} open; {} pods of other nodes in the mesh",
+        "connections carried: {} outbound, {} inbound, {} open; pods of other nodes in the mesh: {}",
         counters.accepted_outbound, counters.accepted_inbound, counters.open, status.remote_peers
     ))?;
     print_line("")?;

@@ -192,6 +192,11 @@ impl Channel {
         self.state = State::Over;
     }
 
+    /// How much memory the buffers hold now.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.inbox.capacity() + self.outbox.capacity()
+    }
+
     /// Gives back the memory of empty buffers.
     pub(crate) fn release(&mut self) {
         self.inbox.release();

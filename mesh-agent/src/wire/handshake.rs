@@ -51,8 +51,11 @@ pub(super) async fn connect(
     deadline: Instant,
 ) -> Result<Established, HandshakeError> {
     let address = tcp.peer_addr().map_err(HandshakeError::Io)?.ip();
-    let conn = UnbufferedClientConnection::new(Arc::clone(&tls.config), ServerName::IpAddress(address.into()))
-        .map_err(|error| judged_by_us(&error, None))?;
+    let conn = UnbufferedClientConnection::new(
+        Arc::clone(&tls.config),
+        ServerName::IpAddress(address.into()),
+    )
+    .map_err(|error| judged_by_us(&error, None))?;
     Handshake::new(Tls::Client(conn)).run(tcp, deadline).await
 }
 

@@ -69,6 +69,11 @@ impl Inbox {
         self.end = self.end.saturating_add(count).min(self.buffer.len());
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Gives the memory back if nothing is in it.
     pub(super) fn release(&mut self) {
         if self.start == self.end {

@@ -102,6 +102,11 @@ impl Outbox {
         Ok(())
     }
 
+    /// Memory held, in bytes.
+    pub(super) fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Gives the memory back if nothing is in it.
     pub(super) fn release(&mut self) {
         if self.start == self.end {

@@ -139,10 +139,10 @@ impl Sealer {
         let [high, low] = length.to_be_bytes();
         let [outer, major, minor] = OUTER;
         let header = [outer, major, minor, high, low];
-        let (head, rest) = record.split_at_mut_checked(HEADER_BYTES).ok_or(TlsReason::TlsInternal)?;
+        let (head, rest) =
+            record.split_at_mut_checked(HEADER_BYTES).ok_or(TlsReason::TlsInternal)?;
         head.copy_from_slice(&header);
-        let (body, tag) =
-            rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(TlsReason::TlsInternal)?;
+        let (body, tag) = rest.split_last_chunk_mut::<TAG_BYTES>().ok_or(TlsReason::TlsInternal)?;
         *body.last_mut().ok_or(TlsReason::TlsInternal)? = inner_type;
         let nonce = self.key.nonce()?;
         let computed = self
@@ -169,10 +169,7 @@ impl Opener {
     ///
     /// # Errors
     /// Not encrypted, altered, too long, or without a type that may come now.
-    pub(super) fn open(
-        &mut self,
-        record: &mut [u8],
-    ) -> Result<(Content, Range<usize>), TlsReason> {
+    pub(super) fn open(&mut self, record: &mut [u8]) -> Result<(Content, Range<usize>), TlsReason> {
         let (header, sealed) =
             record.split_first_chunk_mut::<HEADER_BYTES>().ok_or(TlsReason::MalformedMessage)?;
         let nonce = self.key.nonce()?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ServerConfig};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -120,20 +120,14 @@ impl Mesh {
 }
 
 /// A copy with one thing changed, to play a client that is not as it should be.
-pub(crate) fn altered_client(
-    tls: &ClientTls,
-    change: impl FnOnce(&mut ClientConfig),
-) -> ClientTls {
+pub(crate) fn altered_client(tls: &ClientTls, change: impl FnOnce(&mut ClientConfig)) -> ClientTls {
     let mut altered = tls.clone();
     change(Arc::make_mut(&mut altered.config));
     altered
 }
 
 /// A copy with one thing changed, to play a server that is not as it should be.
-pub(crate) fn altered_server(
-    tls: &ServerTls,
-    change: impl FnOnce(&mut ServerConfig),
-) -> ServerTls {
+pub(crate) fn altered_server(tls: &ServerTls, change: impl FnOnce(&mut ServerConfig)) -> ServerTls {
     let mut altered = tls.clone();
     change(Arc::make_mut(&mut altered.config));
     altered

@@ -68,10 +68,8 @@ async fn a_server_that_is_another_service_account_is_refused() {
     let client = mesh.configs.client(&mesh.web, Some(&db)).unwrap();
     let (near, far) = tcp_pair().await;
     let tls = mesh.server();
-    let (client, server) = tokio::join!(
-        Session::connect(near, &client, soon()),
-        Session::accept(far, &tls, soon())
-    );
+    let (client, server) =
+        tokio::join!(Session::connect(near, &client, soon()), Session::accept(far, &tls, soon()));
     let (client, server) = (client.unwrap_err(), server.unwrap_err());
     assert_eq!(client.as_code(), "wrong_identity");
     assert_eq!(server.as_code(), "wrong_identity");
@@ -270,12 +268,12 @@ async fn tls_1_2_is_refused_by_name() {
 /// What an OpenSSL of 2010 says: version 3.3, two cipher suites, no `supported_versions`.
 fn tls12_client_hello() -> Vec<u8> {
     let extensions = [
-        &[0, 10, 0, 4, 0, 2, 0, 23][..],       // groups: secp256r1
-        &[0, 11, 0, 2, 1, 0],                  // point formats
-        &[0, 13, 0, 6, 0, 4, 4, 1, 4, 3],      // signatures
-        &[0, 16, 0, 13, 0, 11, 10],            // ALPN
+        &[0, 10, 0, 4, 0, 2, 0, 23][..],  // groups: secp256r1
+        &[0, 11, 0, 2, 1, 0],             // point formats
+        &[0, 13, 0, 6, 0, 4, 4, 1, 4, 3], // signatures
+        &[0, 16, 0, 13, 0, 11, 10],       // ALPN
         b"nodemesh/1",
-        &[0, 23, 0, 0],                        // extended master secret
+        &[0, 23, 0, 0], // extended master secret
     ]
     .concat();
     let body = [
@@ -320,7 +318,8 @@ async fn what_is_no_tls_is_named_so() {
 async fn garbage_that_begins_like_tls_is_refused() {
     let mesh = Mesh::new().await;
     let hello = tls12_client_hello();
-    let mut many: Vec<Vec<u8>> = (0..64).map(|n| [&[22, 3, 1, 0, n + 1][..], &[n; 65]].concat()).collect();
+    let mut many: Vec<Vec<u8>> =
+        (0..64).map(|n| [&[22, 3, 1, 0, n + 1][..], &[n; 65]].concat()).collect();
     many.push([&[22, 3, 3, 0xff, 0xff][..], &[1; 100]].concat()); // longer than a record may be
     many.push(vec![22, 3, 3, 0, 0]); // an empty handshake record
     many.push([&[21, 3, 3, 0, 2, 2, 40][..]].concat()); // an alert

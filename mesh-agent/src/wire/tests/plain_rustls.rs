@@ -14,8 +14,8 @@ use rustls::{
 use tokio::task::spawn_blocking;
 
 use super::*;
-use crate::identity::tls::crypto;
 use crate::identity::PeerVerifier;
+use crate::identity::tls::crypto;
 
 /// A rustls connection and its socket, blocking, one record at a time.
 struct Plain {
@@ -406,11 +406,13 @@ async fn large_and_fragmented_handshakes() {
         for n in 0..40 {
             let stranger = rcgen::KeyPair::generate().unwrap();
             let mut params = rcgen::CertificateParams::default();
-            params.subject_alt_names = (0..12).map(|m| uri(&format!("spiffe://x/{n}/{m}"))).collect();
+            params.subject_alt_names =
+                (0..12).map(|m| uri(&format!("spiffe://x/{n}/{m}"))).collect();
             chain.push(params.self_signed(&stranger).unwrap().into());
         }
         let long = Arc::new(rustls::sign::CertifiedKey::new(chain, Arc::clone(&key.key)));
-        let config = altered_client(&mesh.client_with(long), |config| config.max_fragment_size = fragment);
+        let config =
+            altered_client(&mesh.client_with(long), |config| config.max_fragment_size = fragment);
         let (near, far) = tcp_pair().await;
         let client = spawn_blocking(move || {
             let mut plain = Plain::client(config.config, near);

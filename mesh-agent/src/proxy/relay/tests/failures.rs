@@ -1,25 +1,194 @@
-//! soon
-use super::*;
+//! Whatever goes wrong in between reaches the application as a reset, and us with its reason.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::*;
+use crate::wire::testing::uri;
+use crate::wire::{HandshakeError, JudgedBy, TlsReason};
+
+/// One relay, its application, and the bare session of a peer that will misbehave.
+async fn half(mesh: &Mesh) -> (TcpStream, Session, impl Future<Output = Carried> + use<>) {
+    let (client, server) = mesh.connection().await;
+    let (app, agent) = tcp_pair().await;
+    let carried = async move {
+        let app = AppStream::new(agent).unwrap();
+        carry(client, app, &Counters::default(), CarryOptions::default()).await
+    };
+    (app, server, carried)
+}
+
+async fn read_kind(app: &mut TcpStream) -> Option<ErrorKind> {
+    let mut rest = Vec::new();
+    app.read_to_end(&mut rest).await.err().map(|error| error.kind())
+}
+
 #[tokio::test]
-async fn probe() {
+async fn a_session_that_is_cut_off_resets_the_application() {
     let mesh = Mesh::new().await;
-    for _ in 0..200 {
-        let (mut a, mut b, carried) = mesh_pair(&mesh).await;
-        let apps = async move {
-            a.write_all(&[7; 24487]).await.unwrap();
-            let mut got = vec![0; 24487];
-            b.write_all(&[1; 26]).await.unwrap();
-            b.read_exact(&mut got).await.unwrap();
-            a.shutdown().await.unwrap();
-            a.set_zero_linger().unwrap();
-            drop(a);
-            let r = b.read(&mut got).await;
-            b.shutdown().await.ok();
-            r.map_err(|e| e.kind())
+    for with_reset in [false, true] {
+        let (mut app, mut peer, carried) = half(&mesh).await;
+        let play = async move {
+            peer.channel.send(&Frame::Data(b"half a sentence")).unwrap();
+            peer.flush().await.unwrap();
+            let mut got = [0; 15];
+            app.read_exact(&mut got).await.unwrap();
+            if with_reset {
+                peer.tcp.set_zero_linger().unwrap();
+            }
+            drop(peer);
+            assert_eq!(read_kind(&mut app).await, Some(ErrorKind::ConnectionReset));
         };
-        let (r, (a, b)) = in_time("x", async { tokio::join!(apps, carried) }).await;
-        println!("{r:?} {:?} {:?}", a.end, b.end);
+        let ((), carried) = in_time("the cut", async { tokio::join!(play, carried) }).await;
+        assert!(
+            matches!(carried.end, End::PeerFailed(SessionError::Truncated)),
+            "{:?}",
+            carried.end
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_close_in_the_middle_is_no_end_of_stream() {
+    let mesh = Mesh::new().await;
+    let (mut app, mut peer, carried) = half(&mesh).await;
+    let play = async move {
+        peer.channel.send(&Frame::Data(b"half a sentence")).unwrap();
+        peer.channel.close();
+        peer.flush().await.unwrap();
+        let kind = read_kind(&mut app).await;
+        drop(peer);
+        kind
+    };
+    let (kind, carried) = in_time("the close", async { tokio::join!(play, carried) }).await;
+    assert_eq!(kind, Some(ErrorKind::ConnectionReset));
+    assert_eq!(carried.end.as_code(), "unexpected_frame", "{:?}", carried.end);
+}
+
+#[tokio::test]
+async fn a_record_altered_on_the_way_resets_the_application_and_tells_the_peer() {
+    let mesh = Mesh::new().await;
+    let (mut app, mut peer, carried) = half(&mesh).await;
+    let play = async move {
+        peer.channel.send(&Frame::Data(b"truth")).unwrap();
+        let mut record = peer.channel.pending().to_vec();
+        peer.channel.written(usize::MAX);
+        record[7] ^= 0x20;
+        peer.tcp.write_all(&record).await.unwrap();
+        assert_eq!(read_kind(&mut app).await, Some(ErrorKind::ConnectionReset));
+        peer.ended().await
+    };
+    let (told, carried) = in_time("the alert", async { tokio::join!(play, carried) }).await;
+    assert_eq!(carried.end.as_code(), "bad_record");
+    let reason = TlsReason::BadRecord;
+    assert!(
+        matches!(told, SessionError::Tls { reason: r, judged_by: JudgedBy::Peer } if r == reason),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_open_that_is_not_answered_is_given_up() {
+    let mesh = Mesh::new().await;
+    let (mut client, mut server) = mesh.sessions().await;
+    let (mut app, agent) = tcp_pair().await;
+    client.send_open(&sample_open()).unwrap();
+    let answer_by = Some(Instant::now() + Duration::from_millis(50));
+    let counters = Counters::default();
+    let carried = carry(
+        client,
+        AppStream::new(agent).unwrap(),
+        &counters,
+        CarryOptions { answer_by, stop: None },
+    );
+    let play = async {
+        server.recv_open(soon()).await.unwrap();
+        let kind = read_kind(&mut app).await;
+        let told = server.recv_open(soon()).await.unwrap_err();
+        drop(server);
+        (kind, told)
+    };
+    let ((kind, told), carried) = in_time("giving up", async { tokio::join!(play, carried) }).await;
+    assert!(matches!(carried.end, End::NotAnswered), "{:?}", carried.end);
+    assert_eq!(kind, Some(ErrorKind::ConnectionReset));
+    assert_eq!(told.as_code(), "unexpected_frame"); // RESET where OPEN was awaited
+}
+
+#[tokio::test]
+async fn a_stop_resets_both_applications_with_its_code() {
+    let mesh = Mesh::new().await;
+    let (client, server) = mesh.connection().await;
+    let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
+    let (stop, stopped) = watch::channel(None);
+    let (count_a, count_b) = (Counters::default(), Counters::default());
+    let carried_a = carry(
+        client,
+        AppStream::new(agent_a).unwrap(),
+        &count_a,
+        CarryOptions { stop: Some(stopped), answer_by: None },
+    );
+    let app_b = AppStream::new(agent_b).unwrap();
+    let carried_b = carry(server, app_b, &count_b, CarryOptions::default());
+    let play = async {
+        a.write_all(b"x").await.unwrap();
+        b.read_exact(&mut [0]).await.unwrap();
+        stop.send_replace(Some(ResetCode::NoLongerAllowed));
+        tokio::join!(read_kind(&mut a), read_kind(&mut b))
+    };
+    let (kinds, carried_a, carried_b) =
+        in_time("the stop", async { tokio::join!(play, carried_a, carried_b) }).await;
+    assert_eq!(kinds, (Some(ErrorKind::ConnectionReset), Some(ErrorKind::ConnectionReset)));
+    let code = ResetCode::NoLongerAllowed;
+    assert!(matches!(carried_a.end, End::Stopped(c) if c == code), "{:?}", carried_a.end);
+    assert!(matches!(carried_b.end, End::ResetByPeer(c) if c == code), "{:?}", carried_b.end);
+    assert_eq!((count_a.to_peer(), count_b.from_peer()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_relay_that_is_dropped_resets_both_applications() {
+    let mesh = Mesh::new().await;
+    let (mut a, mut b, carried) = mesh_pair(&mesh).await;
+    let play = async {
+        a.write_all(b"x").await.unwrap();
+        b.read_exact(&mut [0]).await.unwrap();
+    };
+    tokio::select! {
+        () = play => {}
+        ends = carried => panic!("{ends:?}"),
+    }
+    let kinds = in_time("the resets", async { tokio::join!(read_kind(&mut a), read_kind(&mut b)) });
+    assert_eq!(kinds.await, (Some(ErrorKind::ConnectionReset), Some(ErrorKind::ConnectionReset)));
+}
+
+/// The server judges our certificate while early data is already on the way to it; closing on
+/// unread data makes its kernel send a reset. The reason must arrive all the same, every time.
+#[tokio::test]
+async fn the_reason_of_a_refused_certificate_survives_early_data() {
+    let mesh = Mesh::new().await;
+    let key = mesh.forged(|p| p.subject_alt_names = vec![uri("spiffe://other/ns/shop/sa/web")]);
+    for round in 0..30 {
+        let ((near, far), (mut app, agent)) = (tcp_pair().await, tcp_pair().await);
+        let client_tls = mesh.client_with(Arc::clone(&key));
+        let server_tls = mesh.server();
+        let client = async {
+            let mut session = Session::connect(near, &client_tls, soon()).await.unwrap();
+            session.send_open(&sample_open()).unwrap();
+            let app = AppStream::new(agent).unwrap();
+            carry(session, app, &Counters::default(), CarryOptions::default()).await
+        };
+        let server = async { Session::accept(far, &server_tls, soon()).await.unwrap_err() };
+        let writer = async {
+            let data = vec![round; 1 << 20];
+            app.write_all(&data).await.ok();
+            read_kind(&mut app).await
+        };
+        let (carried, refused, kind) =
+            in_time("the refusal", async { tokio::join!(client, server, writer) }).await;
+        assert_eq!(kind, Some(ErrorKind::ConnectionReset));
+        assert!(matches!(refused, HandshakeError::Tls { judged_by: JudgedBy::Us, .. }));
+        assert_eq!(refused.as_code(), "foreign_trust_domain");
+        assert_eq!(carried.end.as_code(), "foreign_trust_domain", "{:?}", carried.end);
     }
 }
