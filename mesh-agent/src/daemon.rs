@@ -26,7 +26,7 @@ use crate::{
     flows::{Direction, Ended, FlowStore, Party},
     identity::{FileCa, Identities, TlsConfigs, TrustDomain, file_ca::CaError},
     kernel::{self, Kernel, KernelError, Refusal, Refusals, Removed},
-    lock::{LockError, NodeLock},
+    lock::{LockError, NodeLock, PinLock},
     netns::Factory,
     preflight::{self, Host, PreflightError},
     proxy::Mesh,
@@ -121,7 +121,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let started = Timestamp::now();
     let host =
         preflight::check(settings.node.as_str(), &settings.pin_dir, settings.cgroup.as_deref())?;
-    let lock = NodeLock::take(&settings.runtime_dir)?;
+    let locks = (NodeLock::take(&settings.runtime_dir)?, PinLock::take(&settings.pin_dir)?);
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
     if let Some(wanted) = settings.trust_domain.clone().filter(|wanted| *wanted != trust_domain) {
@@ -206,7 +206,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     drain(settings.drain, &state, &serving).await;
     answering.stop();
     answering.wait().await;
-    drop(lock);
+    drop(locks);
     Ok(())
 }
 
@@ -363,8 +363,11 @@ pub async fn cleanup(runtime_dir: &Path, pin_dir: Option<&Path>) -> Result<Clean
         pin_dir.map(Path::to_owned).or_else(|| note.as_ref().map(|note| note.pin_dir.clone()));
     let announcement =
         note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
-    let Removed { links, maps } = match pins {
-        Some(pins) => kernel::cleanup(&pins).map_err(os("cannot remove the pins"))?,
+    let Removed { links, maps } = match pins.filter(|pins| pins.exists()) {
+        Some(pins) => {
+            let _locked = PinLock::take(&pins)?;
+            kernel::cleanup(&pins).map_err(os("cannot remove the pins"))?
+        }
         None => Removed::default(),
     };
     let factory = Factory::start().map_err(os("cannot start threads"))?;

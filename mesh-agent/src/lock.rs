@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use thiserror::Error;
 
 /// Why the lock was not had.
@@ -22,8 +25,14 @@ pub enum LockError {
         /// Who holds it, as far as it says.
         pid: String,
     },
+    /// Another agent uses the pins, from another runtime directory.
+    #[error("another agent uses the pin directory {path}; give each agent a --pin-dir of its own")]
+    PinsHeld {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The file could not be made.
-    #[error("cannot use the runtime directory {path}: {source}")]
+    #[error("cannot lock {path}: {source}")]
     Io {
         /// The directory.
         path: PathBuf,
@@ -36,6 +45,28 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct NodeLock {
     _file: Flock<File>,
+}
+
+/// The lock on a pin directory, as long as it lives: two agents with one would swap each other's programs.
+#[derive(Debug)]
+pub struct PinLock {
+    _directory: Flock<File>,
+}
+
+impl PinLock {
+    /// Takes the lock; makes the directory if it is not there.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn take(pin_dir: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::Io { path: pin_dir.to_owned(), source };
+        fs::create_dir_all(pin_dir).map_err(failed)?;
+        match Flock::lock(File::open(pin_dir).map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Self { _directory: directory }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(LockError::PinsHeld { path: pin_dir.to_owned() }),
+            Err((_, error)) => Err(failed(error.into())),
+        }
+    }
 }
 
 impl NodeLock {
@@ -63,7 +94,7 @@ impl NodeLock {
                 written.map_err(failed)?;
                 Ok(Self { _file: file })
             }
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut pid = String::new();
                 file.read_to_string(&mut pid).map_err(failed)?;
                 Err(LockError::Held { path, pid: pid.trim().to_owned() })
@@ -88,5 +119,14 @@ mod tests {
         );
         drop(first);
         NodeLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn pins_have_one_agent_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = PinLock::take(dir.path()).unwrap();
+        assert!(matches!(PinLock::take(dir.path()), Err(LockError::PinsHeld { .. })));
+        drop(first);
+        PinLock::take(dir.path()).unwrap();
     }
 }

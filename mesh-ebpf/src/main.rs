@@ -30,7 +30,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// `GPL` because the kernel offers `bpf_sk_storage_get` and others to GPL-compatible programs only.
+/// The kernel offers `bpf_sk_storage_get` and others to GPL programs only, and has no word for "Apache-2.0 or GPL-2.0".
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 4] = *b"GPL\0";

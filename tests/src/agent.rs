@@ -146,7 +146,7 @@ impl Agent {
         fs::create_dir_all(self.node.runtime_dir())?;
         let mut argv = run_argv(&self.node, &self.dirs);
         argv.extend(self.options.iter().map(OsString::from));
-        let process = self.node.spawn(argv)?;
+        let process = self.node.agent_place().spawn(argv)?;
         let mut slot = self.process.borrow_mut();
         let process = slot.insert(process);
         eventually(SOON, || {

@@ -44,7 +44,7 @@ pub struct Net {
     removed: Cell<bool>,
 }
 
-/// A node: programs run at it as in the host's namespace, in the agent's cgroup.
+/// A node: programs run at it as in the host's namespace, in a cgroup beside the pods'.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// Its name in the objects.
@@ -312,9 +312,10 @@ impl Net {
         let cgroup = self.tag.cgroup().join(name);
         fs::create_dir_all(cgroup.join("pods"))?;
         fs::create_dir(cgroup.join("agent"))?;
+        fs::create_dir(cgroup.join("host"))?;
         let place = Place {
             netns: netns::path(&netns),
-            cgroup: cgroup.join("agent"),
+            cgroup: cgroup.join("host"),
             logs: self.logs(),
             name: name.to_owned(),
         };
@@ -339,6 +340,12 @@ impl Node {
     /// The cgroup below which its pods are.
     pub fn pods_cgroup(&self) -> PathBuf {
         self.cgroup.join("pods")
+    }
+
+    /// Where its agent runs: at the node, and alone in its cgroup, as a container is.
+    pub fn agent_place(&self) -> Place {
+        let cgroup = self.cgroup.join("agent");
+        Place { cgroup, ..self.place.clone() }
     }
 
     /// Where its agent pins maps and links.
