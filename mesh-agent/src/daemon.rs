@@ -19,6 +19,7 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, ProblemFacts},
@@ -194,13 +195,16 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut enroller = enroller;
     step(&mut enroller, &objects, &announcements, &state).await;
     kernel.attach_cgroup(&host.pods_cgroup)?;
-    feeding.spawn("enrolment", keep_enrolled(enroller, objects, announcements, Arc::clone(&state)));
+    let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
+    let keeping = keep_enrolled(enroller, objects, announcements, Arc::clone(&state), stop);
+    enrolling.spawn("enrolment", keeping);
     tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
 
     wait_for_signal().await.map_err(os("cannot wait for signals"))?;
     state.draining.store(true, Ordering::Relaxed);
     feeding.stop();
     feeding.wait().await;
+    enrolling.wait().await;
     accepting.stop();
     accepting.wait().await;
     drain(settings.drain, &state, &serving).await;
@@ -245,17 +249,19 @@ async fn drain(deadline: Duration, state: &admin::State, serving: &Tasks) {
 type Objects = watch::Receiver<Arc<SourceState>>;
 type Announced = watch::Receiver<Arc<AnnouncementState>>;
 
-/// Follows the world until the group stops.
+/// Follows the world until `stop`.
 async fn keep_enrolled(
     mut enroller: Enroller,
     mut objects: Objects,
     mut announcements: Announced,
     state: Arc<admin::State>,
+    stop: CancellationToken,
 ) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            () = stop.cancelled() => return,
             changed = objects.changed() => if changed.is_err() { return },
             changed = announcements.changed() => if changed.is_err() { return },
             () = enroller.due() => {}

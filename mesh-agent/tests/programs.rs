@@ -1,6 +1,4 @@
 //! Every program loads and passes the verifier on this kernel. Prints the number of instructions that the verifier walked.
-#![expect(clippy::print_stdout, reason = "the counts are what a reader of the test's output wants")]
-
 use std::{fs, path::PathBuf};
 
 use mesh_agent::kernel::{Kernel, cleanup};
@@ -12,7 +10,7 @@ struct PinDir(PathBuf);
 
 impl Drop for PinDir {
     fn drop(&mut self) {
-        cleanup(&self.0).expect("the pins can be removed");
+        drop(cleanup(&self.0)); // what could not be removed shows as a pin that is still there
     }
 }
 

@@ -116,10 +116,13 @@ pub fn arrival(view: &impl Arrival) -> Verdict {
             && view.address_flags(&remote.addr) & ADDRESS_PEER != 0;
         return if stale { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
     }
+    let mesh_source = ports::is_mesh_source(remote.port);
     if view.port_flags(&local) & PORT_EXCLUDED != 0 {
-        return Verdict::InboundExcluded;
+        // A pod's agent may not have heard of the exclusion, and TLS must not reach the application: the agent looks.
+        let may_be_stale = mesh_source && view.address_flags(&remote.addr) & ADDRESS_KNOWN != 0;
+        return if may_be_stale { Verdict::InboundMesh } else { Verdict::InboundExcluded };
     }
-    if ports::is_mesh_source(remote.port) {
+    if mesh_source {
         return Verdict::InboundMesh;
     }
     plaintext(&pod)

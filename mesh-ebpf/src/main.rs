@@ -9,7 +9,6 @@
     unsafe_code,
     reason = "every helper call and context access of an eBPF program is unsafe"
 )]
-
 #![expect(
     clippy::needless_pass_by_value,
     clippy::needless_borrows_for_generic_args,

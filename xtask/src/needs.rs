@@ -38,6 +38,13 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
     program("nghttpd", "nghttp2-server", Purpose::Demo, "HTTP/2 server in a pod"),
+    program("nginx", "nginx-light", Purpose::Demo, "a real HTTP server in a pod"),
+    program(
+        "openssl",
+        "openssl",
+        Purpose::Demo,
+        "false certificates, and TLS peers that are not ours",
+    ),
     program("redis-cli", "redis-tools", Purpose::Demo, "the database's own client"),
     program("redis-server", "redis-server", Purpose::Demo, "a real database in a pod"),
     program("tcpdump", "tcpdump", Purpose::Demo, "captures of the link between the nodes"),

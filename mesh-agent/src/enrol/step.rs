@@ -5,7 +5,7 @@ use std::{net::IpAddr, os::fd::AsFd as _, sync::Arc};
 use jiff::Timestamp;
 use mesh_common::{
     addr::Addr,
-    maps::{EnrolledPod, LOCAL_LEFT, LocalPod as LocalEntry},
+    maps::{EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod as LocalEntry},
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -18,7 +18,9 @@ use crate::{
     kernel::KernelError,
     netns::{Netns, reserve_ports},
     proxy::{Pod, listen},
-    world::{Announcements, LocalPod, Objects, PodUid, Settings, Snapshot, Wanted},
+    world::{
+        Announcements, LocalPod, Membership, Mode, Objects, PodUid, Settings, Snapshot, Wanted,
+    },
 };
 
 impl Enroller {
@@ -43,7 +45,7 @@ impl Enroller {
         for uid in &joined {
             self.capture_dials(uid);
         }
-        self.sweep().await;
+        self.sweep(&world).await;
         self.identities.retain(&self.identity_ids());
         self.board.write(self.statuses(&world));
     }
@@ -245,6 +247,7 @@ impl Enroller {
     }
 
     fn mark_local(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
+        enrolled.pod.set_strict(enrolled.settings.0 == Mode::Strict);
         let (kernel, netns) = (&self.mesh.kernel, &enrolled.pod.netns);
         kernel.tables().add_pod_verdicts(netns.cookie())?;
         for address in enrolled.pod.addresses() {
@@ -293,6 +296,7 @@ impl Enroller {
     }
 
     fn write_local(&self, pod: &Pod, flags: u32) {
+        pod.set_strict(flags & LOCAL_STRICT != 0);
         for address in pod.addresses() {
             let entry = LocalEntry { netns: pod.netns.cookie(), flags, zero: 0 };
             self.log_failure("write", self.mesh.kernel.tables().local.put(address.into(), entry));
@@ -337,13 +341,24 @@ impl Enroller {
         }
     }
 
-    /// Once after the start: what an earlier agent left of pods that are not in the mesh any more.
-    async fn sweep(&mut self) {
+    /// Once after the start: what an earlier agent left of pods that are not in the mesh any more. A pod whose settings
+    /// cannot be read now stays as it was then: perhaps closed to plaintext, and it was meant so.
+    async fn sweep(&mut self, world: &Snapshot) {
         if std::mem::replace(&mut self.swept, true) {
             return;
         }
-        let kept: Vec<u64> =
+        let mut kept: Vec<u64> =
             self.pods.values().map(|enrolled| enrolled.pod.netns.cookie()).collect();
+        let unreadable = |pod: &&Arc<LocalPod>| {
+            matches!(pod.workload.membership, Membership::Invalid { .. })
+                || self.failed.contains_key(&pod.workload.uid)
+        };
+        for pod in world.local_pods().iter().filter(unreadable) {
+            let Some(netns) = &pod.netns else { continue };
+            if let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await {
+                kept.push(netns.cookie());
+            }
+        }
         let tables = self.mesh.kernel.tables();
         for netns in tables.enrolled.content().keys().filter(|netns| !kept.contains(netns)) {
             self.log_failure("sweep", tables.enrolled.remove(netns));

@@ -206,7 +206,7 @@ fn leaf_params(names: Vec<SanType>) -> Result<CertificateParams, String> {
 /// 127 random bits: RFC 5280 §4.1.2.2 wants positive numbers of at most 20 bytes.
 fn random_serial() -> Result<SerialNumber, ()> {
     let mut bytes = [0u8; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| ())?;
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_unspecified| ())?;
     if let Some(first) = bytes.first_mut() {
         *first = (*first & 0x7f) | 0x40;
     }

@@ -4,7 +4,11 @@ use std::{
     fs::File,
     io,
     os::fd::AsFd as _,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{self, TryRecvError},
+    },
     thread,
 };
 
@@ -25,7 +29,8 @@ struct Request {
 /// Runs jobs inside network namespaces, off the data path's threads.
 #[derive(Clone)]
 pub struct Factory {
-    requests: mpsc::Sender<Request>,
+    threads: Arc<[mpsc::Sender<Request>]>,
+    next: Arc<AtomicUsize>,
 }
 
 /// The threads have ended.
@@ -39,13 +44,10 @@ impl Factory {
     /// # Errors
     /// The threads could not be started.
     pub fn start() -> io::Result<Self> {
-        let (requests, queue) = mpsc::channel::<Request>();
-        let queue = Arc::new(Mutex::new(queue));
-        for number in 0..THREADS {
-            let queue = Arc::clone(&queue);
-            thread::Builder::new().name(format!("netns-{number}")).spawn(move || work(&queue))?;
-        }
-        Ok(Self { requests })
+        let home = Arc::new(File::open("/proc/thread-self/ns/net")?);
+        let threads: io::Result<Arc<[_]>> =
+            (0..THREADS).map(|number| start(number, &home)).collect();
+        Ok(Self { threads: threads?, next: Arc::default() })
     }
 
     /// Runs a job inside a namespace and returns what it returned, or why the namespace could not be entered.
@@ -65,18 +67,34 @@ impl Factory {
             let result = entered.map(|()| job());
             drop(answer.send(result)); // nobody waits any more: what was made goes
         });
-        self.requests
-            .send(Request { netns: Arc::clone(netns), job })
-            .map_err(|_gone| FactoryGone)?;
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % THREADS;
+        let thread = self.threads.get(turn).ok_or(FactoryGone)?;
+        thread.send(Request { netns: Arc::clone(netns), job }).map_err(|_gone| FactoryGone)?;
         answered.await.map_err(|_gone| FactoryGone)
     }
 }
 
-fn work(queue: &Mutex<mpsc::Receiver<Request>>) {
+fn start(number: usize, home: &Arc<File>) -> io::Result<mpsc::Sender<Request>> {
+    let (requests, queue) = mpsc::channel();
+    let home = Arc::clone(home);
+    thread::Builder::new().name(format!("netns-{number}")).spawn(move || work(&queue, &home))?;
+    Ok(requests)
+}
+
+/// Does jobs until nobody can ask for one any more. A thread that rests goes home first: inside a pod's namespace it would
+/// keep the namespace alive after the pod.
+fn work(queue: &mpsc::Receiver<Request>, home: &File) {
     loop {
-        // The lock is held while waiting: the other threads wait for the lock instead, and wake one by one.
-        let request = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Request { netns, job }) = request else {
+        let request = match queue.try_recv() {
+            Err(TryRecvError::Empty) => {
+                if let Err(error) = setns(home.as_fd(), CloneFlags::CLONE_NEWNET) {
+                    tracing::error!(%error, "cannot return to the agent's own network namespace");
+                }
+                queue.recv().ok()
+            }
+            request => request.ok(),
+        };
+        let Some(Request { netns, job }) = request else {
             return;
         };
         let entered = setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from);

@@ -1,7 +1,6 @@
 //! A pod's network namespace: found, told apart from others, entered; and sockets made inside it.
 //!
-//! Nothing on the data path's threads ever changes its namespace. A few threads of our own do, and stay wherever the last
-//! job led them.
+//! Nothing on the data path's threads ever changes its namespace. A few threads of our own do, and go home when they rest.
 
 mod factory;
 mod reserved;

@@ -17,7 +17,6 @@ use super::{
 use crate::{
     flows::{Bytes, Direction, Ended, Flow, Party, Security},
     wire::{Accepted, Open, Refusal, Refused, Session, SessionError},
-    world::Mode,
 };
 
 /// How long a peer may take from the end of the handshake to its OPEN, which travels with its last flight.
@@ -34,10 +33,9 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
         server.pod = Some(pod.name.to_string());
         mesh.flows.begin(Direction::Inbound, client, server, Verdict::InboundMesh.code())
     };
-    let known = mesh.world.load().peer(from.ip()).is_some();
-    if !known {
+    if !must_be_tls(&mesh, from, to) {
         match look(&stream).await {
-            Ok(Looks::LikeTls) => {}
+            Ok(Looks::LikeAgent) => {}
             Ok(Looks::LikePlaintext | Looks::Silent) => {
                 let flow = begin();
                 return match AppStream::new(stream) {
@@ -51,6 +49,15 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
         }
     }
     Box::pin(mutual_tls(&mesh, &pod, stream, Between { from, to }, begin())).await;
+}
+
+/// Whether everything from there to here must be an agent's TLS: an announced peer dials a port that is not excluded.
+fn must_be_tls(mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> bool {
+    !is_excluded(mesh, to) && mesh.world.load().peer(from.ip()).is_some()
+}
+
+fn is_excluded(mesh: &Mesh, to: SocketAddr) -> bool {
+    mesh.world.load().peer(to.ip()).is_some_and(|own| own.exclude_ports.contains(to.port()))
 }
 
 fn client_gone(error: &std::io::Error) -> Ended {
@@ -170,9 +177,7 @@ fn session_ended(error: &SessionError) -> Ended {
 
 /// From the mesh's source ports but not TLS: somebody's ordinary client, as the pod's mode says.
 async fn plaintext(mesh: &Mesh, pod: &Pod, stream: AppStream, between: Between, flow: Flow) {
-    let strict =
-        mesh.world.load().peer(between.to.ip()).is_some_and(|own| own.mode == Mode::Strict);
-    if strict {
+    if pod.is_strict() && !is_excluded(mesh, between.to) {
         let verdict = Verdict::RefusedStrict;
         return flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
     }

@@ -1,22 +1,34 @@
-//! The look at a connection's first bytes, for arrivals from the mesh's source ports of whose source nobody has told us:
-//! its pod may have joined a moment ago, or it may be somebody's ordinary client behind a masquerade.
+//! The look at a connection's first bytes, for arrivals from the mesh's source ports about which what we know is not
+//! enough: the source may have joined the mesh a moment ago, may not have heard of an excluded port, or may be somebody's
+//! ordinary client behind a masquerade.
 
 use std::{io, time::Duration};
 
 use tokio::{
     net::TcpStream,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
-/// How long the client may be silent before it is taken for one that waits for the server to speak first. An agent
-/// sends its ClientHello at once; a lost packet of the handshake costs more than this only when it is the first.
-pub(super) const SILENCE: Duration = Duration::from_millis(50);
+use crate::identity::tls::ALPN;
+
+/// How long the client may be silent before it is taken for one that waits for the server to speak first. An agent sends
+/// its `ClientHello` at once; longer takes only one whose segment was lost.
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// How long the rest of a `ClientHello` may take: one retransmission.
+const REST: Duration = Duration::from_secs(1);
+
+/// Pause between two looks at an unfinished `ClientHello`: bytes that are only peeked at wake nobody.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Longest `ClientHello` of an agent, with room: with X25519MLKEM768 it takes some 1,450 bytes.
+const LONGEST: usize = 4096;
 
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looks {
-    /// A TLS handshake record with a `ClientHello`.
-    LikeTls,
+    /// A `ClientHello` that offers nodemesh/1.
+    LikeAgent,
     /// Anything else.
     LikePlaintext,
     /// Nothing came.
@@ -31,36 +43,39 @@ pub(super) enum Looks {
 /// # Cancel safety
 /// Nothing is consumed.
 pub(super) async fn look(stream: &TcpStream) -> io::Result<Looks> {
-    let deadline = Instant::now() + SILENCE;
-    let mut head = [0; 6];
-    let mut seen = 0;
+    let begun = Instant::now();
+    let mut head = vec![0; LONGEST];
+    let Ok(first) = timeout_at(begun + SILENCE, stream.peek(&mut head)).await else {
+        return Ok(Looks::Silent);
+    };
+    let mut seen = first?;
     loop {
-        let Ok(peeked) = timeout_at(deadline, stream.peek(&mut head)).await else {
-            return Ok(if seen == 0 {
-                Looks::Silent
-            } else {
-                judge(head.get(..seen).unwrap_or(&[])).unwrap_or(Looks::LikePlaintext)
-            });
-        };
-        let now = peeked?;
-        if let Some(looks) = judge(head.get(..now).unwrap_or(&[])) {
-            return Ok(looks);
+        match judge(head.get(..seen).unwrap_or_default()) {
+            Some(looks) => return Ok(looks),
+            None if begun.elapsed() > REST => return Ok(Looks::LikePlaintext),
+            None => sleep(PAUSE).await,
         }
-        if now == seen {
-            // A prefix of a ClientHello and then the end, or more to come: `peek` returns at once either way.
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        seen = now;
+        seen = stream.peek(&mut head).await?;
     }
 }
 
-/// What a beginning says: RFC 8446, sections 5.1 (record: type 22, version 3.x, length) and 4 (`client_hello` is 1).
-/// `None` if more is needed; nothing at all is the end of the stream.
+/// What a beginning says; `None` if more is needed. RFC 8446, section 5.1: a record is its type (22: handshake), a version
+/// (3.x), a length of two bytes; section 4: the handshake's first message is `client_hello` (1). RFC 7301, section 3.1: a
+/// protocol's name is preceded by its length.
 fn judge(head: &[u8]) -> Option<Looks> {
-    match head {
-        [22] | [22, 3] | [22, 3, _] | [22, 3, _, _] | [22, 3, _, _, _] => None,
-        [22, 3, _, _, _, 1, ..] => Some(Looks::LikeTls),
-        _ => Some(Looks::LikePlaintext),
+    let whole = match head {
+        [22] | [22, 3] | [22, 3, _] | [22, 3, _, _] | [22, 3, _, _, _] => return None,
+        [22, 3, _, high, low, 1, ..] => 5 + usize::from(u16::from_be_bytes([*high, *low])),
+        _ => return Some(Looks::LikePlaintext), // nothing at all is the end of the stream
+    };
+    let mut offered = vec![ALPN.len() as u8];
+    offered.extend_from_slice(ALPN);
+    if head.windows(offered.len()).any(|window| window == offered) {
+        Some(Looks::LikeAgent)
+    } else if head.len() < whole.min(LONGEST) {
+        None
+    } else {
+        Some(Looks::LikePlaintext)
     }
 }
 
@@ -68,13 +83,19 @@ fn judge(head: &[u8]) -> Option<Looks> {
 mod tests {
     use super::*;
 
+    fn hello(alpn: &[u8]) -> Vec<u8> {
+        let body = [&[1, 0, 0, 99][..], &[7; 90], &[alpn.len() as u8], alpn].concat();
+        [&[22, 3, 1, 0, body.len() as u8][..], &body].concat()
+    }
+
     #[test]
-    fn a_client_hello_is_told_from_everything_else() {
-        let hello = [22, 3, 1, 2, 0, 1];
-        assert_eq!(judge(&hello), Some(Looks::LikeTls));
-        for prefix in 1..hello.len() {
-            assert_eq!(judge(&hello[..prefix]), None);
+    fn an_agents_hello_is_told_from_everything_else() {
+        let ours = hello(ALPN);
+        assert_eq!(judge(&ours), Some(Looks::LikeAgent));
+        for prefix in 1..ours.len() {
+            assert_eq!(judge(&ours[..prefix]), None, "{prefix}");
         }
+        assert_eq!(judge(&hello(b"h2")), Some(Looks::LikePlaintext), "an application's own TLS");
         for other in [b"GET / ".as_slice(), &[22, 3, 3, 0, 4, 2], &[22, 2], &[0], &[]] {
             assert_eq!(judge(other), Some(Looks::LikePlaintext), "{other:?}");
         }

@@ -1,6 +1,9 @@
 //! An enrolled pod, as the data path knows it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     identity::SpiffeId,
@@ -29,6 +32,7 @@ pub struct Pod {
     /// Its connections.
     pub connections: Tasks,
     pub(super) source_ports: SourcePorts,
+    strict: AtomicBool,
 }
 
 impl Pod {
@@ -56,7 +60,18 @@ impl Pod {
             accepting,
             connections,
             source_ports: SourcePorts::default(),
+            strict: AtomicBool::new(true), // until it is known
         }
+    }
+
+    /// Whether only mutual TLS may enter.
+    pub fn is_strict(&self) -> bool {
+        self.strict.load(Ordering::Relaxed)
+    }
+
+    /// Says whether only mutual TLS may enter.
+    pub fn set_strict(&self, strict: bool) {
+        self.strict.store(strict, Ordering::Relaxed);
     }
 
     /// Its address of the same family as another.

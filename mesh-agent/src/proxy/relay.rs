@@ -14,6 +14,7 @@
 //! reset discards what the application's kernel had no room for, as TCP does.
 
 mod app;
+mod appetite;
 mod counters;
 mod down;
 mod end;
@@ -242,4 +243,5 @@ fn far_future() -> Instant {
 }
 
 #[cfg(test)]
+#[expect(clippy::large_futures, reason = "both ends of a connection in one future")]
 mod tests;

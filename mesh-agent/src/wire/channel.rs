@@ -61,10 +61,11 @@ impl Channel {
     /// The session is over; [`Channel::explain`] tells the peer.
     pub(crate) fn receive(&mut self) -> Result<Option<Received>, SessionError> {
         loop {
-            let Some((place, record)) = self.inbox.take_record().map_err(ours)? else {
+            let Some(record) = self.inbox.take_record().map_err(ours)? else {
                 return Ok(None);
             };
-            let opened = self.traffic.open(record)?;
+            let base = record.start;
+            let opened = self.traffic.open(record.bytes)?;
             let frame = match opened {
                 Opened::Nothing => continue,
                 // Before our OPEN was answered, the two may have crossed: nothing was carried out.
@@ -73,7 +74,7 @@ impl Channel {
                     return Err(StateError::Close.into());
                 }
                 Opened::CloseNotify => return Ok(Some(Received::Closed)),
-                Opened::Frame(range) => place.start + range.start..place.start + range.end,
+                Opened::Frame(range) => base + range.start..base + range.end,
             };
             let (step, received) = match Frame::decode(self.inbox.at(frame.clone()))? {
                 Frame::Ignorable(_) => continue,

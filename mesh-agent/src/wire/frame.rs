@@ -231,7 +231,7 @@ impl Open {
                     let id = value.try_into().map_err(|_short| FrameError::InvalidField(kind))?;
                     trace_id = Some(id);
                 }
-                IGNORABLE.. => {}
+                skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }
         }
@@ -268,7 +268,7 @@ impl Accepted {
                 field::DESTINATION_POD_UID => {
                     accepted.destination_pod_uid = Some(text(kind, value, MAX_UID_BYTES)?);
                 }
-                IGNORABLE.. => {}
+                skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }
         }
@@ -293,7 +293,7 @@ impl Refused {
         while let Some((kind, value)) = fields.next()? {
             match kind {
                 field::TEXT => detail = text(kind, value, MAX_TEXT_BYTES)?,
-                IGNORABLE.. => {}
+                skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }
         }

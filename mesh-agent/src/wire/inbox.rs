@@ -13,6 +13,12 @@ pub(super) struct Inbox {
     end: usize,
 }
 
+/// A whole record, still sealed, and where in the buffer it begins.
+pub(super) struct Record<'a> {
+    pub(super) start: usize,
+    pub(super) bytes: &'a mut [u8],
+}
+
 impl Inbox {
     /// The unused bytes.
     pub(super) fn unused(&self) -> &[u8] {
@@ -27,7 +33,7 @@ impl Inbox {
 
     /// The whole record that comes next, and its place in the buffer. It counts as used; its bytes
     /// stay where they are until [`Inbox::spare`] is called.
-    pub(super) fn take_record(&mut self) -> Result<Option<(Range<usize>, &mut [u8])>, TlsReason> {
+    pub(super) fn take_record(&mut self) -> Result<Option<Record<'_>>, TlsReason> {
         let Some(length) = record::sealed_length(self.unused())? else {
             return Ok(None);
         };
@@ -36,7 +42,8 @@ impl Inbox {
             return Ok(None);
         }
         self.start = range.end;
-        Ok(self.buffer.get_mut(range.clone()).map(|record| (range, record)))
+        let start = range.start;
+        Ok(self.buffer.get_mut(range).map(|bytes| Record { start, bytes }))
     }
 
     /// Forgets the first `count` unused bytes.
@@ -58,7 +65,12 @@ impl Inbox {
             self.start = 0;
         }
         let size = records.saturating_mul(MAX_RECORD_BYTES).max(self.end);
+        if self.end == 0 && self.buffer.len() > 2 * size {
+            self.buffer = Vec::new(); // a busy stream has turned quiet
+        }
         if self.buffer.len() < size {
+            // Exact: doubling would break the bound on a connection's memory.
+            self.buffer.reserve_exact(size - self.buffer.len());
             self.buffer.resize(size, 0);
         }
         self.buffer.get_mut(self.end..size).unwrap_or_default()

@@ -72,6 +72,9 @@ impl Outbox {
     /// [`Outbox::seal_data`]; slices beyond them are empty.
     pub(super) fn data_slices(&mut self, records: usize) -> [IoSliceMut<'_>; MAX_RECORDS] {
         let records = records.clamp(1, MAX_RECORDS);
+        if self.end == 0 && self.buffer.len() > 2 * records * STRIDE {
+            self.buffer = Vec::new(); // a busy stream has turned quiet
+        }
         self.reserve(records * STRIDE);
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
         let mut strides = room.chunks_exact_mut(STRIDE).take(records);
@@ -122,6 +125,8 @@ impl Outbox {
         }
         let size = self.end + length;
         if self.buffer.len() < size {
+            // Exact: doubling would break the bound on a connection's memory.
+            self.buffer.reserve_exact(size - self.buffer.len());
             self.buffer.resize(size, 0);
         }
     }

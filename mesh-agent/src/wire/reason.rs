@@ -36,3 +36,6 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! A record is `23 3 3 length` and the encrypted `content ‖ type ‖ zeros` with a 16-byte tag. The
 //! keys come from rustls; the nonce is the sequence number xored into the IV, so each number is
-//! used once per key. Played against plain rustls in tests/plain_rustls.rs.
+//! used once per key. Played against plain rustls in `tests/plain_rustls.rs`.
 
 use std::ops::Range;
 
@@ -74,7 +74,7 @@ pub(super) fn sealed_length(bytes: &[u8]) -> Result<Option<usize>, TlsReason> {
 
 /// One direction's key and its next sequence number.
 struct Key {
-    key: LessSafeKey,
+    aead: LessSafeKey,
     iv: [u8; NONCE_LEN],
     sequence: u64,
 }
@@ -90,9 +90,9 @@ impl Key {
             _ => return Err(TlsReason::NothingInCommon),
         };
         let unbound = UnboundKey::new(algorithm, key.as_ref());
-        let key = LessSafeKey::new(unbound.map_err(|_unspecified| TlsReason::TlsInternal)?);
+        let aead = LessSafeKey::new(unbound.map_err(|_unspecified| TlsReason::TlsInternal)?);
         let iv = iv.as_ref().try_into().map_err(|_length| TlsReason::TlsInternal)?;
-        Ok(Self { key, iv, sequence })
+        Ok(Self { aead, iv, sequence })
     }
 
     /// RFC 8446 §5.3. Each call uses up a sequence number.
@@ -147,7 +147,7 @@ impl Sealer {
         let nonce = self.key.nonce()?;
         let computed = self
             .key
-            .key
+            .aead
             .seal_in_place_separate_tag(nonce, Aad::from(header), body)
             .map_err(|_unspecified| TlsReason::TlsInternal)?;
         tag.copy_from_slice(computed.as_ref());
@@ -175,7 +175,7 @@ impl Opener {
         let nonce = self.key.nonce()?;
         let inner = self
             .key
-            .key
+            .aead
             .open_in_place(nonce, Aad::from(*header), sealed)
             .map_err(|_unspecified| TlsReason::BadRecord)?;
         if inner.len() > MAX_INNER_BYTES {

@@ -20,7 +20,8 @@ use crate::identity::{ClientTls, ServerTls, SpiffeId};
 /// truncated for the peer, never cleanly ended.
 pub struct Session {
     pub(crate) tcp: TcpStream,
-    pub(crate) channel: Channel,
+    /// Boxed: a session is moved from task to task, and a connection's future is its memory.
+    pub(crate) channel: Box<Channel>,
     own: SpiffeId,
     peer: SpiffeId,
     info: TlsInfo,
@@ -78,7 +79,7 @@ impl Session {
 
     fn new(tcp: TcpStream, own: &SpiffeId, established: Established) -> Self {
         let Established { channel, peer, info } = established;
-        Self { tcp, channel, own: own.clone(), peer, info }
+        Self { tcp, channel: Box::new(channel), own: own.clone(), peer, info }
     }
 
     /// Our own identity in this session.
@@ -99,6 +100,11 @@ impl Session {
     /// The socket below, for its addresses.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Memory that its buffers hold now, in bytes: none while it is idle, at most 300 KiB.
+    pub fn memory_bytes(&self) -> usize {
+        self.channel.memory_bytes()
     }
 
     /// Whether no connection is carried, so that the next OPEN may come.
@@ -196,12 +202,10 @@ impl Session {
     /// # Cancel safety
     /// Safe: the session can be used afterwards.
     pub async fn ended(&mut self) -> SessionError {
-        loop {
-            match self.next().await {
-                Ok(Received::Closed) => return SessionError::Closed,
-                Ok(other) => return self.unexpected(&other).await,
-                Err(error) => return error,
-            }
+        match self.next().await {
+            Ok(Received::Closed) => SessionError::Closed,
+            Ok(other) => self.unexpected(&other).await,
+            Err(error) => error,
         }
     }
 

@@ -178,6 +178,6 @@ pub(crate) fn soon() -> Instant {
 
 /// Fails the test if `what` takes longer than a hang can explain.
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let limit = Duration::from_secs(60);
+    let limit = Duration::from_mins(1);
     tokio::time::timeout(limit, future).await.unwrap_or_else(|_| panic!("{what}: not in time"))
 }

@@ -153,6 +153,14 @@ fn strict_refuses_plaintext_but_not_its_own_legs_or_excluded_ports() {
 }
 
 #[test]
+fn an_excluded_port_takes_stale_agents_too() {
+    let excluded = Packet { excluded: true, ..packet(8080, A, ports::MESH_FIRST) };
+    assert_eq!(arrival(&excluded), Verdict::InboundMesh);
+    let stranger = Packet { excluded: true, peer: false, ..packet(8080, A, ports::MESH_FIRST) };
+    assert_eq!(arrival(&stranger), Verdict::InboundExcluded);
+}
+
+#[test]
 fn the_agents_ports_answer_only_to_the_pod_itself() {
     assert_eq!(arrival(&packet(ports::MAGIC_FIRST, B, 40_000)), Verdict::OutboundSteered);
     assert_eq!(arrival(&packet(ports::MAGIC_FIRST, A, 40_000)), Verdict::RefusedForeignMagicPort);

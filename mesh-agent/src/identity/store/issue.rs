@@ -119,6 +119,7 @@ fn key_and_request(id: &SpiffeId) -> Result<(Vec<u8>, Arc<dyn SigningKey>), Stri
     Ok((csr.der().to_vec(), key))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err calls")]
 fn to_text(error: rcgen::Error) -> String {
     error.to_string()
 }

@@ -1,7 +1,7 @@
 //! Renewal at half-life, by one loop for the whole node.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
@@ -29,10 +29,10 @@ impl Identities {
         let spread = RandomState::new();
         let mut retry_at: HashMap<SpiffeId, SystemTime> = HashMap::new();
         loop {
-            let step = async {
+            let next_step = async {
                 match self.next_due(&retry_at, &spread) {
                     Some((id, at)) if at <= SystemTime::now() => {
-                        self.renew(id, &mut retry_at).await
+                        self.renew(id, &mut retry_at).await;
                     }
                     next => {
                         let pause = next
@@ -47,7 +47,7 @@ impl Identities {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = step => {}
+                () = next_step => {}
             }
             let known = self.current.load();
             retry_at.retain(|id, _| known.contains_key(id));
@@ -101,10 +101,8 @@ fn pause_after(attempts: u32) -> Duration {
 /// Up to a tenth of the life, the same for one certificate, so that the identities of a node (and
 /// the nodes of a cluster started together) do not all ask the CA in one second.
 fn jitter(identity: &Identity, spread: &RandomState) -> Duration {
-    let mut hasher = spread.build_hasher();
-    identity.serial().hash(&mut hasher);
     let life = identity.not_after().duration_since(identity.issued_at).unwrap_or_default();
-    let share = (hasher.finish() % 1000) as u32;
+    let share = (spread.hash_one(identity.serial()) % 1000) as u32;
     life / 10 * share / 1000
 }
 

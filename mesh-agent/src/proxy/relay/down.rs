@@ -7,21 +7,21 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::task::{Context, Poll};
 
+use super::appetite::Appetite;
 use super::{End, Party, Progress, Relay};
 use crate::wire::io::{poll_read, poll_write_vectored, shutdown_write};
 use crate::wire::session::cut_off;
-use crate::wire::{MAX_RECORDS, Received, SessionError, StateError};
+use crate::wire::{Received, SessionError, StateError};
 
 /// Records written at once, at most: also small ones are gathered.
 const MAX_SLICES: usize = 64;
 
 /// The state of this direction.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Down {
     /// Data opened and not yet written, by its place in the receive buffer.
     ready: VecDeque<Range<usize>>,
-    /// Records per read: 1 to 8.
-    records: usize,
+    appetite: Appetite,
     /// FIN has come.
     fin: bool,
     /// … and has been passed on, after all data.
@@ -31,20 +31,6 @@ pub(super) struct Down {
     /// How the connection ends once everything before it is written.
     failure: Option<End>,
     pub(super) moved: bool,
-}
-
-impl Default for Down {
-    fn default() -> Self {
-        Self {
-            ready: VecDeque::new(),
-            records: 1,
-            fin: false,
-            shut: false,
-            app_error: None,
-            failure: None,
-            moved: false,
-        }
-    }
 }
 
 impl Down {
@@ -164,7 +150,7 @@ impl Relay<'_> {
     }
 
     fn read_peer(&mut self, cx: &mut Context<'_>) -> bool {
-        let room = self.channel.spare(self.down.records);
+        let room = self.channel.spare(self.down.appetite.records());
         let size = room.len();
         match poll_read(self.tcp, cx, room) {
             Poll::Pending => return false,
@@ -173,9 +159,7 @@ impl Relay<'_> {
             }
             Poll::Ready(Ok(count)) => {
                 self.channel.received(count);
-                if count == size {
-                    self.down.records = (self.down.records * 2).min(MAX_RECORDS);
-                }
+                self.down.appetite.fed(count, size);
             }
             Poll::Ready(Err(error)) => {
                 self.down.failure = Some(End::PeerFailed(cut_off(error)));

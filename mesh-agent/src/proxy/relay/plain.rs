@@ -178,14 +178,10 @@ impl<'a> Pipe<'a> {
                 None => Ok(newly),
             };
         }
-        self.read(cx, write_error)
+        Ok(self.read(cx, write_error))
     }
 
-    fn read(
-        &mut self,
-        cx: &mut Context<'_>,
-        write_error: Option<io::ErrorKind>,
-    ) -> Result<bool, ResetCode> {
+    fn read(&mut self, cx: &mut Context<'_>, write_error: Option<io::ErrorKind>) -> bool {
         let [small, large] = BUFFER_BYTES;
         if self.buffer.is_empty() {
             self.buffer.resize(small, 0);
@@ -194,7 +190,7 @@ impl<'a> Pipe<'a> {
         }
         (self.start, self.end) = (0, 0);
         match poll_read(self.source, cx, &mut self.buffer) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => return false,
             Poll::Ready(Ok(0)) => match write_error {
                 Some(error) if error != io::ErrorKind::BrokenPipe => {
                     self.reset = Some(reset_code(error));
@@ -204,6 +200,6 @@ impl<'a> Pipe<'a> {
             Poll::Ready(Ok(count)) => self.end = count,
             Poll::Ready(Err(error)) => self.reset = Some(reset_code(error.kind())),
         }
-        Ok(true)
+        true
     }
 }

@@ -3,6 +3,7 @@
 mod basics;
 mod bounds;
 mod failures;
+mod figures;
 mod plain;
 mod seeded;
 mod streams;

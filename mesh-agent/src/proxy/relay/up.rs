@@ -3,20 +3,16 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::appetite::Appetite;
 use super::end::reset_code;
 use super::{End, Party, Progress, Relay};
 use crate::wire::io::{poll_read, poll_read_vectored, poll_write};
-use crate::wire::{Frame, MAX_RECORDS, ResetCode};
-
-/// After so many reads in a row that one record would have held, one record is enough again.
-const QUIET_READS: u32 = 16;
+use crate::wire::{Frame, ResetCode};
 
 /// The state of this direction.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Up {
-    /// Records per read: 1 to 8.
-    records: usize,
-    quiet_reads: u32,
+    appetite: Appetite,
     /// FIN has been sealed.
     fin: bool,
     /// RESET has been sealed; once it is written, the connection is over.
@@ -24,12 +20,6 @@ pub(super) struct Up {
     /// The peer's socket takes nothing more.
     broken: bool,
     pub(super) moved: bool,
-}
-
-impl Default for Up {
-    fn default() -> Self {
-        Self { records: 1, quiet_reads: 0, fin: false, reset: None, broken: false, moved: false }
-    }
 }
 
 impl Up {
@@ -43,21 +33,6 @@ impl Up {
 
     pub(super) fn reset_code(&self) -> Option<ResetCode> {
         self.reset
-    }
-
-    /// More records for a busy stream, one for a quiet one.
-    fn adapt(&mut self, count: usize, room: usize) {
-        if count == room {
-            self.records = (self.records * 2).min(MAX_RECORDS);
-            self.quiet_reads = 0;
-        } else if self.records > 1 && count <= room / self.records {
-            self.quiet_reads += 1;
-            if self.quiet_reads >= QUIET_READS {
-                (self.records, self.quiet_reads) = (1, 0);
-            }
-        } else {
-            self.quiet_reads = 0;
-        }
     }
 }
 
@@ -84,7 +59,7 @@ impl Relay<'_> {
     }
 
     fn read_app(&mut self, cx: &mut Context<'_>) -> Progress {
-        let records = self.up.records;
+        let records = self.up.appetite.records();
         let mut slices = self.channel.data_slices(records).map_err(End::PeerFailed)?;
         let room: usize = slices.iter().map(|slice| slice.len()).sum();
         let outcome = match (records, slices.first_mut()) {
@@ -107,7 +82,7 @@ impl Relay<'_> {
             Poll::Ready(Ok(count)) => {
                 self.channel.send_data(count).map_err(End::PeerFailed)?;
                 self.counters.add_to_peer(count);
-                self.up.adapt(count, room);
+                self.up.appetite.fed(count, room);
             }
             Poll::Ready(Err(error)) => self.reset(reset_code(error.kind()))?,
         }

@@ -154,7 +154,7 @@ fn pod() -> impl Strategy<Value = Option<SourcePod>> {
 }
 
 fn address() -> impl Strategy<Value = SocketAddr> {
-    any::<(std::net::IpAddr, u16)>().prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
+    any::<(IpAddr, u16)>().prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
 }
 
 proptest! {

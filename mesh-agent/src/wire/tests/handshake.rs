@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::identity::{ClientTls, ServerTls, SpiffeId};
 
+type Change<'a> = &'a dyn Fn(&mut CertificateParams);
 type Outcome = Result<(), (TlsReason, JudgedBy)>;
 
 /// A handshake and the first exchange: how far either side got.
@@ -86,7 +87,6 @@ async fn each_bad_certificate_is_refused_with_its_reason_known_on_both_sides() {
     let mesh = Mesh::new().await;
     let hour = Duration::from_hours(1);
     let now = SystemTime::now();
-    type Change<'a> = &'a dyn Fn(&mut CertificateParams);
     let cases: [(&str, Change<'_>, TlsReason, TlsReason); 9] = [
         (
             "expired",

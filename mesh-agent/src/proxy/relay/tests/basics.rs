@@ -36,7 +36,7 @@ async fn a_session_carries_one_connection_after_another() {
         open(&mut sessions.0, &mut sessions.1).await;
         let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
         let apps = async move {
-            a.write_all(&[round; 100_000]).await.unwrap();
+            a.write_all(&vec![round; 100_000]).await.unwrap();
             drop(a);
             let mut got = Vec::new();
             b.read_to_end(&mut got).await.unwrap();
@@ -111,7 +111,7 @@ async fn a_reset_comes_after_the_data_before_it() {
     let mesh = Mesh::new().await;
     let (mut a, mut b, carried) = mesh_pair(&mesh).await;
     let apps = async move {
-        a.write_all(&[7; 200_000]).await.unwrap();
+        a.write_all(&vec![7; 200_000]).await.unwrap();
         let mut got = vec![0; 200_000];
         b.read_exact(&mut got).await.unwrap();
         a.set_zero_linger().unwrap();

@@ -58,7 +58,7 @@ async fn a_reader_that_does_not_read_stops_the_writer_within_bounds() {
     // What the applications' kernels took is in our counters or still in the agents' kernels.
     assert!(near > MEMORY_BYTES && far > MEMORY_BYTES, "the writers were stopped at once");
     for session in [&client, &server] {
-        let held = session.channel.memory_bytes();
+        let held = session.memory_bytes();
         println!("one connection's buffers, stuffed: {held} bytes");
         assert!(held <= MEMORY_BYTES, "{held}");
         assert!(held > 200 * 1024, "{held}: busy streams get eight records per direction");
@@ -81,7 +81,7 @@ async fn a_quiet_connection_holds_little_and_an_idle_session_nothing() {
     };
     let ((), (near, far)) = in_time("the pings", async { tokio::join!(play, carried) }).await;
     for session in [near.session.unwrap(), far.session.unwrap()] {
-        assert_eq!(session.channel.memory_bytes(), 0);
+        assert_eq!(session.memory_bytes(), 0);
     }
 }
 
@@ -115,7 +115,7 @@ async fn a_stream_that_turns_quiet_gives_its_memory_back() {
             carried = far => panic!("{carried:?}"),
         }
     }
-    let held = client.channel.memory_bytes();
+    let held = client.memory_bytes();
     println!("one connection's buffers, quiet after a stream: {held} bytes");
     assert!(held <= 40 * 1024, "{held}");
 }
@@ -159,6 +159,18 @@ async fn a_reader_that_resets_stops_the_writer() {
     assert!(matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{kind:?}");
     assert!(matches!(near.end, End::ResetByPeer(_)), "{:?}", near.end);
     assert!(matches!(far.end, End::ResetByApp(_)), "{:?}", far.end);
+}
+
+#[tokio::test]
+async fn a_connection_costs_two_kilobytes_beside_its_buffers() {
+    let mesh = Mesh::new().await;
+    let (client, _server) = mesh.connection().await;
+    let (_app, agent) = tcp_pair().await;
+    let counters = Counters::default();
+    let app = AppStream::new(agent).unwrap();
+    let bytes = size_of_val(&carry(client, app, &counters, CarryOptions::default()));
+    println!("the future of a carried connection: {bytes} bytes");
+    assert!(bytes < 2048, "{bytes}");
 }
 
 /// A slow reader is not a dead one: after the writer's reset-free end it gets every byte.

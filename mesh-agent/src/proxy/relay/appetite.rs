@@ -1,0 +1,68 @@
+//! How much to read at once: one record for a quiet direction, eight for a busy one.
+
+use crate::wire::MAX_RECORDS;
+
+/// After so many reads in a row that one record would have held, one record is enough again.
+const QUIET_READS: u32 = 16;
+
+/// Grows while reads fill their room, shrinks when they have not for a while.
+#[derive(Debug)]
+pub(super) struct Appetite {
+    records: usize,
+    quiet_reads: u32,
+}
+
+impl Default for Appetite {
+    fn default() -> Self {
+        Self { records: 1, quiet_reads: 0 }
+    }
+}
+
+impl Appetite {
+    /// Records to make room for: 1 to 8.
+    pub(super) fn records(&self) -> usize {
+        self.records
+    }
+
+    /// A read brought `count` bytes where there was room for `room`.
+    pub(super) fn fed(&mut self, count: usize, room: usize) {
+        if count == room {
+            self.records = (self.records * 2).min(MAX_RECORDS);
+            self.quiet_reads = 0;
+        } else if count <= room / self.records {
+            self.quiet_reads += 1;
+            if self.quiet_reads >= QUIET_READS {
+                *self = Self::default();
+            }
+        } else {
+            self.quiet_reads = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_doubles_up_to_eight_and_falls_back_to_one() {
+        let mut appetite = Appetite::default();
+        let grown: Vec<usize> = (0..5)
+            .map(|_| {
+                appetite.fed(100, 100);
+                appetite.records()
+            })
+            .collect();
+        assert_eq!(grown, [2, 4, 8, 8, 8]);
+        for _ in 1..QUIET_READS {
+            appetite.fed(1, 100);
+        }
+        appetite.fed(50, 100); // more than one record would have held
+        for _ in 1..QUIET_READS {
+            appetite.fed(1, 100);
+            assert_eq!(appetite.records(), 8);
+        }
+        appetite.fed(1, 100);
+        assert_eq!(appetite.records(), 1);
+    }
+}
