@@ -207,7 +207,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     enrolling.wait().await;
     accepting.stop();
     accepting.wait().await;
-    drain(settings.drain, &state, &serving).await;
+    drain(settings.drain, &serving).await;
     answering.stop();
     answering.wait().await;
     drop(locks);
@@ -225,21 +225,12 @@ async fn wait_for_signal() -> io::Result<()> {
 }
 
 /// Lets open connections end. New ones are refused by the kernel once the listeners are gone: strict stays closed.
-async fn drain(deadline: Duration, state: &admin::State, serving: &Tasks) {
-    let open = state.mesh.flows.open();
+async fn drain(deadline: Duration, serving: &Tasks) {
+    let open = serving.running();
     tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
-    if timeout(deadline, async {
-        while state.mesh.flows.open() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .is_err()
-    {
-        tracing::warn!(
-            cut = state.mesh.flows.open(),
-            "the drain's deadline has passed; what is still open is cut"
-        );
+    if timeout(deadline, serving.wait()).await.is_err() {
+        let cut = serving.running();
+        tracing::warn!(cut, "the drain's deadline has passed; what is still open is cut");
     }
     serving.stop();
     drop(timeout(Duration::from_secs(1), serving.wait()).await); // tasks end at their next await
@@ -282,7 +273,8 @@ async fn step(
     let problems: Vec<_> = objects.errors.iter().chain(&announced.errors).map(problem).collect();
     report_new(&state.problems.load(), &problems);
     state.problems.store(Arc::new(problems));
-    enroller.step(&objects.objects, &announced.announcements).await;
+    let complete = objects.errors.is_empty();
+    enroller.step(&objects.objects, &announced.announcements, complete).await;
 }
 
 fn problem(error: &SourceError) -> ProblemFacts {
@@ -298,7 +290,7 @@ fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
 /// A connection that the kernel refused becomes a record like any other.
 async fn record_refusals(refusals: Refusals, mesh: Arc<Mesh>) {
     let each = |refusal: Refusal| {
-        let inbound = mesh.kernel.tables().local.contains(&refusal.server.ip().into());
+        let inbound = refusal.verdict.is_inbound();
         let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
         let (mut client, mut server) = (Party::at(refusal.client), Party::at(refusal.server));
         client.pod = mesh.pod_at(client.address);
@@ -362,19 +354,22 @@ pub struct CleanedUp {
 ///
 /// # Errors
 /// An agent runs, or something could not be removed.
-pub async fn cleanup(runtime_dir: &Path, pin_dir: Option<&Path>) -> Result<CleanedUp, DaemonError> {
+pub async fn cleanup(
+    runtime_dir: &Path,
+    pin_dir: Option<&Path>,
+    default_pin_dir: &Path,
+) -> Result<CleanedUp, DaemonError> {
     let lock = NodeLock::take(runtime_dir)?;
     let note = Note::read(runtime_dir);
-    let pins =
-        pin_dir.map(Path::to_owned).or_else(|| note.as_ref().map(|note| note.pin_dir.clone()));
+    let noted = note.as_ref().map(|note| note.pin_dir.as_path());
+    let pins = pin_dir.or(noted).unwrap_or(default_pin_dir);
     let announcement =
         note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
-    let Removed { links, maps } = match pins.filter(|pins| pins.exists()) {
-        Some(pins) => {
-            let _locked = PinLock::take(&pins)?;
-            kernel::cleanup(&pins).map_err(os("cannot remove the pins"))?
-        }
-        None => Removed::default(),
+    let Removed { links, maps } = if pins.exists() {
+        let _locked = PinLock::take(pins)?;
+        kernel::cleanup(pins).map_err(os("cannot remove the pins"))?
+    } else {
+        Removed::default()
     };
     let factory = Factory::start().map_err(os("cannot start threads"))?;
     let restored = restore_all(&factory, &Note::saved_dir(runtime_dir), &[]).await;

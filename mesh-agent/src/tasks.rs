@@ -14,6 +14,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
+    /// The groups above, which wait for our tasks too.
+    above: Vec<TaskTracker>,
     stop: CancellationToken,
 }
 
@@ -26,14 +28,18 @@ impl Tasks {
     /// A group that stops with this one, or earlier by itself.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { tracker: TaskTracker::new(), stop: self.stop.child_token() }
+        let mut above = self.above.clone();
+        above.push(self.tracker.clone());
+        Self { tracker: TaskTracker::new(), above, stop: self.stop.child_token() }
     }
 
     /// Starts a task that runs until it ends by itself or the group is stopped. Being stopped drops its future at an
     /// `.await`.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
+        let counted: Vec<_> = self.above.iter().map(TaskTracker::token).collect();
         drop(self.tracker.spawn(async move {
+            let _counted = counted;
             let _: Option<()> = stop.run_until_cancelled(reported(name, future)).await;
         }));
     }
@@ -48,12 +54,12 @@ impl Tasks {
         self.stop.clone()
     }
 
-    /// How many tasks have not ended yet.
+    /// How many tasks have not ended yet, those of groups below included.
     pub fn running(&self) -> usize {
         self.tracker.len()
     }
 
-    /// Waits until every task has ended.
+    /// Waits until every task has ended, those of groups below included.
     ///
     /// # Cancel safety
     /// Can be dropped and called again.
@@ -117,8 +123,9 @@ mod tests {
         late.spawn("waits", std::future::pending());
         early.stop();
         early.wait().await;
-        assert_eq!(late.running(), 1);
+        assert_eq!((late.running(), parent.running()), (1, 1));
         parent.stop();
-        late.wait().await;
+        parent.wait().await;
+        assert_eq!(late.running(), 0);
     }
 }

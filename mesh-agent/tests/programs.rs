@@ -33,9 +33,10 @@ fn every_program_loads_and_verifies() {
         [
             "nm_connect4",
             "nm_connect6",
+            "nm_lookup",
+            "nm_lookup_strict",
             "nm_peername4",
             "nm_peername6",
-            "nm_sk_lookup",
             "nm_sockops"
         ]
     );

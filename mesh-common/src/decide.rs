@@ -86,9 +86,18 @@ pub trait Arrival {
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
 }
 
+/// What the program knows of the namespace that it is attached to. It cannot look that up: `sk_lookup` has no cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// Addresses that are not in `LOCAL` are none of our business.
+    Permissive,
+    /// Nothing enters but mutual TLS, on any address.
+    Strict,
+}
+
 /// Decides about an arrival. What a `Redirect` verdict means when the agent has no listener is [`no_listener`]'s part.
 #[inline(always)]
-pub fn arrival(view: &impl Arrival) -> Verdict {
+pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     let local = view.local();
     if ports::is_listener(&local.addr, local.port) {
         return Verdict::RefusedAgentListener;
@@ -96,10 +105,12 @@ pub fn arrival(view: &impl Arrival) -> Verdict {
     if local.addr.is_loopback_or_unspecified() {
         return Verdict::Loopback;
     }
-    let Some(pod) = view.pod() else {
-        return Verdict::NotEnrolled;
-    };
     let remote = view.remote();
+    let Some(pod) = view.pod() else {
+        // An address that is not the pod's as Kubernetes knows it: link-local, or of another interface.
+        let closed = matches!(namespace, Namespace::Strict) && remote.addr != local.addr;
+        return if closed { Verdict::RefusedStrict } else { Verdict::NotEnrolled };
+    };
     let left = pod.flags & LOCAL_LEFT != 0;
     if ports::is_magic(local.port) && !left {
         return if remote.addr == local.addr {

@@ -35,6 +35,11 @@ macro_rules! verdicts {
                 match self { $(Self::$name => Action::$action,)+ }
             }
 
+            /// Whether the one who was dialled is the pod that the verdict is about.
+            pub const fn is_inbound(self) -> bool {
+                self as u32 >= 20
+            }
+
             /// Stable `snake_case` code.
             pub const fn code(self) -> &'static str {
                 match self { $(Self::$name => $code,)+ }

@@ -85,10 +85,6 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
     let view = Dial::<FAMILY> { context: addr, netns, to: addr.endpoint::<FAMILY>() };
     let (verdict, own) = decide::dial(&view);
-    if verdict == Verdict::NotEnrolled {
-        maps::count(verdict, 0);
-        return ALLOW;
-    }
     if verdict.action() == Action::Redirect {
         let mut named = Named { endpoint: view.to, verdict: verdict as u32 };
         // SAFETY: `sk` was checked for null; the storage belongs to the socket.
@@ -108,7 +104,7 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     if verdict.action() == Action::Refuse {
         return refuse::<FAMILY>(verdict, &view);
     }
-    maps::count(verdict, netns);
+    maps::count(verdict, if verdict == Verdict::NotEnrolled { 0 } else { netns });
     ALLOW
 }
 

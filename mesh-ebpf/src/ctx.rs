@@ -123,6 +123,12 @@ impl SockOps {
         read!(self.0, __bindgen_anon_2.sk)
     }
 
+    /// The callbacks that somebody has asked for, perhaps not us.
+    #[inline(always)]
+    pub(crate) fn cb_flags(self) -> u32 {
+        read!(self.0, bpf_sock_ops_cb_flags)
+    }
+
     /// The second argument of the callback: the new state, in `STATE_CB`.
     #[inline(always)]
     pub(crate) fn second_arg(self) -> u32 {

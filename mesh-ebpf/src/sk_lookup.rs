@@ -5,7 +5,7 @@
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     addr::{Addr, Endpoint},
-    decide::{self, Arrival as _},
+    decide::{self, Arrival as _, Namespace},
     maps::{INBOUND, ListenerKey, LocalPod, OUTBOUND},
     verdict::{Action, Verdict},
 };
@@ -47,17 +47,30 @@ impl decide::Arrival for Arrival {
     }
 }
 
+/// For a pod that also takes plaintext.
 #[sk_lookup]
-pub(crate) fn nm_sk_lookup(context: SkLookupContext) -> u32 {
+pub(crate) fn nm_lookup(context: SkLookupContext) -> u32 {
+    sk_lookup::<false>(&context)
+}
+
+/// For a pod that takes nothing but mutual TLS, on any of its addresses.
+#[sk_lookup]
+pub(crate) fn nm_lookup_strict(context: SkLookupContext) -> u32 {
+    sk_lookup::<true>(&context)
+}
+
+#[inline(always)]
+fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     let lookup = SkLookup(context.lookup);
     if !lookup.is_tcp() {
         return PASS;
     }
     let view = Arrival { local: lookup.local(), remote: lookup.remote() };
-    let wanted = decide::arrival(&view);
+    let namespace = if STRICT { Namespace::Strict } else { Namespace::Permissive };
+    let wanted = decide::arrival(&view, namespace);
     let verdict = match wanted {
-        Verdict::OutboundSteered => steer(&context, &view, wanted, OUTBOUND),
-        Verdict::InboundMesh => steer(&context, &view, wanted, INBOUND),
+        Verdict::OutboundSteered => steer(context, &view, wanted, OUTBOUND),
+        Verdict::InboundMesh => steer(context, &view, wanted, INBOUND),
         other => other,
     };
     let netns = match view.pod() {

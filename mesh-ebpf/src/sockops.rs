@@ -64,7 +64,12 @@ fn dialling(ops: SockOps) {
     let named = unsafe { *shown };
     let _: Result<(), i32> = maps::PENDING.insert(&flow, &named, 0); // a failure is a miss, and a miss is a reset
     // SAFETY: the context is the running program's own. Asks for `closed`, so that an unclaimed entry does not stay.
-    unsafe { bpf_sock_ops_cb_flags_set(ops.0, BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed()) };
+    unsafe {
+        bpf_sock_ops_cb_flags_set(
+            ops.0,
+            (ops.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG).cast_signed(),
+        )
+    };
 }
 
 /// An application has a new connection. If it is the agent's leg, its socket learns who the client really is, before

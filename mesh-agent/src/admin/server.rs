@@ -1,7 +1,7 @@
 //! The agent's side.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -15,6 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use mesh_common::verdict::Verdict;
+use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -67,7 +68,11 @@ pub fn bind(runtime_dir: &Path) -> Result<UnixListener, ServeError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(&path).map_err(failed)?;
+    // Never open to others, not even between the two calls.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&path);
+    umask(before);
+    let listener = listener.map_err(failed)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
 }
@@ -101,14 +106,18 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
         Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(status(state)))).await,
         Ok(Request::Flows { follow }) => {
             let mut follower = follow.then(|| state.mesh.flows.follow());
+            let mut sent = BTreeSet::new();
             for record in state.mesh.flows.list() {
                 // An open one comes again when it is finished.
                 if !follow || record.duration_us.is_some() {
+                    sent.insert(record.id);
                     send(&mut write, &Response::Flow(Box::new(record))).await?;
                 }
             }
             while let Some(follower) = &mut follower {
                 let response = match follower.next().await {
+                    // Finished between the two: it was on the list already.
+                    Some(Followed::Finished(record)) if sent.remove(&record.id) => continue,
                     Some(Followed::Finished(record)) => Response::Flow(Box::new((*record).clone())),
                     Some(Followed::Lost(lost)) => Response::Lost(lost),
                     None => break,
@@ -135,7 +144,7 @@ fn status(state: &State) -> Status {
     let tables = mesh.kernel.tables();
     let pods = state.board.read();
     let world = mesh.world.load();
-    let remote: std::collections::BTreeSet<_> = world
+    let remote: BTreeSet<_> = world
         .kernel_addresses()
         .filter(|row| row.peer)
         .filter_map(|row| world.peer(row.address))

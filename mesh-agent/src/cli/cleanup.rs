@@ -1,10 +1,10 @@
 //! `mesh-agent cleanup`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Asked, Output, print_line};
+use super::{Asked, Output, PIN_DIR, print_line};
 use crate::daemon;
 
 /// Take away all that a stopped agent left.
@@ -12,7 +12,7 @@ use crate::daemon;
 pub(super) struct Cleanup {
     #[command(flatten)]
     asked: Asked,
-    /// Where programs and maps are pinned; without it, the agent's own note in the runtime directory says
+    /// Where programs and maps are pinned; without it, the agent's own note in the runtime directory says, or else /sys/fs/bpf/nodemesh
     #[arg(long, value_name = "DIR")]
     pin_dir: Option<PathBuf>,
     /// How to print
@@ -23,8 +23,11 @@ pub(super) struct Cleanup {
 impl Cleanup {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let done =
-            runtime.block_on(daemon::cleanup(&self.asked.runtime_dir, self.pin_dir.as_deref()))?;
+        let done = runtime.block_on(daemon::cleanup(
+            &self.asked.runtime_dir,
+            self.pin_dir.as_deref(),
+            Path::new(PIN_DIR),
+        ))?;
         if self.output == Output::Json {
             return print_line(&serde_json::to_string(&done)?);
         }

@@ -1,10 +1,13 @@
 //! Takes pods into the mesh and lets them go, live, in the order that loses no connection.
 //!
-//! In: listeners, then `sk_lookup`, then the announcement, and last the pod's own dials. Out: the announcement first;
+//! In: `sk_lookup`, the world, the listeners, the announcement, and last the pod's own dials. Out: the announcement first;
 //! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
 //! is open goes on. A pod that vanished leaves nothing behind.
 
+mod join;
+mod leave;
 mod saved;
+mod status;
 mod step;
 mod tables;
 
@@ -18,13 +21,13 @@ use std::{
 use jiff::Timestamp;
 pub use saved::{Saved, restore_all};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     identity::{Identities, IdentityError, SpiffeId, SpiffeIdError},
     kernel::KernelError,
     netns::{Netns, NetnsError},
-    proxy::{ListenError, Listeners, Mesh, Pod},
+    proxy::{ListenError, Listening, Mesh, Pod, Steered},
     source::Announcer,
     tasks::Tasks,
     world::{
@@ -43,18 +46,17 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct Enroller {
     mesh: Arc<Mesh>,
     identities: Arc<Identities>,
-    announcer: Arc<dyn Announcer>,
     node: NodeName,
     boot_id: String,
     saved_dir: PathBuf,
     accepting: Tasks,
     serving: Tasks,
+    wish: watch::Sender<Option<MeshNode>>,
     pods: BTreeMap<PodUid, Enrolled>,
     leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
     left: BTreeMap<PodUid, Enrolled>,
     failed: HashMap<PodUid, (Failure, Instant)>,
     generation: u64,
-    announced: Option<MeshNode>,
     swept: bool,
     board: Board,
 }
@@ -65,6 +67,14 @@ struct Enrolled {
     settings: (Mode, PortSet),
     since: Timestamp,
     generation: u64,
+}
+
+/// How far a pod's listeners are.
+enum Listeners {
+    /// Made; nothing is steered to them before the world knows the pod.
+    Made(Option<Listening>),
+    /// In the kernel's table.
+    Steered(Steered),
 }
 
 /// Why a pod that should be enrolled is not.
@@ -207,21 +217,22 @@ impl Enroller {
     pub fn new(parts: Parts) -> Self {
         let Parts { mesh, identities, announcer, node, boot_id, saved_dir, accepting, serving } =
             parts;
+        let (wish, wishes) = watch::channel(None);
+        accepting.spawn("announce", announce(announcer, wishes));
         Self {
             mesh,
             identities,
-            announcer,
             node,
             boot_id,
             saved_dir,
             accepting,
             serving,
+            wish,
             pods: BTreeMap::new(),
             leaving: BTreeMap::new(),
             left: BTreeMap::new(),
             failed: HashMap::new(),
             generation: 0,
-            announced: None,
             swept: false,
             board: Board::default(),
         }
@@ -243,8 +254,21 @@ impl Enroller {
         self.pods.values().chain(leaving).map(|enrolled| enrolled.pod.identity.clone()).collect()
     }
 
-    fn holder_of(&self, netns: &Netns) -> Option<String> {
-        let holds = |enrolled: &&Enrolled| enrolled.pod.netns.cookie() == netns.cookie();
-        self.pods.values().find(holds).map(|enrolled| enrolled.pod.name.to_string())
+    /// Another pod that has the same namespace.
+    fn holder_of(&self, netns: &Netns, uid: &PodUid) -> Option<String> {
+        let leaving = self.leaving.iter().map(|(uid, (enrolled, _))| (uid, enrolled));
+        let all = self.pods.iter().chain(leaving).chain(&self.left);
+        let mut holders = all.filter(|(_, other)| other.pod.netns.cookie() == netns.cookie());
+        holders.find(|(other, _)| *other != uid).map(|(_, enrolled)| enrolled.pod.name.to_string())
+    }
+}
+
+/// Publishes the latest wish, one after another.
+async fn announce(announcer: Arc<dyn Announcer>, mut wishes: watch::Receiver<Option<MeshNode>>) {
+    while wishes.changed().await.is_ok() {
+        let Some(wish) = wishes.borrow_and_update().clone() else { continue };
+        if let Err(error) = announcer.publish(wish).await {
+            tracing::error!(%error, "other nodes cannot be told what is captured here");
+        }
     }
 }

@@ -34,10 +34,19 @@ pub(super) fn sync(tables: &Tables, world: &Snapshot) -> Result<(), KernelError>
     tables.ports.sync(&ports)
 }
 
-/// The value of `LOCAL` for an enrolled pod.
-pub(super) fn local(netns: u64, mode: Mode) -> LocalPod {
-    let flags = if mode == Mode::Strict { LOCAL_STRICT } else { 0 };
+/// The value of `LOCAL` for a pod.
+pub(super) fn local(netns: u64, flags: u32) -> LocalPod {
     LocalPod { netns, flags, zero: 0 }
+}
+
+/// The `LOCAL_*` bits of an enrolled pod.
+pub(super) fn local_flags(mode: Mode) -> u32 {
+    if mode == Mode::Strict { LOCAL_STRICT } else { 0 }
+}
+
+/// Whether `LOCAL_*` bits say that only mutual TLS may enter.
+pub(super) fn is_strict(flags: u32) -> bool {
+    flags & LOCAL_STRICT != 0
 }
 
 fn endpoint(address: IpAddr, port: u16) -> Endpoint {

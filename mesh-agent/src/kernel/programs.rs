@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -26,7 +29,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// Programs on the pods' cgroup.
 const CGROUP_PROGRAMS: [&str; 5] =
     ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
-const SK_LOOKUP: &str = "nm_sk_lookup";
+/// Programs on a pod's namespace, by its mode.
+const LOOKUP: &str = "nm_lookup";
+const LOOKUP_STRICT: &str = "nm_lookup_strict";
 
 /// Why the kernel side could not be set up or changed.
 #[derive(Debug, Error)]
@@ -166,12 +171,14 @@ impl Kernel {
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), KernelError> {
         let directory = File::open(cgroup)
             .map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
+        let id = directory.metadata().map(|of| of.ino());
+        let id = id.map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for name in CGROUP_PROGRAMS {
             let pin = self.pins.link(name);
             let program =
                 ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
-            if took_over(&pin, program)? {
+            if attached_to(&pin)? == Some(id) && took_over(&pin, program)? {
                 continue;
             }
             let failed = |source| program_error(name, source);
@@ -190,25 +197,38 @@ impl Kernel {
                 }
                 _ => return Err(KernelError::Missing(name.to_owned())),
             };
+            // A pin on another cgroup is an earlier setting's; it goes once the new link is there.
+            match std::fs::remove_file(&pin) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(KernelError::Link { path: pin, source });
+                }
+                _ => {}
+            }
             link.pin(&pin).map_err(|error| link_error(&pin, error))?;
         }
         Ok(())
     }
 
-    /// Attaches `sk_lookup` to a pod's network namespace.
+    /// Attaches `sk_lookup` to a pod's network namespace, or swaps the program that is attached: a strict pod's also
+    /// refuses what arrives at addresses that are not in `LOCAL`.
     ///
     /// # Errors
     /// See [`KernelError`].
-    pub fn attach_pod(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<(), KernelError> {
+    pub fn attach_pod(
+        &self,
+        netns: BorrowedFd<'_>,
+        cookie: u64,
+        strict: bool,
+    ) -> Result<(), KernelError> {
+        let name = if strict { LOOKUP_STRICT } else { LOOKUP };
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = ebpf
-            .program_mut(SK_LOOKUP)
-            .ok_or_else(|| KernelError::Missing(SK_LOOKUP.to_owned()))?;
+        let program =
+            ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
         let pin = self.pins.pod(cookie);
         if took_over(&pin, program)? {
             return Ok(());
         }
-        let failed = |source| program_error(SK_LOOKUP, source);
+        let failed = |source| program_error(name, source);
         let program: &mut SkLookup = program.try_into().map_err(failed)?;
         let id = program.attach(netns).map_err(failed)?;
         let link: FdLink = program.take_link(id).map_err(failed)?.into();
@@ -236,6 +256,16 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn attached_pods(&self) -> Result<Vec<u64>, KernelError> {
         self.pins.pods().map_err(|source| KernelError::Link { path: self.pins.pod(0), source })
+    }
+}
+
+/// Id of the cgroup that a pinned link is attached to, if there is one.
+fn attached_to(pin: &Path) -> Result<Option<u64>, KernelError> {
+    let failed = |source| KernelError::Link { path: pin.to_owned(), source };
+    match sys::bpf::open_pinned(pin) {
+        Ok(link) => sys::bpf::link_cgroup(link.as_fd()).map(Some).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed(source)),
     }
 }
 

@@ -254,6 +254,11 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         Ok(())
     }
 
+    /// One entry.
+    pub fn get(&self, key: &K) -> Option<V> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.get(key).copied()
+    }
+
     /// Whether there is an entry.
     pub fn contains(&self, key: &K) -> bool {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.contains_key(key)

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use factory::{Factory, FactoryGone};
-pub use reserved::{reserve_ports, restore_ports};
+pub use reserved::{reserve_ports, reserved_ports, restore_ports};
 use thiserror::Error;
 
 /// Where `ip netns` keeps namespaces, for annotations that give a bare name.

@@ -8,19 +8,25 @@ use mesh_common::ports::RESERVED_FIRST;
 
 const SETTING: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// Adds our range to what the current namespace reserves, and returns what stood there before. Call inside the namespace.
+/// What the current namespace reserves. Call inside the namespace.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn reserve_ports() -> io::Result<String> {
-    let before = fs::read_to_string(SETTING)?.trim().to_owned();
-    let ours = format!("{RESERVED_FIRST}-65535");
-    let wanted = if before.is_empty() { ours } else { format!("{before},{ours}") };
-    fs::write(SETTING, wanted)?;
-    Ok(before)
+pub fn reserved_ports() -> io::Result<String> {
+    Ok(fs::read_to_string(SETTING)?.trim().to_owned())
 }
 
-/// Puts back what [`reserve_ports`] returned. Call inside the namespace.
+/// Adds our range to what the current namespace reserves; adding it again changes nothing. Call inside the namespace.
+///
+/// # Errors
+/// What the kernel said.
+pub fn reserve_ports() -> io::Result<()> {
+    let before = reserved_ports()?;
+    let ours = format!("{RESERVED_FIRST}-65535");
+    fs::write(SETTING, if before.is_empty() { ours } else { format!("{before},{ours}") })
+}
+
+/// Puts back what [`reserved_ports`] returned. Call inside the namespace.
 ///
 /// # Errors
 /// What the kernel said.

@@ -146,46 +146,103 @@ pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppS
     AppStream::new(stream).map_err(DialError::Socket)
 }
 
-/// Dials the application inside the pod, on `port` of the pod's own address, so that it sees `client` as its peer.
+/// A connection to an application inside the pod.
+pub(super) struct Leg {
+    /// The connection.
+    pub(super) stream: AppStream,
+    /// Its source port, as long as it lives.
+    pub(super) _port: Option<PortLease>,
+}
+
+/// Dials the application inside the pod, at the pod's own address `to`, so that it sees `client` as its peer.
+///
+/// The source port comes from the mesh's range too (from its own address to its own address the range means nothing): an
+/// ephemeral one would be lost to the pod for a minute after each connection that its client ends, since the kernel gives
+/// nobody a port that is explicitly bound, not even in TIME_WAIT.
 ///
 /// # Errors
 /// See [`DialError`].
 ///
 /// # Cancel safety
-/// Dropped, the dial is given up; the kernel's note of the client may stay until the port is used again.
+/// Dropped, the dial is given up and the kernel's note of the client taken back.
 pub(super) async fn application(
     mesh: &Mesh,
     pod: &Pod,
     to: SocketAddr,
     client: SocketAddr,
-) -> Result<AppStream, DialError> {
+) -> Result<Leg, DialError> {
     if ports::is_magic(to.port()) {
         return Err(DialError::Refused { to }); // it would come back to ourselves
     }
-    let socket = socket(mesh, pod, to.ip(), false).await?;
-    socket.bind(&SocketAddr::new(to.ip(), 0).into()).map_err(DialError::Socket)?;
-    let from = socket
-        .local_addr()
-        .map_err(DialError::Socket)?
-        .as_socket()
-        .ok_or(DialError::NoAddress { to })?;
-    let leg = FlowKey {
-        netns: pod.netns.cookie(),
-        local: from.ip().into(),
-        remote: to.ip().into(),
-        local_port: from.port(),
-        remote_port: to.port(),
-        zero: 0,
-    };
-    let named = Named { endpoint: Endpoint::from(client), verdict: Verdict::InboundMesh as u32 };
-    mesh.kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
-    let connected = connect(socket, to).await;
-    if connected.is_err()
-        && let Err(error) = mesh.kernel.tables().drop_leg(&leg)
-    {
-        tracing::warn!(%error, "cannot take back the note of a leg");
+    for _ in 0..BIND_ATTEMPTS {
+        // With all of them in use, an ephemeral port is better than none.
+        let lease = pod.source_ports.lease(to);
+        let socket = socket(mesh, pod, to.ip(), lease.is_some()).await?;
+        let port = lease.as_ref().map_or(0, |lease| lease.port);
+        match socket.bind(&SocketAddr::new(to.ip(), port).into()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+            Err(error) => return Err(DialError::Socket(error)),
+        }
+        let note = LegNote::leave(mesh, pod, &socket, to, client)?;
+        match connect(socket, to).await {
+            Err(DialError::Unreachable { source, .. })
+                if source.kind() == io::ErrorKind::AddrNotAvailable => {}
+            Err(error) => return Err(error),
+            Ok(stream) => {
+                note.taken();
+                let stream = AppStream::new(stream).map_err(DialError::Socket)?;
+                return Ok(Leg { stream, _port: lease });
+            }
+        }
     }
-    AppStream::new(connected?).map_err(DialError::Socket)
+    Err(DialError::NoSourcePort { to })
+}
+
+/// The kernel's note of who the client of a leg is. Sockops takes it when the application's socket is established; if that
+/// never happens, we take it back.
+struct LegNote<'a> {
+    mesh: &'a Mesh,
+    leg: Option<FlowKey>,
+}
+
+impl<'a> LegNote<'a> {
+    fn leave(
+        mesh: &'a Mesh,
+        pod: &Pod,
+        socket: &Socket,
+        to: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<Self, DialError> {
+        let from = socket.local_addr().map_err(DialError::Socket)?;
+        let from = from.as_socket().ok_or(DialError::NoAddress { to })?;
+        let leg = FlowKey {
+            netns: pod.netns.cookie(),
+            local: from.ip().into(),
+            remote: to.ip().into(),
+            local_port: from.port(),
+            remote_port: to.port(),
+            zero: 0,
+        };
+        let named =
+            Named { endpoint: Endpoint::from(client), verdict: Verdict::InboundMesh as u32 };
+        mesh.kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
+        Ok(Self { mesh, leg: Some(leg) })
+    }
+
+    fn taken(mut self) {
+        self.leg = None;
+    }
+}
+
+impl Drop for LegNote<'_> {
+    fn drop(&mut self) {
+        if let Some(leg) = &self.leg
+            && let Err(error) = self.mesh.kernel.tables().drop_leg(leg)
+        {
+            tracing::warn!(%error, "cannot take back the note of a leg");
+        }
+    }
 }
 
 async fn socket(mesh: &Mesh, pod: &Pod, like: IpAddr, reuse: bool) -> Result<Socket, DialError> {

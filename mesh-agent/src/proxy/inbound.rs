@@ -7,7 +7,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     Mesh,
-    dial::{self, DialError},
+    dial::{self, DialError, Leg},
     ended,
     look::{Looks, look},
     outbound::{HANDSHAKE_TIMEOUT, facts},
@@ -33,22 +33,25 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
         server.pod = Some(pod.name.to_string());
         mesh.flows.begin(Direction::Inbound, client, server, Verdict::InboundMesh.code())
     };
-    if !must_be_tls(&mesh, from, to) {
-        match look(&stream).await {
-            Ok(Looks::LikeAgent) => {}
-            Ok(Looks::LikePlaintext | Looks::Silent) => {
-                let flow = begin();
-                return match AppStream::new(stream) {
-                    Ok(stream) => {
-                        Box::pin(plaintext(&mesh, &pod, stream, Between { from, to }, flow)).await;
-                    }
-                    Err(error) => flow.end(&client_gone(&error), Bytes::default()),
-                };
-            }
-            Err(error) => return begin().end(&client_gone(&error), Bytes::default()),
+    let between = Between { from, to };
+    let looks =
+        if must_be_tls(&mesh, from, to) { Ok(Looks::LikeAgent) } else { look(&stream).await };
+    let closed = pod.is_strict() && !is_excluded(&mesh, to);
+    let flow = begin();
+    match looks {
+        Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, stream, between, flow)).await,
+        // Only TLS could enter anyway, and it may yet come.
+        Ok(Looks::Silent) if closed => {
+            Box::pin(mutual_tls(&mesh, &pod, stream, between, flow)).await;
         }
+        Ok(Looks::LikePlaintext) if closed => {
+            dial::reset(stream);
+            let verdict = Verdict::RefusedStrict;
+            flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
+        }
+        Ok(looks) => Box::pin(perhaps_plaintext(&mesh, &pod, stream, between, looks, flow)).await,
+        Err(error) => flow.end(&client_gone(&error), Bytes::default()),
     }
-    Box::pin(mutual_tls(&mesh, &pod, stream, Between { from, to }, begin())).await;
 }
 
 /// Whether everything from there to here must be an agent's TLS: an announced peer dials a port that is not excluded.
@@ -107,8 +110,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
         record.client.port = client.port();
         record.original_destination = open.original_destination;
     });
-    let app = match dial::application(mesh, pod, between.to, client).await {
-        Ok(app) => app,
+    let Leg { stream: app, _port } = match dial::application(mesh, pod, between.to, client).await {
+        Ok(leg) => leg,
         Err(error) => {
             let reason = refusal(&error);
             drop(session.refuse(Refused { reason, text: error.to_string() }).await);
@@ -175,26 +178,52 @@ fn session_ended(error: &SessionError) -> Ended {
     Ended::new(error.as_code(), error.to_string())
 }
 
-/// From the mesh's source ports but not TLS: somebody's ordinary client, as the pod's mode says.
-async fn plaintext(mesh: &Mesh, pod: &Pod, stream: AppStream, between: Between, flow: Flow) {
-    if pod.is_strict() && !is_excluded(mesh, between.to) {
-        let verdict = Verdict::RefusedStrict;
-        return flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
-    }
-    flow.note(|record| {
-        record.security = Security::Plaintext { why: "client_not_meshed".to_owned() }
-    });
-    let app = match dial::application(mesh, pod, between.to, between.from).await {
-        Ok(app) => app,
+/// From the mesh's source ports, and no agent as far as can be seen: somebody's ordinary client. One that is silent may
+/// wait for the server to speak first; until the server does, it may still turn out to be an agent whose first segment was
+/// lost.
+async fn perhaps_plaintext(
+    mesh: &Mesh,
+    pod: &Pod,
+    stream: TcpStream,
+    between: Between,
+    looks: Looks,
+    flow: Flow,
+) {
+    let leg = match dial::application(mesh, pod, between.to, between.from).await {
+        Ok(leg) => leg,
         Err(error) => {
+            dial::reset(stream);
             return flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
         }
     };
+    if looks == Looks::Silent && client_speaks_first(&stream, leg.stream.tcp()).await {
+        match look(&stream).await {
+            Ok(Looks::LikeAgent) => {
+                drop(leg); // the application has seen a connection without a byte
+                return Box::pin(mutual_tls(mesh, pod, stream, between, flow)).await;
+            }
+            Ok(_) => {}
+            Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
+        }
+    }
+    let client = match AppStream::new(stream) {
+        Ok(client) => client,
+        Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
+    };
+    flow.note(|record| {
+        record.security = Security::Plaintext { why: "client_not_meshed".to_owned() };
+    });
     let counters = Counters::default();
-    let end = Box::pin(relay::relay_plain(stream, app, &counters, None)).await;
-    mesh.finish(
-        flow,
-        &ended(&end),
-        Bytes { sent: counters.to_peer(), received: counters.from_peer() },
-    );
+    let end = Box::pin(relay::relay_plain(client, leg.stream, &counters, None)).await;
+    let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
+    mesh.finish(flow, &ended(&end), bytes);
+}
+
+/// Which of the two has something to say, or ends, first.
+async fn client_speaks_first(client: &TcpStream, server: &TcpStream) -> bool {
+    tokio::select! {
+        biased;
+        _ = client.readable() => true,
+        _ = server.readable() => false,
+    }
 }

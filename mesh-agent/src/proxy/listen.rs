@@ -8,6 +8,7 @@ use std::{
 };
 
 use mesh_common::{
+    addr::Addr,
     maps::{INBOUND, ListenerKey, OUTBOUND},
     ports,
 };
@@ -45,55 +46,82 @@ pub enum ListenError {
     Kernel(#[from] KernelError),
 }
 
-/// The entries of a pod in the kernel's table; the sockets belong to the accept loops.
-pub struct Listeners(Vec<ListenerKey>);
+/// A pod's listening sockets, to which nothing is steered yet.
+pub struct Listening(Vec<(ListenerKey, Socket, SocketAddr)>);
 
-impl Listeners {
-    /// Takes them out of the kernel's table. The loops end with [`Pod::accepting`].
-    pub fn withdraw(&self, mesh: &Mesh) {
-        for key in &self.0 {
+/// The entries of a pod in the kernel's table; the sockets belong to the accept loops.
+pub struct Steered(Vec<ListenerKey>);
+
+impl Listening {
+    /// Makes the listeners of a pod.
+    ///
+    /// # Errors
+    /// See [`ListenError`]; nothing is left behind.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind.
+    pub async fn bind(mesh: &Mesh, pod: &Pod) -> Result<Self, ListenError> {
+        let mut sockets = Vec::new();
+        for own in pod.addresses() {
+            let at = match own {
+                IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            };
+            let both = [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)];
+            for (direction, port) in both {
+                let address = SocketAddr::new(at, port);
+                let made = pod.netns.run(&mesh.factory, move || bind(address)).await?;
+                let socket = made.map_err(|source| ListenError::Bind { address, source })?;
+                sockets.push((ListenerKey { addr: own.into(), direction }, socket, address));
+            }
+        }
+        Ok(Self(sockets))
+    }
+
+    /// Enters the sockets into the kernel's table and begins to accept. The world must know the pod by now: what is
+    /// accepted is judged by it.
+    ///
+    /// # Errors
+    /// See [`ListenError`]; the pod then accepts nothing.
+    pub fn steer(self, mesh: &Arc<Mesh>, pod: &Arc<Pod>) -> Result<Steered, ListenError> {
+        let mut keys = Vec::new();
+        for (key, socket, address) in self.0 {
+            let outcome =
+                mesh.kernel.tables().listeners.put(key, &socket).map_err(ListenError::from);
+            let listener = outcome.and_then(|()| {
+                keys.push(key);
+                let listener = TcpListener::from_std(socket.into());
+                listener.map_err(|source| ListenError::Bind { address, source })
+            });
+            let listener = match listener {
+                Ok(listener) => listener,
+                Err(error) => {
+                    pod.accepting.stop();
+                    return Err(error);
+                }
+            };
+            let name = if key.direction == OUTBOUND { "accept-outbound" } else { "accept-inbound" };
+            let accepting = accept(Arc::clone(mesh), Arc::clone(pod), listener, key.direction);
+            pod.accepting.spawn(name, accepting);
+        }
+        Ok(Steered(keys))
+    }
+}
+
+impl Steered {
+    /// Takes the pod's entries out of the kernel's table, except where the address has passed to another pod. The loops end
+    /// with [`Pod::accepting`].
+    pub fn withdraw(&self, mesh: &Mesh, pod: &Pod) {
+        for key in self.0.iter().filter(|key| owns(mesh, pod, &key.addr)) {
             mesh.kernel.tables().listeners.remove(key);
         }
     }
 }
 
-/// Makes the listeners of a pod, enters them into the kernel's table and begins to accept.
-///
-/// # Errors
-/// See [`ListenError`]; nothing is left behind.
-///
-/// # Cancel safety
-/// Dropped half-way, sockets already in the table leave it when their loops are stopped.
-pub async fn listen(mesh: &Arc<Mesh>, pod: &Arc<Pod>) -> Result<Listeners, ListenError> {
-    let mut sockets = Vec::new();
-    for own in pod.addresses() {
-        for (direction, port) in
-            [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)]
-        {
-            let at = match own {
-                IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            };
-            let address = SocketAddr::new(at, port);
-            let made = pod.netns.run(&mesh.factory, move || bind(address)).await?;
-            let socket = made.map_err(|source| ListenError::Bind { address, source })?;
-            sockets.push((ListenerKey { addr: own.into(), direction }, socket, address));
-        }
-    }
-    let mut keys = Vec::new();
-    for (key, socket, address) in sockets {
-        mesh.kernel.tables().listeners.put(key, &socket)?;
-        keys.push(key);
-        let listener = TcpListener::from_std(socket.into())
-            .map_err(|source| ListenError::Bind { address, source })?;
-        let (name, direction) = if key.direction == OUTBOUND {
-            ("accept-outbound", OUTBOUND)
-        } else {
-            ("accept-inbound", INBOUND)
-        };
-        pod.accepting.spawn(name, accept(Arc::clone(mesh), Arc::clone(pod), listener, direction));
-    }
-    Ok(Listeners(keys))
+/// Whether an address is still that pod's, and has not passed to another one.
+pub fn owns(mesh: &Mesh, pod: &Pod, address: &Addr) -> bool {
+    let entry = mesh.kernel.tables().local.get(address);
+    entry.is_some_and(|entry| entry.netns == pod.netns.cookie())
 }
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {

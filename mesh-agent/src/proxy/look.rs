@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::identity::tls::ALPN;
+use crate::wire::hello::{self, Hello};
 
 /// How long the client may be silent before it is taken for one that waits for the server to speak first. An agent sends
 /// its `ClientHello` at once; longer takes only one whose segment was lost.
@@ -59,23 +59,16 @@ pub(super) async fn look(stream: &TcpStream) -> io::Result<Looks> {
     }
 }
 
-/// What a beginning says; `None` if more is needed. RFC 8446, section 5.1: a record is its type (22: handshake), a version
-/// (3.x), a length of two bytes; section 4: the handshake's first message is `client_hello` (1). RFC 7301, section 3.1: a
-/// protocol's name is preceded by its length.
+/// What a beginning says; `None` if more is needed.
 fn judge(head: &[u8]) -> Option<Looks> {
-    let whole = match head {
-        [22] | [22, 3] | [22, 3, _] | [22, 3, _, _] | [22, 3, _, _, _] => return None,
-        [22, 3, _, high, low, 1, ..] => 5 + usize::from(u16::from_be_bytes([*high, *low])),
-        _ => return Some(Looks::LikePlaintext), // nothing at all is the end of the stream
-    };
-    let mut offered = vec![ALPN.len() as u8];
-    offered.extend_from_slice(ALPN);
-    if head.windows(offered.len()).any(|window| window == offered) {
-        Some(Looks::LikeAgent)
-    } else if head.len() < whole.min(LONGEST) {
-        None
-    } else {
-        Some(Looks::LikePlaintext)
+    if head.is_empty() {
+        return Some(Looks::LikePlaintext); // the end of the stream
+    }
+    match hello::look(head) {
+        Hello::Mesh => Some(Looks::LikeAgent),
+        Hello::OtherTls | Hello::NotTls => Some(Looks::LikePlaintext),
+        Hello::Incomplete if head.len() == LONGEST => Some(Looks::LikePlaintext),
+        Hello::Incomplete => None,
     }
 }
 
@@ -83,21 +76,11 @@ fn judge(head: &[u8]) -> Option<Looks> {
 mod tests {
     use super::*;
 
-    fn hello(alpn: &[u8]) -> Vec<u8> {
-        let body = [&[1, 0, 0, 99][..], &[7; 90], &[alpn.len() as u8], alpn].concat();
-        [&[22, 3, 1, 0, body.len() as u8][..], &body].concat()
-    }
-
     #[test]
-    fn an_agents_hello_is_told_from_everything_else() {
-        let ours = hello(ALPN);
-        assert_eq!(judge(&ours), Some(Looks::LikeAgent));
-        for prefix in 1..ours.len() {
-            assert_eq!(judge(&ours[..prefix]), None, "{prefix}");
-        }
-        assert_eq!(judge(&hello(b"h2")), Some(Looks::LikePlaintext), "an application's own TLS");
-        for other in [b"GET / ".as_slice(), &[22, 3, 3, 0, 4, 2], &[22, 2], &[0], &[]] {
-            assert_eq!(judge(other), Some(Looks::LikePlaintext), "{other:?}");
-        }
+    fn the_end_and_what_is_too_long_are_no_agents() {
+        assert_eq!(judge(&[]), Some(Looks::LikePlaintext));
+        assert_eq!(judge(&[22, 3, 1]), None);
+        let endless = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc][..], &[0; LONGEST - 9]].concat();
+        assert_eq!(judge(&endless), Some(Looks::LikePlaintext));
     }
 }

@@ -23,7 +23,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 pub use dial::DialError;
-pub use listen::{ListenError, Listeners, listen};
+pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
 use self::load::Load;

@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     Mesh,
-    dial::{self, DialError},
+    dial::{self, DialError, Leg},
     ended,
     load::Counted,
     pod::Pod,
@@ -70,14 +70,17 @@ impl Failure {
 
 /// Carries one connection to its end.
 pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, app: AppStream, from: SocketAddr) {
-    let Some(original) = original_destination(&mesh, &pod, app.tcp(), from) else {
-        return;
-    };
-    let to = SocketAddr::from(original.endpoint);
-    let verdict = Verdict::from_number(original.verdict).map_or("unknown", Verdict::code);
+    let original = original_destination(&mesh, &pod, app.tcp(), from);
+    let to = original.map_or(from, |original| SocketAddr::from(original.endpoint));
+    let verdict = original.and_then(|original| Verdict::from_number(original.verdict));
+    let verdict = verdict.unwrap_or(Verdict::OutboundSteered).code();
     let mut client = Party::at(from);
     client.pod = Some(pod.name.to_string());
     let flow = mesh.flows.begin(Direction::Outbound, client, Party::at(to), verdict);
+    if original.is_none() {
+        let sentence = "the kernel does not know what was dialled; the application may have given up before the agent came";
+        return flow.end(&Ended::new("original_destination_unknown", sentence), Bytes::default());
+    }
     Box::pin(carry(&mesh, &pod, app, Dialled { from, to }, flow)).await;
 }
 
@@ -134,6 +137,9 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: F
         Ok(Reached { way: Way::Plain(stream), .. }) => {
             ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
         }
+        Ok(Reached { way: Way::Own(Leg { stream, _port }), .. }) => {
+            ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
+        }
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
     mesh.finish(flow, &ended, bytes);
@@ -152,6 +158,7 @@ struct Reached {
 enum Way {
     Mesh(Box<Session>, PortLease),
     Plain(AppStream),
+    Own(Leg),
 }
 
 /// Reaches what was dialled or, if it is a service, one of its endpoints: another one if one refuses the connection.
@@ -185,7 +192,13 @@ async fn reach_one(
         record.server = Party::at(target);
         mesh.name(&mut record.server);
     });
-    let way = if let Some(expected) = peer_identity(mesh, target)? {
+    let way = if pod.addresses().any(|own| own == target.ip()) {
+        // A service led back to the pod that dialled it.
+        let why = "own_address".to_owned();
+        flow.note(|record| record.security = Security::Plaintext { why });
+        let leg = dial::application(mesh, pod, target, canonical(dialled.from)).await?;
+        Way::Own(leg)
+    } else if let Some(expected) = peer_identity(mesh, target)? {
         let (session, lease) = to_peer(mesh, pod, dialled, target, &expected, flow).await?;
         Way::Mesh(Box::new(session), lease)
     } else {

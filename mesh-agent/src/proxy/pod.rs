@@ -43,8 +43,7 @@ impl Pod {
         identity: SpiffeId,
         netns: Netns,
         addresses: &[IpAddr],
-        accepting: Tasks,
-        connections: Tasks,
+        (accepting, connections): (Tasks, Tasks),
     ) -> Self {
         let v4 =
             addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });

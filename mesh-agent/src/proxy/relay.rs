@@ -168,22 +168,23 @@ impl Relay<'_> {
             if !self.peer_failed && peer_error.as_mut().poll(cx).is_ready() {
                 self.peer_failed = true;
             }
-            let moved = match self.poll(cx) {
-                Poll::Ready(end) => return Poll::Ready(end),
-                Poll::Pending => {
-                    std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved)
-                }
-            };
+            if let Poll::Ready(end) = self.poll(cx) {
+                return Poll::Ready(end);
+            }
+            let moved = [&mut self.up.moved, &mut self.down.moved].map(std::mem::take);
             if self.channel.awaits_answer() && answer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::NotAnswered);
             }
-            if self.has_failed() {
-                if moved || !grace_runs {
+            if let Some(failed) = self.failed() {
+                // The direction that leads away from the failure is what has to make progress.
+                let [up, down] = moved;
+                let goes_on = if failed == Party::App { up } else { down };
+                if goes_on || !grace_runs {
                     grace.as_mut().reset(Instant::now() + GRACE);
                     grace_runs = true;
                 }
                 if grace.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(self.give_up());
+                    return Poll::Ready(self.give_up(failed));
                 }
             }
             Poll::Pending
@@ -211,17 +212,23 @@ impl Relay<'_> {
         self.up.is_ended() && self.down.is_ended() && self.channel.pending().is_empty()
     }
 
-    /// Whether one side is known to be dead, so that the other gets only [`GRACE`] to take the rest.
-    fn has_failed(&self) -> bool {
-        self.app_failed || self.peer_failed || self.down.has_failed() || self.up.has_failed()
+    /// The side that is known to be dead, so that the other gets only [`GRACE`] to take the rest.
+    fn failed(&self) -> Option<Party> {
+        if self.app_failed || self.down.app_error().is_some() || self.up.reset_code().is_some() {
+            Some(Party::App)
+        } else if self.peer_failed || self.up.is_broken() {
+            Some(Party::Peer)
+        } else {
+            None
+        }
     }
 
     /// The rest was not taken in time.
-    fn give_up(&mut self) -> End {
-        if self.app_failed || self.down.app_error().is_some() {
-            End::CutOff(self.up.reset_code().unwrap_or(ResetCode::ApplicationReset))
-        } else {
-            self.down.failure()
+    fn give_up(&mut self, failed: Party) -> End {
+        match failed {
+            _ if self.down.is_ending() => self.down.failure(),
+            Party::App => End::CutOff(self.up.reset_code().unwrap_or(ResetCode::ApplicationReset)),
+            Party::Peer => self.down.failure(),
         }
     }
 }

@@ -15,7 +15,7 @@ use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
 use tokio::io::{Interest, unix::AsyncFd};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
@@ -54,6 +54,22 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     attr.link_update.link_fd = link.as_raw_fd().cast_unsigned();
     attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd().cast_unsigned();
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Id of the cgroup that a link is attached to: the inode of its directory, 0 once the cgroup is gone.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: plain integers and unions of them.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = link.as_raw_fd().cast_unsigned();
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: the caller's link is one on a cgroup, so this is the part that the kernel wrote.
+    Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
 }
 
 /// Looks an entry up and deletes it, in one call. Hash maps, kernel 5.14.

@@ -10,6 +10,7 @@
 mod channel;
 pub mod frame;
 mod handshake;
+pub mod hello;
 mod inbox;
 pub(crate) mod io;
 mod outbox;

@@ -1,4 +1,4 @@
-use super::*;
+use super::{arrival as arrival_in, *};
 use crate::maps::{ADDRESS_KNOWN, ADDRESS_PEER};
 
 const A: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 1, 2]));
@@ -89,6 +89,13 @@ fn nobody_dials_the_agents_ports_and_nobody_lies_about_the_source() {
     assert_eq!(verdict(&world(A, ports::MAGIC_FIRST + ports::MAGIC_COUNT)), Verdict::OwnAddress);
     assert_eq!(verdict(&World { source: VIP, ..world(B, 8080) }), Verdict::RefusedForeignSource);
     assert_eq!(verdict(&world(V6, 8080)), Verdict::RefusedNoAddress);
+}
+
+fn arrival(packet: &Packet) -> Verdict {
+    let in_both =
+        [Namespace::Permissive, Namespace::Strict].map(|namespace| arrival_in(packet, namespace));
+    assert_eq!(in_both[0], in_both[1], "only unknown addresses differ");
+    in_both[0]
 }
 
 struct Packet {
@@ -195,4 +202,13 @@ fn without_a_listener_only_what_cannot_be_tls_may_pass() {
     assert_eq!(no_listener(&strict, arrival(&strict)), Verdict::RefusedStrict);
     let own = packet(ports::MAGIC_FIRST, B, 40_000);
     assert_eq!(no_listener(&own, arrival(&own)), Verdict::RefusedNoListener);
+}
+
+#[test]
+fn a_strict_namespace_is_closed_on_every_address() {
+    let unknown = Packet { flags: None, ..packet(8080, A, 40_000) };
+    assert_eq!(arrival_in(&unknown, Namespace::Permissive), Verdict::NotEnrolled);
+    assert_eq!(arrival_in(&unknown, Namespace::Strict), Verdict::RefusedStrict);
+    let itself = Packet { flags: None, ..packet(8080, B, 40_000) };
+    assert_eq!(arrival_in(&itself, Namespace::Strict), Verdict::NotEnrolled);
 }

@@ -2,14 +2,14 @@
 
 use std::io;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
-/// A connection to or from an application. Dropped before [`AppStream::finish`], it is reset: no
-/// path through the agent, not even a panic or a cancelled task, may look like a clean end.
+/// A connection to or from an application. Closed before [`AppStream::finish`], it is reset: no
+/// path through the agent, not even a panic, a cancelled task or a kill, may look like a clean end.
 #[derive(Debug)]
 pub struct AppStream {
     tcp: TcpStream,
-    finished: bool,
 }
 
 impl AppStream {
@@ -18,9 +18,10 @@ impl AppStream {
     /// # Errors
     /// The socket is not connected any more.
     pub fn new(tcp: TcpStream) -> io::Result<Self> {
-        let stream = Self { tcp, finished: false };
-        stream.tcp.set_nodelay(true)?;
-        Ok(stream)
+        tcp.set_nodelay(true)?;
+        // With linger 0 the kernel closes by RST, whoever closes: also when the agent is killed.
+        tcp.set_zero_linger()?;
+        Ok(Self { tcp })
     }
 
     /// The socket, for its addresses.
@@ -29,16 +30,8 @@ impl AppStream {
     }
 
     /// Both directions have ended well: closes without a reset.
-    pub fn finish(mut self) {
-        self.finished = true;
-    }
-}
-
-impl Drop for AppStream {
-    fn drop(&mut self) {
-        if !self.finished {
-            // With linger 0 the kernel closes by RST. If it fails, the socket is dead already.
-            self.tcp.set_zero_linger().ok();
-        }
+    pub fn finish(self) {
+        // If it fails, the socket is dead already.
+        SockRef::from(&self.tcp).set_linger(None).ok();
     }
 }

@@ -38,8 +38,9 @@ impl Down {
         self.shut && self.ready.is_empty()
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.app_error.is_some()
+    /// Whether it is known how the connection ends, while data before that is still written.
+    pub(super) fn is_ending(&self) -> bool {
+        self.failure.is_some()
     }
 
     pub(super) fn app_error(&self) -> Option<io::ErrorKind> {

@@ -58,7 +58,7 @@ async fn run(
         }
         app_failed = app_failed || app_error.as_mut().poll(cx).is_ready();
         peer_failed = peer_failed || peer_error.as_mut().poll(cx).is_ready();
-        let mut moved = false;
+        let (mut up_moved, mut down_moved) = (false, false);
         loop {
             let step_up = up.step(cx, down.sink_error, app_failed, |n| counters.add_to_peer(n));
             let step_down =
@@ -77,22 +77,23 @@ async fn run(
                     return Poll::Ready(End::Finished { first });
                 }
                 (Ok(false), Ok(false)) => break,
-                (Ok(_), Ok(_)) => moved = true,
+                (Ok(up), Ok(down)) => {
+                    up_moved |= up;
+                    down_moved |= down;
+                }
             }
         }
-        if app_failed || peer_failed || up.sink_error.is_some() || down.sink_error.is_some() {
-            if moved || !grace_runs {
+        let app_is_dead = app_failed || down.sink_error.is_some();
+        if app_is_dead || peer_failed || up.sink_error.is_some() {
+            // The direction that leads away from the failure is what has to make progress.
+            if !grace_runs || if app_is_dead { up_moved } else { down_moved } {
                 grace.as_mut().reset(Instant::now() + GRACE);
                 grace_runs = true;
             }
             if grace.as_mut().poll(cx).is_ready() {
                 let code = ResetCode::ApplicationReset;
-                let by_app = app_failed || down.sink_error.is_some();
-                return Poll::Ready(if by_app {
-                    End::ResetByApp(code)
-                } else {
-                    End::ResetByPeer(code)
-                });
+                let end = if app_is_dead { End::ResetByApp } else { End::ResetByPeer };
+                return Poll::Ready(end(code));
             }
         }
         Poll::Pending

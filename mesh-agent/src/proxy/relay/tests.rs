@@ -3,7 +3,6 @@
 mod basics;
 mod bounds;
 mod failures;
-mod figures;
 mod plain;
 mod seeded;
 mod streams;

@@ -27,8 +27,9 @@ impl Up {
         self.fin && self.reset.is_none()
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.broken || self.reset.is_some()
+    /// Whether the peer's socket takes nothing more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     pub(super) fn reset_code(&self) -> Option<ResetCode> {
@@ -41,16 +42,14 @@ impl Relay<'_> {
     pub(super) fn step_up(&mut self, cx: &mut Context<'_>) -> Progress {
         self.channel.settle().map_err(End::PeerFailed)?;
         let mut moved = false;
-        if !self.up.fin && self.up.reset.is_none() && !self.up.broken && self.channel.takes_data() {
-            moved |= self.read_app(cx)?;
-        }
-        if self.up.fin && self.up.reset.is_none() && !self.down.is_ended() {
-            // The application ended its direction properly and was reset afterwards.
-            if let Some(error) = self.down.app_error() {
-                self.reset(reset_code(error))?;
-            } else if self.app_failed {
-                let error = self.app.take_error().ok().flatten();
-                self.reset(reset_code(error.map_or(io::ErrorKind::BrokenPipe, |e| e.kind())))?;
+        // After REFUSED or RESET from the peer nothing more may be said; what it sent before that
+        // is still on its way to the application.
+        if self.up.reset.is_none() && !self.up.broken && !self.down.is_ending() {
+            if !self.up.fin && self.channel.takes_data() {
+                moved |= self.read_app(cx)?;
+            }
+            if self.up.fin && self.up.reset.is_none() && !self.down.is_ended() {
+                self.reset_after_fin()?;
             }
         }
         moved |= self.write_peer(cx)?;
@@ -87,6 +86,18 @@ impl Relay<'_> {
             Poll::Ready(Err(error)) => self.reset(reset_code(error.kind()))?,
         }
         Ok(true)
+    }
+
+    /// The application ended its direction properly and was reset afterwards: both are passed on.
+    fn reset_after_fin(&mut self) -> Result<(), End> {
+        if let Some(error) = self.down.app_error() {
+            self.reset(reset_code(error))
+        } else if self.app_failed {
+            let error = self.app.take_error().ok().flatten();
+            self.reset(reset_code(error.map_or(io::ErrorKind::BrokenPipe, |e| e.kind())))
+        } else {
+            Ok(())
+        }
     }
 
     fn reset(&mut self, code: ResetCode) -> Result<(), End> {

@@ -140,6 +140,41 @@ async fn a_reset_overtakes_data_that_the_other_application_does_not_take() {
     assert!(matches!(far.end, End::PeerFailed(SessionError::Truncated)), "{:?}", far.end);
 }
 
+/// The other application only writes and never reads: what it writes to a dead one must not keep
+/// the connection alive.
+#[tokio::test]
+async fn a_reset_reaches_an_application_that_only_writes() {
+    let mesh = Mesh::new().await;
+    for meshed in [true, false] {
+        let (mut a, mut b, relays): (_, _, std::pin::Pin<Box<dyn Future<Output = ()>>>) = if meshed
+        {
+            let (a, b, carried) = mesh_pair(&mesh).await;
+            (a, b, Box::pin(async { drop(carried.await) }))
+        } else {
+            let ((a, agent_a), (agent_b, b)) = (tcp_pair().await, tcp_pair().await);
+            let relay = async {
+                let (app, peer) =
+                    (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
+                relay_plain(app, peer, &Counters::default(), None).await;
+            };
+            (a, b, Box::pin(relay))
+        };
+        let play = async {
+            fill(&mut a).await;
+            a.set_zero_linger().unwrap();
+            drop(a);
+            let started = Instant::now();
+            let piece = vec![9; 10_000];
+            while b.write_all(&piece).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await; // a writer that never stops
+            }
+            started.elapsed()
+        };
+        let (took, ()) = in_time("the reset", async { tokio::join!(play, relays) }).await;
+        assert!(took < 4 * GRACE, "{took:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_reader_that_resets_stops_the_writer() {
     let mesh = Mesh::new().await;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::wire::testing::uri;
-use crate::wire::{HandshakeError, JudgedBy, TlsReason};
+use crate::wire::{HandshakeError, JudgedBy, Refusal, Refused, TlsReason};
 
 /// One relay, its application, and the bare session of a peer that will misbehave.
 async fn half(mesh: &Mesh) -> (TcpStream, Session, impl Future<Output = Carried> + use<>) {
@@ -160,6 +160,33 @@ async fn a_relay_that_is_dropped_resets_both_applications() {
     }
     let kinds = in_time("the resets", async { tokio::join!(read_kind(&mut a), read_kind(&mut b)) });
     assert_eq!(kinds.await, (Some(ErrorKind::ConnectionReset), Some(ErrorKind::ConnectionReset)));
+}
+
+/// As for a certificate: REFUSED must arrive although data behind OPEN is never read.
+#[tokio::test]
+async fn the_reason_of_a_refusal_survives_early_data() {
+    let mesh = Mesh::new().await;
+    for round in 0..30 {
+        let (mut client, mut server) = mesh.sessions().await;
+        let (mut app, agent) = tcp_pair().await;
+        client.send_open(&sample_open()).unwrap();
+        let app_stream = AppStream::new(agent).unwrap();
+        let counters = Counters::default();
+        let carried = carry(client, app_stream, &counters, CarryOptions::default());
+        let refusing = async {
+            server.recv_open(soon()).await.unwrap();
+            let reason = Refusal::NotEnrolled;
+            server.refuse(Refused { reason, text: String::new() }).await.unwrap();
+        };
+        let writer = async {
+            app.write_all(&vec![round; 2 << 20]).await.ok();
+            read_kind(&mut app).await
+        };
+        let (carried, (), kind) =
+            in_time("the refusal", async { tokio::join!(carried, refusing, writer) }).await;
+        assert_eq!(kind, Some(ErrorKind::ConnectionReset));
+        assert_eq!(carried.end.as_code(), "destination_not_enrolled", "{:?}", carried.end);
+    }
 }
 
 /// The server judges our certificate while early data is already on the way to it; closing on

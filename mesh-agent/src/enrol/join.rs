@@ -1,0 +1,141 @@
+//! Taking pods in.
+
+use std::{net::IpAddr, sync::Arc};
+
+use jiff::Timestamp;
+use mesh_common::{addr::Addr, maps::EnrolledPod};
+
+use super::{EnrolError, Enrolled, Enroller, Failure, Listeners, Saved, tables};
+use crate::{
+    identity::SpiffeId,
+    kernel::KernelError,
+    netns::{Netns, reserve_ports, reserved_ports},
+    proxy::{Listening, Pod},
+    world::{LocalPod, ObjectName, PodUid, Settings, Snapshot, Wanted},
+};
+
+impl Enroller {
+    /// Enrols whoever is wanted and not in, up to the point where the world has to know. Returns who joined.
+    pub(super) async fn enrol_wanted(&mut self, world: &Snapshot) -> Vec<PodUid> {
+        let now = tokio::time::Instant::now();
+        let mut joined = Vec::new();
+        for local in world.local_pods() {
+            let uid = &local.workload.uid;
+            let Wanted::In(settings) = &local.wanted else { continue };
+            let waits = self.failed.get(uid).is_some_and(|(_, retry)| *retry > now);
+            if self.pods.contains_key(uid) || waits {
+                continue;
+            }
+            let enrolled = match self.leaving.remove(uid) {
+                Some((leaving, _)) => self.rejoin(leaving, settings),
+                None => self.enrol(local, settings).await,
+            };
+            match enrolled {
+                Ok(enrolled) => {
+                    let pod = &enrolled.pod;
+                    tracing::info!(pod = %pod.name, %uid, mode = %settings.mode, identity = %pod.identity, "pod enrolled");
+                    self.failed.remove(uid);
+                    self.left.remove(uid);
+                    self.pods.insert(uid.clone(), enrolled);
+                    joined.push(uid.clone());
+                }
+                Err(error) => {
+                    let name = format!("{}/{}", local.workload.namespace, local.workload.name);
+                    self.failed_to_join(uid, &name, &error);
+                }
+            }
+        }
+        joined
+    }
+
+    /// Notes a failure, to be seen in `status` and tried again; logs it once.
+    pub(super) fn failed_to_join(&mut self, uid: &PodUid, name: &str, error: &EnrolError) {
+        let failure = Failure { code: error.code(), sentence: error.to_string() };
+        let known = self.failed.get(uid);
+        if known.is_none_or(|(known, _)| known.sentence != failure.sentence) {
+            tracing::error!(pod = name, %uid, %error, "pod cannot be enrolled");
+        }
+        self.failed.insert(uid.clone(), (failure, Self::retry_at()));
+    }
+
+    async fn enrol(
+        &mut self,
+        local: &LocalPod,
+        settings: &Settings,
+    ) -> Result<Enrolled, EnrolError> {
+        let workload = &local.workload;
+        let path = local.netns.as_ref().ok_or(EnrolError::NoNetns)?.path();
+        let netns = Netns::open(&self.mesh.factory, path).await?;
+        if let Some(holder) = self.holder_of(&netns, &workload.uid) {
+            return Err(EnrolError::NetnsTaken(holder));
+        }
+        let trust_domain = &self.mesh.trust_domain;
+        let identity = SpiffeId::new(trust_domain, &workload.namespace, &workload.service_account)?;
+        self.identities.ensure(&identity).await?;
+        self.reserve(&netns).await?;
+        let name = ObjectName::new(&workload.namespace, &workload.name);
+        let groups = (self.accepting.child(), self.serving.child());
+        let addresses = &workload.addresses;
+        let pod = Pod::new(workload.uid.clone(), name, identity, netns, addresses, groups);
+        let pod = Arc::new(pod);
+        let listening = Listening::bind(&self.mesh, &pod).await?;
+        self.generation += 1;
+        let enrolled = Enrolled {
+            pod,
+            listeners: Listeners::Made(Some(listening)),
+            settings: (settings.mode, settings.exclude_ports.clone()),
+            since: Timestamp::now(),
+            generation: self.generation,
+        };
+        self.take_addresses(&enrolled)?;
+        Ok(enrolled)
+    }
+
+    /// A pod that is wanted again before its grace is over still has its listeners.
+    fn rejoin(&mut self, leaving: Enrolled, settings: &Settings) -> Result<Enrolled, EnrolError> {
+        self.generation += 1;
+        let settings = (settings.mode, settings.exclude_ports.clone());
+        let (since, generation) = (Timestamp::now(), self.generation);
+        let enrolled = Enrolled { settings, since, generation, ..leaving };
+        if let Err(error) = self.take_addresses(&enrolled) {
+            self.release(&enrolled);
+            return Err(error.into());
+        }
+        Ok(enrolled)
+    }
+
+    /// From here on arrivals at the pod's addresses are decided about. An address that another pod had is ours now.
+    fn take_addresses(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
+        let (tables, pod) = (self.mesh.kernel.tables(), &enrolled.pod);
+        let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.0));
+        tables.add_pod_verdicts(netns)?;
+        for address in pod.addresses() {
+            tables.local.put(address.into(), tables::local(netns, flags))?;
+        }
+        self.set_mode(pod, flags)
+    }
+
+    /// The last of joining: the pod's own dials.
+    pub(super) fn capture_dials(&self, uid: &PodUid) {
+        let Some(enrolled) = self.pods.get(uid) else { return };
+        let pod = &enrolled.pod;
+        let entry = EnrolledPod {
+            v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
+            v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
+        };
+        let put = self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry);
+        self.log_failure("capture dials", put);
+    }
+
+    /// Keeps ephemeral sockets out of the mesh's range. What was there is noted first, so that a crash forgets nothing.
+    async fn reserve(&self, netns: &Netns) -> Result<(), EnrolError> {
+        let factory = &self.mesh.factory;
+        if Saved::read(&self.saved_dir, netns.cookie()).is_none() {
+            let before = netns.run(factory, reserved_ports).await?.map_err(EnrolError::Sysctl)?;
+            let (path, cookie) = (netns.path().to_owned(), netns.cookie());
+            let saved = Saved { netns: path, cookie, reserved_ports: before };
+            saved.write(&self.saved_dir).map_err(EnrolError::Note)?;
+        }
+        netns.run(factory, reserve_ports).await?.map_err(EnrolError::Sysctl)
+    }
+}

@@ -1,0 +1,100 @@
+//! Letting pods go.
+
+use std::net::IpAddr;
+
+use mesh_common::maps::LOCAL_LEFT;
+use tokio::time::Instant;
+
+use super::{Enrolled, Enroller, LEAVE_GRACE, Saved};
+use crate::{
+    proxy::{Pod, owns},
+    world::{PodUid, Snapshot, Wanted},
+};
+
+impl Enroller {
+    /// Pods whose namespace or address is gone leave nothing behind.
+    pub(super) async fn remove_vanished(&mut self, world: &Snapshot) {
+        let gone = |uid: &PodUid, enrolled: &Enrolled| is_gone(world, uid, &enrolled.pod);
+        let forgotten = |uid: &PodUid, enrolled: &Enrolled| {
+            world.local_pod(uid).is_none() || gone(uid, enrolled)
+        };
+        let mut removed: Vec<Enrolled> =
+            self.pods.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e).collect();
+        let leaving = self.leaving.extract_if(.., |uid, (enrolled, _)| gone(uid, enrolled));
+        removed.extend(leaving.map(|(_, (enrolled, _))| enrolled));
+        let left = self.left.extract_if(.., |uid, enrolled| forgotten(uid, enrolled));
+        removed.extend(left.map(|(_, enrolled)| enrolled));
+        for enrolled in removed {
+            let pod = &enrolled.pod;
+            tracing::info!(pod = %pod.name, netns = %pod.netns.path().display(), "pod gone");
+            self.release(&enrolled);
+            self.log_failure("detach", self.mesh.kernel.detach_pod(pod.netns.cookie()));
+            for address in pod.addresses().map(Into::into) {
+                if owns(&self.mesh, pod, &address) {
+                    self.log_failure("forget", self.mesh.kernel.tables().local.remove(&address));
+                }
+            }
+            pod.connections.stop();
+            self.restore_ports(pod).await;
+        }
+        self.failed.retain(|uid, _| world.local_pod(uid).is_some());
+    }
+
+    /// Pods that are to leave are withdrawn; they go on taking TLS, and take plaintext from now on.
+    pub(super) fn withdraw_unwanted(&mut self, world: &Snapshot) {
+        let wanted = |uid: &PodUid| {
+            world.local_pod(uid).is_some_and(|pod| matches!(pod.wanted, Wanted::In(_)))
+        };
+        self.failed.retain(|uid, _| wanted(uid));
+        let until = Instant::now() + LEAVE_GRACE;
+        let leaving: Vec<_> = self.pods.extract_if(.., |uid, _| !wanted(uid)).collect();
+        for (uid, enrolled) in leaving {
+            tracing::info!(pod = %enrolled.pod.name, %uid, "pod leaves the mesh");
+            self.log_failure("open", self.set_mode(&enrolled.pod, 0));
+            self.leaving.insert(uid, (enrolled, until));
+        }
+    }
+
+    /// The pods' own dials are not redirected any more; and what is left of pods whose grace is over ends.
+    pub(super) async fn finish_leaving(&mut self) {
+        let now = Instant::now();
+        for (enrolled, _) in self.leaving.values() {
+            let netns = enrolled.pod.netns.cookie();
+            self.log_failure("release", self.mesh.kernel.tables().enrolled.remove(&netns));
+        }
+        let over: Vec<_> = self.leaving.extract_if(.., |_, (_, until)| *until <= now).collect();
+        for (uid, (enrolled, _)) in over {
+            self.log_failure("leave", self.set_mode(&enrolled.pod, LOCAL_LEFT));
+            self.release(&enrolled);
+            self.restore_ports(&enrolled.pod).await;
+            self.left.insert(uid, enrolled);
+        }
+    }
+
+    async fn restore_ports(&self, pod: &Pod) {
+        let cookie = pod.netns.cookie();
+        if let Some(saved) = Saved::read(&self.saved_dir, cookie) {
+            let before = saved.reserved_ports;
+            let restore = move || crate::netns::restore_ports(&before);
+            let restored = pod.netns.run(&self.mesh.factory, restore).await;
+            if !matches!(restored, Ok(Ok(()))) {
+                tracing::debug!(pod = %pod.name, "the reserved ports could not be put back; the namespace is going");
+            }
+            Saved::forget(&self.saved_dir, cookie);
+        }
+    }
+}
+
+/// Whether a pod is not any more what was enrolled. One whose object alone is gone still runs, and leaves in order.
+fn is_gone(world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
+    if !pod.netns.still_there() {
+        return true;
+    }
+    let Some(local) = world.local_pod(uid) else { return false };
+    let elsewhere = local.netns.as_ref().is_none_or(|netns| netns.path() != pod.netns.path());
+    let mut now: Vec<IpAddr> = local.workload.addresses.clone();
+    let mut then: Vec<IpAddr> = pod.addresses().collect();
+    now.sort();
+    then.sort();
+    elsewhere || now != then
+}
