@@ -1,6 +1,6 @@
 //! One step of enrolment: what the world wants, compared with what is.
 
-use std::sync::Arc;
+use std::{os::fd::AsFd as _, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -154,7 +154,6 @@ impl Enroller {
                 self.mesh.kernel.tables().local.put(address, entry)?;
             }
         }
-        use std::os::fd::AsFd as _;
         self.mesh.kernel.attach_pod(pod.netns.as_fd(), pod.netns.cookie(), strict)
     }
 

@@ -158,7 +158,7 @@ pub(super) struct Leg {
 ///
 /// The source port comes from the mesh's range too (from its own address to its own address the range means nothing): an
 /// ephemeral one would be lost to the pod for a minute after each connection that its client ends, since the kernel gives
-/// nobody a port that is explicitly bound, not even in TIME_WAIT.
+/// nobody a port that is explicitly bound, not even in `TIME_WAIT`.
 ///
 /// # Errors
 /// See [`DialError`].

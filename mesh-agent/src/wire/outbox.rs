@@ -126,6 +126,7 @@ impl Outbox {
         let size = self.end + length;
         if self.buffer.len() < size {
             // Exact: doubling would break the bound on a connection's memory.
+            self.buffer.reserve_exact(size - self.buffer.len());
             self.buffer.resize(size, 0);
         }
     }

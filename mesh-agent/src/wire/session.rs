@@ -223,7 +223,7 @@ impl Session {
     }
 
     /// The next thing the peer says; what we had to say goes first.
-    pub(super) async fn next(&mut self) -> Result<Received, SessionError> {
+    pub(crate) async fn next(&mut self) -> Result<Received, SessionError> {
         let write_error = self.write_pending().await.err();
         loop {
             match self.channel.receive() {

@@ -13,6 +13,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use super::record::Content;
 use super::{Accepted, Open, Session};
 use crate::identity::{
     Anchors, ClientTls, FileCa, Identities, ServerTls, Signer as _, SpiffeId, TlsConfigs, file_ca,
@@ -180,4 +181,43 @@ pub(crate) fn soon() -> Instant {
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     let limit = Duration::from_mins(1);
     tokio::time::timeout(limit, future).await.unwrap_or_else(|_| panic!("{what}: not in time"))
+}
+
+/// A small generator of reproducible bytes and choices (xorshift64*).
+#[derive(Clone)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let word = self.next().to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}
+
+/// Seals a record of any kind and content, to play a peer that breaks the protocol.
+pub(super) fn send_raw(session: &mut Session, content: Content, body: &[u8]) {
+    let channel = &mut session.channel;
+    channel.outbox.seal(&mut channel.traffic, content, body).unwrap();
+}
+
+/// Seals a record of application data, whatever frame it may be.
+pub(crate) fn send_frame(session: &mut Session, body: &[u8]) {
+    send_raw(session, Content::Data, body);
 }

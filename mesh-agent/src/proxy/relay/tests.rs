@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::wire::SessionError;
-use crate::wire::testing::{Mesh, in_time, open, sample_open, soon, tcp_pair};
+use crate::wire::testing::{Dice, Mesh, in_time, open, sample_open, soon, tcp_pair};
 
 /// Both relays of one connection, run until both have ended.
 async fn carry_both(
@@ -37,32 +37,4 @@ async fn mesh_pair(
     let (app_a, agent_a) = tcp_pair().await;
     let (agent_b, app_b) = tcp_pair().await;
     (app_a, app_b, carry_both(sessions, (agent_a, agent_b)))
-}
-
-/// A small generator of reproducible bytes and choices (xorshift64*).
-#[derive(Clone)]
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
-        }
-    }
 }

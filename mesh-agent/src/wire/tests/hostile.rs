@@ -278,3 +278,64 @@ fn seal_with_inner_type_zero(session: &mut Session, body: &[u8]) -> Vec<u8> {
     session.channel.traffic.sealer.seal_as(&mut record, 0).unwrap();
     record
 }
+
+/// An authenticated peer that says anything: frames whole and damaged, TLS messages, alerts, in any
+/// order. Each conversation ends with an error that has a name, or with everything understood.
+#[tokio::test]
+async fn a_peer_that_says_anything_is_understood_or_refused() {
+    let mesh = Mesh::new().await;
+    let mut ends = std::collections::BTreeMap::new();
+    for seed in 0..150 {
+        let mut dice = Dice::new(seed);
+        let (mut client, mut server) = mesh.sessions().await;
+        for _ in 0..=dice.below(12) {
+            say_anything(&mut client, &mut dice);
+        }
+        client.flush().await.unwrap();
+        drop(client);
+        let end = in_time("an end", async {
+            loop {
+                match server.next().await {
+                    Ok(Received::Open(_)) if dice.below(2) == 0 => {
+                        server.send_accepted(&Accepted::default()).unwrap();
+                    }
+                    Ok(Received::Closed) => break "closed",
+                    Ok(_) => {}
+                    Err(error) => break error.as_code(),
+                }
+            }
+        })
+        .await;
+        *ends.entry(end).or_insert(0) += 1;
+    }
+    println!("{ends:?}");
+    assert!(ends.len() >= 5, "the seeds reach too little: {ends:?}");
+}
+
+fn say_anything(session: &mut Session, dice: &mut Dice) {
+    let kind = dice.below(20);
+    let mut body = Vec::new();
+    match kind {
+        0..4 => Frame::Open(sample_open()).encode(&mut body),
+        4..8 => Frame::Data(&vec![7; 1 + dice.below(16_383) as usize]).encode(&mut body),
+        8 | 9 => Frame::Fin.encode(&mut body),
+        10 => Frame::Reset(ResetCode::from_wire(dice.next() as u16)).encode(&mut body),
+        11..14 => body = vec![0x80 | dice.next() as u8; 1 + dice.below(100) as usize],
+        14 => return session.update_keys(dice.below(2) == 0).unwrap(),
+        15 => body = vec![24, 0, 0, 1, dice.below(3) as u8],
+        _ => {
+            body = vec![0; dice.below(40) as usize];
+            dice.fill(&mut body);
+        }
+    }
+    if dice.below(12) == 0 && !body.is_empty() {
+        let at = dice.below(body.len() as u64) as usize;
+        body[at] = dice.next() as u8;
+    }
+    let content = match (kind, dice.below(30)) {
+        (15, _) | (_, 0) => Content::Handshake,
+        (_, 1) => Content::Alert,
+        _ => Content::Data,
+    };
+    send_raw(session, content, &body);
+}

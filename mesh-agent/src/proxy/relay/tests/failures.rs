@@ -6,8 +6,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::wire::testing::uri;
+use crate::wire::testing::{send_frame, uri};
 use crate::wire::{HandshakeError, JudgedBy, Refusal, Refused, TlsReason};
+use crate::wire::{Received, frame};
 
 /// One relay, its application, and the bare session of a peer that will misbehave.
 async fn half(mesh: &Mesh) -> (TcpStream, Session, impl Future<Output = Carried> + use<>) {
@@ -87,6 +88,68 @@ async fn a_record_altered_on_the_way_resets_the_application_and_tells_the_peer()
         matches!(told, SessionError::Tls { reason: r, judged_by: JudgedBy::Peer } if r == reason),
         "{told:?}"
     );
+}
+
+/// A peer that says anything while a connection is carried. Whatever it says, the application gets
+/// the data before the first fault, and sees a clean end if and only if the peer sent FIN.
+#[tokio::test]
+async fn whatever_the_peer_says_only_fin_is_a_clean_end() {
+    let mesh = Mesh::new().await;
+    let (mut clean, mut reset) = (0, 0);
+    for seed in 0..120 {
+        let mut dice = Dice::new(seed);
+        let (mut app, mut peer, carried) = half(&mesh).await;
+        app.shutdown().await.unwrap();
+        let play = async move {
+            assert!(matches!(peer.next().await.unwrap(), Received::Fin));
+            let (mut expected, mut end) = (Vec::new(), None);
+            for _ in 0..dice.below(8) {
+                let (body, ends) = something(&mut dice);
+                send_frame(&mut peer, &body);
+                if end.is_none() && body.first() == Some(&frame::kind::DATA) && ends.is_none() {
+                    expected.extend_from_slice(&body[1..]);
+                }
+                end = end.or(ends);
+            }
+            peer.flush().await.unwrap();
+            drop(peer);
+            let mut got = Vec::new();
+            let seen = app.read_to_end(&mut got).await.map_err(|error| error.kind());
+            assert_eq!(got.len(), expected.len(), "seed {seed}");
+            assert!(got == expected, "seed {seed}: other bytes");
+            match end {
+                Some(Ok(())) => assert_eq!(seen, Ok(got.len()), "seed {seed}"),
+                Some(Err(())) | None => {
+                    assert_eq!(seen, Err(ErrorKind::ConnectionReset), "seed {seed}");
+                }
+            }
+            end == Some(Ok(()))
+        };
+        let (was_clean, carried) = in_time("an end", async { tokio::join!(play, carried) }).await;
+        assert_eq!(was_clean, matches!(carried.end, End::Finished { .. }), "{:?}", carried.end);
+        *(if was_clean { &mut clean } else { &mut reset }) += 1;
+    }
+    assert!(clean > 20 && reset > 20, "{clean} clean, {reset} reset");
+}
+
+/// A frame's bytes, and whether it ends the connection: well, by FIN, or badly.
+fn something(dice: &mut Dice) -> (Vec<u8>, Option<Result<(), ()>>) {
+    match dice.below(12) {
+        0..7 => {
+            let mut body = vec![0; 2 + dice.below(16_382) as usize];
+            dice.fill(&mut body);
+            body[0] = frame::kind::DATA;
+            (body, None)
+        }
+        7 => (vec![0x80 | dice.next() as u8; 20], None), // may be skipped
+        8 | 9 => (vec![frame::kind::FIN], Some(Ok(()))),
+        10 => (vec![frame::kind::RESET, 0, 1], Some(Err(()))),
+        _ => {
+            let faults: [&[u8]; 6] =
+                [&[], &[0], &[0x7f, 1], &[frame::kind::DATA], &[frame::kind::FIN, 1], &[2]];
+            (faults[dice.below(6) as usize].to_vec(), Some(Err(())))
+        }
+    }
 }
 
 #[tokio::test]
