@@ -4,6 +4,8 @@
 //! account present on this node, signed through a [`Signer`]; [`PeerVerifier`] judges the peer's
 //! certificate; [`TlsConfigs`] turns both into what a TLS handshake needs.
 
+use std::time::SystemTime;
+
 pub mod anchors;
 pub mod file_ca;
 pub mod signer;
@@ -19,3 +21,11 @@ pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use store::{Identities, Identity, IdentityError, IdentityStatus};
 pub use tls::{ClientTls, ServerTls, TlsConfigs};
 pub use verifier::PeerVerifier;
+
+/// A moment as people read it, in UTC: `2026-11-23T04:43:26Z`.
+pub(crate) fn date_of(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(
+        |error| format!("a date that cannot be shown ({error})"),
+        |timestamp| timestamp.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    )
+}

@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
@@ -20,7 +21,7 @@ use rustls::{
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
-use super::{Anchors, SpiffeId, SpiffeIdError, TrustDomain};
+use super::{Anchors, SpiffeId, SpiffeIdError, TrustDomain, date_of};
 
 /// Our verifier, for both sides of a handshake.
 #[derive(Debug)]
@@ -160,7 +161,8 @@ pub enum PeerRejection {
     },
     /// It has ended.
     #[error(
-        "the peer's certificate expired at {not_after_unix_s} (Unix time); its node cannot renew it, or a clock is wrong"
+        "the peer's certificate expired at {}; its node cannot renew it, or a clock is wrong",
+        date_of_unix(*.not_after_unix_s)
     )]
     Expired {
         /// When it ended, seconds since 1970.
@@ -168,7 +170,8 @@ pub enum PeerRejection {
     },
     /// It has not begun.
     #[error(
-        "the peer's certificate is valid only from {not_before_unix_s} (Unix time); a clock is wrong"
+        "the peer's certificate is valid only from {}; a clock is wrong",
+        date_of_unix(*.not_before_unix_s)
     )]
     NotYetValid {
         /// When it begins, seconds since 1970.
@@ -351,4 +354,8 @@ impl ClientCertVerifier for PeerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+fn date_of_unix(seconds: u64) -> String {
+    date_of(UNIX_EPOCH + Duration::from_secs(seconds))
 }

@@ -93,3 +93,24 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_takes_no_more_than_it_needs() {
+        let mut inbox = Inbox::default();
+        for records in [1, 2, 4, 8] {
+            let room = inbox.spare(records);
+            assert!(!room.is_empty());
+            inbox.received(1000);
+            assert!(inbox.capacity() <= records * MAX_RECORD_BYTES, "{}", inbox.capacity());
+        }
+        inbox.consume(4000);
+        inbox.spare(1);
+        assert!(inbox.capacity() <= MAX_RECORD_BYTES, "{}", inbox.capacity());
+        inbox.release();
+        assert_eq!(inbox.capacity(), 0);
+    }
+}

@@ -131,3 +131,25 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection's memory is bounded, also when a stream begins behind a handshake's last flight.
+    #[test]
+    fn growing_takes_no_more_than_it_needs() {
+        let mut outbox = Outbox::default();
+        outbox.append(3000);
+        for records in [1, 2, 4, 8] {
+            let slices = outbox.data_slices(records);
+            assert_eq!(slices.iter().filter(|slice| !slice.is_empty()).count(), records);
+        }
+        assert!(outbox.capacity() <= 3000 + MAX_RECORDS * STRIDE, "{}", outbox.capacity());
+        outbox.written(3000);
+        outbox.data_slices(1);
+        assert!(outbox.capacity() <= STRIDE, "{}", outbox.capacity());
+        outbox.release();
+        assert_eq!(outbox.capacity(), 0);
+    }
+}

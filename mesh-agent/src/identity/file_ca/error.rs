@@ -2,9 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use crate::identity::anchors::AnchorsError;
+use crate::identity::date_of;
 
 /// Why a CA directory cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,7 @@ pub enum CaError {
         certificate: PathBuf,
     },
     /// A CA certificate that has ended.
-    #[error("{} expired at {} (Unix time); make a new CA, add its certificate to every anchors.pem, then use it", .file.display(), unix_s(*.not_after))]
+    #[error("{} expired at {}; make a new CA, add its certificate to every anchors.pem, then use it", .file.display(), date_of(*.not_after))]
     Expired {
         /// The file.
         file: PathBuf,
@@ -115,8 +116,4 @@ impl CaError {
 
 fn directory(file: &Path) -> std::path::Display<'_> {
     file.parent().unwrap_or(file).display()
-}
-
-fn unix_s(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

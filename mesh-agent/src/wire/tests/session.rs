@@ -168,3 +168,28 @@ async fn what_two_thousand_small_frames_in_one_segment_say_is_heard() {
     };
     in_time("the frames", async { tokio::join!(sending, receiving) }).await;
 }
+
+/// The server has refused us and gone; what we still write meets its reset. The alert that lies in
+/// our kernel explains it.
+#[tokio::test]
+async fn a_failed_write_reports_the_alert_behind_it() {
+    let mesh = Mesh::new().await;
+    let key = mesh.forged(|p| p.subject_alt_names = vec![uri("spiffe://other/ns/shop/sa/web")]);
+    let (near, far) = tcp_pair().await;
+    let (client_tls, server_tls) = (mesh.client_with(key), mesh.server());
+    let client = async {
+        let mut session = Session::connect(near, &client_tls, soon()).await.unwrap();
+        session.send_open(&sample_open()).unwrap();
+        loop {
+            if let Err(error) = session.flush().await {
+                break error;
+            }
+            session.channel.send(&Frame::Data(&[0; 10_000])).unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    let server = async { Session::accept(far, &server_tls, soon()).await.unwrap_err() };
+    let (error, refused) = in_time("the alert", async { tokio::join!(client, server) }).await;
+    assert_eq!(refused.as_code(), "foreign_trust_domain");
+    assert_eq!(error.as_code(), "foreign_trust_domain", "{error:?}");
+}

@@ -7,7 +7,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     process::{Child, ChildStdin, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::Duration,
 };
@@ -55,7 +55,7 @@ impl Program {
             .command(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(File::create(&errors)?)
+            .stderr(File::options().create(true).append(true).open(&errors)?)
             .spawn()
             .context("starting mesh-probe (cargo build --release)")?;
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).context("no pipes")?;
@@ -81,8 +81,10 @@ impl Program {
     }
 
     fn line(&self, limit: Duration) -> Result<String> {
-        let late = |e| anyhow!("{} has said nothing for {limit:?}: {e}", self.name);
-        self.lines.recv_timeout(limit).map_err(late)
+        self.lines.recv_timeout(limit).map_err(|e| match e {
+            RecvTimeoutError::Timeout => anyhow!("{} has said nothing for {limit:?}", self.name),
+            RecvTimeoutError::Disconnected => anyhow!("{} has ended", self.name),
+        })
     }
 }
 

@@ -26,8 +26,10 @@ pub(crate) enum Arm {
     NoMesh,
     /// Two pods in the mesh.
     Mesh,
+    /// As `NoMesh`, with ports of its own: what waits in `TIME_WAIT` after one figure must not slow the other.
+    Unattached,
     /// The pods of `NoMesh`, in a cgroup with our programs.
-    Untouched,
+    Attached,
 }
 
 impl Figure {
@@ -67,7 +69,7 @@ impl Figure {
     /// What is compared: the yardstick, and what is measured by it.
     pub(crate) fn arms(self) -> [Arm; 2] {
         match self {
-            Self::Untouched => [Arm::NoMesh, Arm::Untouched],
+            Self::Untouched => [Arm::Unattached, Arm::Attached],
             _ => [Arm::NoMesh, Arm::Mesh],
         }
     }

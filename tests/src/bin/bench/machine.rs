@@ -18,7 +18,7 @@ pub(crate) struct Facts {
     pub(crate) stolen: f64,
 }
 
-/// CPU time used until now, in µs, over all CPUs.
+/// CPU time in µs, over all CPUs: since the machine started, or of a while.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
     total: u64,
@@ -42,16 +42,26 @@ impl Usage {
         let total = us(fields.iter().sum());
         Ok(Self { total, idle: us(idle + iowait), stolen: us(stolen), ours })
     }
+
+    /// What was used since then and until `later`.
+    pub(crate) fn until(self, later: &Self) -> Self {
+        Self {
+            total: later.total.saturating_sub(self.total),
+            idle: later.idle.saturating_sub(self.idle),
+            stolen: later.stolen.saturating_sub(self.stolen),
+            ours: later.ours.saturating_sub(self.ours),
+        }
+    }
+
+    /// The share that was neither idle nor ours nor taken by the hypervisor.
+    pub(crate) fn by_others(self) -> f64 {
+        let Self { total, idle, stolen, ours } = self;
+        share(total.saturating_sub(idle + stolen + ours), total)
+    }
 }
 
 impl Facts {
-    pub(crate) fn of_run(before: &Usage, after: &Usage) -> Self {
-        let [total, idle, stolen, ours] = [
-            after.total - before.total,
-            after.idle.saturating_sub(before.idle),
-            after.stolen - before.stolen,
-            after.ours - before.ours,
-        ];
+    pub(crate) fn of_run(usage: Usage) -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let field = |name: &str| {
@@ -61,8 +71,8 @@ impl Facts {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             cpu: field("model name").unwrap_or_default().to_owned(),
             cpus: info.lines().filter(|line| line.starts_with("processor")).count(),
-            used_by_others: share(total.saturating_sub(idle + stolen + ours), total),
-            stolen: share(stolen, total),
+            used_by_others: usage.by_others(),
+            stolen: share(usage.stolen, usage.total),
         }
     }
 

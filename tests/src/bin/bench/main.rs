@@ -69,6 +69,7 @@ fn on_stage(pins: &Pins, play: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Res
     signals::clean_up(net.tag())?;
     let played = Stage::set_up(&net, pins).and_then(|mut stage| play(&mut stage));
     if played.is_err() {
+        signals::wait_if_interrupted();
         net.print_logs();
     }
     played.and(net.remove())
@@ -82,7 +83,7 @@ fn measure(stage: &mut Stage<'_>, what: &Measure) -> Result<()> {
     for &figure in figures {
         measured.push(measure_one(stage, figure, settings)?);
     }
-    let machine = machine::Facts::of_run(&before, &Usage::now(stage.net())?);
+    let machine = machine::Facts::of_run(before.until(&Usage::now(stage.net())?));
     let report = Report { machine, seconds: begun.elapsed().as_secs_f64(), figures: measured };
     match format {
         Format::Table => print!("{report}"),
@@ -102,10 +103,11 @@ fn measure_one(
         // Caches, certificates, the agents' buffers.
         stage.slice(arm, order.with_time(Duration::from_millis(100)))?;
     }
-    let mut rounds = Vec::new();
-    for number in 0..settings.rounds(figure) {
-        rounds.push(stage.round(figure, order, number % 2 == 1)?);
+    let (wanted, mut rounds) = (settings.rounds(figure), Vec::new());
+    // Rounds that others have disturbed are replaced by others, up to a bound.
+    while rounds.len() < wanted * 5 / 3 && report::quiet(&rounds).count() < wanted {
+        rounds.push(stage.round(figure, order, rounds.len() % 2 == 1)?);
     }
     stage.check_counts(before, figure)?;
-    Ok(report::Measured::new(figure, &rounds))
+    Ok(report::Measured::new(figure, &rounds, wanted))
 }

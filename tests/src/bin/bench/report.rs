@@ -27,54 +27,79 @@ pub(crate) struct Measured {
     figure: Figure,
     /// Of `no_mesh`, `mesh` and the rounds: `us` per operation, or `bytes_per_s`.
     unit: &'static str,
-    /// Over the rounds.
+    /// Over the rounds that count. For `untouched`: without our programs.
     no_mesh: Spread,
-    /// Over the rounds. For `untouched`: with our programs attached.
+    /// Over the rounds that count. For `untouched`: with our programs attached.
     mesh: Spread,
-    /// `mesh / no_mesh` of each round. Of times less is better, of bytes per second more.
+    /// `mesh / no_mesh` of each round that counts. Of times less is better, of bytes per second more.
     ratio: Spread,
-    /// 99 of 100 operations took no longer, in µs; absent for the stream.
+    /// 99 of 100 operations took no longer, in µs, without and with the mesh; absent for the stream.
     p99_us: Option<[f64; 2]>,
     /// What both agents together used, in µs per operation of the mesh; of the stream per MiB.
     agents_cpu_us: f64,
-    /// Operations over all rounds, without and with the mesh.
+    /// There were not enough quiet rounds, so that all count.
+    disturbed: bool,
+    rounds: Vec<RoundFacts>,
+}
+
+/// One round, whether it counts or not.
+#[derive(Debug, Serialize)]
+struct RoundFacts {
+    no_mesh: f64,
+    mesh: f64,
+    /// Operations, without and with the mesh.
     operations: [u64; 2],
-    /// What each round measured, without and with the mesh.
-    rounds: Vec<[f64; 2]>,
+    used_by_others: f64,
+}
+
+/// More than this share of all CPU time used by others, and a round does not count if enough others do. A stream suffers
+/// most, and more without the mesh than with it: 2.0 GB/s become 0.7, where the mesh still has 1.2 of its 1.3.
+const QUIET: f64 = 0.15;
+
+/// The rounds that nobody has disturbed.
+pub(crate) fn quiet(rounds: &[Round]) -> impl Iterator<Item = &Round> {
+    rounds.iter().filter(|round| round.used_by_others <= QUIET)
 }
 
 impl Measured {
-    pub(crate) fn new(figure: Figure, rounds: &[Round]) -> Self {
-        let values: Vec<[f64; 2]> = rounds
-            .iter()
-            .map(|round| [&round.yardstick, &round.measured].map(|slice| value(figure, slice)))
-            .collect();
-        let spread = |pick: fn(&[f64; 2]) -> f64| Spread::of(values.iter().map(pick));
-        let (mut times, mut operations) = ([Histogram::default(), Histogram::default()], [0, 0]);
-        let (mut cpu_us, mut bytes) = (0, 0);
-        for round in rounds {
-            for (arm, slice) in [&round.yardstick, &round.measured].into_iter().enumerate() {
-                times[arm].merge(&slice.times);
-                operations[arm] += slice.count;
-            }
-            cpu_us += round.agents_cpu_us;
-            bytes += round.measured.bytes;
+    /// From all rounds, of which `wanted` ought to be quiet.
+    pub(crate) fn new(figure: Figure, rounds: &[Round], wanted: usize) -> Self {
+        let mut counting: Vec<&Round> = quiet(rounds).collect();
+        let disturbed = counting.len() * 2 < wanted;
+        if disturbed {
+            counting = rounds.iter().collect();
         }
-        let p99 = times.each_ref().map(|times| times.quantile_ns(0.99).map(|ns| ns / 1e3));
-        let of = match figure {
-            Figure::Stream => real(bytes) / f64::from(1 << 20),
-            _ => real(operations[1]),
+        let facts = |round: &Round| RoundFacts {
+            no_mesh: value(figure, &round.yardstick),
+            mesh: value(figure, &round.measured),
+            operations: [round.yardstick.count, round.measured.count],
+            used_by_others: round.used_by_others,
+        };
+        let values: Vec<RoundFacts> = counting.iter().copied().map(facts).collect();
+        let spread = |pick: fn(&RoundFacts) -> f64| Spread::of(values.iter().map(pick));
+        let p99 = |arm: fn(&Round) -> &Slice| {
+            let mut times = Histogram::default();
+            for round in &counting {
+                times.merge(&arm(round).times);
+            }
+            times.quantile_ns(0.99).map(|ns| ns / 1e3)
+        };
+        let p99 = p99(|round| &round.yardstick).zip(p99(|round| &round.measured));
+        let sum = |of: fn(&Round) -> u64| real(counting.iter().map(|round| of(round)).sum());
+        let operations = match figure {
+            Figure::Stream => sum(|round| round.measured.bytes) / f64::from(1 << 20),
+            _ => sum(|round| round.measured.count),
         };
         Self {
             figure,
             unit: if figure == Figure::Stream { "bytes_per_s" } else { "us" },
-            no_mesh: spread(|[no_mesh, _]| *no_mesh),
-            mesh: spread(|[_, mesh]| *mesh),
-            ratio: spread(|[no_mesh, mesh]| mesh / no_mesh),
-            p99_us: p99[0].zip(p99[1]).map(<[f64; 2]>::from),
-            agents_cpu_us: real(cpu_us) / of,
-            operations,
-            rounds: values,
+            no_mesh: spread(|round| round.no_mesh),
+            mesh: spread(|round| round.mesh),
+            ratio: spread(|round| round.mesh / round.no_mesh),
+            p99_us: p99.map(<[f64; 2]>::from),
+            agents_cpu_us: sum(|round| round.agents_cpu_us) / operations,
+            disturbed,
+            rounds: rounds.iter().map(facts).collect(),
         }
     }
 
@@ -110,25 +135,32 @@ impl Display for Report {
             "", "no mesh", "mesh", "ratio", "half of rounds", "p99", "agents' CPU"
         )?;
         for figure in figures {
-            let Measured { ratio, p99_us, agents_cpu_us, .. } = figure;
+            let Measured { ratio, p99_us, agents_cpu_us, disturbed, .. } = figure;
             let half = format!("{:.2} .. {:.2}", ratio.lower_quartile, ratio.upper_quartile);
             let p99 = p99_us.map(|[no_mesh, mesh]| format!("{no_mesh:.0} -> {mesh:.0} µs"));
             let per = if figure.figure == Figure::Stream { "/MiB" } else { "" };
             writeln!(
                 f,
-                "{:<32}{:>12}{:>12}{:>9.2}  {half:<16}{:>21}{:>16}",
+                "{:<32}{:>12}{:>12}{:>9.2}{} {half:<16}{:>21}{:>16}",
                 figure.figure.title(),
                 figure.show(figure.no_mesh.median),
                 figure.show(figure.mesh.median),
                 ratio.median,
+                if *disturbed { '?' } else { ' ' },
                 p99.unwrap_or_default(),
                 format!("{agents_cpu_us:.1} µs{per}"),
             )?;
         }
-        let rounds = figures.iter().map(|figure| figure.rounds.len()).max().unwrap_or(0);
         writeln!(
             f,
-            "Medians of up to {rounds} rounds in {seconds:.0} s, no mesh and mesh by turns. Ratio: mesh / no mesh; of times less is better, of the stream more."
-        )
+            "Medians over rounds of no mesh and mesh by turns, {seconds:.0} s in all. Ratio: mesh / no mesh; of times less is better, of the stream more."
+        )?;
+        if figures.iter().any(|figure| figure.disturbed) {
+            writeln!(
+                f,
+                "?: other programs disturbed too many rounds; measure again when the machine is quiet."
+            )?;
+        }
+        Ok(())
     }
 }

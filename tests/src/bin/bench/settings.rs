@@ -15,7 +15,7 @@ With --no-pins the nodes share all CPUs; otherwise each has half of them, as if 
 
 /// Connections per slice. Each leaves its client's port in `TIME_WAIT` for a minute, and connecting gets slow once half
 /// of the 28,232 ports of a pod wait so: `rounds * CONNECTIONS` stays below that.
-const CONNECTIONS: u64 = 300;
+const CONNECTIONS: u64 = 200;
 
 /// No slice of a load that is not `connect` comes close to it.
 const NO_LIMIT: u64 = 50_000_000;
@@ -49,12 +49,12 @@ pub(crate) enum Format {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Settings {
     quick: bool,
-    rounds: Option<u32>,
+    rounds: Option<usize>,
 }
 
 impl Settings {
-    /// Rounds of a figure: one slice without the mesh and one with it.
-    pub(crate) fn rounds(self, figure: Figure) -> u32 {
+    /// Quiet rounds that a figure needs: one slice without the mesh and one with it.
+    pub(crate) fn rounds(self, figure: Figure) -> usize {
         self.rounds.unwrap_or(match (self.quick, figure) {
             (true, _) => 15,
             (false, Figure::Stream) => 21,
@@ -93,7 +93,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
             "--help" | "-h" => return Ok(Command::Help),
             "--no-pins" => pins = Pins::none(),
             "--quick" => settings.quick = true,
-            "--rounds" => settings.rounds = Some(number(&value()?)?),
+            "--rounds" => settings.rounds = Some(number(&value()?)? as usize),
             "--figure" => figures.push(Figure::parse(&value()?)?),
             "--load" => load = Some(Figure::parse(&value()?)?),
             "--seconds" => time = Duration::from_secs(number(&value()?)?.into()),

@@ -1,10 +1,16 @@
 //! Ctrl-C and SIGTERM remove everything too.
 
-use std::{process, thread};
+use std::{
+    process,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use anyhow::Result;
 use nix::sys::signal::{SigSet, Signal};
 use tests::tag::Tag;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Programs that are started from now on get an empty signal mask from std.
 pub(crate) fn clean_up(tag: &Tag) -> Result<()> {
@@ -15,6 +21,7 @@ pub(crate) fn clean_up(tag: &Tag) -> Result<()> {
     let tag = tag.clone();
     thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
             // The main thread may be making something just now: what it makes meanwhile goes at the second try.
             let removed = tag.remove_all().or_else(|_| tag.remove_all());
             if let Err(e) = removed {
@@ -24,4 +31,11 @@ pub(crate) fn clean_up(tag: &Tag) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Does not return once a signal has come: what fails from then on fails because everything is being removed.
+pub(crate) fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        thread::park();
+    }
 }

@@ -1,33 +1,30 @@
 //! Two nodes with their agents, a meshed pair of pods and an unmeshed one, and the programs inside them.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tests::{Net, Node, Pair, Pod, PodSpec, SHOP, exec::Place};
 
 use crate::{
     driver::Program,
     figure::{Arm, Figure},
-    machine,
+    machine::{self, Usage},
     pins::Pins,
     slice::{Order, Slice},
 };
 
 /// Where the meshed server listens, and the unmeshed one without our programs.
 const PORT: u16 = 8080;
-/// Where the unmeshed one with our programs listens: it shares a namespace with the one without.
-const UNTOUCHED_PORT: u16 = 8081;
+/// Where the two servers of the untouched figure listen: they share a namespace with that one.
+const UNTOUCHED_PORTS: [u16; 2] = [8081, 8082];
 
 /// Everything that is there to be measured.
 pub(crate) struct Stage<'a> {
     pair: Pair<'a>,
     no_mesh: Couple,
     mesh: Couple,
-    untouched: Couple,
+    unattached: Couple,
+    attached: Couple,
     /// The agents' cgroups.
     agents: [PathBuf; 2],
     made: Made,
@@ -40,13 +37,15 @@ struct Couple {
     _server: Program,
 }
 
-/// Two slices in a row, each with the CPU time that the agents used meanwhile.
+/// A slice of each arm, and what else happened.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) yardstick: Slice,
     pub(crate) measured: Slice,
-    /// Of both agents together, during the second kind of slice.
+    /// CPU time of both agents together, while the second was done.
     pub(crate) agents_cpu_us: u64,
+    /// The share of all CPU time that programs outside the benchmark used meanwhile.
+    pub(crate) used_by_others: f64,
 }
 
 /// Connections that were made, by where the kernel ought to have counted them.
@@ -75,13 +74,15 @@ impl<'a> Stage<'a> {
         let agents = [agent(0)?, agent(1)?];
         let pair = Pair { net, nodes, agents, client, server };
         pair.join()?;
-        let beside = [beside(&plain[0], &pair.nodes[0])?, beside(&plain[1], &pair.nodes[1])?];
+        let beside = [beside(&plain[0], &pair.nodes[0]), beside(&plain[1], &pair.nodes[1])];
         let couple = |places, to| Couple::new(pins, places, to);
         let no_mesh = couple([&beside[0], &beside[1]], plain[1].at(PORT))?;
         let mesh = couple([&pair.client, &pair.server], pair.server.at(PORT))?;
-        let untouched = couple([&plain[0], &plain[1]], plain[1].at(UNTOUCHED_PORT))?;
-        let agents = pair.nodes.each_ref().map(|node| node.cgroup.clone());
-        Ok(Self { pair, no_mesh, mesh, untouched, agents, made: Made::default() })
+        let [one, two] = UNTOUCHED_PORTS.map(|port| plain[1].at(port));
+        let unattached = couple([&beside[0], &beside[1]], one)?;
+        let attached = couple([&plain[0], &plain[1]], two)?;
+        let agents = pair.nodes.each_ref().map(|node| node.agent_place().cgroup);
+        Ok(Self { pair, no_mesh, mesh, unattached, attached, agents, made: Made::default() })
     }
 
     pub(crate) fn net(&self) -> &'a Net {
@@ -93,14 +94,15 @@ impl<'a> Stage<'a> {
         let Couple { client, to, .. } = match arm {
             Arm::NoMesh => &mut self.no_mesh,
             Arm::Mesh => &mut self.mesh,
-            Arm::Untouched => &mut self.untouched,
+            Arm::Unattached => &mut self.unattached,
+            Arm::Attached => &mut self.attached,
         };
         let slice = client.slice(*to, order)?;
         ensure!(slice.count > 0, "{arm:?} did nothing: {order:?}");
         match arm {
-            Arm::NoMesh => {}
+            Arm::NoMesh | Arm::Unattached => {}
             Arm::Mesh => self.made.mesh += slice.connections,
-            Arm::Untouched => self.made.untouched += slice.connections,
+            Arm::Attached => self.made.untouched += slice.connections,
         }
         Ok(slice)
     }
@@ -108,6 +110,7 @@ impl<'a> Stage<'a> {
     /// A slice of each arm, `backwards` the other way round: neither shall always come first.
     pub(crate) fn round(&mut self, figure: Figure, order: Order, backwards: bool) -> Result<Round> {
         let [yardstick, measured] = figure.arms();
+        let usage = Usage::now(self.net())?;
         let mut first = None;
         if !backwards {
             first = Some(self.slice(yardstick, order)?);
@@ -116,7 +119,8 @@ impl<'a> Stage<'a> {
         let second = self.slice(measured, order)?;
         let agents_cpu_us = self.agents_cpu_us()?.saturating_sub(before);
         let first = first.map_or_else(|| self.slice(yardstick, order), Ok)?;
-        Ok(Round { yardstick: first, measured: second, agents_cpu_us })
+        let used_by_others = usage.until(&Usage::now(self.net())?).by_others();
+        Ok(Round { yardstick: first, measured: second, agents_cpu_us, used_by_others })
     }
 
     /// What has been counted and made until now.
@@ -173,12 +177,9 @@ impl Made {
     }
 }
 
-/// A pod's network namespace with a cgroup that has no programs of ours.
-fn beside(pod: &Pod, node: &Node) -> Result<Place> {
-    let pods = node.pods_cgroup();
-    let mut place = Place::clone(pod);
-    place.cgroup = pods.parent().unwrap_or(Path::new("/")).join("beside");
-    fs::create_dir(&place.cgroup).context("a cgroup beside the pods'")?;
-    place.name += "-beside";
-    Ok(place)
+/// A pod's network namespace with a cgroup that has no programs of ours: its node's own.
+fn beside(pod: &Pod, node: &Node) -> Place {
+    let place = Place::clone(pod);
+    let name = format!("{}-beside", place.name);
+    Place { cgroup: Place::clone(node).cgroup, name, ..place }
 }
