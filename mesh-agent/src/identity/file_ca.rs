@@ -148,7 +148,8 @@ impl FileCa {
             return Err(request_error("it names something else than this identity".to_owned()));
         }
         let now = SystemTime::now();
-        let not_after = (now + self.leaf_lifetime).min(self.not_after);
+        let not_after = now.checked_add(self.leaf_lifetime).unwrap_or(self.not_after);
+        let not_after = not_after.min(self.not_after);
         if not_after <= now {
             return Err(SignError::CaExpired);
         }

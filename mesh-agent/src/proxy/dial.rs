@@ -12,7 +12,7 @@ use mesh_common::{
     ports,
     verdict::Verdict,
 };
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -253,8 +253,15 @@ async fn socket(mesh: &Mesh, pod: &Pod, like: IpAddr, reuse: bool) -> Result<Soc
 fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.set_reuse_address(reuse)?;
     Ok(socket)
+}
+
+/// A peer whose node has died is noticed after three minutes of silence, and its connections end with a reset.
+pub(super) fn keepalive() -> TcpKeepalive {
+    let (idle, interval) = (Duration::from_mins(2), Duration::from_secs(20));
+    TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3)
 }
 
 async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {

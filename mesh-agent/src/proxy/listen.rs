@@ -15,7 +15,7 @@ use mesh_common::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, time::sleep};
 
-use super::{Mesh, inbound, outbound, pod::Pod, relay::AppStream};
+use super::{Mesh, dial, inbound, outbound, pod::Pod, relay::AppStream};
 use crate::{kernel::KernelError, netns::NetnsError};
 
 /// Connections that may wait for the accept loop; the kernel cuts it to the namespace's `somaxconn` (4096 by default).
@@ -132,7 +132,8 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
-    socket.set_tcp_nodelay(true)?; // inherited as well
+    socket.set_tcp_nodelay(true)?; // inherited as well, and so is keep-alive
+    socket.set_tcp_keepalive(&dial::keepalive())?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

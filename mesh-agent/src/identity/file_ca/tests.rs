@@ -71,6 +71,15 @@ fn init_overwrites_nothing_unless_forced() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+/// It is a warning, not a refusal: whoever tries the mesh on a laptop unpacks keys from archives.
+#[test]
+fn a_key_that_others_can_read_is_used_nevertheless() {
+    let (directory, _) = new_ca();
+    let open = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(directory.path().join(CA_KEY), open).unwrap();
+    FileCa::open(directory.path()).unwrap();
+}
+
 /// Each error names the file and what to do.
 #[test]
 fn each_fault_of_the_directory_is_named_with_its_remedy() {
@@ -215,9 +224,11 @@ async fn only_the_identity_asked_for_is_signed() {
 
 #[tokio::test]
 async fn no_leaf_outlives_its_ca() {
-    let (_directory, ca) = new_ca();
-    let ca = ca.with_leaf_lifetime(CA_LIFETIME * 2);
+    let (directory, _) = new_ca();
     let web = id("web");
     let (csr, _) = request(vec![uri_name(&web).unwrap()]);
-    assert_eq!(ca.sign(&csr, &web).await.unwrap().not_after, ca.not_after());
+    for lifetime in [CA_LIFETIME * 2, Duration::MAX] {
+        let ca = FileCa::open(directory.path()).unwrap().with_leaf_lifetime(lifetime);
+        assert_eq!(ca.sign(&csr, &web).await.unwrap().not_after, ca.not_after());
+    }
 }
