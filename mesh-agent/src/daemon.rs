@@ -169,7 +169,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         let (identities, stop) = (Arc::clone(&identities), stop.clone());
         async move { identities.renew_loop(stop).await }
     });
-    let enroller = Enroller::new(enrol::Parts {
+    let mut enroller = Enroller::new(enrol::Parts {
         mesh: Arc::clone(&mesh),
         identities: Arc::clone(&identities),
         announcer: Arc::new(announcer),
@@ -192,7 +192,6 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     answering.spawn("refusals", record_refusals(refusals, Arc::clone(&mesh)));
 
     // The tables are right before the hooks on the cgroup begin to decide.
-    let mut enroller = enroller;
     step(&mut enroller, &objects, &announcements, &state).await;
     kernel.attach_cgroup(&host.pods_cgroup)?;
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps

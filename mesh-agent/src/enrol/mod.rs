@@ -245,8 +245,13 @@ impl Enroller {
 
     /// The world with what is captured on this node right now.
     fn build(&self, objects: &Objects, announcements: &Announcements) -> Snapshot {
-        let enrolled: BTreeSet<PodUid> = self.pods.keys().cloned().collect();
-        Snapshot::build(objects, announcements, &LocalNode { name: self.node.clone(), enrolled })
+        let local = LocalNode { name: self.node.clone(), enrolled: self.enrolled() };
+        Snapshot::build(objects, announcements, &local)
+    }
+
+    /// The pods that are captured.
+    fn enrolled(&self) -> BTreeSet<PodUid> {
+        self.pods.keys().cloned().collect()
     }
 
     fn identity_ids(&self) -> BTreeSet<SpiffeId> {

@@ -9,7 +9,7 @@ use crate::{
     kernel::KernelError,
     netns::Netns,
     proxy::{Pod, owns},
-    world::{Announcements, LocalPod, Membership, Mode, Objects, PodUid, Snapshot, Wanted},
+    world::{Announcements, LocalPod, Membership, Objects, PodUid, Snapshot, Wanted},
 };
 
 impl Enroller {
@@ -20,12 +20,14 @@ impl Enroller {
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
     pub async fn step(&mut self, objects: &Objects, announcements: &Announcements, complete: bool) {
+        let enrolled = self.enrolled();
         let world = self.build(objects, announcements);
         self.remove_vanished(&world).await;
         self.withdraw_unwanted(&world);
         let joined = self.enrol_wanted(&world).await;
         self.change_settings(&world);
-        let world = self.build(objects, announcements);
+        let unchanged = self.enrolled() == enrolled;
+        let world = if unchanged { world } else { self.build(objects, announcements) };
         // Whoever is accepted from now on is judged by a world that knows him.
         self.mesh.world.store(Arc::new(world.clone()));
         self.steer(&joined);
@@ -104,7 +106,6 @@ impl Enroller {
             tracing::info!(pod = %pod.name, %mode, "settings changed");
             self.log_failure("change the mode", self.set_mode(pod, tables::local_flags(*mode)));
         }
-        debug_assert!(changed.iter().all(|(pod, mode)| pod.is_strict() == (*mode == Mode::Strict)));
     }
 
     /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. A pod whose

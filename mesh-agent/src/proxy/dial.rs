@@ -151,7 +151,7 @@ pub(super) struct Leg {
     /// The connection.
     pub(super) stream: AppStream,
     /// Its source port, as long as it lives.
-    pub(super) _port: Option<PortLease>,
+    pub(super) port: Option<PortLease>,
 }
 
 /// Dials the application inside the pod, at the pod's own address `to`, so that it sees `client` as its peer.
@@ -192,7 +192,7 @@ pub(super) async fn application(
             Ok(stream) => {
                 note.taken();
                 let stream = AppStream::new(stream).map_err(DialError::Socket)?;
-                return Ok(Leg { stream, _port: lease });
+                return Ok(Leg { stream, port: lease });
             }
         }
     }

@@ -110,7 +110,9 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
         record.client.port = client.port();
         record.original_destination = open.original_destination;
     });
-    let Leg { stream: app, _port } = match dial::application(mesh, pod, between.to, client).await {
+    let Leg { stream: app, port: _port } = match dial::application(mesh, pod, between.to, client)
+        .await
+    {
         Ok(leg) => leg,
         Err(error) => {
             let reason = refusal(&error);

@@ -21,9 +21,6 @@ const REST: Duration = Duration::from_secs(1);
 /// Pause between two looks at an unfinished `ClientHello`: bytes that are only peeked at wake nobody.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Longest `ClientHello` of an agent, with room: with X25519MLKEM768 it takes some 1,450 bytes.
-const LONGEST: usize = 4096;
-
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looks {
@@ -44,7 +41,7 @@ pub(super) enum Looks {
 /// Nothing is consumed.
 pub(super) async fn look(stream: &TcpStream) -> io::Result<Looks> {
     let begun = Instant::now();
-    let mut head = vec![0; LONGEST];
+    let mut head = vec![0; hello::MAX_BYTES];
     let Ok(first) = timeout_at(begun + SILENCE, stream.peek(&mut head)).await else {
         return Ok(Looks::Silent);
     };
@@ -67,7 +64,6 @@ fn judge(head: &[u8]) -> Option<Looks> {
     match hello::look(head) {
         Hello::Mesh => Some(Looks::LikeAgent),
         Hello::OtherTls | Hello::NotTls => Some(Looks::LikePlaintext),
-        Hello::Incomplete if head.len() == LONGEST => Some(Looks::LikePlaintext),
         Hello::Incomplete => None,
     }
 }
@@ -80,7 +76,8 @@ mod tests {
     fn the_end_and_what_is_too_long_are_no_agents() {
         assert_eq!(judge(&[]), Some(Looks::LikePlaintext));
         assert_eq!(judge(&[22, 3, 1]), None);
-        let endless = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc][..], &[0; LONGEST - 9]].concat();
+        let endless =
+            [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc][..], &[0; hello::MAX_BYTES - 9]].concat();
         assert_eq!(judge(&endless), Some(Looks::LikePlaintext));
     }
 }

@@ -134,10 +134,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: F
             idle = carried.session;
             ended(&carried.end)
         }
-        Ok(Reached { way: Way::Plain(stream), .. }) => {
-            ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
-        }
-        Ok(Reached { way: Way::Own(Leg { stream, _port }), .. }) => {
+        Ok(Reached { way: Way::Plain(stream, _lease), .. }) => {
             ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
         }
     };
@@ -157,8 +154,7 @@ struct Reached {
 
 enum Way {
     Mesh(Box<Session>, PortLease),
-    Plain(AppStream),
-    Own(Leg),
+    Plain(AppStream, Option<PortLease>),
 }
 
 /// Reaches what was dialled or, if it is a service, one of its endpoints: another one if one refuses the connection.
@@ -196,15 +192,16 @@ async fn reach_one(
         // A service led back to the pod that dialled it.
         let why = "own_address".to_owned();
         flow.note(|record| record.security = Security::Plaintext { why });
-        let leg = dial::application(mesh, pod, target, canonical(dialled.from)).await?;
-        Way::Own(leg)
+        let client = canonical(dialled.from);
+        let Leg { stream, port } = dial::application(mesh, pod, target, client).await?;
+        Way::Plain(stream, port)
     } else if let Some(expected) = peer_identity(mesh, target)? {
         let (session, lease) = to_peer(mesh, pod, dialled, target, &expected, flow).await?;
         Way::Mesh(Box::new(session), lease)
     } else {
         let why = "endpoint_not_meshed".to_owned();
         flow.note(|record| record.security = Security::Plaintext { why });
-        Way::Plain(dial::plain(mesh, pod, target).await?)
+        Way::Plain(dial::plain(mesh, pod, target).await?, None)
     };
     Ok(Reached { way, _counted: counted })
 }
