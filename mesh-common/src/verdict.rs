@@ -112,7 +112,7 @@ verdicts! {
 }
 
 /// Slots in a counter array: every verdict's number is below it.
-pub const VERDICT_SLOTS: usize = 32;
+pub const VERDICT_SLOTS: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -127,6 +127,6 @@ mod tests {
             assert!(codes.insert(verdict.code()), "{} twice", verdict.code());
             assert_eq!(verdict.code().starts_with("refused_"), verdict.action() == Action::Refuse);
         }
-        assert_eq!(Verdict::from_number(31), None);
+        assert_eq!(Verdict::from_number(VERDICT_SLOTS as u32 - 1), None);
     }
 }

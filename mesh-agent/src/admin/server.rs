@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use mesh_common::verdict::Verdict;
+use mesh_common::verdict::{VERDICT_SLOTS, Verdict};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::{
@@ -151,7 +151,7 @@ fn status(state: &State) -> Status {
         .filter(|peer| !peer.local)
         .map(|peer| &peer.uid)
         .collect();
-    let verdicts = tables.verdicts().unwrap_or_default();
+    let verdicts = tables.verdicts().unwrap_or([0; VERDICT_SLOTS]);
     let pod_verdicts = pods
         .iter()
         .filter_map(|pod| {
