@@ -12,6 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use mesh_common::maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
@@ -25,16 +26,19 @@ use crate::{
     admin::{self, ProblemFacts},
     enrol::{self, Enroller, restore_all},
     flows::{Direction, Ended, FlowStore, Party},
+    heartbeat,
     identity::{FileCa, Identities, TlsConfigs, TrustDomain, file_ca::CaError},
     kernel::{self, Kernel, KernelError, Refusal, Refusals, Removed},
     lock::{LockError, NodeLock, PinLock},
     netns::Factory,
+    pod_cgroups::{self, PodCgroups},
     preflight::{self, Host, PreflightError},
     proxy::Mesh,
     source::{
         AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError,
         SourceState,
     },
+    sys,
     tasks::Tasks,
     world::NodeName,
 };
@@ -61,10 +65,22 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// The cgroup above the pods, if it was given.
     pub cgroup: Option<PathBuf>,
+    /// What becomes of pods that nobody has classified yet.
+    pub unclassified: Unclassified,
     /// How long open connections may take to end after SIGTERM.
     pub drain: Duration,
     /// How long certificates live.
     pub leaf_ttl: Duration,
+}
+
+/// What becomes of the TCP connections of a pod whose object the agent has not seen yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unclassified {
+    /// They go on, as without a mesh.
+    #[default]
+    Open,
+    /// They are refused, also while the agent is away.
+    Refuse,
 }
 
 /// Why the agent did not start, or could not clean up.
@@ -122,6 +138,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let started = Timestamp::now();
     let host =
         preflight::check(settings.node.as_str(), &settings.pin_dir, settings.cgroup.as_deref())?;
+    let refuse_unclassified = settings.unclassified == Unclassified::Refuse;
+    if refuse_unclassified && host.pods_cgroup_is_root {
+        return Err(PreflightError::UnclassifiedAtRoot.into());
+    }
     let locks = (NodeLock::take(&settings.runtime_dir)?, PinLock::take(&settings.pin_dir)?);
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
@@ -143,6 +163,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let (kernel, refusals) = Kernel::load(&settings.pin_dir)?;
     let kernel = Arc::new(kernel);
     kernel.tables().agent_cgroups.sync(&[(host.own_cgroup.enter()?, 1)].into())?;
+    let own_netns = sys::sock::own_netns_cookie().map_err(os("cannot name the agent's netns"))?;
+    kernel.tables().set_node(NODE_OWN_NETNS, own_netns)?;
+    let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
+        .map_err(os("cannot read the cgroup of the pods"))?;
     for program in kernel.programs() {
         tracing::debug!(program = program.name, instructions = ?program.verified_instructions, "program loaded");
     }
@@ -165,6 +189,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let stop = feeding.stopped();
     feeding.spawn("source", source.run(stop.clone().cancelled_owned()));
     feeding.spawn("announcements", announcing.run(stop.clone().cancelled_owned()));
+    feeding.spawn("pod-cgroups", watch.run(stop.clone()));
     feeding.spawn("renewal", {
         let (identities, stop) = (Arc::clone(&identities), stop.clone());
         async move { identities.renew_loop(stop).await }
@@ -190,12 +215,17 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     });
     answering.spawn("admin-socket", admin::serve(socket, Arc::clone(&state), answering.clone()));
     answering.spawn("refusals", record_refusals(refusals, Arc::clone(&mesh)));
+    heartbeat::beat(&kernel)?;
+    answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));
 
     // The tables are right before the hooks on the cgroup begin to decide.
-    step(&mut enroller, &objects, &announcements, &state).await;
+    let feeds = Feeds { objects, announcements, cgroups };
+    step(&mut enroller, &feeds, &state).await;
     kernel.attach_cgroup(&host.pods_cgroup)?;
+    kernel.tables().set_node(NODE_REFUSE_UNCLASSIFIED, refuse_unclassified.into())?;
+    kernel.guard_unclassified(&host.pods_cgroup, refuse_unclassified)?;
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
-    let keeping = keep_enrolled(enroller, objects, announcements, Arc::clone(&state), stop);
+    let keeping = keep_enrolled(enroller, feeds, Arc::clone(&state), stop);
     enrolling.spawn("enrolment", keeping);
     tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
 
@@ -236,14 +266,17 @@ async fn drain(deadline: Duration, serving: &Tasks) {
     tracing::info!("agent stopped");
 }
 
-type Objects = watch::Receiver<Arc<SourceState>>;
-type Announced = watch::Receiver<Arc<AnnouncementState>>;
+/// What enrolment goes by.
+struct Feeds {
+    objects: watch::Receiver<Arc<SourceState>>,
+    announcements: watch::Receiver<Arc<AnnouncementState>>,
+    cgroups: watch::Receiver<Arc<PodCgroups>>,
+}
 
 /// Follows the world until `stop`.
 async fn keep_enrolled(
     mut enroller: Enroller,
-    mut objects: Objects,
-    mut announcements: Announced,
+    mut feeds: Feeds,
     state: Arc<admin::State>,
     stop: CancellationToken,
 ) {
@@ -252,28 +285,29 @@ async fn keep_enrolled(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = objects.changed() => if changed.is_err() { return },
-            changed = announcements.changed() => if changed.is_err() { return },
+            changed = feeds.objects.changed() => if changed.is_err() { return },
+            changed = feeds.announcements.changed() => if changed.is_err() { return },
+            changed = feeds.cgroups.changed() => {
+                if changed.is_err() { return }
+                // By what is known already: building the world anew takes time that a starting pod does not give.
+                enroller.hold(&state.mesh.world.load(), &feeds.cgroups.borrow().clone());
+            }
             () = enroller.due() => {}
             _ = look.tick() => {}
         }
-        step(&mut enroller, &objects, &announcements, &state).await;
+        step(&mut enroller, &feeds, &state).await;
     }
 }
 
-async fn step(
-    enroller: &mut Enroller,
-    objects: &Objects,
-    announcements: &Announced,
-    state: &admin::State,
-) {
-    let objects = Arc::clone(&objects.borrow());
-    let announced = Arc::clone(&announcements.borrow());
+async fn step(enroller: &mut Enroller, feeds: &Feeds, state: &admin::State) {
+    let objects = Arc::clone(&feeds.objects.borrow());
+    let announced = Arc::clone(&feeds.announcements.borrow());
+    let cgroups = Arc::clone(&feeds.cgroups.borrow());
     let problems: Vec<_> = objects.errors.iter().chain(&announced.errors).map(problem).collect();
     report_new(&state.problems.load(), &problems);
     state.problems.store(Arc::new(problems));
     let complete = objects.errors.is_empty();
-    enroller.step(&objects.objects, &announced.announcements, complete).await;
+    enroller.step(&objects.objects, &announced.announcements, &cgroups, complete).await;
 }
 
 fn problem(error: &SourceError) -> ProblemFacts {

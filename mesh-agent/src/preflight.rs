@@ -36,6 +36,11 @@ pub enum PreflightError {
         /// Where cgroup v2 is mounted.
         mount: PathBuf,
     },
+    /// Everything on the node would be refused.
+    #[error(
+        "--unclassified refuse needs --cgroup, the cgroup above the pods alone: below the root of cgroup v2 it would refuse the node's own services"
+    )]
+    UnclassifiedAtRoot,
     /// The agent's own cgroup cannot be found.
     #[error("cannot find or make a cgroup for the agent alone: {0}")]
     OwnCgroup(#[source] io::Error),
@@ -52,6 +57,8 @@ pub enum PreflightError {
 pub struct Host {
     /// The cgroup above the pods.
     pub pods_cgroup: PathBuf,
+    /// Whether that is the root of cgroup v2, with all the node in it.
+    pub pods_cgroup_is_root: bool,
     /// The cgroup that the agent is to run in.
     pub own_cgroup: OwnCgroup,
 }
@@ -118,7 +125,7 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
         return Err(PreflightError::NoBpffs { path: pin_dir.to_owned() });
     }
     let own_cgroup = own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?;
-    Ok(Host { pods_cgroup, own_cgroup })
+    Ok(Host { pods_cgroup_is_root: pods_cgroup == mount, pods_cgroup, own_cgroup })
 }
 
 /// Where the agent runs, or where it has to go to be alone.

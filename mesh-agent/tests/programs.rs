@@ -35,14 +35,18 @@ fn every_program_loads_and_verifies() {
         [
             "nm_connect4",
             "nm_connect6",
+            "nm_held_connect4",
+            "nm_held_connect6",
+            "nm_held_ingress",
             "nm_lookup",
             "nm_lookup_strict",
             "nm_peername4",
             "nm_peername6",
-            "nm_sockops"
+            "nm_sockops",
+            "nm_unclassified_ingress"
         ]
     );
-    assert!(fs::exists(pins.0.join("v1/maps/ENROLLED")).unwrap());
+    assert!(fs::exists(pins.0.join(format!("v{}/maps/ENROLLED", mesh_common::ABI))).unwrap());
     drop(pins);
 }
 

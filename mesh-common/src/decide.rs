@@ -17,6 +17,9 @@ pub trait Dial {
     fn by_agent(&self) -> bool;
     /// The dialling pod, if its namespace is enrolled.
     fn pod(&self) -> Option<EnrolledPod>;
+    /// Whether the node refuses cgroups that nobody has classified, and the dialling one is such. Asked only if the
+    /// namespace is not enrolled.
+    fn is_refused_as_unclassified(&self) -> bool;
     /// What is dialled.
     fn destination(&self) -> Endpoint;
     /// The address the socket is bound to, or an unspecified one.
@@ -31,13 +34,15 @@ pub trait Dial {
 /// dial is rewritten.
 #[inline(always)]
 pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
+    let to = view.destination();
     let Some(pod) = view.pod() else {
-        return (Verdict::NotEnrolled, Addr::NONE);
+        let refused = view.is_refused_as_unclassified() && !to.addr.is_loopback_or_unspecified();
+        let verdict = if refused { Verdict::RefusedUnclassified } else { Verdict::NotEnrolled };
+        return (verdict, Addr::NONE);
     };
     if view.by_agent() {
         return (Verdict::AgentOwn, Addr::NONE);
     }
-    let to = view.destination();
     if to.addr.is_loopback_or_unspecified() {
         return (Verdict::Loopback, Addr::NONE);
     }
@@ -137,6 +142,27 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
         return Verdict::InboundMesh;
     }
     plaintext(&pod)
+}
+
+/// How old the agent's heartbeat may be before it counts as silent, in nanoseconds: ten beats. A connection that was
+/// steered to a stuck agent hangs as long as it is stuck; one that is refused can be tried again.
+pub const HEARTBEAT_STALE_NS: u64 = 5_000_000_000;
+
+/// Whether the agent is silent: it has said that it is well, but not lately. Both in nanoseconds of `CLOCK_BOOTTIME`.
+#[inline(always)]
+pub const fn is_silent(heartbeat_ns: u64, now_ns: u64) -> bool {
+    heartbeat_ns != 0 && now_ns.saturating_sub(heartbeat_ns) > HEARTBEAT_STALE_NS
+}
+
+/// What becomes of an arrival that should have gone to the agent when the agent is silent: the same as without a listener,
+/// under a name of its own.
+#[inline(always)]
+pub fn silent(view: &impl Arrival, wanted: Verdict) -> Verdict {
+    match (no_listener(view, wanted), wanted) {
+        (Verdict::RefusedNoListener, Verdict::OutboundSteered) => Verdict::RefusedAgentSilent,
+        (Verdict::RefusedNoListener, _) => Verdict::RefusedAgentSilentInbound,
+        (verdict, _) => verdict,
+    }
 }
 
 /// What becomes of an arrival that should have gone to the agent when the agent does not listen.

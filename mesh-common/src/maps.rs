@@ -86,6 +86,13 @@ pub const OUTBOUND: u32 = 0;
 /// [`ListenerKey::direction`]: takes what peers' agents dial.
 pub const INBOUND: u32 = 1;
 
+/// Index in `NODE`: when the agent last said that it is well, `CLOCK_BOOTTIME` in nanoseconds; 0 if it never did.
+pub const NODE_HEARTBEAT: u32 = 0;
+/// Index in `NODE`: 1 if cgroups that nobody has classified are refused, else 0.
+pub const NODE_REFUSE_UNCLASSIFIED: u32 = 1;
+/// Index in `NODE`: cookie of the agent's own network namespace, the node's, in which nobody is a pod of the mesh.
+pub const NODE_OWN_NETNS: u32 = 2;
+
 /// Counters by [`crate::verdict::Verdict`] number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +127,11 @@ pub mod limits {
     pub const PORTS: usize = 131_072;
     /// Connections between `connect()` and the agent's `accept()`.
     pub const PENDING: usize = 65_536;
+    /// What the agent tells the programs about the node: the `NODE_*` indices.
+    pub const NODE: usize = 4;
+    /// Levels of cgroups between the root and a process of a pod that are searched for the pod's own. The kubelet makes
+    /// four, and some nine where a node is itself a container.
+    pub const CGROUP_LEVELS: u32 = 12;
     /// Ring buffer for refusals: 256 KiB, some 3,000 events.
     pub const EVENTS_BYTES: usize = 256 * 1024;
 }

@@ -87,8 +87,10 @@ verdicts! {
     Direct = 14, Pass, "direct", "Both pods are on this node; identity and policy were checked and the kernel connects them directly.";
     /// As `Direct`, with bytes moved by the socket map.
     DirectSockmap = 15, Pass, "direct_sockmap", "Both pods are on this node and the kernel moves the bytes between their sockets.";
+    /// The agent does not answer, and a redirected dial would hang.
+    RefusedAgentSilent = 17, Refuse, "refused_agent_silent", "The node's agent has not said for seconds that it is well; it is stuck or starved, and the dial would hang.";
 
-    // --- inbound, decided in sk_lookup
+    // --- inbound, decided in sk_lookup and, before a pod is enrolled, in cgroup_skb
     /// A peer's agent dials: TLS follows.
     InboundMesh = 20, Redirect, "inbound_mesh", "The source port says that an agent is dialling; the connection goes to this node's agent.";
     /// Plaintext to a permissive pod.
@@ -109,6 +111,12 @@ verdicts! {
     RefusedLeft = 28, Refuse, "refused_left", "A peer's agent dialled a pod that has left the mesh; its news is stale.";
     /// The agent's leg to the application, or the pod dialling itself.
     InboundOwnAddress = 29, Pass, "inbound_own_address", "From the pod's own address: the agent's leg to the application, or the pod itself.";
+    /// Something dials a held pod.
+    RefusedHeldInbound = 30, Refuse, "refused_held_inbound", "The pod is held until the agent has enrolled it; the client's packet was dropped and will be sent again.";
+    /// An agent dials while this node's agent does not answer.
+    RefusedAgentSilentInbound = 31, Refuse, "refused_agent_silent_inbound", "A peer's agent dialled while this node's agent had not said for seconds that it is well.";
+    /// Something dials a pod that nobody has classified.
+    RefusedUnclassifiedInbound = 32, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

@@ -19,7 +19,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{self, AF_INET, AF_INET6, SockAddr},
-    maps,
+    guard, maps,
 };
 
 const ALLOW: i32 = 1;
@@ -53,6 +53,10 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
     fn pod(&self) -> Option<EnrolledPod> {
         // SAFETY: the value is copied at once.
         unsafe { maps::ENROLLED.get(&self.netns) }.copied()
+    }
+    #[inline(always)]
+    fn is_refused_as_unclassified(&self) -> bool {
+        guard::is_refused_as_unclassified(self.netns) && !self.by_agent()
     }
     #[inline(always)]
     fn destination(&self) -> Endpoint {

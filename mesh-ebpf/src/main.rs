@@ -18,6 +18,7 @@
 mod connect;
 mod ctx;
 mod getpeername;
+mod guard;
 mod maps;
 mod sk_lookup;
 mod sockops;

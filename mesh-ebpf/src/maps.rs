@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
+    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
     helpers::generated::bpf_ktime_get_boot_ns,
     macros::btf_map,
 };
@@ -19,6 +19,14 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Cgroup ids of the agent: what it dials is passed.
 #[btf_map]
 pub(crate) static AGENT_CGROUPS: HashMap<u64, u32, 4> = HashMap::new();
+
+/// What the agent tells about the node, by `NODE_*`.
+#[btf_map]
+static NODE: Array<u64, { limits::NODE }> = Array::new();
+
+/// Cgroup ids of pods of which the agent knows whether they are in the mesh.
+#[btf_map]
+pub(crate) static CLASSIFIED: HashMap<u64, u32, { limits::LOCAL_PODS * 2 }> = HashMap::new();
 
 /// Namespace cookie → the pod whose connects are decided about.
 #[btf_map]
@@ -72,6 +80,16 @@ static EVENTS: RingBuf<RefusalEvent, { limits::EVENTS_BYTES }> = RingBuf::new();
 /// Refusals whose event found the ring full (index 0).
 #[btf_map]
 static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// What the agent has said about the node; 0 if it has said nothing.
+#[inline(always)]
+pub(crate) fn node(index: u32) -> u64 {
+    match NODE.get_ptr(index) {
+        // SAFETY: a pointer into the array. The agent writes while we read: the word is read once and whole.
+        Some(slot) => unsafe { slot.read_volatile() },
+        None => 0,
+    }
+}
 
 /// Counts a verdict, for the node and (if `netns` is enrolled) for the pod.
 #[inline(always)]

@@ -2,11 +2,13 @@
 //! outbound listener, peers' agents the inbound one; plaintext reaches the application only if the pod is permissive.
 //! Runs again for a retransmitted SYN. Kernel 5.9.
 
-use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_boot_ns, macros::sk_lookup, programs::SkLookupContext,
+};
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide::{self, Arrival as _, Namespace},
-    maps::{INBOUND, ListenerKey, LocalPod, OUTBOUND},
+    maps::{INBOUND, ListenerKey, LocalPod, NODE_HEARTBEAT, OUTBOUND},
     verdict::{Action, Verdict},
 };
 
@@ -85,9 +87,14 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     PASS
 }
 
-/// Gives the packet to the agent's listener, or says what becomes of it when there is none.
+/// Gives the packet to the agent's listener, or says what becomes of it when there is none or the agent is silent.
 #[inline(always)]
 fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: u32) -> Verdict {
+    // SAFETY: no arguments, no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    if decide::is_silent(maps::node(NODE_HEARTBEAT), now_ns) {
+        return decide::silent(view, wanted);
+    }
     let key = ListenerKey { addr: view.local.addr, direction };
     match maps::LISTENERS.redirect_sk_lookup(context, key, 0) {
         Ok(()) => wanted,

@@ -245,6 +245,11 @@ impl Agent {
         process.wait(SOON)?.success().map(drop)
     }
 
+    /// Any other signal; the agent goes on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.borrow().as_ref().context("the agent is not running")?.signal(signal)
+    }
+
     /// SIGKILL.
     pub fn kill9(&self) -> Result<()> {
         self.process.take().context("the agent is not running")?.kill9()

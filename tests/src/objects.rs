@@ -51,6 +51,19 @@ struct PodObject {
     service_account: String,
     addresses: Vec<IpAddr>,
     meta: Meta,
+    stage: Stage,
+}
+
+/// How far the API server is with a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Its object is there, with its addresses.
+    #[default]
+    Running,
+    /// Its object is there, without an address, as before the kubelet has reported one.
+    Starting,
+    /// Its object is not there yet.
+    Unknown,
 }
 
 impl Objects {
@@ -94,6 +107,12 @@ impl Objects {
     pub fn uid(&self, pod: &Pod) -> Result<String> {
         let pods = self.pods.borrow();
         Ok(pods.get(&key(pod)).with_context(|| format!("no pod {}", key(pod)))?.uid.clone())
+    }
+
+    /// The pod's object is there, with its addresses, also if the pod was made without ([`PodSpec::starting`],
+    /// [`PodSpec::unknown`]).
+    pub fn pod_runs(&self, pod: &Pod) -> Result<()> {
+        self.change_pod(pod, |object| object.stage = Stage::Running)
     }
 
     /// Removes a pod's object, as when the pod has been deleted.
@@ -162,25 +181,37 @@ impl Objects {
         fs::remove_file(self.dir.join(file)).with_context(|| format!("removing {file}"))
     }
 
-    pub(crate) fn add_pod(&self, pod: &Pod, node: &str, netns: &str, spec: PodSpec) -> Result<()> {
+    /// A UID that no pod has yet.
+    pub(crate) fn new_uid(&self) -> String {
+        let number = self.pods.borrow().len() + 1;
+        format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id())
+    }
+
+    pub(crate) fn add_pod(
+        &self,
+        pod: &Pod,
+        uid: String,
+        node: &str,
+        netns: &str,
+        spec: PodSpec,
+    ) -> Result<()> {
         if !self.namespaces.borrow().contains_key(&pod.namespace) {
             self.change_namespace(&pod.namespace, |_| ())?;
         }
         let mut annotations = spec.annotations;
         annotations.insert(NETNS.to_owned(), netns.to_owned());
-        let number = self.pods.borrow().len() + 1;
         let object = PodObject {
             namespace: spec.namespace,
             name: spec.name,
-            uid: format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id()),
+            uid,
             node: node.to_owned(),
             service_account: spec.service_account,
             addresses: pod.addresses().to_vec(),
             meta: Meta { labels: spec.labels, annotations },
+            stage: spec.stage,
         };
-        self.write(&pod_file(pod), &object.to_string())?;
         self.pods.borrow_mut().insert(key(pod), object);
-        Ok(())
+        self.change_pod(pod, |_| ())
     }
 
     fn change_namespace(&self, name: &str, change: impl FnOnce(&mut Meta)) -> Result<()> {
@@ -195,6 +226,9 @@ impl Objects {
         let mut pods = self.pods.borrow_mut();
         let object = pods.get_mut(&key(pod)).with_context(|| format!("no pod {}", key(pod)))?;
         change(object);
+        if object.stage == Stage::Unknown {
+            return Ok(());
+        }
         self.write(&pod_file(pod), &object.to_string())
     }
 }
@@ -215,7 +249,8 @@ impl Display for Meta {
 
 impl Display for PodObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { namespace, name, uid, node, service_account, addresses, meta } = self;
+        let Self { namespace, name, uid, node, service_account, addresses, meta, stage } = self;
+        let addresses: &[_] = if *stage == Stage::Starting { &[] } else { addresses };
         write!(
             f,
             "apiVersion: v1\nkind: Pod\n\

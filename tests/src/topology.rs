@@ -26,7 +26,7 @@ use crate::{
     cgroup, eventually,
     exec::Place,
     netns,
-    objects::Objects,
+    objects::{Objects, Stage},
     tag::{self, BPFFS, Tag},
 };
 
@@ -64,6 +64,7 @@ pub struct PodSpec {
     pub(crate) service_account: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) stage: Stage,
 }
 
 /// A pod: programs run in it, through [`Place`].
@@ -100,6 +101,20 @@ impl PodSpec {
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Whose object has no address yet, until [`Objects::pod_runs`].
+    #[must_use]
+    pub fn starting(mut self) -> Self {
+        self.stage = Stage::Starting;
+        self
+    }
+
+    /// Whose object is not there yet, until [`Objects::pod_runs`].
+    #[must_use]
+    pub fn unknown(mut self) -> Self {
+        self.stage = Stage::Unknown;
         self
     }
 
@@ -157,10 +172,12 @@ impl Net {
         let mut nodes = self.nodes.borrow_mut();
         let number = u8::try_from(nodes.len() + 1)?;
         let node = self.machine(name, number)?;
+        // A bridge without an address of its own takes the lowest of its ports', another one with each new pod perhaps, and
+        // the pods that know the old one send into the void for seconds.
         netns::ip(
             Some(&node.netns),
             &format!(
-                "link add cni0 type bridge mcast_snooping 0\n\
+                "link add cni0 address 02:00:0a:f4:{number:02x}:01 type bridge mcast_snooping 0\n\
                  addr add 10.244.{number}.1/24 dev cni0\n\
                  addr add fd00:244:{number}::1/64 dev cni0 nodad\n\
                  link set cni0 up\n"
@@ -213,18 +230,20 @@ impl Net {
                  route add default via 10.244.{on}.1\nroute add default via fd00:244:{on}::1\n"
             ),
         )?;
-        let cgroup = node.pods_cgroup().join(&what);
-        fs::create_dir(&cgroup)?;
+        // As the kubelet has it: a cgroup for the pod, and below it one for each container.
+        let uid = self.objects.new_uid();
+        let cgroup = node.pods_cgroup().join(format!("pod{uid}")).join("app");
+        fs::create_dir_all(&cgroup)?;
         let place = Place { netns: netns::path(&netns), cgroup, logs: self.logs(), name: what };
         let (namespace, name) = (spec.namespace.clone(), spec.name.clone());
         let pod = Pod { namespace, name, v4, v6, number, place };
-        self.objects.add_pod(&pod, &node.name, &netns, spec)?;
+        self.objects.add_pod(&pod, uid, &node.name, &netns, spec)?;
         Ok(pod)
     }
 
     /// Ends a pod: its processes, its cgroup and its network namespace. Its object stays.
     pub fn destroy(&self, pod: &Pod) -> Result<()> {
-        cgroup::remove_tree(&pod.cgroup)?;
+        cgroup::remove_tree(pod.cgroup.parent().unwrap_or(&pod.cgroup))?;
         let name = pod.netns.file_name().unwrap_or_default().to_string_lossy().into_owned();
         netns::remove(&[name])
     }

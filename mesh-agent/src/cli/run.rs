@@ -39,6 +39,10 @@ pub(super) struct Run {
     /// The cgroup v2 directory above this node's pods; the root of cgroup v2 without it
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
+    /// What becomes of TCP connections of a pod that the agent has not heard of yet; strict pods it has heard of are refused
+    /// theirs in any case until they are enrolled
+    #[arg(long, default_value = "open", value_name = "WHAT")]
+    unclassified: Unclassified,
     /// How many seconds open connections may take to end after SIGTERM
     #[arg(long, default_value_t = 25, value_name = "SECONDS")]
     drain_seconds: u64,
@@ -51,6 +55,14 @@ pub(super) struct Run {
     /// How to log
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Unclassified {
+    /// They go on, as without a mesh
+    Open,
+    /// They are refused, also while the agent is away; needs --cgroup
+    Refuse,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -78,6 +90,10 @@ impl Run {
             runtime_dir: self.runtime_dir,
             pin_dir: self.pin_dir,
             cgroup: self.cgroup,
+            unclassified: match self.unclassified {
+                Unclassified::Open => daemon::Unclassified::Open,
+                Unclassified::Refuse => daemon::Unclassified::Refuse,
+            },
             drain: Duration::from_secs(self.drain_seconds),
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
         };

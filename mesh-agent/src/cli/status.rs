@@ -79,6 +79,7 @@ fn row(pod: &PodStatus) -> [String; 7] {
     let state = match pod.state {
         PodState::Enrolled => "✓ enrolled",
         PodState::Leaving => "leaving",
+        PodState::Held => "✗ held",
         PodState::NotEnrolled => "not enrolled",
     };
     [

@@ -86,6 +86,7 @@ impl Enroller {
             settings: (settings.mode, settings.exclude_ports.clone()),
             since: Timestamp::now(),
             generation: self.generation,
+            captured: false,
         };
         self.take_addresses(&enrolled)?;
         Ok(enrolled)
@@ -96,7 +97,7 @@ impl Enroller {
         self.generation += 1;
         let settings = (settings.mode, settings.exclude_ports.clone());
         let (since, generation) = (Timestamp::now(), self.generation);
-        let enrolled = Enrolled { settings, since, generation, ..leaving };
+        let enrolled = Enrolled { settings, since, generation, captured: false, ..leaving };
         if let Err(error) = self.take_addresses(&enrolled) {
             self.release(&enrolled);
             return Err(error.into());
@@ -116,14 +117,15 @@ impl Enroller {
     }
 
     /// The last of joining: the pod's own dials.
-    pub(super) fn capture_dials(&self, uid: &PodUid) {
-        let Some(enrolled) = self.pods.get(uid) else { return };
+    pub(super) fn capture_dials(&mut self, uid: &PodUid) {
+        let Some(enrolled) = self.pods.get_mut(uid) else { return };
         let pod = &enrolled.pod;
         let entry = EnrolledPod {
             v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
             v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
         };
         let put = self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry);
+        enrolled.captured = put.is_ok();
         self.log_failure("capture dials", put);
     }
 

@@ -4,6 +4,7 @@
 //! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
 //! is open goes on. A pod that vanished leaves nothing behind.
 
+mod hold;
 mod join;
 mod leave;
 mod saved;
@@ -56,6 +57,8 @@ pub struct Enroller {
     leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
     left: BTreeMap<PodUid, Enrolled>,
     failed: HashMap<PodUid, (Failure, Instant)>,
+    /// Pods that are held, and their cgroups' ids.
+    held: BTreeMap<PodUid, u64>,
     generation: u64,
     swept: bool,
     board: Board,
@@ -67,6 +70,8 @@ struct Enrolled {
     settings: (Mode, PortSet),
     since: Timestamp,
     generation: u64,
+    /// Whether its own dials are redirected: the last step of joining.
+    captured: bool,
 }
 
 /// How far a pod's listeners are.
@@ -110,11 +115,11 @@ pub struct PodStatus {
     pub uid: String,
     /// Its addresses.
     pub addresses: Vec<std::net::IpAddr>,
-    /// `enrolled`, `leaving` or `not_enrolled`.
+    /// `enrolled`, `leaving`, `held` or `not_enrolled`.
     pub state: PodState,
     /// Since when it is enrolled.
     pub since: Option<Timestamp>,
-    /// `permissive` or `strict`, if it is enrolled.
+    /// `permissive` or `strict`, if it is enrolled or held.
     pub mode: Option<Mode>,
     /// The identity that is shown for it, if it is enrolled.
     pub identity: Option<String>,
@@ -136,6 +141,8 @@ pub enum PodState {
     Enrolled,
     /// It has been withdrawn, and peers may not know yet.
     Leaving,
+    /// It is strict and cannot be enrolled yet: its TCP connections are refused.
+    Held,
     /// It is left alone.
     NotEnrolled,
 }
@@ -232,6 +239,7 @@ impl Enroller {
             leaving: BTreeMap::new(),
             left: BTreeMap::new(),
             failed: HashMap::new(),
+            held: BTreeMap::new(),
             generation: 0,
             swept: false,
             board: Board::default(),

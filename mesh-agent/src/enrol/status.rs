@@ -1,7 +1,7 @@
 //! How enrolment stands, for people.
 
 use super::{Enroller, PodState, PodStatus};
-use crate::world::{LocalPod, Snapshot};
+use crate::world::{LocalPod, Mode, Snapshot};
 
 impl Enroller {
     pub(super) fn statuses(&self, world: &Snapshot) -> Vec<PodStatus> {
@@ -12,13 +12,21 @@ impl Enroller {
         let workload = &local.workload;
         let enrolled = self.pods.get(&workload.uid);
         let leaving = self.leaving.get(&workload.uid).map(|(enrolled, _)| enrolled);
-        let (code, reason) = match (enrolled, leaving, self.failed.get(&workload.uid)) {
+        let held = self.why_held(local);
+        let state = match (enrolled, leaving, &held) {
+            (Some(_), ..) => PodState::Enrolled,
+            (None, Some(_), _) => PodState::Leaving,
+            (None, None, Some(_)) => PodState::Held,
+            (None, None, None) => PodState::NotEnrolled,
+        };
+        let failed = self.failed.get(&workload.uid).map(|(failure, _)| failure.clone());
+        let (code, reason) = match (enrolled, leaving, held.or(failed)) {
             (Some(_), ..) => (String::new(), String::new()),
             (None, Some(_), _) => (
                 "leaving".to_owned(),
                 "the pod leaves the mesh; peers are given time to hear of it".to_owned(),
             ),
-            (None, None, Some((failure, _))) => (failure.code.to_owned(), failure.sentence.clone()),
+            (None, None, Some(failure)) => (failure.code.to_owned(), failure.sentence),
             (None, None, None) => {
                 (workload.membership.code().to_owned(), workload.membership.reason())
             }
@@ -29,13 +37,12 @@ impl Enroller {
             name: workload.name.to_string(),
             uid: workload.uid.to_string(),
             addresses: workload.addresses.clone(),
-            state: match (enrolled, leaving) {
-                (Some(_), _) => PodState::Enrolled,
-                (None, Some(_)) => PodState::Leaving,
-                (None, None) => PodState::NotEnrolled,
-            },
+            state,
             since: enrolled.map(|enrolled| enrolled.since),
-            mode: enrolled.map(|enrolled| enrolled.settings.0),
+            mode: match state {
+                PodState::Held => Some(Mode::Strict),
+                _ => enrolled.map(|enrolled| enrolled.settings.0),
+            },
             identity: enrolled.map(|enrolled| enrolled.pod.identity.to_string()),
             code,
             reason,

@@ -8,6 +8,7 @@ use super::{Enrolled, Enroller, Listeners, RETRY, restore_all, tables};
 use crate::{
     kernel::KernelError,
     netns::Netns,
+    pod_cgroups::PodCgroups,
     proxy::{Pod, owns},
     world::{Announcements, LocalPod, Membership, Objects, PodUid, Snapshot, Wanted},
 };
@@ -15,13 +16,20 @@ use crate::{
 impl Enroller {
     /// Brings the node's pods to what the world wants, as far as it can be done now. To be called when the world has
     /// changed and when [`Enroller::due`] resolves. `complete` says that the source has no errors: only then may a pod that
-    /// it does not know be taken for one that is gone.
+    /// it does not know be taken for one that is gone. `cgroups` are those of the node's pods, as far as they can be told.
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
-    pub async fn step(&mut self, objects: &Objects, announcements: &Announcements, complete: bool) {
+    pub async fn step(
+        &mut self,
+        objects: &Objects,
+        announcements: &Announcements,
+        cgroups: &PodCgroups,
+        complete: bool,
+    ) {
         let enrolled = self.enrolled();
         let world = self.build(objects, announcements);
+        self.hold(&world, cgroups);
         self.remove_vanished(&world).await;
         self.withdraw_unwanted(&world);
         let joined = self.enrol_wanted(&world).await;
@@ -36,8 +44,10 @@ impl Enroller {
             self.capture_dials(uid);
         }
         self.finish_leaving().await;
+        self.hold(&world, cgroups); // whoever could not be enrolled
+        self.release_held(&world, cgroups);
         if complete {
-            self.sweep(&world).await;
+            self.sweep(&world, cgroups).await;
         }
         self.identities.retain(&self.identity_ids());
         self.board.write(self.statuses(&world));
@@ -111,10 +121,11 @@ impl Enroller {
     /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. A pod whose
     /// settings cannot be read now, or that could not be enrolled, stays as it was then: perhaps closed to plaintext, and
     /// it was meant so.
-    async fn sweep(&mut self, world: &Snapshot) {
+    async fn sweep(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         if std::mem::replace(&mut self.swept, true) {
             return;
         }
+        self.sweep_held(cgroups);
         let mut kept: Vec<u64> =
             self.pods.values().map(|enrolled| enrolled.pod.netns.cookie()).collect();
         let stays = |pod: &&Arc<LocalPod>| {

@@ -1,10 +1,11 @@
 //! The programs loaded, pinned and attached; the maps as typed tables.
 //!
 //! Everything is pinned below `<pin-dir>/v<ABI>/` and outlives the agent: `maps/NAME`, `links/PROGRAM` (on the cgroup of
-//! the pods) and `pods/COOKIE` (the `sk_lookup` link of one network namespace). A new agent finds the pins, swaps the
-//! programs behind the links without a gap, and goes on with the maps as they are.
+//! the pods), `pods/COOKIE` (the `sk_lookup` link of one network namespace) and `held/CGROUP-PROGRAM`. A new agent finds the
+//! pins, swaps the programs behind the links without a gap, and goes on with the maps as they are.
 
 mod events;
+mod guard;
 mod pins;
 mod programs;
 mod tables;

@@ -15,7 +15,7 @@ impl PinDir {
     /// Makes the directories.
     pub(super) fn create(pin_dir: &Path) -> io::Result<Self> {
         let root = pin_dir.join(format!("v{}", mesh_common::ABI));
-        for part in ["maps", "links", "pods"] {
+        for part in ["maps", "links", "pods", "held"] {
             fs::create_dir_all(root.join(part))?;
         }
         Ok(Self { root })
@@ -33,6 +33,22 @@ impl PinDir {
     /// themselves it lives no longer than this boot.
     pub(super) fn pod(&self, netns: u64) -> PathBuf {
         self.root.join("pods").join(netns.to_string())
+    }
+
+    /// A program that holds a cgroup, which is named by its id.
+    pub(super) fn held(&self, cgroup: u64, program: &str) -> PathBuf {
+        self.root.join("held").join(format!("{cgroup}-{program}"))
+    }
+
+    /// The cgroups that are held, perhaps by some of the programs only.
+    pub(super) fn held_ids(&self) -> io::Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(self.root.join("held"))? {
+            let name = entry?.file_name();
+            let id = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
+            ids.extend(id.filter(|id| !ids.contains(id)));
+        }
+        Ok(ids)
     }
 
     /// The namespaces that have a pinned link.
@@ -70,7 +86,9 @@ pub fn cleanup(pin_dir: &Path) -> io::Result<Removed> {
     };
     for version in versions {
         let root = version.path();
-        removed.links += remove_all(&root.join("links"))? + remove_all(&root.join("pods"))?;
+        for links in ["links", "pods", "held"] {
+            removed.links += remove_all(&root.join(links))?;
+        }
         removed.maps += remove_all(&root.join("maps"))?;
         fs::remove_dir(&root)?;
     }

@@ -1,4 +1,5 @@
-//! Loads the programs and attaches them: four hooks on the pods' cgroup, one on each enrolled namespace.
+//! Loads the programs and attaches them: five on the pods' cgroup, one on each enrolled namespace. Those on the cgroups of
+//! held pods are `guard.rs`'s part.
 
 use std::{
     fs::File,
@@ -15,7 +16,8 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::RingBuf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps, links::FdLink,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
+        SkLookup, SockOps, links::FdLink,
     },
 };
 use thiserror::Error;
@@ -106,9 +108,9 @@ pub struct ProgramFacts {
 
 /// The kernel side of this agent.
 pub struct Kernel {
-    pins: PinDir,
+    pub(super) pins: PinDir,
     tables: Tables,
-    ebpf: Mutex<Ebpf>,
+    pub(super) ebpf: Mutex<Ebpf>,
 }
 
 impl Kernel {
@@ -132,6 +134,7 @@ impl Kernel {
             let outcome = match program {
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::SockOps(program) => program.load(),
+                Program::CgroupSkb(program) => program.load(),
                 Program::SkLookup(program) => program.load(),
                 _ => return Err(KernelError::Missing(name.to_owned())),
             };
@@ -169,42 +172,12 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), KernelError> {
-        let directory = File::open(cgroup)
-            .map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
-        let id = directory.metadata().map(|of| of.ino());
-        let id = id.map_err(|source| KernelError::Cgroup { path: cgroup.to_owned(), source })?;
+        let (directory, id) = open_cgroup(cgroup)?;
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for name in CGROUP_PROGRAMS {
-            let pin = self.pins.link(name);
             let program =
                 ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
-            if attached_to(&pin)? == Some(id) && took_over(&pin, program)? {
-                continue;
-            }
-            let failed = |source| program_error(name, source);
-            // `Single` is what the kernel wants for links; they are many to a cgroup by nature (aya#1078).
-            let mode = CgroupAttachMode::Single;
-            let link: FdLink = match program {
-                Program::CgroupSockAddr(program) => {
-                    let id = CgroupSockAddr::attach(program, &directory, mode).map_err(failed)?;
-                    let link = program.take_link(id).map_err(failed)?;
-                    link.try_into().map_err(|error| link_error(&pin, error))?
-                }
-                Program::SockOps(program) => {
-                    let id = SockOps::attach(program, &directory, mode).map_err(failed)?;
-                    let link = program.take_link(id).map_err(failed)?;
-                    link.try_into().map_err(|error| link_error(&pin, error))?
-                }
-                _ => return Err(KernelError::Missing(name.to_owned())),
-            };
-            // A pin on another cgroup is an earlier setting's; it goes once the new link is there.
-            match std::fs::remove_file(&pin) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(KernelError::Link { path: pin, source });
-                }
-                _ => {}
-            }
-            link.pin(&pin).map_err(|error| link_error(&pin, error))?;
+            hang_on(program, name, (&directory, id), &self.pins.link(name))?;
         }
         Ok(())
     }
@@ -241,13 +214,7 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
-        let path = self.pins.pod(cookie);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(KernelError::Link { path, source })
-            }
-            _ => Ok(()),
-        }
+        unpin(&self.pins.pod(cookie))
     }
 
     /// The namespaces that have `sk_lookup` attached, perhaps by an earlier agent.
@@ -256,6 +223,62 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn attached_pods(&self) -> Result<Vec<u64>, KernelError> {
         self.pins.pods().map_err(|source| KernelError::Link { path: self.pins.pod(0), source })
+    }
+}
+
+/// Opens a cgroup, and says by which id programs know it: its directory's inode.
+pub(super) fn open_cgroup(cgroup: &Path) -> Result<(File, u64), KernelError> {
+    let failed = |source| KernelError::Cgroup { path: cgroup.to_owned(), source };
+    let directory = File::open(cgroup).map_err(failed)?;
+    let id = directory.metadata().map_err(failed)?.ino();
+    Ok((directory, id))
+}
+
+/// Attaches a program to a cgroup and pins the link; where an earlier agent has done that, swaps the program behind it.
+pub(super) fn hang_on(
+    program: &mut Program,
+    name: &str,
+    (directory, id): (&File, u64),
+    pin: &Path,
+) -> Result<(), KernelError> {
+    if attached_to(pin)? == Some(id) && took_over(pin, program)? {
+        return Ok(());
+    }
+    let failed = |source| program_error(name, source);
+    // `Single` is what the kernel wants for links; they are many to a cgroup by nature (aya#1078).
+    let mode = CgroupAttachMode::Single;
+    let link: FdLink = match program {
+        Program::CgroupSockAddr(program) => {
+            let id = CgroupSockAddr::attach(program, directory, mode).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            link.try_into().map_err(|error| link_error(pin, error))?
+        }
+        Program::SockOps(program) => {
+            let id = SockOps::attach(program, directory, mode).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            link.try_into().map_err(|error| link_error(pin, error))?
+        }
+        Program::CgroupSkb(program) => {
+            let ingress = CgroupSkbAttachType::Ingress;
+            let id = CgroupSkb::attach(program, directory, ingress, mode).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            link.try_into().map_err(|error| link_error(pin, error))?
+        }
+        _ => return Err(KernelError::Missing(name.to_owned())),
+    };
+    // A pin on another cgroup is an earlier setting's; it goes once the new link is there.
+    unpin(pin)?;
+    link.pin(pin).map_err(|error| link_error(pin, error))?;
+    Ok(())
+}
+
+/// Removes the pin of a link, and with it the link. One that is not there counts as removed.
+pub(super) fn unpin(pin: &Path) -> Result<(), KernelError> {
+    match std::fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::Link { path: pin.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

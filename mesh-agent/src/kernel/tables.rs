@@ -13,7 +13,7 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{self, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, SockHash},
+    maps::{self, Array, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, SockHash},
     util::nr_cpus,
 };
 use mesh_common::{
@@ -29,6 +29,8 @@ use crate::sys;
 pub struct Tables {
     /// Cgroup ids of the agent.
     pub agent_cgroups: Table<u64, u32>,
+    /// Cgroup ids of pods that are known.
+    pub classified: Table<u64, u32>,
     /// Namespace cookie → pod whose connects are decided about.
     pub enrolled: Table<u64, EnrolledPod>,
     /// Pod address → pod of this node.
@@ -41,6 +43,7 @@ pub struct Tables {
     pub listeners: ListenerTable,
     pending: HandOver,
     legs: HandOver,
+    node: Mutex<Array<MapData, u64>>,
     verdicts: PerCpuArray<MapData, u64>,
     pod_verdicts: Mutex<PerCpuHashMap<MapData, u64, VerdictCounts>>,
     events_lost: PerCpuArray<MapData, u64>,
@@ -59,8 +62,10 @@ macro_rules! open {
 
 impl Tables {
     /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
-    pub(super) const NAMES: [&str; 12] = [
+    pub(super) const NAMES: [&str; 14] = [
         "AGENT_CGROUPS",
+        "CLASSIFIED",
+        "NODE",
         "ENROLLED",
         "LOCAL",
         "ADDRESSES",
@@ -77,6 +82,7 @@ impl Tables {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
             agent_cgroups: Table::open("AGENT_CGROUPS", ebpf)?,
+            classified: Table::open("CLASSIFIED", ebpf)?,
             enrolled: Table::open("ENROLLED", ebpf)?,
             local: Table::open("LOCAL", ebpf)?,
             addresses: Table::open("ADDRESSES", ebpf)?,
@@ -86,12 +92,22 @@ impl Tables {
             },
             pending: HandOver::open("PENDING", ebpf)?,
             legs: HandOver::open("LEGS", ebpf)?,
+            node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
             pod_verdicts: Mutex::new(
                 open!(ebpf, "POD_VERDICTS", PerCpuHashMap<MapData, u64, VerdictCounts>),
             ),
             events_lost: open!(ebpf, "EVENTS_LOST", PerCpuArray<MapData, u64>),
         })
+    }
+
+    /// Tells the programs something about the node, by its `NODE_*` index.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_node(&self, index: u32, value: u64) -> Result<(), KernelError> {
+        let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        node.set(index, value, 0).map_err(|source| map_error("NODE", source))
     }
 
     /// Takes the original destination of a redirected connection, named as the *dialling* socket sees it.

@@ -77,11 +77,7 @@ impl Netns {
             File::open(&path).map_err(|source| NetnsError::Open { path: path.clone(), source })?;
         let file = Arc::new(file);
         let cookie = factory
-            .run(&file, || {
-                let socket =
-                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-                crate::sys::sock::netns_cookie(&socket)
-            })
+            .run(&file, crate::sys::sock::own_netns_cookie)
             .await?
             .map_err(|source| NetnsError::Enter { path: path.clone(), source })?
             .map_err(|source| NetnsError::Cookie { path: path.clone(), source })?;

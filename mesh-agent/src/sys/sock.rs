@@ -24,3 +24,11 @@ pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
+
+/// The cookie of the calling thread's network namespace.
+///
+/// # Errors
+/// As [`netns_cookie`], or no socket could be made.
+pub(crate) fn own_netns_cookie() -> io::Result<u64> {
+    netns_cookie(socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?)
+}

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::objects::{NamespaceObject, PodObject};
 use super::origin::FieldError;
-use super::settings::{Declared, MeshLabel, Settings};
+use super::settings::{Declared, MODE_ANNOTATION, MeshLabel, Mode, Settings};
 
 /// Whether one pod is to be in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,13 @@ pub enum Membership {
     Enabled(Settings),
     /// It is not.
     Disabled(NotEnabledReason),
+    /// It is meant to be, but cannot be yet.
+    Waiting {
+        /// For what.
+        reason: NotEnabledReason,
+        /// The settings it will have.
+        settings: Settings,
+    },
     /// A label or annotation cannot be read and nothing earlier is known: the pod is not enrolled,
     /// since the settings it was meant to have (strict?) are unknown.
     Invalid {
@@ -90,7 +97,7 @@ impl Membership {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Enabled(_) => "enabled",
-            Self::Disabled(reason) => reason.code(),
+            Self::Disabled(reason) | Self::Waiting { reason, .. } => reason.code(),
             Self::Invalid { .. } => "invalid_setting",
         }
     }
@@ -99,7 +106,7 @@ impl Membership {
     pub fn reason(&self) -> String {
         match self {
             Self::Enabled(_) => String::new(),
-            Self::Disabled(reason) => reason.to_string(),
+            Self::Disabled(reason) | Self::Waiting { reason, .. } => reason.to_string(),
             Self::Invalid { error, .. } => error.to_string(),
         }
     }
@@ -108,7 +115,19 @@ impl Membership {
     pub fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Enabled(settings) => Some(settings),
-            Self::Disabled(_) | Self::Invalid { .. } => None,
+            Self::Disabled(_) | Self::Waiting { .. } | Self::Invalid { .. } => None,
+        }
+    }
+
+    /// Whether whoever declared this wants no plaintext: also of a pod that is not in the mesh yet, and of one whose mode
+    /// cannot be read, since nobody misspells the default.
+    pub fn means_strict(&self) -> bool {
+        match self {
+            Self::Enabled(settings) | Self::Waiting { settings, .. } => {
+                settings.mode == Mode::Strict
+            }
+            Self::Invalid { error, .. } => error.field.contains(MODE_ANNOTATION),
+            Self::Disabled(_) => false,
         }
     }
 
@@ -133,7 +152,6 @@ impl Membership {
             let reasons = [
                 (pod.host_network, NotEnabledReason::HostNetwork),
                 (pod.completed, NotEnabledReason::Completed),
-                (pod.ips.is_empty(), NotEnabledReason::NoAddress),
             ];
             reasons.into_iter().find_map(|(applies, reason)| applies.then_some(reason))
         };
@@ -142,10 +160,15 @@ impl Membership {
         }
         let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode))?;
         let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports))?;
-        Ok(Self::Enabled(Settings {
+        let settings = Settings {
             mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
             exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
-        }))
+        };
+        Ok(if pod.ips.is_empty() {
+            Self::Waiting { reason: NotEnabledReason::NoAddress, settings }
+        } else {
+            Self::Enabled(settings)
+        })
     }
 }
 
@@ -176,7 +199,6 @@ fn inherit<T: Clone>(
 #[cfg(test)]
 mod tests {
     use super::super::snapshot::testing::{namespace, pod};
-    use super::super::{MODE_ANNOTATION, Mode};
     use super::*;
 
     const ON: &[(&str, &str)] = &[("nodemesh.dev/mesh", "enabled")];
@@ -234,5 +256,23 @@ mod tests {
         );
         assert_eq!(own, Some(Settings::default()), "an empty list undoes the namespace's");
         assert_eq!(settings(&[], &[(MODE_ANNOTATION, "strikt")]), None);
+    }
+
+    #[test]
+    fn who_wants_no_plaintext_is_known_before_the_pod_has_an_address() {
+        let means_strict = |annotations: &[(&str, &str)], address: bool| {
+            let mut pod = pod("shop", "cart", "node1", "10.0.0.1", annotations);
+            if !address {
+                pod.ips.clear();
+            }
+            Membership::decide(&pod, Some(&namespace("shop", ON))).means_strict()
+        };
+        let strict = &[(MODE_ANNOTATION, "strict")];
+        assert!(means_strict(strict, true) && means_strict(strict, false));
+        assert!(!means_strict(&[], true) && !means_strict(&[], false));
+        assert!(means_strict(&[(MODE_ANNOTATION, "strikt")], true));
+        assert!(!means_strict(&[("nodemesh.dev/exclude-ports", "x")], true));
+        let out = [OFF, strict].concat();
+        assert!(!means_strict(&out, false));
     }
 }

@@ -8,6 +8,7 @@ const V6: Addr = Addr([0xfd, 0, 0, 7]);
 
 struct World {
     agent: bool,
+    unclassified: bool,
     pod: Option<EnrolledPod>,
     to: Endpoint,
     source: Addr,
@@ -19,6 +20,7 @@ struct World {
 fn world(to: Addr, port: u16) -> World {
     World {
         agent: false,
+        unclassified: false,
         pod: Some(EnrolledPod { v4: A, v6: Addr::NONE }),
         to: Endpoint::new(to, port),
         source: Addr::NONE,
@@ -34,6 +36,9 @@ impl Dial for World {
     }
     fn pod(&self) -> Option<EnrolledPod> {
         self.pod
+    }
+    fn is_refused_as_unclassified(&self) -> bool {
+        self.unclassified
     }
     fn destination(&self) -> Endpoint {
         self.to
@@ -71,6 +76,23 @@ fn what_is_not_ours_is_left_alone() {
     assert_eq!(verdict(&World { agent: true, ..world(B, 8080) }), Verdict::AgentOwn);
     assert_eq!(verdict(&world(Addr::LOCALHOST_V6, 80)), Verdict::Loopback);
     assert_eq!(verdict(&world(A, 8080)), Verdict::OwnAddress);
+}
+
+#[test]
+fn a_node_may_refuse_whom_nobody_has_classified() {
+    let unknown = World { pod: None, unclassified: true, ..world(B, 8080) };
+    assert_eq!(verdict(&unknown), Verdict::RefusedUnclassified);
+    let itself = World { to: Endpoint::new(Addr::LOCALHOST_V6, 80), ..unknown };
+    assert_eq!(verdict(&itself), Verdict::NotEnrolled);
+    let enrolled = World { unclassified: true, ..world(B, 8080) };
+    assert_eq!(verdict(&enrolled), Verdict::RedirectPeer, "whoever is enrolled is classified");
+}
+
+#[test]
+fn an_agent_is_silent_only_after_it_has_spoken() {
+    let late = HEARTBEAT_STALE_NS + 1;
+    assert!(!is_silent(0, late) && !is_silent(1, HEARTBEAT_STALE_NS) && !is_silent(late, 1));
+    assert!(is_silent(1, late + 1));
 }
 
 #[test]
@@ -202,6 +224,9 @@ fn without_a_listener_only_what_cannot_be_tls_may_pass() {
     assert_eq!(no_listener(&strict, arrival(&strict)), Verdict::RefusedStrict);
     let own = packet(ports::MAGIC_FIRST, B, 40_000);
     assert_eq!(no_listener(&own, arrival(&own)), Verdict::RefusedNoListener);
+    assert_eq!(silent(&own, arrival(&own)), Verdict::RefusedAgentSilent);
+    assert_eq!(silent(&known, arrival(&known)), Verdict::RefusedAgentSilentInbound);
+    assert_eq!(silent(&strict, arrival(&strict)), Verdict::RefusedStrict);
 }
 
 #[test]

@@ -69,10 +69,11 @@ fn workload(
         problems.push(Problem::new(&pod.origin, ProblemCode::NamespaceMissing, error));
     }
     let mut membership = Membership::decide(pod, namespace.map(Arc::as_ref));
-    if let (Membership::Enabled(_), Some((address, holder))) = (&membership, claims.lost(&pod.uid))
+    if let (Some(settings), Some((address, holder))) =
+        (membership.settings().cloned(), claims.lost(&pod.uid))
     {
-        let holder = holder.name.to_string();
-        membership = Membership::Disabled(NotEnabledReason::AddressTaken { address, holder });
+        let reason = NotEnabledReason::AddressTaken { address, holder: holder.name.to_string() };
+        membership = Membership::Waiting { reason, settings };
     }
     Workload {
         uid: pod.uid.clone(),

@@ -1,0 +1,69 @@
+//! Holds pods: programs on the cgroup of a pod that may not send or take plaintext and is not enrolled yet. They outlive the
+//! agent as all others do, so that what was held stays held while it is away.
+
+use std::{path::Path, sync::PoisonError};
+
+use super::programs::{Kernel, KernelError, hang_on, open_cgroup, unpin};
+
+/// Programs on a held pod's cgroup.
+const HELD_PROGRAMS: [&str; 3] = ["nm_held_ingress", "nm_held_connect4", "nm_held_connect6"];
+/// Program on the pods' cgroup where the node refuses those that nobody has classified.
+const UNCLASSIFIED: &str = "nm_unclassified_ingress";
+
+impl Kernel {
+    /// Refuses the TCP connections of everything below a cgroup, both ways, until it is released.
+    ///
+    /// # Errors
+    /// See [`KernelError`]; what could be attached stays, and holds.
+    pub fn hold(&self, cgroup: &Path) -> Result<(), KernelError> {
+        let (directory, id) = open_cgroup(cgroup)?;
+        HELD_PROGRAMS.into_iter().try_for_each(|name| {
+            self.with_program(name, |program| {
+                hang_on(program, name, (&directory, id), &self.pins.held(id, name))
+            })
+        })
+    }
+
+    /// Ends holding a cgroup, by its id; it may be gone.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn release(&self, id: u64) -> Result<(), KernelError> {
+        HELD_PROGRAMS.into_iter().try_for_each(|name| unpin(&self.pins.held(id, name)))
+    }
+
+    /// Ids of the cgroups that are held, perhaps by an earlier agent.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn held(&self) -> Result<Vec<u64>, KernelError> {
+        self.pins
+            .held_ids()
+            .map_err(|source| KernelError::Link { path: self.pins.held(0, ""), source })
+    }
+
+    /// Whether packets that begin a connection with a pod nobody has classified are dropped.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn guard_unclassified(&self, cgroup: &Path, refuse: bool) -> Result<(), KernelError> {
+        let pin = self.pins.link(UNCLASSIFIED);
+        if !refuse {
+            return unpin(&pin);
+        }
+        let (directory, id) = open_cgroup(cgroup)?;
+        self.with_program(UNCLASSIFIED, |program| {
+            hang_on(program, UNCLASSIFIED, (&directory, id), &pin)
+        })
+    }
+
+    fn with_program(
+        &self,
+        name: &str,
+        act: impl FnOnce(&mut aya::programs::Program) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = ebpf.program_mut(name);
+        act(program.ok_or_else(|| KernelError::Missing(name.to_owned()))?)
+    }
+}

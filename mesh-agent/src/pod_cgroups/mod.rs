@@ -1,0 +1,156 @@
+//! The cgroups of the node's pods, as the kubelet makes them: seen within milliseconds, before a container's first process
+//! runs, so that a pod can be held before it can talk.
+//!
+//! inotify gives speed, a look every two seconds gives certainty. Where pods' cgroups are not named by their UIDs (another
+//! runtime, no kubelet), none is found and none is held; `status` shows what is.
+
+mod name;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::PodUid;
+
+/// How often the tree is read without any event.
+const RESCAN: Duration = Duration::from_secs(2);
+
+/// Levels below the pods' cgroup at which a pod's may be: its class of service, and itself. One more for a node in a node.
+const LEVELS: usize = 3;
+
+/// A pod's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// Its directory.
+    pub path: PathBuf,
+    /// By which programs know it.
+    pub id: u64,
+}
+
+/// The pods' cgroups by UID.
+pub type PodCgroups = BTreeMap<PodUid, PodCgroup>;
+
+/// Follows the tree below the pods' cgroup.
+pub struct Watch {
+    root: PathBuf,
+    signal: Arc<Notify>,
+    known: watch::Sender<Arc<PodCgroups>>,
+    watcher: Option<RecommendedWatcher>,
+}
+
+impl Watch {
+    /// Reads the tree a first time.
+    ///
+    /// # Errors
+    /// The pods' cgroup cannot be read. That it cannot be watched is only logged: it is read every two seconds then.
+    pub fn open(root: &Path) -> io::Result<(Self, watch::Receiver<Arc<PodCgroups>>)> {
+        let signal = Arc::new(Notify::new());
+        let watcher = watch(root, &signal)
+            .inspect_err(|error| tracing::warn!(%error, cgroup = %root.display(), "new pods' cgroups are seen only every two seconds"))
+            .ok();
+        let (known, seen) = watch::channel(Arc::new(scan(root)?));
+        Ok((Self { root: root.to_owned(), signal, known, watcher }, seen))
+    }
+
+    /// Publishes what changes, until stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let _watcher = self.watcher;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _woken = timeout(RESCAN, self.signal.notified()) => {}
+            }
+            match scan(&self.root) {
+                Ok(found) => {
+                    self.known.send_if_modified(|known| {
+                        let changed = **known != found;
+                        if changed {
+                            *known = Arc::new(found);
+                        }
+                        changed
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, cgroup = %self.root.display(), "the pods' cgroups cannot be read");
+                }
+            }
+        }
+    }
+}
+
+fn watch(root: &Path, signal: &Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let signal = Arc::clone(signal);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let nothing = |event: &notify::Event| {
+            matches!(event.kind, EventKind::Access(_) | EventKind::Modify(_))
+        };
+        if !event.as_ref().is_ok_and(nothing) {
+            signal.notify_one();
+        }
+    })?;
+    watcher.watch(root, RecursiveMode::Recursive)?;
+    Ok(watcher)
+}
+
+/// The pods' cgroups in a tree; those that vanish meanwhile are left out.
+fn scan(root: &Path) -> io::Result<PodCgroups> {
+    let mut found = PodCgroups::new();
+    scan_level(root, LEVELS, &mut found)?;
+    Ok(found)
+}
+
+fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<()> {
+    for entry in fs::read_dir(dir)?.flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        match entry.file_name().to_str().and_then(name::pod_uid) {
+            Some(uid) => {
+                if let Ok(metadata) = entry.metadata() {
+                    found.insert(uid, PodCgroup { path, id: metadata.ino() });
+                }
+            }
+            None if levels > 1 => drop(scan_level(&path, levels - 1, found)), // gone again
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pods_cgroup_is_seen_when_it_appears_and_when_it_goes() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("burstable")).unwrap();
+        let (watch, mut seen) = Watch::open(root.path()).unwrap();
+        assert!(seen.borrow().is_empty());
+        let stop = CancellationToken::new();
+        let running = crate::tasks::Tasks::new();
+        running.spawn("watch", watch.run(stop.clone()));
+        let pod = root.path().join("burstable/poda-1");
+        fs::create_dir_all(pod.join("container")).unwrap();
+        let uid = PodUid::parse("a-1").unwrap();
+        let found = seen.wait_for(|known| known.contains_key(&uid)).await.unwrap()[&uid].clone();
+        assert_eq!(found, PodCgroup { id: fs::metadata(&pod).unwrap().ino(), path: pod.clone() });
+        fs::remove_dir_all(&pod).unwrap();
+        seen.wait_for(|known| known.is_empty()).await.unwrap();
+        stop.cancel();
+        running.wait().await;
+    }
+}

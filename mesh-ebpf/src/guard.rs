@@ -1,0 +1,173 @@
+//! What keeps a pod from talking before the agent has taken it in: `connect4`, `connect6` and `cgroup_skb/ingress` of their
+//! own on the cgroup of a held pod, and one on the cgroup of all pods where the node refuses those that nobody has
+//! classified. A held pod that is enrolled loses its programs again; no other pod is slowed by them. Kernel 5.7.
+//!
+//! Only TCP, which is what the mesh carries, and only its beginnings: a pod may talk to itself, resolve names, and go on with
+//! what it has.
+
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie,
+        generated::bpf_skb_ancestor_cgroup_id,
+    },
+    macros::{cgroup_skb, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext},
+};
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED, limits},
+    verdict::Verdict,
+};
+
+use crate::{
+    ctx::{self, AF_INET, AF_INET6, SockAddr, TCP},
+    maps,
+};
+
+const ALLOW: i32 = 1;
+/// A connect gets EPERM; a packet is dropped, and its sender sends it again.
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn nm_held_connect4(context: SockAddrContext) -> i32 {
+    held_connect::<AF_INET>(&context)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn nm_held_connect6(context: SockAddrContext) -> i32 {
+    held_connect::<AF_INET6>(&context)
+}
+
+#[inline(always)]
+fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
+    let addr = SockAddr(context.sock_addr);
+    let to = addr.endpoint::<FAMILY>();
+    let sk = addr.sk();
+    if !addr.is_tcp() || sk.is_null() || to.addr.is_loopback_or_unspecified() {
+        return ALLOW;
+    }
+    // SAFETY: the context is the running program's own.
+    let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
+    maps::count(Verdict::RefusedHeld, netns);
+    maps::report(Verdict::RefusedHeld, netns, ctx::bound_source::<FAMILY>(sk), to);
+    DENY
+}
+
+#[cgroup_skb(ingress)]
+pub(crate) fn nm_held_ingress(context: SkBuffContext) -> i32 {
+    match arrival(&context) {
+        Arrival::Other => ALLOW,
+        arrival => drop_packet(&arrival, Verdict::RefusedHeldInbound),
+    }
+}
+
+#[cgroup_skb(ingress)]
+pub(crate) fn nm_unclassified_ingress(context: SkBuffContext) -> i32 {
+    let arrival = arrival(&context);
+    if matches!(arrival, Arrival::Other) || is_classified(&context) {
+        return ALLOW;
+    }
+    drop_packet(&arrival, Verdict::RefusedUnclassifiedInbound)
+}
+
+/// Whether the current process is in a cgroup that this node refuses because nobody has classified it.
+#[inline(always)]
+pub(crate) fn is_refused_as_unclassified(netns: u64) -> bool {
+    if maps::node(NODE_REFUSE_UNCLASSIFIED) == 0 || netns == maps::node(NODE_OWN_NETNS) {
+        return false;
+    }
+    for level in 1..=limits::CGROUP_LEVELS {
+        // SAFETY: no preconditions.
+        let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level.cast_signed()) };
+        if cgroup == 0 {
+            return true; // deeper than the process is
+        }
+        if maps::CLASSIFIED.get_ptr(&cgroup).is_some() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether the socket that a packet is for belongs to a pod that somebody has classified, or to the node.
+#[inline(always)]
+fn is_classified(context: &SkBuffContext) -> bool {
+    for level in 1..=limits::CGROUP_LEVELS {
+        // SAFETY: the context is the running program's own.
+        let cgroup = unsafe { bpf_skb_ancestor_cgroup_id(context.skb.skb, level.cast_signed()) };
+        if cgroup == 0 {
+            return false;
+        }
+        if maps::CLASSIFIED.get_ptr(&cgroup).is_some() {
+            return true;
+        }
+    }
+    false
+}
+
+/// What a packet begins.
+enum Arrival {
+    /// A connection from elsewhere.
+    Connection { client: Endpoint, server: Endpoint },
+    /// Nobody can say: headers that a first fragment or an ordinary stack does not send.
+    Unknown,
+    /// Nothing that is ours: no TCP, no beginning, or from the pod to itself.
+    Other,
+}
+
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// Reads a packet's headers, from the network layer on (RFC 791, 8200, 9293).
+#[inline(always)]
+fn arrival(context: &SkBuffContext) -> Arrival {
+    let Ok(first) = context.load::<u8>(0) else { return Arrival::Unknown };
+    let (source, destination, tcp) = if first >> 4 == 4 {
+        let Ok(ip) = context.load::<[u8; 20]>(0) else { return Arrival::Unknown };
+        if u32::from(ip[9]) != TCP {
+            return Arrival::Other;
+        }
+        let source = Addr::from_v4_word(u32::from_ne_bytes([ip[12], ip[13], ip[14], ip[15]]));
+        let destination = Addr::from_v4_word(u32::from_ne_bytes([ip[16], ip[17], ip[18], ip[19]]));
+        (source, destination, usize::from(first & 0xf) * 4)
+    } else {
+        let Ok(ip) = context.load::<Ipv6>(0) else { return Arrival::Unknown };
+        match ip.next {
+            next if u32::from(next) == TCP => {}
+            UDP | ICMPV6 => return Arrival::Other,
+            _ => return Arrival::Unknown,
+        }
+        (Addr(ip.source), Addr(ip.destination), size_of::<Ipv6>())
+    };
+    let Ok(tcp) = context.load::<[u8; 14]>(tcp) else { return Arrival::Unknown };
+    if tcp[13] & (SYN | ACK) != SYN || source == destination || source.is_loopback_or_unspecified()
+    {
+        return Arrival::Other;
+    }
+    Arrival::Connection {
+        client: Endpoint::new(source, u16::from_be_bytes([tcp[0], tcp[1]])),
+        server: Endpoint::new(destination, u16::from_be_bytes([tcp[2], tcp[3]])),
+    }
+}
+
+/// The fixed header of IPv6; addresses as the words lie in memory, as everywhere in [`Addr`].
+#[repr(C)]
+struct Ipv6 {
+    _flow: u32,
+    _length: u16,
+    next: u8,
+    _hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+#[inline(always)]
+fn drop_packet(arrival: &Arrival, verdict: Verdict) -> i32 {
+    maps::count(verdict, 0);
+    if let Arrival::Connection { client, server } = arrival {
+        maps::report(verdict, 0, *client, *server);
+    }
+    DENY
+}

@@ -1,0 +1,252 @@
+//! Pods that may not talk yet, and agents that do not answer: refused rather than left open or hanging, and released or
+//! answered again by themselves.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use tests::{
+    Net, PORT, Pair, Pod, PodSpec, SHOP,
+    agent::{self, Agent, Dirs, SOON},
+    eventually,
+    exec::Place,
+    objects::{MESH, MODE},
+    probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
+    scenario,
+};
+
+/// Longer than the programs let a heartbeat be old, with room for a busy machine.
+const SILENT: Duration = Duration::from_secs(12);
+
+fn dial(from: &Place, to: &Pod) -> Result<Conn> {
+    probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(to.at(PORT), "hello") })
+}
+
+fn answered(conn: &Conn) -> Result<()> {
+    ensure!((conn.end, &*conn.first) == (End::Fin, "hello"), "{conn:?}");
+    Ok(())
+}
+
+fn strict_spec(name: &str) -> PodSpec {
+    PodSpec::new("vault", name).label(MESH, "enabled").annotation(MODE, "strict")
+}
+
+/// The pods of a [`Pair`] that serve, and a strict one that is starting.
+fn starting(net: &Net) -> Result<(Pair<'_>, Pod)> {
+    let pair = Pair::new(net)?;
+    let held = net.pod(&pair.nodes[1], strict_spec("held").starting())?;
+    pair.agents[1].wait_state(&held, "held")?;
+    Ok((pair, held))
+}
+
+#[test]
+fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
+    scenario("held", |net| {
+        let (pair, held) = starting(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let own = probe::serve(&held, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        let link = pair.nodes[1].capture()?;
+        for to in [pair.server.at(PORT), pair.server.at6(PORT), pair.client.at(PORT)] {
+            let seen = probe::dial(&held, &DialSpec::say(to, "secret"))?;
+            ensure!(seen.end == End::NotPermitted, "{to}: {seen:?}");
+        }
+        let mapped = DialSpec { mapped: true, ..DialSpec::say(pair.server.at(PORT), "secret") };
+        let seen = probe::dial(&held, &mapped)?;
+        ensure!(seen.end == End::NotPermitted, "{seen:?}");
+        for from in [&*pair.client, &*pair.nodes[1]] {
+            let seen = dial(from, &held)?;
+            ensure!(seen.end == End::Timeout && !seen.connected, "{}: {seen:?}", from.name);
+        }
+        // To itself it may talk.
+        let to_itself = DialSpec::say(([127, 0, 0, 1], PORT).into(), "hello");
+        answered(&probe::dial(&held, &to_itself)?)?;
+        ensure!(
+            own.conns()
+                .iter()
+                .all(|conn| conn.peer.is_some_and(|p| p.ip().to_canonical().is_loopback())),
+            "{:?}",
+            own.conns()
+        );
+        ensure!(!link.stop()?.contains("secret"), "plaintext of a held pod on the link");
+        let status = pair.agents[1].status()?;
+        ensure!(status.verdict("refused_held") >= 4, "{:?}", status.verdicts);
+        ensure!(status.verdict("refused_held_inbound") >= 2, "{:?}", status.verdicts);
+        pair.agents[1].wait_flow("of the held pod", |flow| flow.outcome == "refused_held")?;
+
+        net.objects().pod_runs(&held)?;
+        pair.agents[1].wait_enrolled(&[&held])?;
+        answered(&dial(&held, &pair.server)?)?;
+        let stranger = dial(&pair.client, &held)?;
+        ensure!(matches!(stranger.end, End::Refused | End::Reset), "{stranger:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dropped_client_gets_through_once_the_pod_is_enrolled() {
+    scenario("held-late", |net| {
+        let pair = Pair::meshed(net)?;
+        let held = net.pod(&pair.nodes[1], strict_spec("held").starting())?;
+        let _own = probe::serve(&held, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        pair.agents[1].wait_state(&held, "held")?;
+        let first = dial(&pair.client, &held)?;
+        ensure!(first.end == End::Timeout, "{first:?}");
+        net.objects().pod_runs(&held)?;
+        pair.agents[1].wait_enrolled(&[&held])?;
+        eventually(SOON, || answered(&dial(&pair.client, &held)?))
+    });
+}
+
+#[test]
+fn what_cannot_be_enrolled_stays_held_also_without_an_agent() {
+    scenario("held-stays", |net| {
+        let (pair, held) = starting(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let refused = || {
+            let seen = dial(&held, &pair.server)?;
+            ensure!(seen.end == End::NotPermitted, "{seen:?}");
+            Ok(())
+        };
+        refused()?;
+        pair.agents[1].kill9()?;
+        refused()?;
+        pair.agents[1].start_again()?;
+        pair.agents[1].wait_state(&held, "held")?;
+        refused()?;
+        // Whoever takes the wish back gets the pod back.
+        net.objects().label_pod(&held, Some("disabled"))?;
+        pair.agents[1].wait_state(&held, "not_enrolled")?;
+        answered(&dial(&held, &pair.server)?)?;
+        // The same after an agent that was not there to hear of it.
+        net.objects().label_pod(&held, Some("enabled"))?;
+        pair.agents[1].wait_state(&held, "held")?;
+        pair.agents[1].kill9()?;
+        net.objects().label_pod(&held, Some("disabled"))?;
+        refused()?;
+        pair.agents[1].start_again()?;
+        eventually(SOON, || answered(&dial(&held, &pair.server)?))
+    });
+}
+
+#[test]
+fn a_permissive_pod_is_never_held() {
+    scenario("held-not", |net| {
+        let pair = Pair::new(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let spec = PodSpec::new(SHOP, "starting").label(MESH, "enabled").starting();
+        let pod = net.pod(&pair.nodes[1], spec)?;
+        let status = pair.agents[1].wait_state(&pod, "not_enrolled")?;
+        ensure!(status.code == "no_address", "{status:?}");
+        answered(&dial(&pod, &pair.server)?)
+    });
+}
+
+#[test]
+fn a_mode_that_cannot_be_read_holds_the_pod_and_says_so() {
+    scenario("held-slip", |net| {
+        let pair = Pair::new(net)?;
+        let spec = PodSpec::new(SHOP, "slip").label(MESH, "enabled").annotation(MODE, "strikt");
+        let pod = net.pod(&pair.nodes[1], spec)?;
+        let status = pair.agents[1].wait_state(&pod, "held")?;
+        ensure!(status.reason.contains("strikt"), "{status:?}");
+        let seen = dial(&pod, &pair.server)?;
+        ensure!(seen.end == End::NotPermitted, "{seen:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_may_refuse_pods_that_nobody_has_classified() {
+    scenario("held-unclassified", |net| {
+        let nodes = [net.node("node1")?, net.node("node2")?];
+        let server = net.pod(&nodes[0], PodSpec::new(SHOP, "server"))?;
+        let known = net.pod(&nodes[1], PodSpec::new(SHOP, "known"))?;
+        let open = net.agent(&nodes[0])?;
+        let agent = Agent::start(&nodes[1], Dirs::of(net), &["--unclassified", "refuse"])?;
+        let serve = ServeSpec::both_families(PORT, Talk::Exchange);
+        let _services = (probe::serve(&server, &serve)?, probe::serve(&known, &serve)?);
+        answered(&dial(&known, &server)?)?;
+        answered(&dial(&server, &known)?)?;
+        answered(&dial(&nodes[1], &server)?)?;
+        let refused = |pod: &Pod| {
+            let seen = dial(pod, &server)?;
+            ensure!(seen.end == End::NotPermitted, "{seen:?}");
+            let seen = dial(&server, pod)?;
+            ensure!(seen.end == End::Timeout && !seen.connected, "{seen:?}");
+            Ok(())
+        };
+        let new = net.pod(&nodes[1], PodSpec::new(SHOP, "new").unknown())?;
+        let _own = probe::serve(&new, &serve)?;
+        refused(&new)?;
+        let verdicts = agent.status()?;
+        ensure!(verdicts.verdict("refused_unclassified") >= 1, "{:?}", verdicts.verdicts);
+        ensure!(verdicts.verdict("refused_unclassified_inbound") >= 1, "{:?}", verdicts.verdicts);
+        net.objects().pod_runs(&new)?;
+        eventually(SOON, || answered(&dial(&new, &server)?))?;
+        answered(&dial(&server, &new)?)?;
+        // While the agent is away, whoever comes is refused and whoever was known goes on.
+        agent.kill9()?;
+        let newest = net.pod(&nodes[1], PodSpec::new(SHOP, "newest"))?;
+        let _own = probe::serve(&newest, &serve)?;
+        refused(&newest)?;
+        answered(&dial(&new, &server)?)?;
+        agent.start_again()?;
+        eventually(SOON, || answered(&dial(&newest, &server)?))?;
+        // And a node that does not say so leaves them alone.
+        let elsewhere = net.pod(&nodes[0], PodSpec::new(SHOP, "elsewhere").unknown())?;
+        answered(&dial(&elsewhere, &server)?)?;
+        drop(open);
+        Ok(())
+    });
+}
+
+#[test]
+fn refusing_the_unclassified_needs_a_cgroup_of_the_pods_alone() {
+    scenario("held-root", |net| {
+        let node = net.node("node1")?;
+        let dirs = Dirs::of(net);
+        agent::ca_init(&dirs)?;
+        std::fs::create_dir_all(&dirs.announce)?;
+        let mut argv = agent::run_argv(&node, &dirs);
+        let option = argv.iter().position(|word| word == "--cgroup").context("no --cgroup")?;
+        argv[option + 1] = tests::cgroup::mount().into();
+        argv.extend(["--unclassified".into(), "refuse".into()]);
+        let refused = node.agent_place().run(argv)?;
+        ensure!(!refused.status.success(), "the agent has started");
+        let error = refused.stderr;
+        ensure!(error.contains("--unclassified refuse needs --cgroup"), "{error}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stuck_agents_dials_are_refused_and_go_on_when_it_does() {
+    scenario("held-stuck", |net| {
+        let pair = Pair::meshed(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        answered(&dial(&pair.client, &pair.server)?)?;
+        let refused = || {
+            let seen = dial(&pair.client, &pair.server)?;
+            ensure!(seen.end == End::Refused, "{seen:?}");
+            Ok(())
+        };
+        // The client's agent is stuck, then the server's: both say no at once instead of hanging.
+        for (agent, verdict) in
+            pair.agents.iter().zip(["refused_agent_silent", "refused_agent_silent_inbound"])
+        {
+            agent.signal(Signal::SIGSTOP)?;
+            let stuck = eventually(SILENT, || match dial(&pair.client, &pair.server)?.end {
+                End::Refused | End::Reset => Ok(()),
+                end => anyhow::bail!("{end:?}"),
+            });
+            let still =
+                stuck.and_then(|()| if verdict.ends_with("silent") { refused() } else { Ok(()) });
+            agent.signal(Signal::SIGCONT)?;
+            still?;
+            eventually(SOON, || answered(&dial(&pair.client, &pair.server)?))?;
+            let status = agent.status()?;
+            ensure!(status.verdict(verdict) > 0, "{verdict}: {:?}", status.verdicts);
+        }
+        Ok(())
+    });
+}
