@@ -7,6 +7,12 @@ use std::{
 
 use thiserror::Error;
 
+use crate::sys;
+
+/// The oldest kernel that the programs load on: the first whose `sockops` programs are told their network namespace
+/// (`bpf_get_netns_cookie`, kernel commit fab60e29fcc6).
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
 /// What is missing.
 #[derive(Debug, Error)]
 pub enum PreflightError {
@@ -18,6 +24,19 @@ pub enum PreflightError {
         /// As whom it runs.
         uid: u32,
     },
+    /// The kernel is too old.
+    #[error(
+        "the kernel of this node is Linux {release}, and the mesh needs {}.{} or newer: an older one does not tell eBPF programs which pod's network namespace a connection belongs to; run a newer kernel on this node",
+        OLDEST_KERNEL.0,
+        OLDEST_KERNEL.1
+    )]
+    KernelTooOld {
+        /// What the kernel says it is.
+        release: String,
+    },
+    /// The kernel does not say which one it is.
+    #[error("cannot ask the kernel for its release: {0}")]
+    Release(#[source] io::Error),
     /// The mount table cannot be read.
     #[error("cannot read /proc/self/mountinfo: {0}; is /proc mounted?")]
     Mounts(#[source] io::Error),
@@ -113,6 +132,10 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     if !uid.is_root() {
         return Err(PreflightError::NotRoot { uid: uid.as_raw() });
     }
+    let release = sys::uname::release().map_err(PreflightError::Release)?;
+    if is_too_old(&release) {
+        return Err(PreflightError::KernelTooOld { release });
+    }
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::Mounts)?;
     let mounts = Mounts::parse(&mounts);
     let mount = mounts.first("cgroup2").ok_or(PreflightError::NoCgroup2)?.to_owned();
@@ -126,6 +149,16 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     }
     let own_cgroup = own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?;
     Ok(Host { pods_cgroup_is_root: pods_cgroup == mount, pods_cgroup, own_cgroup })
+}
+
+/// Whether a kernel of this release is older than [`OLDEST_KERNEL`]. One that numbers itself otherwise may try: loading
+/// the programs tells.
+fn is_too_old(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < OLDEST_KERNEL,
+        _ => false,
+    }
 }
 
 /// Where the agent runs, or where it has to go to be alone.
@@ -184,6 +217,16 @@ mod tests {
 31 24 0:28 / /sys/fs/bpf rw,relatime - bpf bpf rw
 32 24 0:29 / /mnt/with\\040space rw - tmpfs tmpfs rw
 ";
+
+    #[test]
+    fn kernels_are_told_apart_by_their_release() {
+        for old in ["5.10.0-32-cloud-amd64", "5.14.21", "4.19.0", "2.6.78-fc", "5.9"] {
+            assert!(is_too_old(old), "{old}");
+        }
+        for new in ["5.15.0-91-generic", "5.15-rc1", "6.1.0", "6.12.95+deb12", "10.0", "custom"] {
+            assert!(!is_too_old(new), "{new}");
+        }
+    }
 
     #[test]
     fn a_hybrid_host_is_understood() {

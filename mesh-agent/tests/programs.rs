@@ -2,6 +2,7 @@
 use std::{fs, io::Write as _, path::PathBuf};
 
 use mesh_agent::kernel::{Kernel, cleanup};
+use mesh_common::ABI;
 
 /// The limit of the kernel is a million; ours keeps the programs small enough for older verifiers.
 const MOST_INSTRUCTIONS: u32 = 20_000;
@@ -46,7 +47,7 @@ fn every_program_loads_and_verifies() {
             "nm_unclassified_ingress"
         ]
     );
-    assert!(fs::exists(pins.0.join(format!("v{}/maps/ENROLLED", mesh_common::ABI))).unwrap());
+    assert!(fs::exists(pins.0.join(format!("v{ABI}/maps/ENROLLED"))).unwrap());
     drop(pins);
 }
 
