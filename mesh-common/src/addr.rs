@@ -13,6 +13,8 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 impl Addr {
     /// `::`, which stands for "no address of this family" in map values.
     pub const NONE: Self = Self([0; 4]);
+    /// How long the prefix is that has one address in it.
+    pub const BITS: u32 = 128;
     /// `::1`.
     pub const LOCALHOST_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
 

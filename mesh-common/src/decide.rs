@@ -4,7 +4,7 @@
 use crate::{
     addr::{Addr, Endpoint},
     maps::{
-        ADDRESS_KNOWN, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod,
+        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod,
         PORT_EXCLUDED, PORT_SERVICE,
     },
     ports,
@@ -87,6 +87,8 @@ pub trait Arrival {
     fn pod(&self) -> Option<LocalPod>;
     /// `ADDRESS_*` bits.
     fn address_flags(&self, addr: &Addr) -> u32;
+    /// Whether an address is in one of the nodes' ranges of pod addresses; always, if none is known.
+    fn is_in_pod_cidr(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
 }
@@ -100,7 +102,8 @@ pub enum Namespace {
     Strict,
 }
 
-/// Decides about an arrival. What a `Redirect` verdict means when the agent has no listener is [`no_listener`]'s part.
+/// Decides about an arrival. A `Redirect` for which the agent has no listener becomes [`Verdict::RefusedNoListener`], in any
+/// mode: it can only be TLS, and nobody can look.
 #[inline(always)]
 pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     let local = view.local();
@@ -127,19 +130,18 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     if remote.addr == local.addr {
         return Verdict::InboundOwnAddress;
     }
+    let from_agent = ports::is_mesh_source(remote.port) && may_be_pod(view, &remote.addr);
     if left {
-        let stale = ports::is_mesh_source(remote.port)
-            && view.address_flags(&remote.addr) & ADDRESS_PEER != 0;
-        return if stale { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
+        // Whoever it is may not have heard that the pod has left, nor we of him.
+        return if from_agent { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
     }
-    let mesh_source = ports::is_mesh_source(remote.port);
-    if view.port_flags(&local) & PORT_EXCLUDED != 0 {
-        // A pod's agent may not have heard of the exclusion, and TLS must not reach the application: the agent looks.
-        let may_be_stale = mesh_source && view.address_flags(&remote.addr) & ADDRESS_KNOWN != 0;
-        return if may_be_stale { Verdict::InboundMesh } else { Verdict::InboundExcluded };
-    }
-    if mesh_source {
+    if from_agent {
+        // Also to an excluded port: a pod's agent may not have heard of the exclusion, and TLS must not reach the
+        // application. There the agent looks.
         return Verdict::InboundMesh;
+    }
+    if view.port_flags(&local) & PORT_EXCLUDED != 0 {
+        return Verdict::InboundExcluded;
     }
     plaintext(&pod)
 }
@@ -154,30 +156,20 @@ pub const fn is_silent(heartbeat_ns: u64, now_ns: u64) -> bool {
     heartbeat_ns != 0 && now_ns.saturating_sub(heartbeat_ns) > HEARTBEAT_STALE_NS
 }
 
-/// What becomes of an arrival that should have gone to the agent when the agent is silent: the same as without a listener,
-/// under a name of its own.
+/// What becomes of an arrival that should have gone to the agent when the agent is silent.
 #[inline(always)]
-pub fn silent(view: &impl Arrival, wanted: Verdict) -> Verdict {
-    match (no_listener(view, wanted), wanted) {
-        (Verdict::RefusedNoListener, Verdict::OutboundSteered) => Verdict::RefusedAgentSilent,
-        (Verdict::RefusedNoListener, _) => Verdict::RefusedAgentSilentInbound,
-        (verdict, _) => verdict,
+pub const fn silent(wanted: Verdict) -> Verdict {
+    match wanted {
+        Verdict::OutboundSteered => Verdict::RefusedAgentSilent,
+        _ => Verdict::RefusedAgentSilentInbound,
     }
 }
 
-/// What becomes of an arrival that should have gone to the agent when the agent does not listen.
+/// Whether an address may be that of a pod, known or not: only then can an agent dial from it.
 #[inline(always)]
-pub fn no_listener(view: &impl Arrival, wanted: Verdict) -> Verdict {
-    match wanted {
-        // From a mesh source port and a pod we know, it can only be TLS: never to the application, in any mode.
-        Verdict::InboundMesh if view.address_flags(&view.remote().addr) & ADDRESS_KNOWN == 0 => {
-            match view.pod() {
-                Some(pod) => plaintext(&pod),
-                None => Verdict::NotEnrolled,
-            }
-        }
-        _ => Verdict::RefusedNoListener,
-    }
+fn may_be_pod(view: &impl Arrival, addr: &Addr) -> bool {
+    let flags = view.address_flags(addr);
+    flags & ADDRESS_KNOWN != 0 || (flags & ADDRESS_NODE == 0 && view.is_in_pod_cidr(addr))
 }
 
 #[inline(always)]

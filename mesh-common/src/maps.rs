@@ -65,6 +65,8 @@ pub const LOCAL_LEFT: u32 = 2;
 pub const ADDRESS_KNOWN: u32 = 1;
 /// Value bits of `ADDRESSES`: that pod is captured by its node's agent, so it is dialled over TLS.
 pub const ADDRESS_PEER: u32 = 2;
+/// Value bits of `ADDRESSES`: a node's own address, from which no agent dials for a pod. A pod's address is never one.
+pub const ADDRESS_NODE: u32 = 4;
 
 /// Value bits of `PORTS`, keyed by address and port: a service of the mesh.
 pub const PORT_SERVICE: u32 = 1;
@@ -123,6 +125,8 @@ pub mod limits {
     pub const LOCAL_PODS: usize = 1024;
     /// Addresses of pods in the cluster: 100,000 pods, dual stack, with room.
     pub const ADDRESSES: usize = 262_144;
+    /// Ranges of pod addresses in the cluster: 5,000 nodes (what Kubernetes is tested with), dual stack, with room.
+    pub const POD_CIDRS: usize = 16_384;
     /// Service ports and excluded ports in the cluster.
     pub const PORTS: usize = 131_072;
     /// Connections between `connect()` and the agent's `accept()`.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
     helpers::generated::bpf_ktime_get_boot_ns,
     macros::btf_map,
 };
@@ -40,6 +40,10 @@ pub(crate) static LOCAL: HashMap<Addr, LocalPod, { limits::LOCAL_PODS * 2 }> = H
 #[btf_map]
 pub(crate) static ADDRESSES: HashMap<Addr, u32, { limits::ADDRESSES }, NO_PREALLOC> =
     HashMap::new();
+
+/// Ranges of pod addresses of the cluster's nodes, IPv4 as IPv4-mapped; `::/0` where none is known.
+#[btf_map]
+pub(crate) static POD_CIDRS: LpmTrie<Addr, u32, { limits::POD_CIDRS }> = LpmTrie::new();
 
 /// Address and port → `PORT_*` bits: services of the mesh, excluded ports.
 #[btf_map]

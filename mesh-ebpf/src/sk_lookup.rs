@@ -3,7 +3,8 @@
 //! Runs again for a retransmitted SYN. Kernel 5.9.
 
 use aya_ebpf::{
-    helpers::generated::bpf_ktime_get_boot_ns, macros::sk_lookup, programs::SkLookupContext,
+    btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_boot_ns, macros::sk_lookup,
+    programs::SkLookupContext,
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
@@ -41,6 +42,10 @@ impl decide::Arrival for Arrival {
     fn address_flags(&self, addr: &Addr) -> u32 {
         // SAFETY: the value is copied at once.
         unsafe { maps::ADDRESSES.get(addr) }.copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn is_in_pod_cidr(&self, addr: &Addr) -> bool {
+        maps::POD_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
     }
     #[inline(always)]
     fn port_flags(&self, endpoint: &Endpoint) -> u32 {
@@ -87,17 +92,18 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     PASS
 }
 
-/// Gives the packet to the agent's listener, or says what becomes of it when there is none or the agent is silent.
+/// Gives the packet to the agent's listener. Without one, or while the agent is silent, it is refused in every mode: it can
+/// only be TLS.
 #[inline(always)]
 fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: u32) -> Verdict {
     // SAFETY: no arguments, no preconditions.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
     if decide::is_silent(maps::node(NODE_HEARTBEAT), now_ns) {
-        return decide::silent(view, wanted);
+        return decide::silent(wanted);
     }
     let key = ListenerKey { addr: view.local.addr, direction };
     match maps::LISTENERS.redirect_sk_lookup(context, key, 0) {
         Ok(()) => wanted,
-        Err(_) => decide::no_listener(view, wanted),
+        Err(_) => Verdict::RefusedNoListener,
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Run {
     /// This node's name, as in the pods' spec.nodeName
     #[arg(long, env = "NODE_NAME", value_parser = node, value_name = "NAME")]
     node: NodeName,
-    /// Directory of Kubernetes objects (Namespace, Pod, Service, EndpointSlice) in YAML or JSON; watched
+    /// Directory of Kubernetes objects (Namespace, Node, Pod, Service, EndpointSlice) in YAML or JSON; watched
     #[arg(long, value_name = "DIR")]
     source: PathBuf,
     /// Directory shared by all nodes, where each announces the pods it has captured

@@ -30,6 +30,9 @@ impl Enroller {
         let enrolled = self.enrolled();
         let world = self.build(objects, announcements);
         self.hold(&world, cgroups);
+        // Before a pod is taken in: what arrives at it is judged by them.
+        let ranges = self.mesh.kernel.tables().pod_cidrs.sync(world.pod_cidrs());
+        self.log_failure("write the ranges of pod addresses", ranges);
         self.remove_vanished(&world).await;
         self.withdraw_unwanted(&world);
         let joined = self.enrol_wanted(&world).await;

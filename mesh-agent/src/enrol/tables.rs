@@ -4,7 +4,10 @@ use std::{collections::HashMap, net::IpAddr};
 
 use mesh_common::{
     addr::{Addr, Endpoint},
-    maps::{ADDRESS_KNOWN, ADDRESS_PEER, LOCAL_STRICT, LocalPod, PORT_EXCLUDED, PORT_SERVICE},
+    maps::{
+        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, LOCAL_STRICT, LocalPod, PORT_EXCLUDED,
+        PORT_SERVICE,
+    },
 };
 
 use crate::{
@@ -26,6 +29,9 @@ pub(super) fn sync(tables: &Tables, world: &Snapshot) -> Result<(), KernelError>
         for port in row.exclude_ports.into_iter().flat_map(PortSet::iter) {
             *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_EXCLUDED;
         }
+    }
+    for address in world.node_addresses() {
+        addresses.entry((*address).into()).or_insert(ADDRESS_NODE);
     }
     for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
         *ports.entry(endpoint(row.address, row.port)).or_insert(0) |= PORT_SERVICE;

@@ -4,12 +4,14 @@
 //! the pods), `pods/COOKIE` (the `sk_lookup` link of one network namespace) and `held/CGROUP-PROGRAM`. A new agent finds the
 //! pins, swaps the programs behind the links without a gap, and goes on with the maps as they are.
 
+mod cidrs;
 mod events;
 mod guard;
 mod pins;
 mod programs;
 mod tables;
 
+pub use cidrs::CidrTable;
 pub use events::{Refusal, Refusals};
 pub use pins::{Removed, cleanup};
 pub use programs::{Kernel, KernelError, ProgramFacts};

@@ -22,7 +22,7 @@ use mesh_common::{
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
-use super::programs::KernelError;
+use super::{cidrs::CidrTable, programs::KernelError};
 use crate::sys;
 
 /// All maps of the programs.
@@ -37,6 +37,8 @@ pub struct Tables {
     pub local: Table<Addr, LocalPod>,
     /// Address → `ADDRESS_*` bits.
     pub addresses: Table<Addr, u32>,
+    /// Ranges of pod addresses.
+    pub pod_cidrs: CidrTable,
     /// Address and port → `PORT_*` bits.
     pub ports: Table<Endpoint, u32>,
     /// The agent's listening sockets.
@@ -62,13 +64,14 @@ macro_rules! open {
 
 impl Tables {
     /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
-    pub(super) const NAMES: [&str; 14] = [
+    pub(super) const NAMES: [&str; 15] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
         "ENROLLED",
         "LOCAL",
         "ADDRESSES",
+        "POD_CIDRS",
         "PORTS",
         "LISTENERS",
         "PENDING",
@@ -86,6 +89,7 @@ impl Tables {
             enrolled: Table::open("ENROLLED", ebpf)?,
             local: Table::open("LOCAL", ebpf)?,
             addresses: Table::open("ADDRESSES", ebpf)?,
+            pod_cidrs: CidrTable::open(ebpf)?,
             ports: Table::open("PORTS", ebpf)?,
             listeners: ListenerTable {
                 map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)),

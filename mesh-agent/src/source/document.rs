@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
 use super::error::SourceError;
 use super::tree::{self, Tree};
 use crate::world::{
-    EndpointSliceObject, FieldError, FileLines, NamespaceObject, Origin, PodObject, ServiceObject,
+    EndpointSliceObject, FieldError, FileLines, NamespaceObject, NodeObject, Origin, PodObject,
+    ServiceObject,
 };
 
 /// One object of a kind that the mesh needs.
 #[derive(Clone, Debug)]
 pub(super) enum Object {
     Namespace(NamespaceObject),
+    Node(NodeObject),
     Pod(Box<PodObject>),
     Service(ServiceObject),
     EndpointSlice(EndpointSliceObject),
@@ -25,6 +27,7 @@ impl Object {
     pub(super) fn origin(&self) -> &Origin {
         match self {
             Self::Namespace(object) => &object.origin,
+            Self::Node(object) => &object.origin,
             Self::Pod(object) => &object.origin,
             Self::Service(object) => &object.origin,
             Self::EndpointSlice(object) => &object.origin,
@@ -67,6 +70,9 @@ impl Reader<'_> {
         match (version.as_str(), kind.as_str()) {
             ("v1", "Namespace") => self.object(&kind, tree, |object: &Namespace, locate| {
                 NamespaceObject::parse(object, locate).map(Object::Namespace)
+            }),
+            ("v1", "Node") => self.object(&kind, tree, |object: &Node, locate| {
+                NodeObject::parse(object, locate).map(Object::Node)
             }),
             ("v1", "Pod") => self.object(&kind, tree, |object: &Pod, locate| {
                 PodObject::parse(object, locate).map(|pod| Object::Pod(Box::new(pod)))
@@ -116,7 +122,7 @@ impl Reader<'_> {
 
     fn other_kind(&mut self, tree: &Tree, version: &str, kind: &str) {
         let ours = match kind {
-            "Namespace" | "Pod" | "Service" => Some(("v1", !version.contains('/'))),
+            "Namespace" | "Node" | "Pod" | "Service" => Some(("v1", !version.contains('/'))),
             "EndpointSlice" => {
                 Some(("discovery.k8s.io/v1", version.starts_with("discovery.k8s.io/")))
             }
@@ -137,7 +143,7 @@ impl Reader<'_> {
 fn is_list(version: &str, kind: &str) -> bool {
     matches!(
         (version, kind),
-        ("v1", "List" | "NamespaceList" | "PodList" | "ServiceList")
+        ("v1", "List" | "NamespaceList" | "NodeList" | "PodList" | "ServiceList")
             | ("discovery.k8s.io/v1", "EndpointSliceList")
     )
 }

@@ -1,8 +1,8 @@
 //! The world from a directory of ordinary Kubernetes objects, for one machine without a cluster.
 //!
 //! Every `*.yaml`, `*.yml` and `*.json` file that is not hidden is read; it may hold several
-//! documents and `kind: List`. Namespace, Pod, Service and EndpointSlice are used, other kinds
-//! ignored. A pod without `metadata.uid` gets `<namespace>.<name>` as its UID.
+//! documents and `kind: List`. Namespace, Node, Pod, Service and EndpointSlice are used, other
+//! kinds ignored. A pod without `metadata.uid` gets `<namespace>.<name>` as its UID.
 //!
 //! A file counts whole or not at all: while anything in it is wrong, what it last said stays in
 //! force. So a slip of the pen never takes a pod out of the mesh; deleting the file does.
@@ -114,6 +114,7 @@ impl FileSource {
             }
             match object {
                 Object::Namespace(object) => objects.insert_namespace(object),
+                Object::Node(object) => objects.insert_node(object),
                 Object::Pod(object) => objects.insert_pod(*object),
                 Object::Service(object) => objects.insert_service(object),
                 Object::EndpointSlice(object) => objects.insert_slice(object),
@@ -135,7 +136,9 @@ fn keys(object: &Object) -> (Key, Option<Key>) {
     let Origin { kind, namespace, name, .. } = object.origin();
     let uid = match object {
         Object::Pod(pod) => Some(("uid", None, Arc::from(pod.uid.as_str()))),
-        Object::Namespace(_) | Object::Service(_) | Object::EndpointSlice(_) => None,
+        Object::Namespace(_) | Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) => {
+            None
+        }
     };
     ((kind, namespace.clone(), Arc::clone(name)), uid)
 }

@@ -8,6 +8,7 @@
 
 mod address;
 mod announcement;
+mod cidr;
 mod membership;
 mod names;
 mod objects;
@@ -21,11 +22,12 @@ mod workload;
 
 pub use address::parse_address;
 pub use announcement::{AnnouncedPod, Announcements, MeshNode};
+pub use cidr::Cidr;
 pub use membership::{Membership, NotEnabledReason};
 pub use names::{NodeName, ObjectName, PodUid};
 pub use objects::{
-    EndpointObject, EndpointSliceObject, NamespaceObject, NetnsRef, Objects, PodObject, Protocol,
-    ServiceKind, ServiceObject, ServicePortObject, SlicePort, TargetPort,
+    EndpointObject, EndpointSliceObject, NamespaceObject, NetnsRef, NodeObject, Objects, PodObject,
+    Protocol, ServiceKind, ServiceObject, ServicePortObject, SlicePort, TargetPort,
 };
 pub use origin::{FieldError, FileLines, Origin, Place};
 pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};

@@ -93,6 +93,8 @@ fn an_agent_is_silent_only_after_it_has_spoken() {
     let late = HEARTBEAT_STALE_NS + 1;
     assert!(!is_silent(0, late) && !is_silent(1, HEARTBEAT_STALE_NS) && !is_silent(late, 1));
     assert!(is_silent(1, late + 1));
+    assert_eq!(silent(Verdict::OutboundSteered), Verdict::RefusedAgentSilent);
+    assert_eq!(silent(Verdict::InboundMesh), Verdict::RefusedAgentSilentInbound);
 }
 
 #[test]
@@ -125,6 +127,8 @@ struct Packet {
     remote: Endpoint,
     flags: Option<u32>,
     peer: bool,
+    node: bool,
+    in_pod_cidr: bool,
     excluded: bool,
 }
 
@@ -134,6 +138,8 @@ fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
         remote: Endpoint::new(remote, remote_port),
         flags: Some(0),
         peer: true,
+        node: false,
+        in_pod_cidr: true,
         excluded: false,
     }
 }
@@ -149,7 +155,11 @@ impl Arrival for Packet {
         self.flags.map(|flags| LocalPod { netns: 1, flags, zero: 0 })
     }
     fn address_flags(&self, _: &Addr) -> u32 {
-        if self.peer { ADDRESS_KNOWN | ADDRESS_PEER } else { 0 }
+        let pod = if self.peer { ADDRESS_KNOWN | ADDRESS_PEER } else { 0 };
+        pod | if self.node { ADDRESS_NODE } else { 0 }
+    }
+    fn is_in_pod_cidr(&self, _: &Addr) -> bool {
+        self.in_pod_cidr
     }
     fn port_flags(&self, _: &Endpoint) -> u32 {
         if self.excluded { PORT_EXCLUDED } else { 0 }
@@ -185,7 +195,9 @@ fn strict_refuses_plaintext_but_not_its_own_legs_or_excluded_ports() {
 fn an_excluded_port_takes_stale_agents_too() {
     let excluded = Packet { excluded: true, ..packet(8080, A, ports::MESH_FIRST) };
     assert_eq!(arrival(&excluded), Verdict::InboundMesh);
-    let stranger = Packet { excluded: true, peer: false, ..packet(8080, A, ports::MESH_FIRST) };
+    let unknown = Packet { peer: false, ..excluded };
+    assert_eq!(arrival(&unknown), Verdict::InboundMesh);
+    let stranger = Packet { in_pod_cidr: false, ..unknown };
     assert_eq!(arrival(&stranger), Verdict::InboundExcluded);
 }
 
@@ -210,23 +222,29 @@ fn a_pod_that_left_takes_plaintext_and_refuses_stale_agents() {
     assert_eq!(arrival(&Packet { flags: left, ..packet(8080, A, 61_000) }), Verdict::RefusedLeft);
     assert_eq!(
         arrival(&Packet { flags: left, peer: false, ..packet(8080, A, 61_000) }),
-        Verdict::NotEnrolled
+        Verdict::RefusedLeft
     );
+    let stranger = Packet { peer: false, in_pod_cidr: false, ..packet(8080, A, 61_000) };
+    assert_eq!(arrival(&Packet { flags: left, ..stranger }), Verdict::NotEnrolled);
 }
 
 #[test]
-fn without_a_listener_only_what_cannot_be_tls_may_pass() {
-    let known = packet(8080, A, 61_000);
-    assert_eq!(no_listener(&known, arrival(&known)), Verdict::RefusedNoListener);
-    let unknown = Packet { peer: false, ..packet(8080, A, 61_000) };
-    assert_eq!(no_listener(&unknown, arrival(&unknown)), Verdict::InboundPlaintext);
-    let strict = Packet { peer: false, flags: Some(LOCAL_STRICT), ..packet(8080, A, 61_000) };
-    assert_eq!(no_listener(&strict, arrival(&strict)), Verdict::RefusedStrict);
-    let own = packet(ports::MAGIC_FIRST, B, 40_000);
-    assert_eq!(no_listener(&own, arrival(&own)), Verdict::RefusedNoListener);
-    assert_eq!(silent(&own, arrival(&own)), Verdict::RefusedAgentSilent);
-    assert_eq!(silent(&known, arrival(&known)), Verdict::RefusedAgentSilentInbound);
-    assert_eq!(silent(&strict, arrival(&strict)), Verdict::RefusedStrict);
+fn only_what_may_be_a_pod_is_taken_for_an_agent() {
+    let unknown = || Packet { peer: false, ..packet(8080, A, 61_000) };
+    assert_eq!(arrival(&unknown()), Verdict::InboundMesh);
+    let stranger = || Packet { in_pod_cidr: false, ..unknown() };
+    assert_eq!(arrival(&stranger()), Verdict::InboundPlaintext);
+    assert_eq!(
+        arrival(&Packet { flags: Some(LOCAL_STRICT), ..stranger() }),
+        Verdict::RefusedStrict
+    );
+    // A node has addresses in its own range of pod addresses, too: its bridge's.
+    assert_eq!(arrival(&Packet { node: true, ..unknown() }), Verdict::InboundPlaintext);
+    // A pod is a pod wherever its address lies.
+    assert_eq!(
+        arrival(&Packet { in_pod_cidr: false, ..packet(8080, A, 61_000) }),
+        Verdict::InboundMesh
+    );
 }
 
 #[test]

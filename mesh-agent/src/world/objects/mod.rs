@@ -5,6 +5,7 @@
 
 mod endpoint_slice;
 mod namespace;
+mod node;
 mod pod;
 mod service;
 
@@ -15,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use endpoint_slice::{EndpointObject, EndpointSliceObject, SlicePort};
 pub use namespace::NamespaceObject;
+pub use node::NodeObject;
 pub use pod::{NetnsRef, PodObject};
 pub use service::{Protocol, ServiceKind, ServiceObject, ServicePortObject, TargetPort};
 
@@ -30,6 +32,8 @@ use super::origin::FieldError;
 pub struct Objects {
     /// By name.
     pub(super) namespaces: BTreeMap<Arc<str>, Arc<NamespaceObject>>,
+    /// By name.
+    nodes: BTreeMap<Arc<str>, Arc<NodeObject>>,
     /// By UID.
     pub(super) pods: BTreeMap<PodUid, Arc<PodObject>>,
     /// By namespace and name.
@@ -45,6 +49,11 @@ impl Objects {
             namespace.mesh.carry_over(&earlier.mesh);
         }
         self.namespaces.insert(Arc::clone(&namespace.name), Arc::new(namespace));
+    }
+
+    /// Adds a node or replaces the one of that name.
+    pub fn insert_node(&mut self, node: NodeObject) {
+        self.nodes.insert(Arc::clone(&node.name), Arc::new(node));
     }
 
     /// Adds a pod or replaces the one of that UID.
@@ -70,6 +79,11 @@ impl Objects {
         self.namespaces.remove(name);
     }
 
+    /// Forgets a node; its pods stay known.
+    pub fn remove_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
     /// Forgets a pod.
     pub fn remove_pod(&mut self, uid: &PodUid) {
         self.pods.remove(uid);
@@ -88,6 +102,11 @@ impl Objects {
     /// All namespaces, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &Arc<NamespaceObject>> {
         self.namespaces.values()
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeObject>> {
+        self.nodes.values()
     }
 
     /// All pods, by UID.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::claims::Claims;
-use super::{Inner, LocalNode, peers, services};
+use super::{Inner, LocalNode, peers, ranges, services};
 use crate::world::announcement::Announcements;
 use crate::world::membership::{Membership, NotEnabledReason};
 use crate::world::names::PodUid;
@@ -43,6 +43,8 @@ pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &Lo
             .then_with(|| key(a).cmp(&key(b)))
     });
     Inner {
+        pod_cidrs: ranges::pod_cidrs(objects, &by_address),
+        node_addresses: ranges::node_addresses(objects, &by_address),
         local_by_uid: local_pods.iter().map(|p| (p.workload.uid.clone(), Arc::clone(p))).collect(),
         workloads,
         by_address,

@@ -9,6 +9,7 @@ mod claims;
 #[cfg(test)]
 mod order_tests;
 mod peers;
+mod ranges;
 mod services;
 #[cfg(test)]
 pub(in crate::world) mod testing;
@@ -20,6 +21,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::announcement::{AnnouncedPod, Announcements, MeshNode};
+use super::cidr::Cidr;
 use super::names::{NodeName, PodUid};
 use super::objects::Objects;
 use super::ports::PortSet;
@@ -52,6 +54,8 @@ struct Inner {
     local_pods: Vec<Arc<LocalPod>>,
     local_by_uid: HashMap<PodUid, Arc<LocalPod>>,
     local_node: Option<NodeName>,
+    pod_cidrs: BTreeSet<Cidr>,
+    node_addresses: BTreeSet<IpAddr>,
     problems: Vec<Problem>,
 }
 
@@ -154,6 +158,16 @@ impl Snapshot {
                 exclude_ports: peer.map(|peer| &peer.exclude_ports),
             }
         })
+    }
+
+    /// The ranges in which the addresses of pods lie that are not known yet; [`Cidr::ALL`] where nobody has said.
+    pub fn pod_cidrs(&self) -> impl Iterator<Item = &Cidr> {
+        self.0.pod_cidrs.iter()
+    }
+
+    /// Addresses of nodes, which no agent dials from for a pod.
+    pub fn node_addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.0.node_addresses.iter()
     }
 
     /// One row for every service address and TCP port, in no order.

@@ -3,7 +3,7 @@
 //! A node is believed about an address only if nothing contradicts it. What is known is asked in
 //! this order: pods say which node an address or UID is on and which identity it has; where no pod
 //! is known (an agent need not watch all pods) endpoint slices say the node. A service's address
-//! and a node's own (seen at pods with `hostNetwork`) are nobody's to announce.
+//! and a node's own (from Node objects, or seen at pods with `hostNetwork`) are nobody's to announce.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -44,7 +44,11 @@ impl<'a> Known<'a> {
             workloads,
             by_address,
             nodes_by_slice,
-            of_hosts: hosts.flat_map(|pod| pod.ips.iter().copied()).collect(),
+            of_hosts: hosts
+                .flat_map(|pod| &pod.ips)
+                .chain(objects.nodes().flat_map(|node| &node.addresses))
+                .copied()
+                .collect(),
             of_services: objects.services().flat_map(|s| s.cluster_ips.iter().copied()).collect(),
         }
     }

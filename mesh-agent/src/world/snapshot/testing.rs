@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::LocalNode;
 use crate::world::announcement::{Announcements, MeshNode};
 use crate::world::names::{NodeName, PodUid};
-use crate::world::objects::{EndpointSliceObject, NamespaceObject, PodObject, ServiceObject};
+use crate::world::objects::{
+    EndpointSliceObject, NamespaceObject, NodeObject, PodObject, ServiceObject,
+};
 
 /// Names with their values; `nodemesh.dev/mesh` becomes a label, all others annotations.
 pub(in crate::world) type Meta<'a> = &'a [(&'a str, &'a str)];
@@ -25,6 +27,15 @@ pub(in crate::world) fn namespace(name: &str, meta: Meta<'_>) -> NamespaceObject
     let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
     let object = serde_json::from_value(json!({"metadata": metadata})).unwrap();
     NamespaceObject::try_from(&object).unwrap()
+}
+
+/// A node with its ranges of pod addresses and one address of its own.
+pub(in crate::world) fn node_object(name: &str, pod_cidrs: &[&str], address: &str) -> NodeObject {
+    let object = serde_json::from_value(json!({
+        "metadata": {"name": name}, "spec": {"podCIDRs": pod_cidrs},
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+    }));
+    NodeObject::try_from(&object.unwrap()).unwrap()
 }
 
 /// A pod whose UID is `uid-<name>`; `addresses` are separated by commas.

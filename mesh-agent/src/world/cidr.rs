@@ -1,0 +1,91 @@
+//! Ranges of IP addresses.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A range: all addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cidr {
+    /// Without host bits, never IPv4-mapped.
+    first: IpAddr,
+    length: u8,
+}
+
+impl Cidr {
+    /// Every address of both families.
+    pub const ALL: Self = Self { first: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 };
+
+    /// Parses `10.244.1.0/24`. Host bits are cut off, as Kubernetes does.
+    ///
+    /// Errors: one sentence that quotes the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(address, length)| {
+            let address = address.parse::<IpAddr>().ok()?;
+            let length = length.parse::<u8>().ok()?;
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            (length <= bits).then(|| Self::around(address, length))
+        });
+        parsed.ok_or_else(|| format!("{text:?} is not a range of IP addresses"))
+    }
+
+    /// The range of this prefix length that an address lies in; a longer prefix than the address has counts as the whole.
+    pub(super) fn around(address: IpAddr, length: u8) -> Self {
+        match address {
+            IpAddr::V4(v4) => {
+                let length = length.min(32);
+                let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+                Self { first: Ipv4Addr::from_bits(v4.to_bits() & mask).into(), length }
+            }
+            IpAddr::V6(v6) => {
+                let length = length.min(128);
+                let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+                Self { first: Ipv6Addr::from_bits(v6.to_bits() & mask).into(), length }
+            }
+        }
+    }
+
+    /// The first address.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// How many bits all its addresses have in common, counted in the form that has 128: IPv4 as IPv4-mapped.
+    pub fn length_of_128(&self) -> u8 {
+        if self.first.is_ipv4() { self.length + 96 } else { self.length }
+    }
+
+    /// Whether it is IPv4, and how many bits its addresses have in common.
+    pub(super) fn shape(&self) -> (bool, u8) {
+        (self.first.is_ipv4(), self.length)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.first, self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_an_address_and_a_length_that_fits_it() {
+        for (text, shown, length) in [
+            ("10.244.1.0/24", "10.244.1.0/24", 120),
+            ("10.244.1.7/24", "10.244.1.0/24", 120),
+            ("0.0.0.0/0", "0.0.0.0/0", 96),
+            ("10.0.0.1/32", "10.0.0.1/32", 128),
+            ("fd00:244:1::9/64", "fd00:244:1::/64", 64),
+            ("::/0", "::/0", 0),
+        ] {
+            let range = Cidr::parse(text).unwrap();
+            assert_eq!((range.to_string().as_str(), range.length_of_128()), (shown, length));
+        }
+        assert_eq!(Cidr::parse("::/0").unwrap(), Cidr::ALL);
+        for bad in ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0/8", "/8", "10.0.0.0/-1", ""] {
+            assert!(Cidr::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `v1/Node`: where pods' addresses come from, and which addresses are none.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+
+use super::object_name;
+use crate::world::address::{ADDRESS_HINT, parse_address};
+use crate::world::cidr::Cidr;
+use crate::world::origin::{FieldError, Origin};
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeObject {
+    /// Where it was read.
+    pub origin: Origin,
+    /// Its name.
+    pub name: Arc<str>,
+    /// `spec.podCIDRs`, else `spec.podCIDR`: its pods have addresses from there, unless the network plugin knows better.
+    pub pod_cidrs: Vec<Cidr>,
+    /// `status.addresses` of the types `InternalIP` and `ExternalIP`.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl NodeObject {
+    /// Converts an object that was read at the place `locate` adds to its origin.
+    pub fn parse(node: &Node, locate: impl FnOnce(Origin) -> Origin) -> Result<Self, FieldError> {
+        let name = object_name(&node.metadata)?;
+        let spec = node.spec.as_ref();
+        let list = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
+        let pod_cidrs = match spec.and_then(|spec| spec.pod_cidr.as_deref()) {
+            Some(one) if list.is_empty() && !one.is_empty() => {
+                vec![range(one, "spec.podCIDR".to_owned())?]
+            }
+            _ => {
+                let each = |(i, text): (usize, &String)| range(text, format!("spec.podCIDRs[{i}]"));
+                list.iter().enumerate().map(each).collect::<Result<_, _>>()?
+            }
+        };
+        let addresses = addresses(node.status.as_ref())?;
+        let origin = locate(Origin::api("Node", None, &name));
+        Ok(Self { origin, name, pod_cidrs, addresses })
+    }
+}
+
+impl TryFrom<&Node> for NodeObject {
+    type Error = FieldError;
+    fn try_from(node: &Node) -> Result<Self, FieldError> {
+        Self::parse(node, |origin| origin)
+    }
+}
+
+fn range(text: &str, field: String) -> Result<Cidr, FieldError> {
+    Cidr::parse(text).map_err(|message| {
+        FieldError::new(field, message).hint("write a range such as 10.244.1.0/24")
+    })
+}
+
+/// Names among the addresses (`Hostname`, `InternalDNS`) are of no use to us.
+fn addresses(status: Option<&NodeStatus>) -> Result<Vec<IpAddr>, FieldError> {
+    let all = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    let numeric = |kind: &str| matches!(kind, "InternalIP" | "ExternalIP");
+    let addresses = all.iter().enumerate().filter(|(_, address)| numeric(&address.type_));
+    let parse = |(i, address): (usize, &k8s_openapi::api::core::v1::NodeAddress)| {
+        parse_address(&address.address).map_err(|message| {
+            FieldError::new(format!("status.addresses[{i}].address"), message).hint(ADDRESS_HINT)
+        })
+    };
+    addresses.map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn convert(value: serde_json::Value) -> Result<NodeObject, FieldError> {
+        NodeObject::try_from(&serde_json::from_value::<Node>(value).unwrap())
+    }
+
+    #[test]
+    fn ranges_and_addresses_are_what_is_kept_of_a_node() {
+        let node = convert(json!({
+            "metadata": {"name": "node1"},
+            "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]},
+            "status": {"addresses": [
+                {"type": "InternalIP", "address": "192.168.100.1"},
+                {"type": "Hostname", "address": "node1"},
+                {"type": "ExternalIP", "address": "::ffff:203.0.113.7"},
+            ]},
+        }))
+        .unwrap();
+        let ranges: Vec<_> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+        assert_eq!(ranges, ["10.244.1.0/24", "fd00:1::/64"]);
+        let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["192.168.100.1", "203.0.113.7"]);
+        let spec = json!({"podCIDR": "10.244.2.0/24"});
+        let one = convert(json!({"metadata": {"name": "node2"}, "spec": spec})).unwrap();
+        assert_eq!(one.pod_cidrs, [Cidr::parse("10.244.2.0/24").unwrap()]);
+        let none = convert(json!({"metadata": {"name": "node3"}})).unwrap();
+        assert!(none.pod_cidrs.is_empty() && none.addresses.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_field() {
+        let refused = |spec, status| {
+            let node = json!({"metadata": {"name": "n"}, "spec": spec, "status": status});
+            convert(node).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(json!({"podCIDRs": ["10.0.0.0/8", "10.0.0.0"]}), json!({})),
+            "spec.podCIDRs[1]: \"10.0.0.0\" is not a range of IP addresses"
+        );
+        let addresses = json!({"addresses": [{"type": "InternalIP", "address": "node1"}]});
+        assert_eq!(
+            refused(json!({}), addresses),
+            "status.addresses[0].address: \"node1\" is not an IP address"
+        );
+    }
+}
