@@ -25,6 +25,10 @@ use crate::netns::NetnsError;
 /// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// How long a dial to a peer waits for a source port when all are in use. Longer than a short connection lives, shorter than
+/// what an application takes for a hang. The range is never left: the peer would take the dial for plaintext.
+const PORT_WAIT: Duration = Duration::from_secs(1);
+
 /// Source ports that are tried when one that should be free is not: somebody in the pod bound it explicitly.
 const BIND_ATTEMPTS: usize = 8;
 
@@ -54,7 +58,10 @@ pub enum DialError {
         source: io::Error,
     },
     /// Every source port is in use.
-    #[error("all source ports from this pod to {to} are in use")]
+    #[error(
+        "all {} source ports from this pod to {to} are in use, or somebody in the pod holds them; let the application keep fewer connections open to it",
+        ports::MESH_COUNT
+    )]
     NoSourcePort {
         /// What was dialled.
         to: SocketAddr,
@@ -116,7 +123,8 @@ pub(super) async fn to_peer(
 ) -> Result<(TcpStream, PortLease), DialError> {
     let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
-        let lease = pod.source_ports.lease(to).ok_or(DialError::NoSourcePort { to })?;
+        let lease = pod.source_ports.wait(to, PORT_WAIT).await;
+        let lease = lease.ok_or(DialError::NoSourcePort { to })?;
         let socket = socket(mesh, pod, from, true).await?;
         match socket.bind(&SocketAddr::new(from, lease.port).into()) {
             Ok(()) => {}

@@ -9,7 +9,7 @@ use super::{
     Mesh,
     dial::{self, DialError, Leg},
     ended,
-    look::{Looks, look},
+    look::{Looks, PEER_SILENCE, SILENCE, look},
     outbound::{HANDSHAKE_TIMEOUT, facts},
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
@@ -34,9 +34,13 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
         mesh.flows.begin(Direction::Inbound, client, server, Verdict::InboundMesh.code())
     };
     let between = Between { from, to };
-    let looks =
-        if must_be_tls(&mesh, from, to) { Ok(Looks::LikeAgent) } else { look(&stream).await };
-    let closed = pod.is_strict() && !is_excluded(&mesh, to);
+    let is_closed = || pod.is_strict() && !is_excluded(&mesh, to);
+    let looks = match announced(&mesh, from, to) {
+        true if is_closed() => Ok(Looks::LikeAgent),
+        true => look(&stream, PEER_SILENCE).await,
+        false => look(&stream, SILENCE).await,
+    };
+    let closed = is_closed();
     let flow = begin();
     match looks {
         Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, stream, between, flow)).await,
@@ -54,8 +58,8 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
     }
 }
 
-/// Whether everything from there to here must be an agent's TLS: an announced peer dials a port that is not excluded.
-fn must_be_tls(mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> bool {
+/// Whether an announced peer dials a port that is not excluded: TLS follows, unless the peer has just left the mesh.
+fn announced(mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> bool {
     !is_excluded(mesh, to) && mesh.world.load().peer(from.ip()).is_some()
 }
 
@@ -182,13 +186,13 @@ fn session_ended(error: &SessionError) -> Ended {
 
 /// From the mesh's source ports, and no agent as far as can be seen: somebody's ordinary client. One that is silent may
 /// wait for the server to speak first; until the server does, it may still turn out to be an agent whose first segment was
-/// lost.
+/// lost. One that turns out to be an agent after the server has spoken is reset: the application reads nothing of it.
 async fn perhaps_plaintext(
     mesh: &Mesh,
     pod: &Pod,
     stream: TcpStream,
     between: Between,
-    looks: Looks,
+    mut looks: Looks,
     flow: Flow,
 ) {
     let leg = match dial::application(mesh, pod, between.to, between.from).await {
@@ -199,12 +203,12 @@ async fn perhaps_plaintext(
         }
     };
     if looks == Looks::Silent && client_speaks_first(&stream, leg.stream.tcp()).await {
-        match look(&stream).await {
+        match look(&stream, SILENCE).await {
             Ok(Looks::LikeAgent) => {
                 drop(leg); // the application has seen a connection without a byte
                 return Box::pin(mutual_tls(mesh, pod, stream, between, flow)).await;
             }
-            Ok(_) => {}
+            Ok(now) => looks = now,
             Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
         }
     }
@@ -216,7 +220,11 @@ async fn perhaps_plaintext(
         record.security = Security::Plaintext { why: "client_not_meshed".to_owned() };
     });
     let counters = Counters::default();
-    let end = Box::pin(relay::relay_plain(client, leg.stream, &counters, None)).await;
+    let end = if looks == Looks::Silent {
+        Box::pin(relay::relay_plain_held(client, leg.stream, &counters)).await
+    } else {
+        Box::pin(relay::relay_plain(client, leg.stream, &counters, None)).await
+    };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
     mesh.finish(flow, &ended(&end), bytes);
 }

@@ -11,11 +11,15 @@ use tokio::{
 
 use crate::wire::hello::{self, Hello};
 
-/// How long the client may be silent before it is taken for one that waits for the server to speak first. An agent sends
+/// How long an unknown client may be silent before it is taken for one that waits for the server to speak first. An agent sends
 /// its `ClientHello` at once; longer takes only one whose segment was lost.
-const SILENCE: Duration = Duration::from_millis(50);
+pub(super) const SILENCE: Duration = Duration::from_millis(50);
 
-/// How long the rest of a `ClientHello` may take: one retransmission.
+/// The same for an announced peer, from which plaintext comes only if it has left the mesh and we have not heard: long
+/// enough for the retransmission of a lost `ClientHello` (Linux' first timeout is at most a second).
+pub(super) const PEER_SILENCE: Duration = Duration::from_secs(1);
+
+/// How long the rest of a `ClientHello` is looked for: one retransmission. Longer is the handshake's own affair.
 const REST: Duration = Duration::from_secs(1);
 
 /// Pause between two looks at an unfinished `ClientHello`: bytes that are only peeked at wake nobody.
@@ -24,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looks {
-    /// A `ClientHello` that offers nodemesh/1.
+    /// A `ClientHello` that offers nodemesh/1, or the beginning of one without the rest.
     LikeAgent,
     /// Anything else.
     LikePlaintext,
@@ -32,24 +36,25 @@ pub(super) enum Looks {
     Silent,
 }
 
-/// Looks, without taking anything from the stream.
+/// Looks, without taking anything from the stream; at a client that says nothing, so long as `silence`.
 ///
 /// # Errors
 /// The connection failed.
 ///
 /// # Cancel safety
 /// Nothing is consumed.
-pub(super) async fn look(stream: &TcpStream) -> io::Result<Looks> {
+pub(super) async fn look(stream: &TcpStream, silence: Duration) -> io::Result<Looks> {
     let begun = Instant::now();
     let mut head = vec![0; hello::MAX_BYTES];
-    let Ok(first) = timeout_at(begun + SILENCE, stream.peek(&mut head)).await else {
+    let Ok(first) = timeout_at(begun + silence, stream.peek(&mut head)).await else {
         return Ok(Looks::Silent);
     };
     let mut seen = first?;
     loop {
         match judge(head.get(..seen).unwrap_or_default()) {
             Some(looks) => return Ok(looks),
-            None if begun.elapsed() > REST => return Ok(Looks::LikePlaintext),
+            // Not one byte of it may reach an application.
+            None if begun.elapsed() > REST => return Ok(Looks::LikeAgent),
             None => sleep(PAUSE).await,
         }
         seen = stream.peek(&mut head).await?;

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 pub use app::AppStream;
 pub use counters::Counters;
 pub use end::{End, Party};
-pub use plain::relay_plain;
+pub use plain::{relay_plain, relay_plain_held};
 
 use crate::wire::io::last_words;
 use crate::wire::{Accepted, Channel, Frame, ResetCode, Session};
@@ -122,7 +122,8 @@ async fn leave(mut session: Session, end: &End) {
             session.tcp.set_zero_linger().ok();
             return;
         }
-        End::Finished { .. } => return,
+        // The latter happens without a session only.
+        End::Finished { .. } | End::LateClientHello => return,
     }
     if !session.channel.pending().is_empty() {
         last_words(&session.tcp, session.channel.pending()).await;

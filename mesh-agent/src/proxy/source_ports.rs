@@ -6,10 +6,16 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use mesh_common::ports::{MESH_COUNT, MESH_FIRST};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 const WORDS: usize = (MESH_COUNT as usize).div_ceil(64);
 
@@ -17,6 +23,8 @@ const WORDS: usize = (MESH_COUNT as usize).div_ceil(64);
 #[derive(Clone, Default)]
 pub(crate) struct SourcePorts {
     destinations: Arc<Mutex<HashMap<SocketAddr, InUse>>>,
+    /// Told whenever a port becomes free at a destination that had none.
+    freed: Arc<Notify>,
 }
 
 /// A source port that is ours as long as this lives.
@@ -48,6 +56,24 @@ impl SourcePorts {
     }
 }
 
+impl SourcePorts {
+    /// A free port for a destination; if all are in use, as soon as one is free, at most `patience` long.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn wait(&self, to: SocketAddr, patience: Duration) -> Option<PortLease> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable(); // a port may be given back between the look and the wait
+            if let Some(lease) = self.lease(to) {
+                return Some(lease);
+            }
+            timeout_at(deadline, freed).await.ok()?;
+        }
+    }
+}
+
 impl InUse {
     fn take(&mut self) -> Option<u16> {
         if self.count == MESH_COUNT {
@@ -75,6 +101,7 @@ impl Drop for PortLease {
         let Some(used) = destinations.get_mut(&self.destination) else {
             return;
         };
+        let had_none = used.count == MESH_COUNT;
         let offset = self.port - MESH_FIRST;
         if let Some(word) = used.bits.get_mut(usize::from(offset / 64)) {
             *word &= !(1 << (offset % 64));
@@ -82,6 +109,9 @@ impl Drop for PortLease {
         }
         if used.count == 0 && destinations.len() > KEPT_IDLE {
             destinations.remove(&self.destination);
+        }
+        if had_none {
+            self.ports.freed.notify_waiters();
         }
     }
 }
@@ -110,6 +140,21 @@ mod tests {
         assert!(ports.lease(to(81)).is_some(), "another destination has its own");
         drop(leases);
         assert!(ports.lease(to(80)).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_finds_none_free_waits_a_while() {
+        let ports = SourcePorts::default();
+        let mut leases: Vec<_> = std::iter::from_fn(|| ports.lease(to(80))).collect();
+        assert!(ports.wait(to(80), Duration::from_millis(10)).await.is_none());
+        let patience = Duration::from_mins(1);
+        let (one, another, ()) =
+            tokio::join!(ports.wait(to(80), patience), ports.wait(to(80), patience), async {
+                leases.pop();
+                tokio::task::yield_now().await;
+                leases.pop();
+            });
+        assert!(one.is_some() && another.is_some());
     }
 
     #[test]

@@ -50,6 +50,11 @@ pub enum End {
     /// The session ended or broke in the middle.
     #[error("{0}")]
     PeerFailed(SessionError),
+    /// The client was taken for one that waits for the server to speak, and then turned out to be an agent.
+    #[error(
+        "an agent's ClientHello came after the server had spoken; reset, since it is not for the application: on the way here a segment was lost, or the peer's agent is starved"
+    )]
+    LateClientHello,
     /// Ended by our own agent.
     #[error("ended by this agent: {0}")]
     Stopped(ResetCode),
@@ -66,6 +71,7 @@ impl End {
             Self::CutOff(_) => "reset_cut_off",
             Self::Refused(refused) => refused.reason.as_code(),
             Self::NotAnswered => "not_answered",
+            Self::LateClientHello => "late_client_hello",
             Self::PeerFailed(error) => error.as_code(),
         }
     }
@@ -76,7 +82,9 @@ impl End {
             Self::Finished { first } => Some(*first),
             Self::ResetByApp(_) | Self::CutOff(_) => Some(Party::App),
             Self::ResetByPeer(_) | Self::Refused(_) => Some(Party::Peer),
-            Self::NotAnswered | Self::PeerFailed(_) | Self::Stopped(_) => None,
+            Self::NotAnswered | Self::PeerFailed(_) | Self::LateClientHello | Self::Stopped(_) => {
+                None
+            }
         }
     }
 
@@ -89,7 +97,7 @@ impl End {
             | Self::ResetByPeer(code)
             | Self::Stopped(code) => Some(code.fault()),
             Self::Refused(refused) => Some(refused.reason.fault()),
-            Self::NotAnswered => Some(Fault::Peer),
+            Self::NotAnswered | Self::LateClientHello => Some(Fault::Peer),
             Self::PeerFailed(error) => Some(error.fault()),
         }
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::end::reset_code;
 use super::{AppStream, Counters, End, GRACE, Party, far_future, stopped};
 use crate::wire::ResetCode;
+use crate::wire::hello::{self, Hello};
 use crate::wire::io::{poll_read, poll_write, shutdown_write};
 
 /// To begin with, and for a busy stream.
@@ -29,7 +30,20 @@ pub async fn relay_plain(
     counters: &Counters,
     stop: Option<watch::Receiver<Option<ResetCode>>>,
 ) -> End {
-    let end = run(app.tcp(), peer.tcp(), counters, stop).await;
+    finish(run(Pipe::new(app.tcp(), peer.tcp()), counters, stop).await, app, peer)
+}
+
+/// As [`relay_plain`], but what `app` says first is held back until it is known not to be an agent's `ClientHello`; if it
+/// is one, both are reset and not a byte of it has reached `peer`.
+///
+/// # Cancel safety
+/// Dropping the future resets both.
+pub async fn relay_plain_held(app: AppStream, peer: AppStream, counters: &Counters) -> End {
+    let up = Pipe { held: true, ..Pipe::new(app.tcp(), peer.tcp()) };
+    finish(run(up, counters, None).await, app, peer)
+}
+
+fn finish(end: End, app: AppStream, peer: AppStream) -> End {
     if matches!(end, End::Finished { .. }) {
         app.finish();
         peer.finish();
@@ -38,12 +52,11 @@ pub async fn relay_plain(
 }
 
 async fn run(
-    app: &TcpStream,
-    peer: &TcpStream,
+    mut up: Pipe<'_>,
     counters: &Counters,
     stop: Option<watch::Receiver<Option<ResetCode>>>,
 ) -> End {
-    let mut up = Pipe::new(app, peer);
+    let (app, peer) = (up.source, up.sink);
     let mut down = Pipe::new(peer, app);
     let mut stopped = pin!(stopped(stop));
     let mut app_error = pin!(app.ready(Interest::ERROR));
@@ -68,6 +81,9 @@ async fn run(
             }
             if down.fin {
                 first_fin.get_or_insert(Party::Peer);
+            }
+            if up.is_agent {
+                return Poll::Ready(End::LateClientHello);
             }
             match (step_up, step_down) {
                 (Err(code), _) => return Poll::Ready(End::ResetByApp(code)),
@@ -116,6 +132,10 @@ struct Pipe<'a> {
     reset: Option<ResetCode>,
     /// The sink takes nothing more, and why.
     sink_error: Option<io::ErrorKind>,
+    /// What has been read is kept until it can be told whether an agent speaks.
+    held: bool,
+    /// … and one does.
+    is_agent: bool,
 }
 
 impl<'a> Pipe<'a> {
@@ -130,6 +150,8 @@ impl<'a> Pipe<'a> {
             shut: false,
             reset: None,
             sink_error: None,
+            held: false,
+            is_agent: false,
         }
     }
 
@@ -145,7 +167,7 @@ impl<'a> Pipe<'a> {
         failed: bool,
         count: impl Fn(usize),
     ) -> Result<bool, ResetCode> {
-        if self.start < self.end {
+        if self.start < self.end && !self.held {
             if self.sink_error.is_some() {
                 self.start = self.end;
                 return Ok(true);
@@ -189,18 +211,38 @@ impl<'a> Pipe<'a> {
         } else if self.end == self.buffer.len() {
             self.buffer.resize(large, 0);
         }
-        (self.start, self.end) = (0, 0);
-        match poll_read(self.source, cx, &mut self.buffer) {
+        if !self.held {
+            (self.start, self.end) = (0, 0);
+        }
+        let free = self.buffer.get_mut(self.end..).unwrap_or_default();
+        match poll_read(self.source, cx, free) {
             Poll::Pending => return false,
+            // The beginning of an agent's ClientHello, and then the end: not for an application either.
+            Poll::Ready(Ok(0)) if self.held && self.end > 0 => self.is_agent = true,
             Poll::Ready(Ok(0)) => match write_error {
                 Some(error) if error != io::ErrorKind::BrokenPipe => {
                     self.reset = Some(reset_code(error));
                 }
                 _ => self.fin = true,
             },
-            Poll::Ready(Ok(count)) => self.end = count,
+            Poll::Ready(Ok(count)) => {
+                self.end += count;
+                self.judge();
+            }
             Poll::Ready(Err(error)) => self.reset = Some(reset_code(error.kind())),
         }
         true
     }
+
+    /// Whether what is held can go on.
+    fn judge(&mut self) {
+        if self.held {
+            // The buffer holds more than `hello::MAX_BYTES`, with which it can be told.
+            let looks = hello::look(self.buffer.get(..self.end).unwrap_or_default());
+            self.is_agent = looks == Hello::Mesh;
+            self.held = matches!(looks, Hello::Mesh | Hello::Incomplete);
+        }
+    }
 }
+
+const _: () = assert!(hello::MAX_BYTES < BUFFER_BYTES[0]);

@@ -84,3 +84,54 @@ async fn a_stop_or_a_drop_resets_both() {
         assert_eq!(app.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 }
+
+/// The end of a relay whose client says this, in pieces, after the server has spoken; and what the server has read.
+async fn held(pieces: Vec<&'static [u8]>) -> (End, std::io::Result<Vec<u8>>) {
+    let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
+    let relay = async move {
+        let counters = Counters::default();
+        let (app, peer) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
+        relay_plain_held(app, peer, &counters).await
+    };
+    let server = async {
+        b.write_all(b"banner").await.unwrap();
+        let mut read = Vec::new();
+        let outcome = b.read_to_end(&mut read).await;
+        drop(b);
+        assert!(outcome.is_ok() || read.is_empty(), "{read:?}");
+        outcome.map(|_| read)
+    };
+    let client = async {
+        a.read_exact(&mut [0; 6]).await.unwrap();
+        for piece in pieces {
+            a.write_all(piece).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await; // or they come as one
+        }
+        a.shutdown().await.ok();
+        a.read_to_end(&mut Vec::new()).await.ok();
+    };
+    let (end, read, ()) =
+        in_time("the exchange", async { tokio::join!(relay, server, client) }).await;
+    (end, read)
+}
+
+#[tokio::test]
+async fn what_begins_like_an_agent_is_not_passed_on() {
+    // RFC 8446 §4.1.2: version, random, no session id, one cipher suite, no compression; ALPN (RFC 7301 §3.1).
+    let alpn = [&[0, 16, 0, 13, 0, 11, 10][..], b"nodemesh/1"].concat();
+    let head = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 0x01, 1, 0, 0, 17]].concat();
+    let hello = [&[22, 3, 1, 0, 64, 1, 0, 0, 60][..], &head, &alpn].concat().leak();
+    let hello = &*hello;
+    assert_eq!(crate::wire::hello::look(hello), crate::wire::hello::Hello::Mesh);
+    let (beginning, rest) = hello.split_at(30);
+    for pieces in [vec![hello], vec![beginning, rest], vec![beginning], vec![&hello[..1]]] {
+        let (end, read) = held(pieces).await;
+        assert!(matches!(end, End::LateClientHello), "{end:?}");
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    for plain in [&b"request"[..], b"r", b"", &[22, 3, 1, 0, 5, 2, 0, 0, 1, 0]] {
+        let (end, read) = held(vec![plain]).await;
+        assert!(matches!(end, End::Finished { .. }), "{end:?}");
+        assert_eq!(read.unwrap(), plain);
+    }
+}
