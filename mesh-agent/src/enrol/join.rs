@@ -35,7 +35,9 @@ impl Enroller {
                     let pod = &enrolled.pod;
                     tracing::info!(pod = %pod.name, %uid, mode = %settings.mode, identity = %pod.identity, "pod enrolled");
                     self.failed.remove(uid);
-                    self.left.remove(uid);
+                    let netns = pod.netns.cookie();
+                    self.left.retain(|_, left| left.pod.netns.cookie() != netns);
+                    self.no_orphan(netns);
                     self.pods.insert(uid.clone(), enrolled);
                     joined.push(uid.clone());
                 }
@@ -58,7 +60,7 @@ impl Enroller {
         self.failed.insert(uid.clone(), (failure, Self::retry_at()));
     }
 
-    async fn enrol(
+    pub(super) async fn enrol(
         &mut self,
         local: &LocalPod,
         settings: &Settings,

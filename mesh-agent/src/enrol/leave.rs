@@ -15,14 +15,11 @@ impl Enroller {
     /// Pods whose namespace or address is gone leave nothing behind.
     pub(super) async fn remove_vanished(&mut self, world: &Snapshot) {
         let gone = |uid: &PodUid, enrolled: &Enrolled| is_gone(world, uid, &enrolled.pod);
-        let forgotten = |uid: &PodUid, enrolled: &Enrolled| {
-            world.local_pod(uid).is_none() || gone(uid, enrolled)
-        };
         let mut removed: Vec<Enrolled> =
             self.pods.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e).collect();
         let leaving = self.leaving.extract_if(.., |uid, (enrolled, _)| gone(uid, enrolled));
         removed.extend(leaving.map(|(_, (enrolled, _))| enrolled));
-        let left = self.left.extract_if(.., |uid, enrolled| forgotten(uid, enrolled));
+        let left = self.left.extract_if(.., |uid, enrolled| gone(uid, enrolled));
         removed.extend(left.map(|(_, enrolled)| enrolled));
         for enrolled in removed {
             let pod = &enrolled.pod;
@@ -37,6 +34,7 @@ impl Enroller {
             pod.connections.stop();
             self.restore_ports(pod).await;
         }
+        self.bury_orphans();
         self.failed.retain(|uid, _| world.local_pod(uid).is_some());
     }
 
@@ -67,7 +65,7 @@ impl Enroller {
             self.log_failure("leave", self.set_mode(&enrolled.pod, LOCAL_LEFT));
             self.release(&enrolled);
             self.restore_ports(&enrolled.pod).await;
-            self.left.insert(uid, enrolled);
+            self.left.insert(uid, enrolled); // the rule about agents' source ports stays for its life
         }
     }
 

@@ -7,6 +7,7 @@
 mod hold;
 mod join;
 mod leave;
+mod orphans;
 mod saved;
 mod status;
 mod step;
@@ -56,6 +57,7 @@ pub struct Enroller {
     pods: BTreeMap<PodUid, Enrolled>,
     leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
     left: BTreeMap<PodUid, Enrolled>,
+    orphans: orphans::Orphans,
     failed: HashMap<PodUid, (Failure, Instant)>,
     /// Pods that are held, and their cgroups' ids.
     held: BTreeMap<PodUid, u64>,
@@ -238,6 +240,7 @@ impl Enroller {
             pods: BTreeMap::new(),
             leaving: BTreeMap::new(),
             left: BTreeMap::new(),
+            orphans: orphans::Orphans::default(),
             failed: HashMap::new(),
             held: BTreeMap::new(),
             generation: 0,
@@ -270,7 +273,7 @@ impl Enroller {
     /// Another pod that has the same namespace.
     fn holder_of(&self, netns: &Netns, uid: &PodUid) -> Option<String> {
         let leaving = self.leaving.iter().map(|(uid, (enrolled, _))| (uid, enrolled));
-        let all = self.pods.iter().chain(leaving).chain(&self.left);
+        let all = self.pods.iter().chain(leaving);
         let mut holders = all.filter(|(_, other)| other.pod.netns.cookie() == netns.cookie());
         holders.find(|(other, _)| *other != uid).map(|(_, enrolled)| enrolled.pod.name.to_string())
     }

@@ -1,6 +1,6 @@
 //! One step of enrolment: what the world wants, compared with what is.
 
-use std::{os::fd::AsFd as _, sync::Arc};
+use std::{collections::BTreeSet, os::fd::AsFd as _, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -9,9 +9,24 @@ use crate::{
     kernel::KernelError,
     netns::Netns,
     pod_cgroups::PodCgroups,
-    proxy::{Pod, owns},
+    proxy::{ListenError, Mesh, Pod, owns},
     world::{Announcements, LocalPod, Membership, Objects, PodUid, Snapshot, Wanted},
 };
+
+impl Enrolled {
+    /// Begins to accept, if it has not yet.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    fn steer(&mut self, mesh: &Arc<Mesh>) -> Result<(), ListenError> {
+        if let Listeners::Made(made) = &mut self.listeners
+            && let Some(made) = made.take()
+        {
+            self.listeners = Listeners::Steered(made.steer(mesh, &self.pod)?);
+        }
+        Ok(())
+    }
+}
 
 impl Enroller {
     /// Brings the node's pods to what the world wants, as far as it can be done now. To be called when the world has
@@ -34,6 +49,10 @@ impl Enroller {
         let ranges = self.mesh.kernel.tables().pod_cidrs.sync(world.pod_cidrs());
         self.log_failure("write the ranges of pod addresses", ranges);
         self.remove_vanished(&world).await;
+        let leaving = match complete && !self.swept {
+            true => self.take_in_to_leave(&world).await,
+            false => Vec::new(),
+        };
         self.withdraw_unwanted(&world);
         let joined = self.enrol_wanted(&world).await;
         self.change_settings(&world);
@@ -42,6 +61,7 @@ impl Enroller {
         // Whoever is accepted from now on is judged by a world that knows him.
         self.mesh.world.store(Arc::new(world.clone()));
         self.steer(&joined);
+        self.steer_leaving(&leaving);
         self.publish(&world);
         for uid in &joined {
             self.capture_dials(uid);
@@ -89,14 +109,19 @@ impl Enroller {
     fn steer(&mut self, joined: &[PodUid]) {
         for uid in joined {
             let Some(enrolled) = self.pods.get_mut(uid) else { continue };
-            let Listeners::Made(made) = &mut enrolled.listeners else { continue };
-            let Some(made) = made.take() else { continue };
-            match made.steer(&self.mesh, &enrolled.pod) {
-                Ok(steered) => enrolled.listeners = Listeners::Steered(steered),
-                Err(error) => {
-                    let Some(enrolled) = self.pods.remove(uid) else { continue };
-                    self.failed_to_join(uid, &enrolled.pod.name.to_string(), &error.into());
-                }
+            if let Err(error) = enrolled.steer(&self.mesh) {
+                let Some(enrolled) = self.pods.remove(uid) else { continue };
+                self.failed_to_join(uid, &enrolled.pod.name.to_string(), &error.into());
+            }
+        }
+    }
+
+    /// The same for pods that were taken in only to leave.
+    fn steer_leaving(&mut self, leaving: &[PodUid]) {
+        for uid in leaving {
+            let Some((enrolled, _)) = self.leaving.get_mut(uid) else { continue };
+            if let Err(error) = enrolled.steer(&self.mesh) {
+                tracing::warn!(%uid, %error, "a pod cannot leave in order");
             }
         }
     }
@@ -129,8 +154,9 @@ impl Enroller {
             return;
         }
         self.sweep_held(cgroups);
-        let mut kept: Vec<u64> =
-            self.pods.values().map(|enrolled| enrolled.pod.netns.cookie()).collect();
+        let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
+        let ours = self.pods.values().chain(leaving);
+        let mut kept: Vec<u64> = ours.map(|enrolled| enrolled.pod.netns.cookie()).collect();
         let stays = |pod: &&Arc<LocalPod>| {
             matches!(pod.workload.membership, Membership::Invalid { .. })
                 || self.failed.contains_key(&pod.workload.uid)
@@ -145,14 +171,13 @@ impl Enroller {
         for netns in tables.enrolled.content().keys().filter(|netns| !kept.contains(netns)) {
             self.log_failure("sweep", tables.enrolled.remove(netns));
         }
-        for (address, entry) in tables.local.content() {
-            if !kept.contains(&entry.netns) {
-                self.log_failure("sweep", tables.local.remove(&address));
-            }
-        }
         let attached = self.mesh.kernel.attached_pods().unwrap_or_default();
-        for netns in attached.into_iter().filter(|netns| !kept.contains(netns)) {
-            self.log_failure("sweep", self.mesh.kernel.detach_pod(netns));
+        let local = tables.local.content();
+        let earlier = local.values().map(|entry| entry.netns).chain(attached);
+        for netns in earlier.filter(|netns| !kept.contains(netns)).collect::<BTreeSet<_>>() {
+            if !self.adopt(netns) {
+                self.forget_namespace(netns);
+            }
         }
         if let Err(error) = restore_all(&self.mesh.factory, &self.saved_dir, &kept).await {
             tracing::warn!(%error, "cannot read the notes of an earlier agent");

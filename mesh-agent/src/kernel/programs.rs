@@ -209,6 +209,18 @@ impl Kernel {
         Ok(())
     }
 
+    /// Takes over what an earlier agent has attached to a namespace that we have no handle of: it takes plaintext from now
+    /// on, and mutual TLS as `LOCAL` says. `false`: nothing is attached there, or the namespace is gone.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn keep_attached(&self, cookie: u64) -> Result<bool, KernelError> {
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let program =
+            ebpf.program_mut(LOOKUP).ok_or_else(|| KernelError::Missing(LOOKUP.to_owned()))?;
+        took_over(&self.pins.pod(cookie), program)
+    }
+
     /// Detaches `sk_lookup` from a namespace. One that is not attached counts as detached.
     ///
     /// # Errors
