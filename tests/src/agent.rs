@@ -41,6 +41,8 @@ pub struct Dirs {
 /// What `mesh-agent status -o json` says, as far as the tests ask for it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Status {
+    /// The agent's process.
+    pub pid: u32,
     /// The pods of this node.
     pub pods: Vec<PodStatus>,
     /// How many captured pods other nodes have announced.

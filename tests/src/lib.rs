@@ -21,6 +21,7 @@ pub mod certs;
 pub mod cgroup;
 pub mod exec;
 pub mod flow;
+pub mod memory;
 pub mod netns;
 pub mod objects;
 pub mod pair;

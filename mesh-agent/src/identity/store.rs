@@ -110,8 +110,8 @@ impl Identities {
         self.current.load().get(id).cloned()
     }
 
-    /// Forgets every identity that `keep` does not name; their keys are erased once the last
-    /// connection that was made with them has ended.
+    /// Forgets every identity that `keep` does not name. Their keys are erased with the last handshake that is under way;
+    /// connections that were made with them go on.
     pub fn retain(&self, keep: &BTreeSet<SpiffeId>) {
         self.current.rcu(|known| {
             let mut next = HashMap::clone(known);

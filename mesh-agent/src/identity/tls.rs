@@ -5,15 +5,15 @@
 //! resumed one would outlive a change of anchors.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 
 use arc_swap::ArcSwap;
-use rustls::client::Resumption;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::aws_lc_rs::{self as provider, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
-use rustls::server::NoServerSessionStorage;
-use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use super::{Anchors, Identities, Identity, PeerVerifier, SpiffeId};
 
@@ -38,31 +38,33 @@ pub fn crypto() -> Arc<CryptoProvider> {
     Arc::clone(&CRYPTO)
 }
 
-/// The client's side of a handshake: who we are and whom we expect.
+/// The client's side of a handshake: who we are and whom we expect. To be dropped after the handshake: it keeps the
+/// private key in memory.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
-    own: SpiffeId,
+    identity: Arc<Identity>,
 }
 
-/// The server's side of a handshake: who we are; every identity of the trust domain may come.
+/// The server's side of a handshake: who we are; every identity of the trust domain may come. To be dropped after the
+/// handshake, as [`ClientTls`].
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
-    own: SpiffeId,
+    identity: Arc<Identity>,
 }
 
 impl ClientTls {
     /// Our own identity in this handshake.
     pub fn own(&self) -> &SpiffeId {
-        &self.own
+        self.identity.id()
     }
 }
 
 impl ServerTls {
     /// Our own identity in this handshake.
     pub fn own(&self) -> &SpiffeId {
-        &self.own
+        self.identity.id()
     }
 }
 
@@ -92,7 +94,8 @@ impl TlsConfigs {
         let anchors = self.identities.anchors();
         let configs = identity.tls.of(&anchors);
         if let Some(config) = configs.clients.load().get(&expected.cloned()) {
-            return Ok(ClientTls { config: Arc::clone(config), own: own.clone() });
+            let config = Arc::clone(config);
+            return Ok(ClientTls { config, identity });
         }
         let verifier = verifier(&anchors, &identity, expected.cloned());
         let config = Arc::new(client_config(&identity, verifier)?);
@@ -104,7 +107,7 @@ impl TlsConfigs {
             next.insert(expected.cloned(), Arc::clone(&config));
             next
         });
-        Ok(ClientTls { config, own: own.clone() })
+        Ok(ClientTls { config, identity })
     }
 
     /// For connections that arrive for `own`.
@@ -116,11 +119,12 @@ impl TlsConfigs {
         let anchors = self.identities.anchors();
         let configs = identity.tls.of(&anchors);
         if let Some(config) = configs.server.load().as_ref() {
-            return Ok(ServerTls { config: Arc::clone(config), own: own.clone() });
+            let config = Arc::clone(config);
+            return Ok(ServerTls { config, identity });
         }
         let config = Arc::new(server_config(&identity, verifier(&anchors, &identity, None))?);
         configs.server.store(Arc::new(Some(Arc::clone(&config))));
-        Ok(ServerTls { config, own: own.clone() })
+        Ok(ServerTls { config, identity })
     }
 
     fn identity(&self, own: &SpiffeId) -> Result<Arc<Identity>, TlsConfigError> {
@@ -213,8 +217,33 @@ fn server_config(
     Ok(config)
 }
 
-fn resolver(identity: &Identity) -> Arc<SingleCertAndKey> {
-    Arc::new(SingleCertAndKey::from(Arc::clone(identity.certified_key())))
+fn resolver(identity: &Identity) -> Arc<Shown> {
+    Arc::new(Shown(Arc::downgrade(identity.certified_key())))
+}
+
+/// Shows an identity's certificate and signs with its key, but does not keep the key: rustls holds a client's
+/// configuration for as long as the connection is open, and the key is to go with the identity.
+#[derive(Debug)]
+struct Shown(Weak<CertifiedKey>);
+
+impl ResolvesClientCert for Shown {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        self.0.upgrade()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.upgrade()
+    }
 }
 
 fn unusable(identity: &Identity, error: &rustls::Error) -> TlsConfigError {

@@ -86,8 +86,9 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
             return flow.end(&Ended::new("no_certificate", error.to_string()), Bytes::default());
         }
     };
-    let mut session = match Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await
-    {
+    let accepted = Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await;
+    drop(tls); // it would keep the private key in memory for as long as the connection is open
+    let mut session = match accepted {
         Ok(session) => session,
         Err(error) => {
             return flow.end(&Ended::new(error.as_code(), error.to_string()), Bytes::default());
