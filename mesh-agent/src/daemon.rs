@@ -171,7 +171,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         tracing::debug!(program = program.name, instructions = ?program.verified_instructions, "program loaded");
     }
 
-    let identities = Arc::new(Identities::new(Arc::new(ca)));
+    let ca = Arc::new(ca);
+    let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&ca)));
     let factory = Factory::start().map_err(os("cannot start threads"))?;
     let flows = FlowStore::new(settings.node.as_str());
     let mesh = Arc::new(Mesh::new(
@@ -193,6 +194,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     feeding.spawn("renewal", {
         let (identities, stop) = (Arc::clone(&identities), stop.clone());
         async move { identities.renew_loop(stop).await }
+    });
+    feeding.spawn("ca", {
+        let (identities, stop) = (Arc::clone(&identities), stop.clone());
+        async move { ca.follow(|| identities.renew_all(), stop).await }
     });
     let mut enroller = Enroller::new(enrol::Parts {
         mesh: Arc::clone(&mesh),

@@ -43,6 +43,8 @@ pub struct Dirs {
 pub struct Status {
     /// The agent's process.
     pub pid: u32,
+    /// Fingerprints of the trust anchors in force.
+    pub anchors: Vec<String>,
     /// The pods of this node.
     pub pods: Vec<PodStatus>,
     /// How many captured pods other nodes have announced.

@@ -9,6 +9,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -60,17 +61,25 @@ impl fmt::Debug for Secret {
 
 /// The public key of the certificate that whoever listens at `to` shows to a TLS client from `from`.
 pub fn shown_at(place: &Place, from: &str, to: &str) -> Result<PublicKey> {
-    let pipe = format!(
-        "openssl s_client -tls1_3 -alpn nodemesh/1 -connect {to} -bind {from} < /dev/null 2>&1 \
-         | openssl x509 -pubkey -noout | openssl pkey -pubin -outform DER | od -An -v -tx1"
-    );
-    let output = place.run(["sh", "-c", &pipe])?.success()?;
+    let connect = "openssl s_client -tls1_3 -alpn nodemesh/1";
+    public_key(place, &format!("{connect} -connect {to} -bind {from} < /dev/null 2>&1"))
+}
+
+/// The public key of a certificate in a PEM file.
+pub fn in_file(place: &Place, certificate: &Path) -> Result<PublicKey> {
+    public_key(place, &format!("cat {}", certificate.display()))
+}
+
+/// The public key of the certificate that a command prints among other things.
+fn public_key(place: &Place, command: &str) -> Result<PublicKey> {
+    let der = "openssl x509 -pubkey -noout | openssl pkey -pubin -outform DER | od -An -v -tx1";
+    let output = place.run(["sh", "-c", &format!("{command} | {der}")])?.success()?;
     let der: Vec<u8> = output
         .split_whitespace()
         .map(|byte| u8::from_str_radix(byte, 16))
         .collect::<Result<_, _>>()?;
-    let point = der.last_chunk().with_context(|| format!("no key from {to}: {output}"))?;
-    ensure!(point[0] == 4, "no uncompressed point at {to}: {output}");
+    let point = der.last_chunk().with_context(|| format!("no key from `{command}`: {output}"))?;
+    ensure!(point[0] == 4, "no uncompressed point from `{command}`: {output}");
     Ok(PublicKey(*point))
 }
 

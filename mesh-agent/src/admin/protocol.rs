@@ -47,6 +47,8 @@ pub struct Status {
     pub started: Timestamp,
     /// Its trust domain.
     pub trust_domain: String,
+    /// The CA certificates that peers may be signed by: SHA-256, hexadecimal.
+    pub anchors: Vec<String>,
     /// Whether it is draining.
     pub draining: bool,
     /// Pods of this node.

@@ -164,12 +164,15 @@ fn status(state: &State) -> Status {
         code: problem.code.as_str().to_owned(),
         message: problem.to_string(),
     }));
+    let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
+    problems.extend(state.identities.ca_problem().map(ca_problem));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: state.node.clone(),
         pid: std::process::id(),
         started: state.started,
         trust_domain: mesh.trust_domain.as_str().to_owned(),
+        anchors: state.identities.anchors().fingerprints(),
         draining: state.draining.load(Ordering::Relaxed),
         remote_peers: remote.len(),
         counters: NodeCounters {

@@ -40,8 +40,12 @@ impl Status {
 
 fn print(status: &admin::Status) -> anyhow::Result<()> {
     let draining = if status.draining { ", draining" } else { "" };
+    let anchors = match status.anchors.len() {
+        1 => String::new(),
+        several => format!(", {several} trust anchors"),
+    };
     print_line(&format!(
-        "mesh-agent {} on {} (pid {}, up {}{draining}), trust domain {}",
+        "mesh-agent {} on {} (pid {}, up {}{draining}), trust domain {}{anchors}",
         status.version,
         status.node,
         status.pid,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 
@@ -61,6 +62,13 @@ impl Anchors {
     /// The form that path building takes.
     pub(crate) fn trusted(&self) -> &[TrustAnchor<'static>] {
         &self.trusted
+    }
+
+    /// SHA-256 of each certificate, hexadecimal, as `openssl x509 -fingerprint -sha256` says it without its colons.
+    pub fn fingerprints(&self) -> Vec<String> {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let of = |one: &CertificateDer<'_>| hex(digest(&SHA256, one).as_ref());
+        self.certificates.iter().map(of).collect()
     }
 
     /// When the last of them ends.

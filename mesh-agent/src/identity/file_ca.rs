@@ -6,24 +6,27 @@
 
 mod error;
 mod init;
+mod rotate;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use zeroize::Zeroizing;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_util::sync::CancellationToken;
+use zeroize::{Zeroize as _, Zeroizing};
 
 pub use error::CaError;
 pub use init::{CA_LIFETIME, CaInfo, init};
+pub use rotate::{add_anchor, remove_anchor, use_ca};
 
 use super::anchors::{Anchors, system_time};
 use super::signer::{IssuedCertificate, SignError, SignFuture, Signer};
@@ -41,14 +44,26 @@ pub const LEAF_LIFETIME: Duration = Duration::from_hours(24);
 /// Leaves are dated back by this much, for clocks that differ between nodes.
 pub const BACKDATE: Duration = Duration::from_mins(5);
 
+/// How often the directory is looked at for changes. A change is taken up at the second look that finds it, so that two
+/// files that change together are read together.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// A CA whose key lies in a directory.
 pub struct FileCa {
     directory: PathBuf,
+    trust_domain: TrustDomain,
+    leaf_lifetime: Duration,
+    authority: ArcSwap<Authority>,
+    anchors: ArcSwap<Anchors>,
+    problem: ArcSwapOption<CaError>,
+}
+
+/// What signs.
+struct Authority {
+    certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     trust_domain: TrustDomain,
     not_after: SystemTime,
-    leaf_lifetime: Duration,
-    anchors: ArcSwap<Anchors>,
 }
 
 impl FileCa {
@@ -59,49 +74,14 @@ impl FileCa {
     /// # Errors
     /// Names the file, what is wrong with it, and what to do.
     pub fn open(directory: &Path) -> Result<Self, CaError> {
-        let certificate_at = directory.join(CA_CERTIFICATE);
-        let key_at = directory.join(CA_KEY);
-        let anchors = read_anchors(&directory.join(ANCHORS))?;
-
-        let pem = read(&certificate_at)?;
-        let der = CertificateDer::from_pem_slice(&pem)
-            .map_err(|e| CaError::malformed(&certificate_at, "a PEM certificate", &e))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der)
-            .map_err(|e| CaError::malformed(&certificate_at, "an X.509 certificate", &e))?;
-        if !parsed.is_ca() {
-            return Err(CaError::NotACa { file: certificate_at });
-        }
-        let not_after = system_time(parsed.validity().not_after.timestamp());
-        if not_after <= SystemTime::now() {
-            return Err(CaError::Expired { file: certificate_at, not_after });
-        }
-        let trust_domain = init::trust_domain_of(&parsed)
-            .ok_or_else(|| CaError::NoTrustDomain { file: certificate_at.clone() })?;
-
-        let key_pem = Zeroizing::new(read(&key_at)?);
-        warn_if_readable_by_others(&key_at);
-        let key_text = std::str::from_utf8(&key_pem)
-            .map_err(|e| CaError::malformed(&key_at, "a PEM private key", &e))?;
-        let key = KeyPair::from_pem(key_text)
-            .map_err(|e| CaError::malformed(&key_at, "a PKCS #8 private key in PEM", &e))?;
-        if rcgen::PublicKeyData::subject_public_key_info(&key) != parsed.public_key().raw {
-            return Err(CaError::KeyMismatch { key: key_at, certificate: certificate_at });
-        }
-        if !anchors.certificates().contains(&der) {
-            return Err(CaError::NotAnAnchor {
-                certificate: certificate_at,
-                anchors: directory.join(ANCHORS),
-            });
-        }
-        let issuer = Issuer::from_ca_cert_der(&der, key)
-            .map_err(|e| CaError::malformed(&certificate_at, "a CA certificate", &e))?;
+        let (authority, anchors) = read_both(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
-            issuer,
-            trust_domain,
-            not_after,
+            trust_domain: authority.trust_domain.clone(),
             leaf_lifetime: LEAF_LIFETIME,
+            authority: ArcSwap::from_pointee(authority),
             anchors: ArcSwap::from_pointee(anchors),
+            problem: ArcSwapOption::empty(),
         })
     }
 
@@ -119,19 +99,65 @@ impl FileCa {
 
     /// When the CA's own certificate ends.
     pub fn not_after(&self) -> SystemTime {
-        self.not_after
+        self.authority.load().not_after
     }
 
-    /// Reads `anchors.pem` again, for a rotation without a restart.
+    /// Reads the directory again. Returns whether another CA signs from now on.
     ///
     /// # Errors
-    /// As [`FileCa::open`] for that file; the anchors in force stay as they were.
-    pub fn reload_anchors(&self) -> Result<(), CaError> {
-        let anchors = read_anchors(&self.directory.join(ANCHORS))?;
+    /// As [`FileCa::open`], or it is another trust domain's; what was in force stays so.
+    pub fn reload(&self) -> Result<bool, CaError> {
+        let (authority, anchors) = read_both(&self.directory)?;
+        if authority.trust_domain != self.trust_domain {
+            return Err(CaError::OtherTrustDomain {
+                file: self.directory.join(CA_CERTIFICATE),
+                ours: self.trust_domain.clone(),
+                theirs: authority.trust_domain,
+            });
+        }
         if **self.anchors.load() != anchors {
+            tracing::info!(anchors = anchors.certificates().len(), "trust anchors changed");
             self.anchors.store(Arc::new(anchors));
         }
-        Ok(())
+        let changed = self.authority.load().certificate != authority.certificate;
+        if changed {
+            tracing::info!(ca = %self.directory.display(), "another CA signs from now on");
+            self.authority.store(Arc::new(authority));
+        }
+        Ok(changed)
+    }
+
+    /// Follows the directory until `stop`, and calls `changed` whenever another CA signs.
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again.
+    pub async fn follow(&self, changed: impl Fn(), stop: CancellationToken) {
+        let mut known = stamps(&self.directory);
+        let mut waiting = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let now = Some(stamps(&self.directory));
+            if now.as_ref() == Some(&known) || waiting != now {
+                waiting = now;
+                continue;
+            }
+            known = now.unwrap_or_default();
+            match self.reload() {
+                Ok(other) => {
+                    self.problem.store(None);
+                    if other {
+                        changed();
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the CA directory has changed and cannot be used; what was in force stays so");
+                    self.problem.store(Some(Arc::new(error)));
+                }
+            }
+        }
     }
 
     fn sign_now(&self, csr_der: &[u8], id: &SpiffeId) -> Result<IssuedCertificate, SignError> {
@@ -147,9 +173,10 @@ impl FileCa {
         if request.params.subject_alt_names != [uri] {
             return Err(request_error("it names something else than this identity".to_owned()));
         }
+        let authority = self.authority.load();
         let now = SystemTime::now();
-        let not_after = now.checked_add(self.leaf_lifetime).unwrap_or(self.not_after);
-        let not_after = not_after.min(self.not_after);
+        let not_after = now.checked_add(self.leaf_lifetime).unwrap_or(authority.not_after);
+        let not_after = not_after.min(authority.not_after);
         if not_after <= now {
             return Err(SignError::CaExpired);
         }
@@ -159,7 +186,7 @@ impl FileCa {
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         let leaf = params
-            .signed_by(&request.public_key, &self.issuer)
+            .signed_by(&request.public_key, &authority.issuer)
             .map_err(|e| SignError::Key { detail: e.to_string() })?;
         Ok(IssuedCertificate { chain_der: vec![leaf.into()], not_before, not_after })
     }
@@ -173,6 +200,70 @@ impl Signer for FileCa {
     fn anchors(&self) -> Arc<Anchors> {
         self.anchors.load_full()
     }
+
+    fn problem(&self) -> Option<String> {
+        self.problem.load().as_ref().map(ToString::to_string)
+    }
+}
+
+impl Authority {
+    fn read(directory: &Path) -> Result<Self, CaError> {
+        let certificate_at = directory.join(CA_CERTIFICATE);
+        let key_at = directory.join(CA_KEY);
+        let pem = read(&certificate_at)?;
+        let der = CertificateDer::from_pem_slice(&pem)
+            .map_err(|e| CaError::malformed(&certificate_at, "a PEM certificate", &e))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der)
+            .map_err(|e| CaError::malformed(&certificate_at, "an X.509 certificate", &e))?;
+        if !parsed.is_ca() {
+            return Err(CaError::NotACa { file: certificate_at });
+        }
+        let not_after = system_time(parsed.validity().not_after.timestamp());
+        if not_after <= SystemTime::now() {
+            return Err(CaError::Expired { file: certificate_at, not_after });
+        }
+        let trust_domain = init::trust_domain_of(&parsed)
+            .ok_or_else(|| CaError::NoTrustDomain { file: certificate_at.clone() })?;
+
+        let key_pem = Zeroizing::new(read(&key_at)?);
+        warn_if_readable_by_others(&key_at);
+        let mut key_der = PrivateKeyDer::from_pem_slice(&key_pem)
+            .map_err(|e| CaError::malformed(&key_at, "a PEM private key", &e))?;
+        let key = KeyPair::try_from(&key_der);
+        key_der.zeroize();
+        let mut key =
+            key.map_err(|e| CaError::malformed(&key_at, "a PKCS #8 private key in PEM", &e))?;
+        key.zeroize(); // its serialized form; the crypto library's own, which signs, is erased when it is dropped
+        if rcgen::PublicKeyData::subject_public_key_info(&key) != parsed.public_key().raw {
+            return Err(CaError::KeyMismatch { key: key_at, certificate: certificate_at });
+        }
+        let issuer = Issuer::from_ca_cert_der(&der, key)
+            .map_err(|e| CaError::malformed(&certificate_at, "a CA certificate", &e))?;
+        Ok(Self { certificate: der.into_owned(), issuer, trust_domain, not_after })
+    }
+}
+
+/// The CA and the anchors of a directory, which must fit together.
+fn read_both(directory: &Path) -> Result<(Authority, Anchors), CaError> {
+    let anchors_at = directory.join(ANCHORS);
+    let anchors = read_anchors(&anchors_at)?;
+    let authority = Authority::read(directory)?;
+    if !anchors.certificates().contains(&authority.certificate) {
+        let certificate = directory.join(CA_CERTIFICATE);
+        return Err(CaError::NotAnAnchor { certificate, anchors: anchors_at });
+    }
+    Ok((authority, anchors))
+}
+
+/// What changes when one of the files is written or replaced: inode, size, and time in nanoseconds.
+type Stamps = Vec<Option<(u64, u64, i64, i64)>>;
+
+fn stamps(directory: &Path) -> Stamps {
+    let stamp = |file: &str| {
+        let found = fs::metadata(directory.join(file)).ok()?;
+        Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    };
+    [CA_CERTIFICATE, CA_KEY, ANCHORS].map(stamp).to_vec()
 }
 
 impl std::fmt::Debug for FileCa {

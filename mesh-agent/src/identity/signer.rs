@@ -27,6 +27,11 @@ pub trait Signer: Send + Sync {
 
     /// The trust anchors in force now. Cheap: called for every handshake configuration.
     fn anchors(&self) -> Arc<Anchors>;
+
+    /// What is wrong with the CA now, for `status`; what was in force before stays so.
+    fn problem(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A certificate as it came from the signer.

@@ -9,6 +9,7 @@ mod renew;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -27,6 +28,8 @@ pub struct Identity {
     serial: String,
     issued_at: SystemTime,
     not_after: SystemTime,
+    /// Renewed as soon as possible, whatever its dates.
+    outdated: AtomicBool,
     pub(super) tls: TlsCache,
 }
 
@@ -51,10 +54,17 @@ impl Identity {
         self.not_after
     }
 
-    /// When it is due for renewal: half-way between being issued and its end.
+    /// When it is due for renewal: half-way between being issued and its end, or at once if its CA does not sign any more.
     pub fn renew_at(&self) -> SystemTime {
+        if self.is_outdated() {
+            return self.issued_at;
+        }
         let life = self.not_after.duration_since(self.issued_at).unwrap_or_default();
         self.issued_at + life / 2
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
     }
 
     /// Whether its dates allow it to be shown to a peer now.
@@ -121,6 +131,19 @@ impl Identities {
         lock(&self.issuing).retain(|id, turn| keep.contains(id) || Arc::strong_count(turn) > 1);
         lock(&self.failures).retain(|id, _| keep.contains(id));
         self.changed.notify_one();
+    }
+
+    /// Has every identity signed anew, now: another CA signs. Until that is done the old ones stay in use.
+    pub fn renew_all(&self) {
+        for identity in self.current.load().values() {
+            identity.outdated.store(true, Ordering::Relaxed);
+        }
+        self.changed.notify_one();
+    }
+
+    /// What is wrong with the CA now.
+    pub fn ca_problem(&self) -> Option<String> {
+        self.signer.problem()
     }
 
     /// The trust anchors in force now.

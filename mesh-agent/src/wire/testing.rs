@@ -59,7 +59,7 @@ impl Mesh {
 
     /// Takes up what was written to the file of anchors.
     pub(crate) fn reload_anchors(&self) {
-        self.ca.reload_anchors().unwrap();
+        self.ca.reload().unwrap();
     }
 
     /// A certificate that the CA would never issue, and its key.

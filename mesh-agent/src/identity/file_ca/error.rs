@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::identity::anchors::AnchorsError;
-use crate::identity::date_of;
+use crate::identity::{TrustDomain, date_of};
 
 /// Why a CA directory cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,32 @@ pub enum CaError {
     NotAnAnchor {
         /// The CA's certificate.
         certificate: PathBuf,
+        /// The file of trust anchors.
+        anchors: PathBuf,
+    },
+    /// A CA of another trust domain.
+    #[error("{} is a CA of trust domain {theirs}, but this directory is that of {ours}; identities cannot change their trust domain", .file.display())]
+    OtherTrustDomain {
+        /// The file.
+        file: PathBuf,
+        /// The directory's trust domain.
+        ours: TrustDomain,
+        /// The file's trust domain.
+        theirs: TrustDomain,
+    },
+    /// The anchor to remove signs here.
+    #[error("{} is {}, which signs here; use another CA first (`mesh-agent ca use`)", .file.display(), .certificate.display())]
+    AnchorInUse {
+        /// The file.
+        file: PathBuf,
+        /// The CA's certificate.
+        certificate: PathBuf,
+    },
+    /// The anchor to remove is none.
+    #[error("{} is not in {}; nothing to remove", .file.display(), .anchors.display())]
+    NoAnchor {
+        /// The file.
+        file: PathBuf,
         /// The file of trust anchors.
         anchors: PathBuf,
     },

@@ -103,7 +103,12 @@ fn make(
 }
 
 /// Writes beside the file and renames, so that a crash leaves the old content or the new.
-fn write(file: &Path, content: &[u8], mode: u32, overwrite: bool) -> Result<(), CaError> {
+pub(super) fn write(
+    file: &Path,
+    content: &[u8],
+    mode: u32,
+    overwrite: bool,
+) -> Result<(), CaError> {
     let unwritable = |error: io::Error| match error.kind() {
         io::ErrorKind::AlreadyExists => CaError::Exists { file: file.to_owned() },
         _ => CaError::Unwritable { file: file.to_owned(), error },

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
@@ -99,6 +100,7 @@ impl Identities {
             serial,
             issued_at,
             not_after: issued.not_after,
+            outdated: AtomicBool::new(false),
             tls: TlsCache::default(),
         })
     }
