@@ -67,6 +67,12 @@ impl SockAddr {
         protocol == TCP || protocol == MPTCP
     }
 
+    /// Whether the socket is an MPTCP one as the application has it, not the kernel's subflow below it.
+    #[inline(always)]
+    pub(crate) fn is_mptcp(self) -> bool {
+        read!(self.0, protocol) == MPTCP
+    }
+
     /// The address and port of the context, for a hook of this family.
     #[inline(always)]
     pub(crate) fn endpoint<const FAMILY: u32>(self) -> Endpoint {

@@ -1,10 +1,20 @@
 //! `cgroup/getpeername4` and `getpeername6`: the application is told whom it dialled, or who dialled it. Also answers
 //! `accept()` and `SO_PEERNAME`, which ask the same way. Kernel 5.8.
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+    },
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use mesh_common::{addr::Endpoint, ports};
 
 use crate::{
-    ctx::{AF_INET, AF_INET6, SockAddr},
+    ctx::{self, AF_INET, AF_INET6, SockAddr},
     maps,
 };
 
@@ -26,16 +36,63 @@ fn getpeername<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     if addr.sk().is_null() {
         return ALLOW;
     }
-    // SAFETY: the socket was checked for null.
-    let shown = unsafe { maps::SHOWN_PEER.get_ptr_mut(context) };
-    if shown.is_null() {
-        return ALLOW;
-    }
-    // SAFETY: just checked; the storage lives as long as the socket.
-    let peer = unsafe { (*shown).endpoint };
+    let shown =
+        if addr.is_mptcp() { of_subflow::<FAMILY>(context) } else { maps::shown_peer(addr.sk()) };
     // An IPv4 socket can only be told of an IPv4 peer; an IPv6 socket sees an IPv4 peer mapped, which is how it is kept.
-    if FAMILY == AF_INET6 || peer.addr.is_v4() {
+    if let Some(peer) = shown
+        && (FAMILY == AF_INET6 || peer.addr.is_v4())
+    {
         addr.set_endpoint::<FAMILY>(&peer.addr, peer.port);
     }
     ALLOW
+}
+
+/// An MPTCP socket does not connect itself: the kernel connects another one for it, the subflow, which is the one that
+/// connect4 saw. It has the same addresses and ports, and is found by them. (6.18; `mptcp_connect` calls `pre_connect` of
+/// the subflow.)
+#[inline(always)]
+fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Endpoint> {
+    let addr = SockAddr(context.sock_addr);
+    let peer = addr.endpoint::<FAMILY>();
+    if !ports::is_magic(peer.port) {
+        return None; // not redirected
+    }
+    let own = ctx::bound_source::<FAMILY>(addr.sk());
+    // A redirected connection goes from the pod's own address to it.
+    let sk = lookup(context, &peer, own.port);
+    if sk.is_null() {
+        return None;
+    }
+    let shown = maps::shown_peer(sk);
+    // SAFETY: a reference that the lookup gave us, and that nobody uses any more.
+    unsafe { bpf_sk_release(sk.cast()) };
+    shown
+}
+
+/// The socket of this namespace whose peer is `remote` and whose own address is the same, with another port. The caller
+/// must release it.
+#[inline(always)]
+fn lookup(context: &SockAddrContext, remote: &Endpoint, own_port: u16) -> *mut bpf_sock {
+    // SAFETY: integers only.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let (sport, dport) = (remote.port.to_be(), own_port.to_be());
+    let word = remote.addr.v4_word();
+    let size = if remote.addr.is_v4() {
+        tuple.__bindgen_anon_1.ipv4 = Tuple4 { saddr: word, daddr: word, sport, dport };
+        size_of::<Tuple4>()
+    } else {
+        let words = remote.addr.0;
+        tuple.__bindgen_anon_1.ipv6 = Tuple6 { saddr: words, daddr: words, sport, dport };
+        size_of::<Tuple6>()
+    };
+    // SAFETY: the tuple outlives the call, and its first `size` bytes are written.
+    unsafe {
+        bpf_sk_lookup_tcp(
+            context.sock_addr.cast(),
+            &raw mut tuple,
+            size as u32,
+            BPF_F_CURRENT_NETNS as u64,
+            0,
+        )
+    }
 }

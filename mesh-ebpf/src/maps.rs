@@ -1,9 +1,9 @@
 //! The maps. Their names are what the agent knows them by; who may write which stands in ARCHITECTURE.md.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, bpf_sock},
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
-    helpers::generated::bpf_ktime_get_boot_ns,
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get},
     macros::btf_map,
 };
 use mesh_common::{
@@ -113,6 +113,25 @@ pub(crate) fn count(verdict: Verdict, netns: u64) {
             *slot += 1;
         }
     }
+}
+
+/// What a socket's owner is to be told, if the socket is redirected or a leg's.
+#[inline(always)]
+pub(crate) fn shown_peer(sk: *mut bpf_sock) -> Option<Endpoint> {
+    // SAFETY: storage of a socket that the caller holds, checked for null.
+    stored(sk, core::ptr::null_mut(), 0).map(|shown| unsafe { (*shown).endpoint })
+}
+
+/// A socket's storage. `bpf_sk_storage_get` itself: aya's wrapper takes a `SockAddrContext` only.
+#[inline(always)]
+pub(crate) fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named> {
+    if sk.is_null() {
+        return None;
+    }
+    let map = (&raw const SHOWN_PEER).cast_mut().cast();
+    // SAFETY: the map is a socket storage of `Named`, the socket was checked for null.
+    let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Named>();
+    (!slot.is_null()).then_some(slot)
 }
 
 /// Reports a refusal to the agent; counts the loss if the ring is full.

@@ -4,9 +4,9 @@
 use aya_ebpf::{
     bindings::{
         BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
     },
-    helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set, generated::bpf_sk_storage_get},
+    helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -53,7 +53,7 @@ fn dialling(ops: SockOps) {
     if !ports::is_magic(ops.remote().port) {
         return;
     }
-    let Some(shown) = storage(ops.sk(), core::ptr::null_mut(), 0) else {
+    let Some(shown) = maps::stored(ops.sk(), core::ptr::null_mut(), 0) else {
         return;
     };
     let flow = key(ops);
@@ -87,7 +87,7 @@ fn accepted(ops: SockOps) {
         return;
     };
     let _: Option<*mut Named> =
-        storage(ops.sk(), &raw mut client, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+        maps::stored(ops.sk(), &raw mut client, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
     let _: Result<(), i32> = maps::LEGS.remove(&flow);
 }
 
@@ -97,16 +97,4 @@ fn closed(ops: SockOps) {
     if ports::is_magic(ops.remote().port) {
         let _: Result<(), i32> = maps::PENDING.remove(&key(ops));
     }
-}
-
-/// `bpf_sk_storage_get` itself: aya's wrapper takes a `SockAddrContext` only.
-#[inline(always)]
-fn storage(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named> {
-    if sk.is_null() {
-        return None;
-    }
-    let map = (&raw const maps::SHOWN_PEER).cast_mut().cast();
-    // SAFETY: the map is a socket storage of `Named`, the socket was checked for null.
-    let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Named>();
-    (!slot.is_null()).then_some(slot)
 }

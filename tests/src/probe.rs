@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 pub use data::{Digest, Noise};
 pub use report::{Conn, End, Event, Load};
 pub use script::{Ending, Order, Script};
-pub use spec::{DialSpec, ServeSpec, Talk, from_args};
+pub use spec::{DialSpec, Manner, RawSpec, ServeSpec, Talk, from_args};
 
 use crate::exec::{Place, Process};
 
@@ -56,6 +56,12 @@ pub fn dial_all(place: &Place, spec: &DialSpec) -> Result<Vec<Conn>> {
 /// Makes one connection and returns its report.
 pub fn dial(place: &Place, spec: &DialSpec) -> Result<Conn> {
     dial_all(place, spec)?.pop().context("the probe reported no connection")
+}
+
+/// Makes one connection without a TCP socket, and returns its report.
+pub fn raw(place: &Place, spec: &RawSpec) -> Result<Conn> {
+    let stdout = place.run(argv("raw", &spec::to_args(spec)?))?.success()?;
+    conns(&stdout).pop().context("the probe reported no connection")
 }
 
 /// Starts a client that makes requests until [`Client::finish`].

@@ -15,6 +15,7 @@ use tests::{
 struct Told {
     accepted: SocketAddr,
     peer: SocketAddr,
+    option: SocketAddr,
     local: SocketAddr,
 }
 
@@ -43,6 +44,8 @@ fn check(pair: &Pair<'_>, spec: &DialSpec, dialled: SocketAddr, reached: SocketA
     ensure!(told.accepted.ip().to_canonical() == from, "accept does not show the client: {all}");
     ensure!(told.accepted.port() == local.port(), "accept shows another port: {all}");
     ensure!(told.peer == told.accepted, "getpeername differs from accept: {all}");
+    ensure!(told.option == told.accepted, "SO_PEERNAME differs from accept: {all}");
+    ensure!(seen.peer_option == Some(peer), "SO_PEERNAME differs from getpeername: {all}");
     ensure!(told.local.ip().to_canonical() == reached.ip(), "the server's getsockname: {all}");
     ensure!(told.local.port() == reached.port(), "the server's getsockname: {all}");
     Ok(())
@@ -176,6 +179,50 @@ fn a_port_where_nobody_listens_is_never_a_clean_end() {
         }
         let flow = pair.agents[0].wait_flow("refused", |flow| flow.server.port == 9)?;
         ensure!(!flow.reason.is_empty() && flow.outcome != "finished", "{flow:?}");
+        Ok(())
+    });
+}
+
+/// Sockets of both kinds on both sides. The kernel connects and accepts for an MPTCP socket through another one.
+#[test]
+fn mptcp_clients_and_servers() {
+    scenario("addresses-mptcp", |net| {
+        let pair = Pair::meshed(net)?;
+        let server = &pair.server;
+        let tcp = ServeSpec::both_families(8081, Talk::Report);
+        let mptcp = ServeSpec { listen: server.at(8082), mptcp: true, ..tcp.clone() };
+        let mptcp6 = ServeSpec { listen: server.at6(8082), ..mptcp.clone() };
+        let both = ServeSpec { mptcp: true, ..ServeSpec::both_families(8083, Talk::Report) };
+        let _services: Vec<_> = [&tcp, &mptcp, &mptcp6, &both]
+            .iter()
+            .map(|spec| probe::serve(server, spec))
+            .collect::<Result<_>>()?;
+        for (port, client) in [(8081, true), (8082, false), (8082, true), (8083, true)] {
+            for to in [server.at(port), server.at6(port)] {
+                let redirected = || -> Result<u64> {
+                    Ok(pair.agents[0].status()?.pod_verdict(&pair.client, "redirect_peer"))
+                };
+                let before = redirected()?;
+                check(&pair, &DialSpec { mptcp: client, ..DialSpec::say(to, "x") }, to, to)?;
+                ensure!(redirected()? == before + 1, "{to} was not redirected");
+            }
+            let mapped = SocketAddr::from((server.v4.to_ipv6_mapped(), port));
+            let spec =
+                DialSpec { mptcp: client, mapped: true, ..DialSpec::say(server.at(port), "x") };
+            check(&pair, &spec, mapped, server.at(port))?;
+        }
+        // Of many at once each is told its own.
+        let many = DialSpec {
+            mptcp: true,
+            workers: 8,
+            connections: 200,
+            ..DialSpec::say(server.at(8081), "x")
+        };
+        let seen = probe::dial_all(&pair.client, &many)?;
+        ensure!(seen.len() == 200, "{} connections", seen.len());
+        for conn in seen {
+            ensure!(conn.peer == Some(server.at(8081)) && conn.end == End::Fin, "{conn:?}");
+        }
         Ok(())
     });
 }

@@ -28,10 +28,14 @@ pub struct Conn {
     pub seed: u64,
     /// Whether `connect` succeeded (a client's).
     pub connected: bool,
+    /// Which listener of the group accepted it (a server's).
+    pub listener: u64,
     /// What `accept` returned (a server's).
     pub accepted: Option<SocketAddr>,
     /// What `getpeername` says.
     pub peer: Option<SocketAddr>,
+    /// What `SO_PEERNAME` says.
+    pub peer_option: Option<SocketAddr>,
     /// What `getsockname` says.
     pub local: Option<SocketAddr>,
     /// How many bytes were read.

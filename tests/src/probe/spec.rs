@@ -27,6 +27,12 @@ pub struct ServeSpec {
     pub quiet: bool,
     /// The listener's backlog.
     pub backlog: i32,
+    /// How many sockets listen, as a `SO_REUSEPORT` group if it is more than one.
+    pub group: u64,
+    /// `SO_BINDTODEVICE`.
+    pub device: String,
+    /// `IPPROTO_MPTCP`.
+    pub mptcp: bool,
 }
 
 /// `mesh-probe dial`.
@@ -39,6 +45,14 @@ pub struct DialSpec {
     pub bind: Option<SocketAddr>,
     /// An IPv4 address dialled on an IPv6 socket, as Java does.
     pub mapped: bool,
+    /// How.
+    pub manner: Manner,
+    /// Whom the same socket dials before, to be disconnected (`AF_UNSPEC`) if that succeeds.
+    pub first: Option<SocketAddr>,
+    /// `SO_BINDTODEVICE`.
+    pub device: String,
+    /// `IPPROTO_MPTCP`.
+    pub mptcp: bool,
     /// What to do with the connection.
     pub talk: Talk,
     /// What to say first.
@@ -65,6 +79,56 @@ pub struct DialSpec {
     pub marker: String,
     /// How long `connect`, and each read or write, may take.
     pub timeout_s: u64,
+}
+
+/// Which system calls connect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Manner {
+    /// `connect` on a non-blocking socket, then `poll`.
+    #[default]
+    NonBlocking,
+    /// `connect`.
+    Blocking,
+    /// `sendto` with `MSG_FASTOPEN`, which connects and says the first words in one.
+    FastOpenSend,
+    /// `connect` after `TCP_FASTOPEN_CONNECT`.
+    FastOpenConnect,
+    /// `IORING_OP_CONNECT`.
+    IoUring,
+}
+
+/// `mesh-probe raw`: a TCP client without a TCP socket (IPv4). Whoever runs it sees to it that the kernel, which knows of
+/// no such connection, does not reset it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawSpec {
+    /// From which address and port, whether or not they are ours.
+    pub from: SocketAddr,
+    /// Whom.
+    pub to: SocketAddr,
+    /// Through a packet socket on this interface; else through a raw IP socket.
+    pub device: String,
+    /// With a packet socket: to which Ethernet address, `02:00:...`.
+    pub gateway: String,
+    /// What to say when the connection stands.
+    pub say: String,
+    /// How long to wait for each answer.
+    pub timeout_ms: u64,
+}
+
+impl Default for RawSpec {
+    fn default() -> Self {
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self {
+            from: nobody,
+            to: nobody,
+            device: String::new(),
+            gateway: String::new(),
+            say: String::new(),
+            timeout_ms: 1000,
+        }
+    }
 }
 
 /// What to do with a connection.
@@ -97,6 +161,9 @@ impl Default for ServeSpec {
             seed: 0,
             quiet: false,
             backlog: 1024,
+            group: 1,
+            device: String::new(),
+            mptcp: false,
         }
     }
 }
@@ -119,6 +186,10 @@ impl Default for DialSpec {
             to: ([0, 0, 0, 0], 0).into(),
             bind: None,
             mapped: false,
+            manner: Manner::default(),
+            first: None,
+            device: String::new(),
+            mptcp: false,
             talk: Talk::default(),
             say: String::new(),
             send_bytes: 0,

@@ -9,12 +9,17 @@ use std::{
 };
 
 use anyhow::Result;
+use nix::{
+    libc::MSG_FASTOPEN,
+    sys::socket::{setsockopt, sockopt::TcpFastOpenConnect},
+};
 use socket2::{Domain, Protocol, Socket, Type};
-use tests::probe::{Conn, DialSpec, End, Event, Talk};
+use tests::probe::{Conn, DialSpec, End, Event, Manner, Talk};
 
 use crate::{
     emit, lines,
     play::{Role, play},
+    sys,
     wire::{Speech, Wire, micros},
 };
 
@@ -70,7 +75,8 @@ fn one(spec: &DialSpec, seed: u64) -> Result<Conn> {
 
 fn exchange(spec: &DialSpec, wire: &Wire) -> Result<Conn> {
     let fin = spec.half_close || spec.talk == Talk::Bulk;
-    let speech = Speech { text: &spec.say, bytes: spec.send_bytes, seed: spec.seed, fin };
+    let text = if spec.manner == Manner::FastOpenSend { "" } else { &*spec.say };
+    let speech = Speech { text, bytes: spec.send_bytes, seed: spec.seed, fin };
     // With a limit the connection is closed after reading, so all must have been written first.
     let (spoken, mut heard) = wire.both(&speech, spec.read_bytes);
     if spec.reset && heard.end.is_none_or(|end| end == End::Fin) {
@@ -80,18 +86,47 @@ fn exchange(spec: &DialSpec, wire: &Wire) -> Result<Conn> {
     Ok(wire.report(None, &spoken, heard))
 }
 
-/// Connects as the spec says: from an address, with a socket of a family, in time.
+/// Connects as the spec says: from an address, with a socket of a kind, in a manner, in time.
 pub(crate) fn connect(spec: &DialSpec) -> io::Result<TcpStream> {
     let to = match spec.to.ip() {
         IpAddr::V4(v4) if spec.mapped => SocketAddr::from((v4.to_ipv6_mapped(), spec.to.port())),
         _ => spec.to,
     };
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    let protocol = if spec.mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(protocol))?;
+    if !spec.device.is_empty() {
+        socket.bind_device(Some(spec.device.as_bytes()))?;
+    }
     if let Some(from) = spec.bind {
         socket.set_reuse_address(true)?;
         socket.bind(&from.into())?;
     }
-    socket.connect_timeout(&to.into(), Duration::from_secs(spec.timeout_s))?;
+    if let Some(first) = spec.first
+        && by(Manner::NonBlocking, &socket, first, spec).is_ok()
+    {
+        sys::disconnect(&socket)?;
+    }
+    by(spec.manner, &socket, to, spec)?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
+}
+
+fn by(manner: Manner, socket: &Socket, to: SocketAddr, spec: &DialSpec) -> io::Result<()> {
+    let timeout = Duration::from_secs(spec.timeout_s);
+    // A blocking connect obeys it too (socket(7)).
+    socket.set_write_timeout(Some(timeout))?;
+    match manner {
+        Manner::NonBlocking => socket.connect_timeout(&to.into(), timeout),
+        Manner::Blocking => socket.connect(&to.into()),
+        Manner::FastOpenSend => {
+            let said = socket.send_to_with_flags(spec.say.as_bytes(), &to.into(), MSG_FASTOPEN)?;
+            // A few words always fit in.
+            if said == spec.say.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        }
+        Manner::FastOpenConnect => {
+            setsockopt(socket, TcpFastOpenConnect, &true)?;
+            socket.connect(&to.into())
+        }
+        Manner::IoUring => sys::ring_connect(socket, &to.into()),
+    }
 }

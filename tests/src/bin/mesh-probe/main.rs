@@ -6,7 +6,9 @@
 mod dial;
 mod lines;
 mod play;
+mod raw;
 mod serve;
+mod sys;
 mod wire;
 
 use std::{
@@ -30,7 +32,10 @@ fn main() -> Result<()> {
         Some("in") => run_in(args),
         Some("serve") => serve::run(&from_args(args)?),
         Some("dial") => dial::run(&from_args(args)?),
-        _ => bail!("usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS"),
+        Some("raw") => raw::run(&from_args(args)?),
+        _ => bail!(
+            "usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS | raw OPTIONS"
+        ),
     }
 }
 

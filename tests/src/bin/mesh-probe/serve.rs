@@ -15,6 +15,7 @@ use tests::probe::{Conn, Event, ServeSpec, Talk};
 use crate::{
     emit, lines,
     play::{Role, play},
+    sys,
     wire::{Heard, Speech, Spoken, Wire},
 };
 
@@ -22,25 +23,46 @@ use crate::{
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) fn run(spec: &ServeSpec) -> Result<()> {
-    let socket = Socket::new(Domain::for_address(spec.listen), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if spec.listen.is_ipv6() {
-        socket.set_only_v6(spec.v6only)?;
+    let first = listen(spec, spec.listen)?;
+    let address = first.local_addr()?;
+    let mut group = vec![first];
+    for _ in 1..spec.group {
+        group.push(listen(spec, address)?);
     }
-    socket.bind(&spec.listen.into()).with_context(|| format!("binding {}", spec.listen))?;
-    socket.listen(spec.backlog)?;
-    let listener = TcpListener::from(socket);
-    emit(&Event::Listening(listener.local_addr()?))?;
+    emit(&Event::Listening(address))?;
     thread::scope(|scope| {
-        loop {
-            let (stream, accepted) = listener.accept()?;
-            let wire = Wire::new(stream, Instant::now());
-            scope.spawn(move || one(spec, &wire, accepted));
-        }
+        let accepting = group.iter().zip(0..).map(|(listener, number)| {
+            scope.spawn(move || -> Result<()> {
+                loop {
+                    let (stream, accepted) = listener.accept()?;
+                    let wire = Wire::new(stream, Instant::now());
+                    scope.spawn(move || one(spec, &wire, number, accepted));
+                }
+            })
+        });
+        accepting.collect::<Vec<_>>().into_iter().try_for_each(|one| {
+            one.join().unwrap_or_else(|_| unreachable!("accepting does not panic"))
+        })
     })
 }
 
-fn one(spec: &ServeSpec, wire: &Wire, accepted: SocketAddr) -> Result<()> {
+fn listen(spec: &ServeSpec, address: SocketAddr) -> Result<TcpListener> {
+    let protocol = if spec.mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(spec.group > 1)?;
+    if !spec.device.is_empty() {
+        socket.bind_device(Some(spec.device.as_bytes()))?;
+    }
+    if address.is_ipv6() {
+        socket.set_only_v6(spec.v6only)?;
+    }
+    socket.bind(&address.into()).with_context(|| format!("binding {address}"))?;
+    socket.listen(spec.backlog)?;
+    Ok(socket.into())
+}
+
+fn one(spec: &ServeSpec, wire: &Wire, listener: u64, accepted: SocketAddr) -> Result<()> {
     wire.set_timeout(PATIENCE)?;
     let said = wire.speak(&Speech { text: &spec.banner, ..Speech::default() });
     let report = match spec.talk {
@@ -56,8 +78,10 @@ fn one(spec: &ServeSpec, wire: &Wire, accepted: SocketAddr) -> Result<()> {
         }
         Talk::Report => {
             let (peer, local) = (wire.stream.peer_addr()?, wire.stream.local_addr()?);
-            let text =
-                json!({ "accepted": accepted, "peer": peer, "local": local }).to_string() + "\n";
+            let option = sys::peer_name(&wire.stream)?;
+            let told =
+                json!({ "accepted": accepted, "peer": peer, "option": option, "local": local });
+            let text = told.to_string() + "\n";
             let (spoken, heard) =
                 wire.both(&Speech { text: &text, fin: true, ..Speech::default() }, None);
             wire.report(None, &spoken, heard)
@@ -77,7 +101,7 @@ fn one(spec: &ServeSpec, wire: &Wire, accepted: SocketAddr) -> Result<()> {
     if spec.quiet {
         return Ok(());
     }
-    emit(&Event::Conn(Box::new(Conn { accepted: Some(accepted), ..report })))
+    emit(&Event::Conn(Box::new(Conn { listener, accepted: Some(accepted), ..report })))
 }
 
 /// Sends back what comes, and ends when the client has.

@@ -11,6 +11,8 @@ use anyhow::Result;
 use socket2::SockRef;
 use tests::probe::{Conn, Digest, End, Noise};
 
+use crate::sys;
+
 /// How much is read or written with one system call.
 const BUFFER: usize = 256 * 1024;
 
@@ -19,8 +21,8 @@ const BUFFER: usize = 256 * 1024;
 pub(crate) struct Wire {
     pub(crate) stream: TcpStream,
     pub(crate) start: Instant,
-    /// What `getpeername` and `getsockname` said at once: later the answer may be ENOTCONN.
-    ends: [Option<SocketAddr>; 2],
+    /// What `getpeername`, `getsockname` and `SO_PEERNAME` said at once: later the answer may be ENOTCONN.
+    ends: [Option<SocketAddr>; 3],
 }
 
 /// What one side writes.
@@ -55,7 +57,8 @@ pub(crate) struct Spoken {
 
 impl Wire {
     pub(crate) fn new(stream: TcpStream, start: Instant) -> Self {
-        let ends = [stream.peer_addr().ok(), stream.local_addr().ok()];
+        let ends =
+            [stream.peer_addr(), stream.local_addr(), sys::peer_name(&stream)].map(Result::ok);
         Self { stream, start, ends }
     }
 
@@ -136,6 +139,7 @@ impl Wire {
             accepted,
             peer: self.ends[0],
             local: self.ends[1],
+            peer_option: self.ends[2],
             received: heard.digest.bytes,
             received_hash: heard.digest.hex(),
             sent: spoken.digest.bytes,
