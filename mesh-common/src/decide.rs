@@ -3,9 +3,10 @@
 
 use crate::{
     addr::{Addr, Endpoint},
+    errno,
     maps::{
-        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT, LocalPod,
-        PORT_EXCLUDED, PORT_SERVICE,
+        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, Failed, LOCAL_LEFT, LOCAL_STRICT,
+        LocalPod, PORT_EXCLUDED, PORT_SERVICE,
     },
     ports,
     verdict::Verdict,
@@ -28,6 +29,10 @@ pub trait Dial {
     fn address_flags(&self, addr: &Addr) -> u32;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
+    /// What is remembered of the pod's last dial to the destination, if that failed.
+    fn failed(&self) -> Option<Failed>;
+    /// `CLOCK_BOOTTIME` in nanoseconds. Asked only if the last dial failed.
+    fn boot_ns(&self) -> u64;
 }
 
 /// Decides about a dial. The second value is the pod's own address of the destination's family, to which a redirected
@@ -69,7 +74,25 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     if source != own && !is_unspecified(&source) {
         return (Verdict::RefusedForeignSource, Addr::NONE);
     }
+    if view.failed().is_some_and(|failed| view.boot_ns() < failed.until_boot_ns) {
+        return (Verdict::RefusedRecently, Addr::NONE);
+    }
     (if service { Verdict::RedirectService } else { Verdict::RedirectPeer }, own)
+}
+
+/// What the application is told of a dial that [`dial`] refused, from [`mod@errno`]: what the network would say or, where it
+/// has no word for it, "refused", which applications know how to retry.
+#[inline(always)]
+pub fn errno(view: &impl Dial, verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::RefusedRecently => {
+            view.failed().map_or(errno::ECONNREFUSED, |failed| failed.errno)
+        }
+        Verdict::RefusedForeignSource => errno::EADDRNOTAVAIL,
+        Verdict::RefusedNoAddress => errno::ENETUNREACH,
+        Verdict::RefusedNoMemory => errno::ENOMEM,
+        _ => errno::ECONNREFUSED,
+    }
 }
 
 #[inline(always)]

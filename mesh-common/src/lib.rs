@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod decide;
+pub mod errno;
 pub mod maps;
 pub mod ports;
 pub mod verdict;

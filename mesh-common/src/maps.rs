@@ -73,6 +73,38 @@ pub const PORT_SERVICE: u32 = 1;
 /// Value bits of `PORTS`: excluded from the mesh by annotation of the pod that has the address.
 pub const PORT_EXCLUDED: u32 = 2;
 
+/// Key of `FAILED`: one pod's failures are not another's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FailedKey {
+    /// Cookie of the namespace that dialled.
+    pub netns: u64,
+    /// What it dialled.
+    pub to: Endpoint,
+    /// Always zero.
+    pub zero: u32,
+}
+
+impl FailedKey {
+    /// A key from its parts.
+    #[inline(always)]
+    pub const fn new(netns: u64, to: Endpoint) -> Self {
+        Self { netns, to, zero: 0 }
+    }
+}
+
+/// Value of `FAILED`: a dial to that destination came to nothing a moment ago.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// `CLOCK_BOOTTIME` in nanoseconds at which it is forgotten.
+    pub until_boot_ns: u64,
+    /// What a dial until then is told, from [`crate::errno`].
+    pub errno: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
 /// Key of `LISTENERS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,6 +168,10 @@ pub mod limits {
     /// Levels of cgroups between the root and a process of a pod that are searched for the pod's own. The kubelet makes
     /// four, and some nine where a node is itself a container.
     pub const CGROUP_LEVELS: u32 = 12;
+    /// Destinations of one pod that are remembered as unreachable at a time: more than one application retries.
+    pub const FAILED_PER_POD: usize = 64;
+    /// The same for all pods.
+    pub const FAILED: usize = LOCAL_PODS * FAILED_PER_POD;
     /// Ring buffer for refusals: 256 KiB, some 3,000 events.
     pub const EVENTS_BYTES: usize = 256 * 1024;
 }
@@ -144,5 +180,7 @@ const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
 const _: () = assert!(size_of::<LocalPod>() == 16);
+const _: () = assert!(size_of::<FailedKey>() == 32);
+const _: () = assert!(size_of::<Failed>() == 16);
 const _: () = assert!(size_of::<ListenerKey>() == 20);
 const _: () = assert!(size_of::<RefusalEvent>() == 64);

@@ -4,7 +4,10 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{
     addr::{Addr, Endpoint},
-    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent, VerdictCounts},
+    maps::{
+        EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent,
+        VerdictCounts,
+    },
 };
 
 macro_rules! pods {
@@ -14,7 +17,18 @@ macro_rules! pods {
         unsafe impl aya::Pod for $name {}
     )+};
 }
-pods!(Addr, Endpoint, FlowKey, Named, EnrolledPod, LocalPod, ListenerKey, VerdictCounts);
+pods!(
+    Addr,
+    Endpoint,
+    FlowKey,
+    Named,
+    EnrolledPod,
+    LocalPod,
+    Failed,
+    FailedKey,
+    ListenerKey,
+    VerdictCounts
+);
 
 impl From<IpAddr> for Addr {
     fn from(ip: IpAddr) -> Self {

@@ -87,6 +87,8 @@ verdicts! {
     Direct = 14, Pass, "direct", "Both pods are on this node; identity and policy were checked and the kernel connects them directly.";
     /// As `Direct`, with bytes moved by the socket map.
     DirectSockmap = 15, Pass, "direct_sockmap", "Both pods are on this node and the kernel moves the bytes between their sockets.";
+    /// The same dial has just come to nothing.
+    RefusedRecently = 16, Refuse, "refused_recently", "The pod's last dial to this destination failed less than a second ago, and this one was told the same without being tried; the record before it says why.";
     /// The agent does not answer, and a redirected dial would hang.
     RefusedAgentSilent = 17, Refuse, "refused_agent_silent", "The node's agent has not said for seconds that it is well; it is stuck or starved, and the dial would hang.";
 

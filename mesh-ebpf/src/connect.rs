@@ -5,14 +5,15 @@
 //! run before a socket load-balancer on the root and so see the service address. Kernel 5.15.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie},
+    Global,
+    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, generated::bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide,
-    maps::{EnrolledPod, Named},
+    maps::{EnrolledPod, Failed, FailedKey, Named},
     ports,
     verdict::{Action, Verdict},
 };
@@ -23,8 +24,13 @@ use crate::{
 };
 
 const ALLOW: i32 = 1;
-/// The caller gets EPERM.
+/// The caller gets EPERM, or what `bpf_set_retval` has said.
 const DENY: i32 = 0;
+
+/// Whether this kernel lets a connect program choose the caller's error (6.1). Set by the agent before it loads the
+/// programs; where it is 0, the verifier never sees the call.
+#[unsafe(no_mangle)]
+static SET_RETVAL: Global<u8> = Global::new(0);
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn nm_connect4(context: SockAddrContext) -> i32 {
@@ -76,6 +82,15 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
         // SAFETY: the value is copied at once.
         unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
     }
+    #[inline(always)]
+    fn failed(&self) -> Option<Failed> {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::FAILED.get(&FailedKey::new(self.netns, self.to)) }.copied()
+    }
+    #[inline(always)]
+    fn boot_ns(&self) -> u64 {
+        maps::boot_ns()
+    }
 }
 
 #[inline(always)]
@@ -116,5 +131,10 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 fn refuse<const FAMILY: u32>(verdict: Verdict, view: &Dial<FAMILY>) -> i32 {
     maps::count(verdict, view.netns);
     maps::report(verdict, view.netns, ctx::bound_source::<FAMILY>(view.context.sk()), view.to);
+    if SET_RETVAL.load() != 0 {
+        let errno = decide::errno(view, verdict);
+        // SAFETY: no preconditions; called only where the kernel offers it.
+        unsafe { bpf_set_retval(-(errno as i32)) };
+    }
     DENY
 }

@@ -9,7 +9,8 @@ use aya_ebpf::{
 use mesh_common::{
     addr::{Addr, Endpoint},
     maps::{
-        EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent, VerdictCounts, limits,
+        EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent,
+        VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -68,6 +69,11 @@ pub(crate) static PENDING: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREAL
 #[btf_map]
 pub(crate) static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
+/// Destination that a pod could not reach a moment ago → until when, and what to say. Written by the agent.
+#[btf_map]
+pub(crate) static FAILED: HashMap<FailedKey, Failed, { limits::FAILED }, NO_PREALLOC> =
+    HashMap::new();
+
 /// Every verdict of this node, by number.
 #[btf_map]
 static VERDICTS: PerCpuArray<u64, { VERDICT_SLOTS }> = PerCpuArray::new();
@@ -93,6 +99,13 @@ pub(crate) fn node(index: u32) -> u64 {
         Some(slot) => unsafe { slot.read_volatile() },
         None => 0,
     }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds.
+#[inline(always)]
+pub(crate) fn boot_ns() -> u64 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// Counts a verdict, for the node and (if `netns` is enrolled) for the pod.
@@ -137,8 +150,7 @@ pub(crate) fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option
 /// Reports a refusal to the agent; counts the loss if the ring is full.
 #[inline(always)]
 pub(crate) fn report(verdict: Verdict, netns: u64, client: Endpoint, server: Endpoint) {
-    // SAFETY: no arguments, no preconditions.
-    let boot_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let boot_ns = boot_ns();
     let event = RefusalEvent { boot_ns, netns, client, server, verdict: verdict as u32, zero: 0 };
     if EVENTS.output(&event, 0).is_err()
         && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)

@@ -2,10 +2,7 @@
 //! outbound listener, peers' agents the inbound one; plaintext reaches the application only if the pod is permissive.
 //! Runs again for a retransmitted SYN. Kernel 5.9.
 
-use aya_ebpf::{
-    btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_boot_ns, macros::sk_lookup,
-    programs::SkLookupContext,
-};
+use aya_ebpf::{btf_maps::lpm_trie::Key, macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide::{self, Arrival as _, Namespace},
@@ -96,9 +93,7 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
 /// only be TLS.
 #[inline(always)]
 fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: u32) -> Verdict {
-    // SAFETY: no arguments, no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
-    if decide::is_silent(maps::node(NODE_HEARTBEAT), now_ns) {
+    if decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns()) {
         return decide::silent(wanted);
     }
     let key = ListenerKey { addr: view.local.addr, direction };

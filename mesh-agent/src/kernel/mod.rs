@@ -6,6 +6,7 @@
 
 mod cidrs;
 mod events;
+mod failed;
 mod guard;
 mod pins;
 mod programs;
@@ -13,6 +14,7 @@ mod tables;
 
 pub use cidrs::CidrTable;
 pub use events::{Refusal, Refusals};
+pub use failed::{FailedTable, MEMORY, MEMORY_OF_AGENT};
 pub use pins::{Removed, cleanup};
 pub use programs::{Kernel, KernelError, ProgramFacts};
 pub use tables::{ListenerTable, Table, Tables};

@@ -17,8 +17,9 @@ use aya::{
     maps::RingBuf,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
-        SkLookup, SockOps, links::FdLink,
+        ProgramType, SkLookup, SockOps, links::FdLink,
     },
+    sys::{BpfHelper, is_helper_supported},
 };
 use thiserror::Error;
 
@@ -129,6 +130,8 @@ impl Kernel {
         for name in Tables::NAMES {
             loader.map_pin_path(name, pins.map(name));
         }
+        let set_retval = u8::from(refusals_have_reasons());
+        loader.override_global("SET_RETVAL", &set_retval, true);
         let mut ebpf = loader.load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
             let outcome = match program {
@@ -292,6 +295,23 @@ pub(super) fn unpin(pin: &Path) -> Result<(), KernelError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a refused `connect()` can return what the network would say, and not EPERM for everything: from 6.1 on, where the
+/// kernel lets such programs call `bpf_set_retval`.
+fn refusals_have_reasons() -> bool {
+    let supported =
+        is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+    match &supported {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::info!("a refused connect() is EPERM on this kernel; 6.1 can say more");
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot ask the kernel for bpf_set_retval; a refused connect() is EPERM");
+        }
+    }
+    matches!(supported, Ok(true))
 }
 
 /// Id of the cgroup that a pinned link is attached to, if there is one.

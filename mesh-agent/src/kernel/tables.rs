@@ -22,7 +22,7 @@ use mesh_common::{
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
-use super::{cidrs::CidrTable, programs::KernelError};
+use super::{cidrs::CidrTable, failed::FailedTable, programs::KernelError};
 use crate::sys;
 
 /// All maps of the programs.
@@ -43,6 +43,8 @@ pub struct Tables {
     pub ports: Table<Endpoint, u32>,
     /// The agent's listening sockets.
     pub listeners: ListenerTable,
+    /// What pods could not reach a moment ago.
+    pub failed: FailedTable,
     pending: HandOver,
     legs: HandOver,
     node: Mutex<Array<MapData, u64>>,
@@ -64,7 +66,7 @@ macro_rules! open {
 
 impl Tables {
     /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
-    pub(super) const NAMES: [&str; 15] = [
+    pub(super) const NAMES: [&str; 16] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
@@ -76,6 +78,7 @@ impl Tables {
         "LISTENERS",
         "PENDING",
         "LEGS",
+        "FAILED",
         "VERDICTS",
         "POD_VERDICTS",
         "EVENTS_LOST",
@@ -94,6 +97,7 @@ impl Tables {
             listeners: ListenerTable {
                 map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)),
             },
+            failed: FailedTable::open(ebpf)?,
             pending: HandOver::open("PENDING", ebpf)?,
             legs: HandOver::open("LEGS", ebpf)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
@@ -198,22 +202,28 @@ impl Tables {
 
 impl HandOver {
     fn open(name: &'static str, ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
-        let maps::Map::HashMap(data) = map else {
-            return Err(KernelError::Missing(name.to_owned()));
-        };
-        let failed = |source| map_error(name, source);
-        let fd =
-            data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?;
         // What an earlier agent left half-made was reset with it; a stale leg would name a wrong client.
-        let mut map = maps::HashMap::<_, FlowKey, Named>::try_from(maps::Map::HashMap(data))
-            .map_err(failed)?;
-        let left: Vec<FlowKey> = map.keys().filter_map(Result::ok).collect();
-        for flow in left {
-            drop(map.remove(&flow)); // a live connection may have taken it meanwhile
-        }
-        Ok(Self(fd))
+        emptied::<FlowKey, Named>(name, ebpf).map(Self)
     }
+}
+
+/// Opens a hash map for single system calls, and takes out what an earlier agent left in it.
+pub(super) fn emptied<K: Pod, V: Pod>(
+    name: &'static str,
+    ebpf: &mut Ebpf,
+) -> Result<OwnedFd, KernelError> {
+    let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
+    let maps::Map::HashMap(data) = map else {
+        return Err(KernelError::Missing(name.to_owned()));
+    };
+    let failed = |source| map_error(name, source);
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?;
+    let mut map = maps::HashMap::<_, K, V>::try_from(maps::Map::HashMap(data)).map_err(failed)?;
+    let left: Vec<K> = map.keys().filter_map(Result::ok).collect();
+    for key in left {
+        drop(map.remove(&key)); // a live connection may have taken it meanwhile
+    }
+    Ok(fd)
 }
 
 /// A hash map whose content the agent alone decides.
@@ -333,6 +343,6 @@ impl ListenerTable {
     }
 }
 
-fn map_error(map: &'static str, source: MapError) -> KernelError {
+pub(super) fn map_error(map: &'static str, source: MapError) -> KernelError {
     KernelError::Map { map, source: Box::new(source) }
 }

@@ -1,13 +1,15 @@
 //! What a pod dials: accepted from its outbound listener, carried to the peer's agent.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use mesh_common::{
-    maps::{FlowKey, Named},
+    errno,
+    maps::{FailedKey, FlowKey, Named},
     verdict::Verdict,
 };
 use tokio::{net::TcpStream, time::Instant};
@@ -24,8 +26,9 @@ use super::{
 use crate::{
     flows::{Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
     identity::{SpiffeId, tls::TlsConfigError},
-    wire::{HandshakeError, Open, Session, SessionError, SourcePod},
-    world::{ServicePort, pick},
+    kernel::{MEMORY, MEMORY_OF_AGENT},
+    wire::{HandshakeError, Open, Refusal, Refused, Session, SessionError, SourcePod},
+    world::{Endpoint, ServicePort, pick},
 };
 
 /// How long a TLS handshake with a peer may take.
@@ -44,6 +47,9 @@ enum Failure {
     NoEndpoint(String),
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// The peer's agent: it listens in the place of the application.
+    #[error(transparent)]
+    Peer(DialError),
     #[error("the names of the destination's namespace and service account make no SPIFFE id")]
     NoIdentity,
     #[error(transparent)]
@@ -58,13 +64,50 @@ impl Failure {
     fn ended(&self) -> Ended {
         let code = match self {
             Self::NoEndpoint(_) => "no_endpoint",
-            Self::Dial(error) => error.code(),
+            Self::Dial(error) | Self::Peer(error) => error.code(),
             Self::NoIdentity => "no_peer_identity",
             Self::Config(_) => "no_certificate",
             Self::Handshake(error) => error.as_code(),
             Self::Session(error) => error.as_code(),
         };
         Ended::new(code, self.to_string())
+    }
+
+    /// What the network would have said, and how long that is worth remembering, if it is the network's or the
+    /// destination's fault; what is wrong with us or with a certificate is not remembered.
+    fn errno(&self) -> Option<(u32, Duration)> {
+        let dial = match self {
+            Self::NoEndpoint(_) => return Some((errno::ECONNREFUSED, MEMORY)),
+            Self::Peer(DialError::Refused { .. }) => {
+                return Some((errno::ECONNREFUSED, MEMORY_OF_AGENT));
+            }
+            Self::Dial(error) | Self::Peer(error) => error,
+            Self::NoIdentity | Self::Config(_) | Self::Handshake(_) | Self::Session(_) => {
+                return None;
+            }
+        };
+        let errno = match dial {
+            DialError::Refused { .. } => errno::ECONNREFUSED,
+            DialError::TimedOut { .. } => errno::ETIMEDOUT,
+            DialError::Unreachable { source, .. } => match source.kind() {
+                io::ErrorKind::NetworkUnreachable => errno::ENETUNREACH,
+                _ => errno::EHOSTUNREACH,
+            },
+            DialError::NoSourcePort { .. }
+            | DialError::NoAddress { .. }
+            | DialError::Socket(_)
+            | DialError::Netns(_)
+            | DialError::Leg(_) => return None,
+        };
+        Some((errno, MEMORY))
+    }
+
+    /// Whether another endpoint may be tried: nothing was sent to this one.
+    fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Dial(DialError::Refused { .. }) | Self::Peer(DialError::Refused { .. })
+        )
     }
 }
 
@@ -125,11 +168,21 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: F
     let counters = Counters::default();
     let mut idle = None;
     let ended = match reach(mesh, pod, dialled, &flow).await {
-        // Dropped without having been carried, the application's connection is reset.
-        Err(failure) => failure.ended(),
-        Ok(Reached { way: Way::Mesh(session, _lease), .. }) => {
+        Err(Unreached { failure, nothing_else }) => {
+            if nothing_else && let Some((errno, memory)) = failure.errno() {
+                remember(mesh, pod, dialled.to, errno, memory);
+            }
+            drop(app); // a reset: it has not been carried
+            failure.ended()
+        }
+        Ok(Reached { way: Way::Mesh(session, _lease), nothing_else, .. }) => {
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
-            let options = CarryOptions { answer_by, stop: None };
+            let refused = |refused: &Refused| {
+                if nothing_else && let Some(errno) = application_errno(refused.reason) {
+                    remember(mesh, pod, dialled.to, errno, MEMORY);
+                }
+            };
+            let options = CarryOptions { answer_by, refused: Some(&refused), stop: None };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
             ended(&carried.end)
@@ -146,10 +199,45 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: F
     }
 }
 
+/// Leaves word for the kernel that the next dial will fail too, before the application hears of this one's failure: a
+/// program that tries again at once is told what is wrong.
+fn remember(mesh: &Mesh, pod: &Pod, to: SocketAddr, errno: u32, memory: Duration) {
+    let key = FailedKey::new(pod.netns.cookie(), to.into());
+    if let Err(error) = mesh.kernel.tables().failed.remember(key, errno, memory) {
+        tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was not reached; the next dial is tried");
+    }
+}
+
+/// What the network would have said to a dial whose destination's agent says this, if it speaks of the application.
+fn application_errno(reason: Refusal) -> Option<u32> {
+    match reason {
+        Refusal::ApplicationRefused => Some(errno::ECONNREFUSED),
+        Refusal::ApplicationUnreachable => Some(errno::EHOSTUNREACH),
+        Refusal::ApplicationTimedOut => Some(errno::ETIMEDOUT),
+        Refusal::PolicyDenied
+        | Refusal::NotEnrolled
+        | Refusal::WrongDestination
+        | Refusal::SourceMismatch
+        | Refusal::Draining
+        | Refusal::Overloaded
+        | Refusal::AgentFailure
+        | Refusal::Newer(_) => None,
+    }
+}
+
 /// A connection to where the application's is carried.
 struct Reached {
     way: Way,
+    /// Where this is not to be had, there is nothing else: a pod, or a service's only endpoint.
+    nothing_else: bool,
     _counted: Counted,
+}
+
+/// No connection.
+struct Unreached {
+    failure: Failure,
+    /// Every place where it could have been had has failed.
+    nothing_else: bool,
 }
 
 enum Way {
@@ -158,20 +246,35 @@ enum Way {
 }
 
 /// Reaches what was dialled or, if it is a service, one of its endpoints: another one if one refuses the connection.
-async fn reach(mesh: &Mesh, pod: &Pod, dialled: Dialled, flow: &Flow) -> Result<Reached, Failure> {
+async fn reach(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    flow: &Flow,
+) -> Result<Reached, Unreached> {
     let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
     let Some(service) = service else {
-        return reach_one(mesh, pod, dialled, dialled.to, flow).await;
+        let reached = reach_one(mesh, pod, dialled, dialled.to, flow).await;
+        return reached.map_err(|failure| Unreached { failure, nothing_else: true });
     };
     let name = format!("{}/{}", service.namespace, service.name);
     flow.note(|record| record.service = Some(name.clone()));
-    let mut tried = 0;
+    let mut tried = Vec::new();
     loop {
-        let target = endpoint(mesh, &service).ok_or_else(|| Failure::NoEndpoint(name.clone()))?;
-        tried += 1;
+        let Some(target) = endpoint(mesh, &service, &tried) else {
+            let failure = Failure::NoEndpoint(name);
+            return Err(Unreached { failure, nothing_else: true });
+        };
+        tried.push(target);
+        let nothing_else = tried.len() == service.endpoints.len();
         match reach_one(mesh, pod, dialled, target, flow).await {
-            Err(Failure::Dial(DialError::Refused { .. })) if tried < ENDPOINTS_TRIED => {}
-            reached => return reached,
+            Err(failure)
+                if failure.is_refusal() && !nothing_else && tried.len() < ENDPOINTS_TRIED => {}
+            Ok(reached) => {
+                let nothing_else = service.endpoints.len() == 1;
+                return Ok(Reached { nothing_else, ..reached });
+            }
+            Err(failure) => return Err(Unreached { failure, nothing_else }),
         }
     }
 }
@@ -203,13 +306,18 @@ async fn reach_one(
         flow.note(|record| record.security = Security::Plaintext { why });
         Way::Plain(dial::plain(mesh, pod, target).await?, None)
     };
-    Ok(Reached { way, _counted: counted })
+    Ok(Reached { way, nothing_else: true, _counted: counted })
 }
 
-/// The less loaded of two endpoints drawn at random.
-fn endpoint(mesh: &Mesh, service: &ServicePort) -> Option<SocketAddr> {
+/// The less loaded of two endpoints drawn at random; one that has not been tried, as long as there is one.
+fn endpoint(mesh: &Mesh, service: &ServicePort, tried: &[SocketAddr]) -> Option<SocketAddr> {
     let chosen = pick(service, (random(), random()), |endpoint| mesh.load.of(endpoint))?;
-    Some(chosen.socket_addr())
+    let mut others = service.endpoints.iter().map(Endpoint::socket_addr);
+    let chosen = chosen.socket_addr();
+    if !tried.contains(&chosen) {
+        return Some(chosen);
+    }
+    Some(others.find(|other| !tried.contains(other)).unwrap_or(chosen))
 }
 
 /// Random enough to spread connections: the standard library's per-process keys over a counter.
@@ -246,7 +354,7 @@ async fn to_peer(
     flow: &Flow,
 ) -> Result<(Session, PortLease), Failure> {
     let tls = mesh.tls.client(&pod.identity, Some(expected))?;
-    let (stream, lease) = dial::to_peer(mesh, pod, target).await?;
+    let (stream, lease) = dial::to_peer(mesh, pod, target).await.map_err(Failure::Peer)?;
     let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
     flow.note(|record| {
         record.security = Security::Mtls(facts(&session));

@@ -37,7 +37,7 @@ pub use end::{End, Party};
 pub use plain::{relay_plain, relay_plain_held};
 
 use crate::wire::io::last_words;
-use crate::wire::{Accepted, Channel, Frame, ResetCode, Session};
+use crate::wire::{Accepted, Channel, Frame, Refused, ResetCode, Session};
 use down::Down;
 use up::Up;
 
@@ -45,12 +45,14 @@ use up::Up;
 pub const GRACE: Duration = Duration::from_secs(1);
 
 /// What may end a connection from outside, and when the peer must have answered.
-#[derive(Debug, Default)]
-pub struct CarryOptions {
+#[derive(Default)]
+pub struct CarryOptions<'a> {
     /// The peer must have answered our OPEN by then. `None`: only TCP's own limits.
     pub answer_by: Option<Instant>,
     /// Once it holds a code, the application gets a reset, and the peer's agent the code.
     pub stop: Option<watch::Receiver<Option<ResetCode>>>,
+    /// Told of the peer's refusal *before* the application's connection is reset.
+    pub refused: Option<&'a (dyn Fn(&Refused) + Send + Sync)>,
 }
 
 /// How a connection was carried.
@@ -73,8 +75,9 @@ pub async fn carry(
     mut session: Session,
     app: AppStream,
     counters: &Counters,
-    options: CarryOptions,
+    options: CarryOptions<'_>,
 ) -> Carried {
+    let tell_refused = options.refused;
     let mut relay = Relay {
         tcp: &session.tcp,
         channel: &mut session.channel,
@@ -96,6 +99,9 @@ pub async fn carry(
             Some(session)
         }
         failed => {
+            if let (End::Refused(refused), Some(tell)) = (failed, tell_refused) {
+                tell(refused);
+            }
             drop(app); // a reset, before anything else
             leave(session, failed).await;
             None
@@ -149,8 +155,8 @@ struct Relay<'a> {
 type Progress = Result<bool, End>;
 
 impl Relay<'_> {
-    async fn run(&mut self, options: CarryOptions) -> End {
-        let CarryOptions { answer_by, stop } = options;
+    async fn run(&mut self, options: CarryOptions<'_>) -> End {
+        let CarryOptions { answer_by, stop, refused: _ } = options;
         let (tcp, app) = (self.tcp, self.app);
         // Errors are noticed also while a socket is not read, because its data has nowhere to go.
         let mut app_error = pin!(app.ready(Interest::ERROR));

@@ -2,5 +2,6 @@
 #![expect(unsafe_code, reason = "raw system calls; each block says why it is sound")]
 
 pub(crate) mod bpf;
+pub(crate) mod clock;
 pub(crate) mod sock;
 pub(crate) mod uname;

@@ -1,5 +1,8 @@
-use super::{arrival as arrival_in, *};
-use crate::maps::{ADDRESS_KNOWN, ADDRESS_PEER};
+use super::{arrival as arrival_in, errno as told, *};
+use crate::{
+    errno,
+    maps::{ADDRESS_KNOWN, ADDRESS_PEER},
+};
 
 const A: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 1, 2]));
 const B: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 2, 2]));
@@ -15,7 +18,11 @@ struct World {
     peers: Vec<Addr>,
     services: Vec<Endpoint>,
     excluded: Vec<Endpoint>,
+    failed: Option<Failed>,
 }
+
+/// Now, for the tests.
+const NOW: u64 = 5_000_000_000;
 
 fn world(to: Addr, port: u16) -> World {
     World {
@@ -27,6 +34,7 @@ fn world(to: Addr, port: u16) -> World {
         peers: vec![A, B, V6],
         services: vec![Endpoint::new(VIP, 80)],
         excluded: vec![],
+        failed: None,
     }
 }
 
@@ -53,6 +61,12 @@ impl Dial for World {
         let service = if self.services.contains(endpoint) { PORT_SERVICE } else { 0 };
         let excluded = if self.excluded.contains(endpoint) { PORT_EXCLUDED } else { 0 };
         service | excluded
+    }
+    fn failed(&self) -> Option<Failed> {
+        self.failed
+    }
+    fn boot_ns(&self) -> u64 {
+        NOW
     }
 }
 
@@ -113,6 +127,38 @@ fn nobody_dials_the_agents_ports_and_nobody_lies_about_the_source() {
     assert_eq!(verdict(&world(A, ports::MAGIC_FIRST + ports::MAGIC_COUNT)), Verdict::OwnAddress);
     assert_eq!(verdict(&World { source: VIP, ..world(B, 8080) }), Verdict::RefusedForeignSource);
     assert_eq!(verdict(&world(V6, 8080)), Verdict::RefusedNoAddress);
+}
+
+#[test]
+fn what_failed_a_moment_ago_is_refused_until_its_time_is_over() {
+    let until = |until_boot_ns| Some(Failed { until_boot_ns, errno: errno::EHOSTUNREACH, zero: 0 });
+    for (to, port, otherwise) in
+        [(B, 8080, Verdict::RedirectPeer), (VIP, 80, Verdict::RedirectService)]
+    {
+        let early = World { failed: until(NOW + 1), ..world(to, port) };
+        let late = World { failed: until(NOW), ..world(to, port) };
+        assert_eq!(dial(&early), (Verdict::RefusedRecently, Addr::NONE));
+        assert_eq!(told(&early, Verdict::RefusedRecently), errno::EHOSTUNREACH);
+        assert_eq!(verdict(&late), otherwise);
+    }
+    // Only what would be redirected is refused: the rest never failed through us.
+    let excluded = vec![Endpoint::new(B, 6379)];
+    let failed = until(NOW + 1);
+    assert_eq!(verdict(&World { excluded, failed, ..world(B, 6379) }), Verdict::OutboundExcluded);
+    assert_eq!(verdict(&World { agent: true, failed, ..world(B, 8080) }), Verdict::AgentOwn);
+}
+
+#[test]
+fn every_refusal_of_a_dial_is_told_as_an_error_of_the_network() {
+    let view = world(B, 8080);
+    for &refusal in Verdict::ALL {
+        if refusal.action() == crate::verdict::Action::Refuse && !refusal.is_inbound() {
+            let errno = told(&view, refusal);
+            assert!((2..4096).contains(&errno), "{refusal:?}: {errno}"); // 1 is EPERM
+        }
+    }
+    assert_eq!(told(&view, Verdict::RefusedNoAddress), errno::ENETUNREACH);
+    assert_eq!(told(&view, Verdict::RefusedMagicPort), errno::ECONNREFUSED);
 }
 
 fn arrival(packet: &Packet) -> Verdict {

@@ -1,4 +1,4 @@
-//! A TCP client without a TCP socket: what a process with CAP_NET_RAW sends past every hook that looks at sockets.
+//! A TCP client without a TCP socket: what a process with `CAP_NET_RAW` sends past every hook that looks at sockets.
 
 use std::{
     io::Read as _,

@@ -61,7 +61,7 @@ async fn data_travels_with_open_and_finished_before_the_answer() {
     let client = async {
         let mut session = Session::connect(near, &mesh.client(), soon()).await.unwrap();
         session.send_open(&sample_open()).unwrap();
-        let options = CarryOptions { answer_by: Some(soon()), stop: None };
+        let options = CarryOptions { answer_by: Some(soon()), ..CarryOptions::default() };
         carry(session, AppStream::new(agent_a).unwrap(), &Counters::default(), options).await
     };
     let server = async {
@@ -165,10 +165,8 @@ async fn a_refusal_reaches_the_application_as_a_reset_and_us_with_its_reason() {
     let (mut a, agent_a) = tcp_pair().await;
     client.send_open(&sample_open()).unwrap();
     let app = AppStream::new(agent_a).unwrap();
-    let refused = crate::wire::Refused {
-        reason: crate::wire::Refusal::PolicyDenied,
-        text: "shop/deny-all".to_owned(),
-    };
+    let refused =
+        Refused { reason: crate::wire::Refusal::PolicyDenied, text: "shop/deny-all".to_owned() };
     let counters = Counters::default();
     let ((), carried, kind) = in_time("the refusal", async {
         tokio::join!(

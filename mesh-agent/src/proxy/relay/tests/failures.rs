@@ -164,7 +164,7 @@ async fn an_open_that_is_not_answered_is_given_up() {
         client,
         AppStream::new(agent).unwrap(),
         &counters,
-        CarryOptions { answer_by, stop: None },
+        CarryOptions { answer_by, ..CarryOptions::default() },
     );
     let play = async {
         server.recv_open(soon()).await.unwrap();
@@ -190,7 +190,7 @@ async fn a_stop_resets_both_applications_with_its_code() {
         client,
         AppStream::new(agent_a).unwrap(),
         &count_a,
-        CarryOptions { stop: Some(stopped), answer_by: None },
+        CarryOptions { stop: Some(stopped), ..CarryOptions::default() },
     );
     let app_b = AppStream::new(agent_b).unwrap();
     let carried_b = carry(server, app_b, &count_b, CarryOptions::default());
