@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, ProblemFacts},
     enrol::{self, Enroller, restore_all},
-    flows::{Direction, Ended, FlowStore, Party},
+    flows::{Direction, FlowStore, Refused},
     heartbeat,
     identity::{FileCa, Identities, TlsConfigs, TrustDomain, file_ca::CaError},
     kernel::{self, Kernel, KernelError, Refusal, Refusals, Removed},
@@ -33,12 +34,12 @@ use crate::{
     netns::Factory,
     pod_cgroups::{self, PodCgroups},
     preflight::{self, Host, PreflightError},
-    proxy::Mesh,
+    proxy::{Limits, Mesh, capacity_of},
     source::{
         AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError,
         SourceState,
     },
-    sys,
+    sys::{self, descriptors},
     tasks::Tasks,
     world::NodeName,
 };
@@ -71,6 +72,8 @@ pub struct Settings {
     pub drain: Duration,
     /// How long certificates live.
     pub leaf_ttl: Duration,
+    /// How many connections at once, if fewer than the descriptors allow.
+    pub max_connections: Option<usize>,
 }
 
 /// What becomes of the TCP connections of a pod whose object the agent has not seen yet.
@@ -181,6 +184,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         trust_domain,
         factory,
         flows,
+        limits(&settings)?,
     ));
 
     // Four groups, stopped one after another: what feeds the world, what accepts for pods, their connections, and what
@@ -222,6 +226,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     answering.spawn("refusals", record_refusals(refusals, Arc::clone(&mesh)));
     heartbeat::beat(&kernel)?;
     answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));
+    answering.spawn("floods", tell_of_floods(Arc::clone(&mesh)));
 
     // The tables are right before the hooks on the cgroup begin to decide.
     let feeds = Feeds { objects, announcements, cgroups };
@@ -246,6 +251,16 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     answering.wait().await;
     drop(locks);
     Ok(())
+}
+
+/// How much all pods together may ask of the agent.
+fn limits(settings: &Settings) -> Result<Limits, DaemonError> {
+    let descriptors =
+        descriptors::raise_limit().map_err(os("cannot raise the limit on open files"))?;
+    let possible = capacity_of(descriptors);
+    let connections = settings.max_connections.map_or(possible, |wanted| wanted.min(possible));
+    tracing::info!(connections, descriptors, "connections that may be open at once");
+    Ok(Limits::new(connections))
 }
 
 async fn wait_for_signal() -> io::Result<()> {
@@ -325,20 +340,45 @@ fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
     }
 }
 
-/// A connection that the kernel refused becomes a record like any other.
+/// A connection that the kernel refused becomes a record like any other, or one of many that are counted.
 async fn record_refusals(refusals: Refusals, mesh: Arc<Mesh>) {
     let each = |refusal: Refusal| {
         let inbound = refusal.verdict.is_inbound();
         let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
-        let (mut client, mut server) = (Party::at(refusal.client), Party::at(refusal.server));
-        client.pod = mesh.pod_at(client.address);
-        server.pod = mesh.pod_at(server.address);
-        let code = refusal.verdict.code();
-        let flow = mesh.flows.begin(direction, client, server, code);
-        flow.end(&Ended::new(code, refusal.verdict.sentence()), crate::flows::Bytes::default());
+        let (server, code) = (refusal.server, refusal.verdict.code());
+        let client = dialling(&refusal, &mesh);
+        let refused = Refused { direction, client, server, verdict: code, code };
+        mesh.flows.refuse(refused, |client, server| {
+            client.pod = mesh.pod_at(client.address);
+            server.pod = mesh.pod_at(server.address);
+            refusal.verdict.sentence().to_owned()
+        });
     };
     if let Err(error) = refusals.run(each).await {
         tracing::error!(%error, "the kernel's refusals are not recorded any more");
+    }
+}
+
+/// Who dialled. A socket that was bound to no address has none yet: it is the pod's own.
+fn dialling(refusal: &Refusal, mesh: &Mesh) -> SocketAddr {
+    let client = refusal.client;
+    if !client.ip().is_unspecified() {
+        return client;
+    }
+    let pod = mesh.kernel.tables().enrolled.get(&refusal.netns);
+    let own = pod.map(|pod| if refusal.server.is_ipv4() { pod.v4 } else { pod.v6 });
+    own.filter(|own| !own.is_none()).map_or(client, |own| {
+        SocketAddr::from(mesh_common::addr::Endpoint::new(own, client.port()))
+    })
+}
+
+/// Tells, once a second, of the connections that were too many to be recorded one by one.
+async fn tell_of_floods(mesh: Arc<Mesh>) {
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        second.tick().await;
+        mesh.flows.sweep();
     }
 }
 

@@ -4,10 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_common::{decide::HEARTBEAT_STALE_NS, maps::NODE_HEARTBEAT};
-use nix::time::{ClockId, clock_gettime};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::kernel::{Kernel, KernelError};
+use crate::{
+    kernel::{Kernel, KernelError},
+    sys::clock::boot_ns,
+};
 
 /// Time between two beats.
 const EVERY: Duration = Duration::from_millis(500);
@@ -18,9 +20,8 @@ const _: () = assert!(EVERY.as_nanos() * 10 == HEARTBEAT_STALE_NS as u128);
 /// # Errors
 /// What the kernel said.
 pub fn beat(kernel: &Kernel) -> Result<(), KernelError> {
-    // The clock of `bpf_ktime_get_boot_ns`. One that cannot be read says nothing, and the programs then judge nothing.
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
-    kernel.tables().set_node(NODE_HEARTBEAT, u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+    // A clock that cannot be read says nothing, and the programs then judge nothing.
+    kernel.tables().set_node(NODE_HEARTBEAT, boot_ns().unwrap_or(0))
 }
 
 /// Says it again and again, on the runtime that carries the connections: when that does not come round to it, the agent is

@@ -80,6 +80,10 @@ pub struct NodeCounters {
     pub bytes_received: u64,
     /// Connections that are open.
     pub open: usize,
+    /// How many may be open at once.
+    pub capacity: usize,
+    /// Connections that were refused because too many were open.
+    pub refused_by_limits: usize,
     /// Reports of the kernel's refusals that found their buffer full.
     pub events_lost: u64,
 }

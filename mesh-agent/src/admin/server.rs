@@ -181,6 +181,8 @@ fn status(state: &State) -> Status {
             bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
             bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
             open: mesh.flows.open(),
+            capacity: mesh.limits.capacity(),
+            refused_by_limits: mesh.limits.refused(),
             events_lost: tables.events_lost(),
         },
         verdicts: by_code(&verdicts, true),

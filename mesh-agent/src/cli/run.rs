@@ -49,6 +49,9 @@ pub(super) struct Run {
     /// How many seconds certificates live; renewed at half of it
     #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS")]
     leaf_ttl_seconds: u64,
+    /// How many connections may be open at once, over all pods; as many as the descriptor limit allows without it
+    #[arg(long, value_name = "NUMBER")]
+    max_connections: Option<usize>,
     /// What to log: error, warn, info, debug, or directives such as `info,mesh_agent::proxy=debug`
     #[arg(long, env = "NODEMESH_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -96,6 +99,7 @@ impl Run {
             },
             drain: Duration::from_secs(self.drain_seconds),
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
+            max_connections: self.max_connections,
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;

@@ -2,9 +2,12 @@
 //!
 //! A record is begun when the connection is accepted and completed when it ends. The newest finished ones are kept in
 //! memory; followers get each as it is finished. A follower that is too slow loses records and is told how many.
+//! Records of connections that came to nothing, all alike, are folded into one (`fold.rs`).
 
+mod fold;
+mod kept;
 mod record;
 mod store;
 
 pub use record::{Bytes, Direction, Ended, FlowRecord, Party, Security, TlsFacts};
-pub use store::{Flow, FlowStore, Followed, Follower};
+pub use store::{Flow, FlowStore, Followed, Follower, Refused};

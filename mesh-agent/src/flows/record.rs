@@ -36,10 +36,14 @@ pub struct FlowRecord {
     pub reason: String,
     /// Bytes of the applications.
     pub bytes: Bytes,
+    /// 0, or the number of connections like this one that this record stands for: they came to nothing, in the seconds
+    /// after it, and were too many to be recorded one by one.
+    #[serde(default)]
+    pub alike: u64,
 }
 
 /// Which way a connection went, seen from the node of the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// A pod of this node dialled.

@@ -1,7 +1,8 @@
 //! Where records are kept, and how they are followed.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,10 +13,12 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
-use super::record::{Bytes, Direction, Ended, FlowRecord, Party, Security};
+use super::{
+    fold::{Folds, Kind, Recorded},
+    kept::Kept,
+    record::{Bytes, Direction, Ended, FlowRecord, Party, Security},
+};
 
-/// Finished records that are kept: some 700 bytes each, so 3 MiB.
-const KEPT: usize = 4096;
 /// Finished records that a slow follower may lag behind.
 const LAG: usize = 1024;
 
@@ -35,7 +38,23 @@ struct Inner {
 #[derive(Default)]
 struct Records {
     open: BTreeMap<u64, Arc<Mutex<FlowRecord>>>,
-    finished: VecDeque<Arc<FlowRecord>>,
+    finished: Kept,
+    folds: Folds,
+}
+
+/// A connection that was refused before anything was done for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused<'a> {
+    /// Which way it went.
+    pub direction: Direction,
+    /// Who dialled.
+    pub client: SocketAddr,
+    /// Who was dialled.
+    pub server: SocketAddr,
+    /// Code of the kernel's verdict.
+    pub verdict: &'a str,
+    /// Stable code of the reason.
+    pub code: &'static str,
 }
 
 /// A connection that is not over. Dropped without [`Flow::end`] it counts as cut off by the agent.
@@ -105,15 +124,59 @@ impl FlowStore {
             outcome: "open".to_owned(),
             reason: String::new(),
             bytes: Bytes::default(),
+            alike: 0,
         }));
         self.lock().open.insert(id, Arc::clone(&record));
         Flow { store: self.clone(), record, id, begun: Instant::now(), over: false }
     }
 
+    /// Records a refusal, unless there are so many of its kind that it is only counted. `tell` is asked for the sentence,
+    /// and fills in whose the addresses are, only if it is recorded.
+    pub fn refuse(
+        &self,
+        refused: Refused<'_>,
+        tell: impl FnOnce(&mut Party, &mut Party) -> String,
+    ) {
+        let Refused { direction, client, server, verdict, code } = refused;
+        let (mut client, mut server) = (Party::at(client), Party::at(server));
+        let kind = Kind { direction, code, client: Some(client.address), server: server.address };
+        if self.count(kind.clone()) == Recorded::Folded {
+            return;
+        }
+        let sentence = tell(&mut client, &mut server);
+        let flow = self.begin(direction, client, server, verdict);
+        flow.close(&Ended::new(code, sentence), Bytes::default(), Some(&kind));
+    }
+
+    /// Tells of the refusals that were only counted and whose time is over. To be called once a second or so.
+    pub fn sweep(&self) {
+        let ended = self.lock().folds.sweep(Instant::now());
+        for record in ended {
+            self.keep(record);
+        }
+    }
+
+    fn count(&self, kind: Kind) -> Recorded {
+        let (recorded, ended) = self.lock().folds.count(kind, Instant::now());
+        if let Some(record) = ended {
+            self.keep(record);
+        }
+        recorded
+    }
+
+    /// Keeps a record of others that has none of its own, and tells the followers.
+    fn keep(&self, mut record: FlowRecord) {
+        record.id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let record = Arc::new(record);
+        self.lock().finished.push(Arc::clone(&record));
+        drop(self.inner.finished.send(record)); // nobody follows
+    }
+
     /// The newest finished records, oldest first, and then those that are open.
     pub fn list(&self) -> Vec<FlowRecord> {
         let records = self.lock();
-        let finished = records.finished.iter().map(|record| FlowRecord::clone(record));
+        let finished = records.finished.list();
+        let finished = finished.iter().map(|record| FlowRecord::clone(record));
         let open = records
             .open
             .values()
@@ -142,12 +205,32 @@ impl Flow {
         change(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Completes the record.
-    pub fn end(mut self, ended: &Ended, bytes: Bytes) {
-        self.finish(ended, Some(bytes));
+    /// Completes the record. One of many that came to nothing and are alike is only counted.
+    pub fn end(self, ended: &Ended, bytes: Bytes) {
+        let came_to_nothing = bytes.sent + bytes.received == 0 && ended.code != "closed";
+        let kind = came_to_nothing.then(|| self.kind(ended.code));
+        if kind.clone().is_some_and(|kind| self.store.count(kind) == Recorded::Folded) {
+            return self.forget();
+        }
+        self.close(ended, bytes, kind.as_ref());
     }
 
-    fn finish(&mut self, ended: &Ended, bytes: Option<Bytes>) {
+    fn kind(&self, code: &'static str) -> Kind {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let (client, server) = (Some(record.client.address), record.server.address);
+        Kind { direction: record.direction, code, client, server }
+    }
+
+    fn forget(mut self) {
+        self.over = true;
+        self.store.lock().open.remove(&self.id);
+    }
+
+    fn close(mut self, ended: &Ended, bytes: Bytes, kind: Option<&Kind>) {
+        self.finish(ended, Some(bytes), kind);
+    }
+
+    fn finish(&mut self, ended: &Ended, bytes: Option<Bytes>, kind: Option<&Kind>) {
         self.over = true;
         let finished = {
             let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,10 +251,10 @@ impl Flow {
         {
             let mut records = self.store.lock();
             records.open.remove(&self.id);
-            if records.finished.len() == KEPT {
-                records.finished.pop_front();
+            if let Some(kind) = kind {
+                records.folds.example(kind, &finished);
             }
-            records.finished.push_back(Arc::clone(&finished));
+            records.finished.push(Arc::clone(&finished));
         }
         drop(self.store.inner.finished.send(finished)); // nobody follows
     }
@@ -186,6 +269,7 @@ impl Drop for Flow {
                     "The agent ended the connection: it is stopping, or the pod is gone.",
                 ),
                 None,
+                None,
             );
         }
     }
@@ -193,7 +277,10 @@ impl Drop for Flow {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{fold::SINGLY, kept::KEPT},
+        *,
+    };
 
     fn begin(store: &FlowStore) -> Flow {
         let client = Party::at("10.0.0.1:40000".parse().unwrap());
@@ -233,5 +320,44 @@ mod tests {
         }
         let list = store.list();
         assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 6));
+    }
+    /// Ends one connection of a pod that dialled.
+    fn end(store: &FlowStore, pod: &str, code: &'static str, sent: u64) {
+        let client = Party::at(pod.parse().unwrap());
+        let server = Party::at("10.0.0.2:80".parse().unwrap());
+        let flow = store.begin(Direction::Outbound, client, server, "redirect_peer");
+        flow.end(&Ended::new(code, ""), Bytes { sent, received: 0 });
+    }
+
+    #[test]
+    fn a_pod_with_many_connections_pushes_out_its_own() {
+        let store = FlowStore::new("node1");
+        end(&store, "10.0.0.1:1", "closed", 1);
+        for _ in 0..KEPT * 2 {
+            end(&store, "10.0.0.9:1", "finished", 1);
+        }
+        let list = store.list();
+        assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 1));
+    }
+
+    #[test]
+    fn a_flood_that_comes_to_nothing_is_counted_and_pushes_out_nothing() {
+        let (store, flood) = (FlowStore::new("node1"), 100_000);
+        let (client, server) = ("10.9.0.1:7".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+        let (direction, verdict, code) = (Direction::Inbound, "refused_strict", "refused_strict");
+        let refused = Refused { direction, client, server, verdict, code };
+        end(&store, "10.0.0.1:1", "closed", 1);
+        for _ in 0..flood {
+            store.refuse(refused, |_, _| "strict".to_owned());
+            end(&store, "10.0.0.1:1", "connection_refused", 0);
+        }
+        let list = store.list();
+        assert_eq!((list.len(), store.open()), (1 + 2 * SINGLY as usize, 0));
+        assert_eq!(list.first().unwrap().outcome, "closed");
+        // Once the time is over, the others are told of.
+        let told = store.lock().folds.sweep(Instant::now() + std::time::Duration::from_mins(1));
+        assert_eq!(told.len(), 2);
+        assert!(told.iter().all(|record| record.alike == flood - u64::from(SINGLY)));
+        assert!(told.iter().any(|record| record.reason.contains("strict")));
     }
 }

@@ -1,11 +1,17 @@
 //! Refusals that the programs report through the ring buffer.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
 use mesh_common::{maps::RefusalEvent, verdict::Verdict};
+use tokio::time::sleep;
 
 use crate::sys;
+
+/// Events that are read in one go, and the pause after so many: 50,000 a second at most. Whoever floods with more pins no
+/// thread; the ring is full then and the rest is counted (`EVENTS_LOST`).
+const BATCH: usize = 512;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A connection that the kernel refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +48,21 @@ impl Refusals {
         loop {
             let mut ready = ring.readable_mut().await?;
             let ring = ready.get_inner_mut();
-            while let Some(record) = ring.next() {
+            let mut read = 0;
+            while read < BATCH
+                && let Some(record) = ring.next()
+            {
+                read += 1;
                 if let Some(refusal) = RefusalEvent::from_bytes(&record).and_then(parse) {
                     each(refusal);
                 }
             }
-            ready.clear_ready();
+            if read < BATCH {
+                ready.clear_ready();
+            } else {
+                drop(ready);
+                sleep(PAUSE).await;
+            }
         }
     }
 }

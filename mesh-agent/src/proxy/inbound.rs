@@ -1,31 +1,69 @@
 //! What peers' agents dial: accepted from a pod's inbound listener, brought to the application.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_common::verdict::Verdict;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 
 use super::{
     Mesh,
     dial::{self, DialError, Leg},
     ended,
+    limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
     outbound::{HANDSHAKE_TIMEOUT, facts},
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
+    turns::Claim,
 };
 use crate::{
-    flows::{Bytes, Direction, Ended, Flow, Party, Security},
+    flows::{self, Bytes, Direction, Ended, Flow, Party, Security},
     wire::{Accepted, Open, Refusal, Refused, Session, SessionError},
 };
 
-/// How long a peer may take from the end of the handshake to its OPEN, which travels with its last flight.
-const OPEN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a peer may take to close a session that has carried its connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Resets a connection for which there is no room, and records it.
+pub(super) fn refuse(
+    mesh: &Mesh,
+    pod: &Pod,
+    stream: TcpStream,
+    client: SocketAddr,
+    reached: LimitReached,
+) {
+    let Ok(server) = stream.local_addr() else {
+        return; // reset before we came
+    };
+    dial::reset(stream);
+    let (direction, code) = (Direction::Inbound, reached.code());
+    let verdict = Verdict::InboundMesh.code();
+    mesh.flows.refuse(
+        flows::Refused { direction, client, server, verdict, code },
+        |client, server| {
+            mesh.name(client);
+            server.pod = Some(pod.name.to_string());
+            reached.to_string()
+        },
+    );
+}
 
 /// Carries what comes over one TCP connection to its end.
-pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, from: SocketAddr) {
+pub(super) async fn serve(
+    mesh: Arc<Mesh>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    from: SocketAddr,
+    admitted: Admitted,
+) {
     let Ok(to) = stream.local_addr() else {
         return; // reset before we came
+    };
+    let Ok(slot) = timeout(HANDSHAKE_TIMEOUT, admitted.handshake()).await else {
+        return refuse(&mesh, &pod, stream, from, LimitReached::Handshakes);
     };
     let begin = || {
         let (mut client, mut server) = (Party::at(from), Party::at(to));
@@ -43,17 +81,22 @@ pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, stream: TcpStream, fro
     let closed = is_closed();
     let flow = begin();
     match looks {
-        Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, stream, between, flow)).await,
+        Ok(Looks::LikeAgent) => {
+            Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, flow)).await;
+        }
         // Only TLS could enter anyway, and it may yet come.
         Ok(Looks::Silent) if closed => {
-            Box::pin(mutual_tls(&mesh, &pod, stream, between, flow)).await;
+            Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, flow)).await;
         }
         Ok(Looks::LikePlaintext) if closed => {
             dial::reset(stream);
             let verdict = Verdict::RefusedStrict;
             flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
         }
-        Ok(looks) => Box::pin(perhaps_plaintext(&mesh, &pod, stream, between, looks, flow)).await,
+        Ok(looks) => {
+            drop(slot); // no handshake, as far as can be seen
+            Box::pin(perhaps_plaintext(&mesh, &pod, stream, between, looks, flow)).await;
+        }
         Err(error) => flow.end(&client_gone(&error), Bytes::default()),
     }
 }
@@ -78,7 +121,14 @@ struct Between {
     to: SocketAddr,
 }
 
-async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between, flow: Flow) {
+async fn mutual_tls(
+    mesh: &Mesh,
+    pod: &Pod,
+    stream: TcpStream,
+    between: Between,
+    slot: HandshakeSlot,
+    flow: Flow,
+) {
     let tls = match mesh.tls.server(&pod.identity) {
         Ok(tls) => tls,
         Err(error) => {
@@ -86,7 +136,9 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
             return flow.end(&Ended::new("no_certificate", error.to_string()), Bytes::default());
         }
     };
-    let accepted = Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await;
+    let until = Instant::now() + HANDSHAKE_TIMEOUT;
+    let claim = Claim { pod: pod.netns.cookie(), peer: between.from.ip() };
+    let accepted = mesh.turns.run(claim, Session::accept(stream, &tls, until)).await;
     drop(tls); // it would keep the private key in memory for as long as the connection is open
     let mut session = match accepted {
         Ok(session) => session,
@@ -99,10 +151,11 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
         record.client.identity = Some(session.peer_identity().to_string());
         record.server.identity = Some(session.own_identity().to_string());
     });
-    let open = match session.recv_open(Instant::now() + OPEN_TIMEOUT).await {
+    let open = match session.recv_open(until).await {
         Ok(open) => open,
         Err(error) => return flow.end(&session_ended(&error), Bytes::default()),
     };
+    drop(slot);
     if let Err(refused) = check(mesh, &session, &open, between) {
         let ended =
             Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
@@ -138,7 +191,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, stream: TcpStream, between: Between,
     );
     // One connection to a session for now: the peer closes it, and that is all that may come.
     if let Some(mut session) = carried.session {
-        drop(tokio::time::timeout(OPEN_TIMEOUT, session.ended()).await);
+        drop(timeout(CLOSE_TIMEOUT, session.ended()).await);
     }
 }
 
@@ -207,7 +260,7 @@ async fn perhaps_plaintext(
         match look(&stream, SILENCE).await {
             Ok(Looks::LikeAgent) => {
                 drop(leg); // the application has seen a connection without a byte
-                return Box::pin(mutual_tls(mesh, pod, stream, between, flow)).await;
+                return Box::pin(mutual_tls(mesh, pod, stream, between, None, flow)).await;
             }
             Ok(now) => looks = now,
             Err(error) => return flow.end(&client_gone(&error), Bytes::default()),

@@ -144,19 +144,25 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: TcpListener, direction
         match listener.accept().await {
             Ok((stream, from)) if direction == OUTBOUND => {
                 mesh.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
-                if let Ok(app) = AppStream::new(stream) {
-                    pod.connections.spawn(
+                let Ok(app) = AppStream::new(stream) else { continue };
+                match mesh.limits.admit(&pod.outbound, None) {
+                    Ok(admitted) => pod.connections.spawn(
                         "outbound",
-                        outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from),
-                    );
+                        outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from, admitted),
+                    ),
+                    // Dropped, it is reset.
+                    Err(reached) => outbound::refuse(&mesh, &pod, &app, from, reached),
                 }
             }
             Ok((stream, from)) => {
                 mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
-                pod.connections.spawn(
-                    "inbound",
-                    inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from),
-                );
+                match mesh.limits.admit(&pod.inbound, Some(from.ip())) {
+                    Ok(admitted) => pod.connections.spawn(
+                        "inbound",
+                        inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from, admitted),
+                    ),
+                    Err(reached) => inbound::refuse(&mesh, &pod, stream, from, reached),
+                }
             }
             // The connection was gone before it was accepted.
             Err(error)

@@ -5,6 +5,7 @@
 use std::{io, time::Duration};
 
 use tokio::{
+    io::Interest,
     net::TcpStream,
     time::{Instant, sleep, timeout_at},
 };
@@ -22,7 +23,8 @@ pub(super) const PEER_SILENCE: Duration = Duration::from_secs(1);
 /// How long the rest of a `ClientHello` is looked for: one retransmission. Longer is the handshake's own affair.
 const REST: Duration = Duration::from_secs(1);
 
-/// Pause between two looks at an unfinished `ClientHello`: bytes that are only peeked at wake nobody.
+/// Pause before the second look at an unfinished `ClientHello`: bytes that are only peeked at wake nobody. It doubles from
+/// look to look: who sends byte by byte shall not have us look 500 times.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the first bytes say.
@@ -50,13 +52,17 @@ pub(super) async fn look(stream: &TcpStream, silence: Duration) -> io::Result<Lo
         return Ok(Looks::Silent);
     };
     let mut seen = first?;
+    let (mut pause, mut over) = (PAUSE, false);
     loop {
         match judge(head.get(..seen).unwrap_or_default()) {
             Some(looks) => return Ok(looks),
             // Not one byte of it may reach an application.
-            None if begun.elapsed() > REST => return Ok(Looks::LikeAgent),
-            None => sleep(PAUSE).await,
+            None if over || begun.elapsed() > REST => return Ok(Looks::LikeAgent),
+            None => sleep(pause).await,
         }
+        pause *= 2;
+        // What has come stays there to be looked at after the end, and even after a reset.
+        over = stream.ready(Interest::READABLE).await?.is_read_closed();
         seen = stream.peek(&mut head).await?;
     }
 }

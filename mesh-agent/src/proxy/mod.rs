@@ -5,6 +5,7 @@
 
 mod dial;
 mod inbound;
+mod limits;
 mod listen;
 mod load;
 mod look;
@@ -12,6 +13,7 @@ mod outbound;
 pub mod pod;
 pub mod relay;
 mod source_ports;
+mod turns;
 
 use std::{
     net::IpAddr,
@@ -23,10 +25,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 pub use dial::DialError;
+pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
-use self::load::Load;
+use self::{load::Load, turns::Turns};
 use crate::{
     flows::{Bytes, Ended, Flow, FlowStore, Party},
     identity::{SpiffeId, TlsConfigs, TrustDomain},
@@ -51,7 +54,10 @@ pub struct Mesh {
     pub flows: FlowStore,
     /// What the agent did.
     pub counters: Counters,
+    /// What all pods together may have open.
+    pub limits: Arc<Limits>,
     load: Load,
+    turns: Turns,
 }
 
 /// What the agent's userspace did since it started.
@@ -75,7 +81,9 @@ impl Mesh {
         trust_domain: TrustDomain,
         factory: Factory,
         flows: FlowStore,
+        limits: Limits,
     ) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             kernel,
             world: ArcSwap::from_pointee(Snapshot::default()),
@@ -84,7 +92,9 @@ impl Mesh {
             factory,
             flows,
             counters: Counters::default(),
+            limits: Arc::new(limits),
             load: Load::default(),
+            turns: Turns::new(threads),
         }
     }
 

@@ -18,13 +18,15 @@ use super::{
     Mesh,
     dial::{self, DialError, Leg},
     ended,
+    limits::{Admitted, LimitReached},
     load::Counted,
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     source_ports::PortLease,
+    turns::Claim,
 };
 use crate::{
-    flows::{Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
+    flows::{self, Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
     identity::{SpiffeId, tls::TlsConfigError},
     kernel::{MEMORY, MEMORY_OF_AGENT},
     wire::{HandshakeError, Open, Refusal, Refused, Session, SessionError, SourcePod},
@@ -111,8 +113,37 @@ impl Failure {
     }
 }
 
+/// Records that the pod has too many connections open for one more. What it dialled is asked for all the same: so the
+/// kernel's note of it goes.
+pub(super) fn refuse(
+    mesh: &Mesh,
+    pod: &Pod,
+    app: &AppStream,
+    client: SocketAddr,
+    reached: LimitReached,
+) {
+    let original = original_destination(mesh, pod, app.tcp(), client);
+    let server = original.map_or(client, |original| SocketAddr::from(original.endpoint));
+    let (direction, code) = (Direction::Outbound, reached.code());
+    let verdict = Verdict::OutboundSteered.code();
+    mesh.flows.refuse(
+        flows::Refused { direction, client, server, verdict, code },
+        |client, server| {
+            client.pod = Some(pod.name.to_string());
+            mesh.name(server);
+            reached.to_string()
+        },
+    );
+}
+
 /// Carries one connection to its end.
-pub(super) async fn serve(mesh: Arc<Mesh>, pod: Arc<Pod>, app: AppStream, from: SocketAddr) {
+pub(super) async fn serve(
+    mesh: Arc<Mesh>,
+    pod: Arc<Pod>,
+    app: AppStream,
+    from: SocketAddr,
+    _admitted: Admitted,
+) {
     let original = original_destination(&mesh, &pod, app.tcp(), from);
     let to = original.map_or(from, |original| SocketAddr::from(original.endpoint));
     let verdict = original.and_then(|original| Verdict::from_number(original.verdict));
@@ -355,7 +386,9 @@ async fn to_peer(
 ) -> Result<(Session, PortLease), Failure> {
     let tls = mesh.tls.client(&pod.identity, Some(expected))?;
     let (stream, lease) = dial::to_peer(mesh, pod, target).await.map_err(Failure::Peer)?;
-    let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
+    let claim = Claim { pod: pod.netns.cookie(), peer: target.ip() };
+    let handshake = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT);
+    let mut session = mesh.turns.run(claim, handshake).await?;
     flow.note(|record| {
         record.security = Security::Mtls(facts(&session));
         record.client.identity = Some(session.own_identity().to_string());

@@ -2,13 +2,16 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
     identity::SpiffeId,
     netns::Netns,
-    proxy::source_ports::SourcePorts,
+    proxy::{limits::Account, source_ports::SourcePorts},
     tasks::Tasks,
     world::{ObjectName, PodUid},
 };
@@ -32,6 +35,10 @@ pub struct Pod {
     /// Its connections.
     pub connections: Tasks,
     pub(super) source_ports: SourcePorts,
+    /// What it has open that it dialled.
+    pub(super) outbound: Arc<Account>,
+    /// What it has open that others dialled.
+    pub(super) inbound: Arc<Account>,
     strict: AtomicBool,
 }
 
@@ -59,6 +66,8 @@ impl Pod {
             accepting,
             connections,
             source_ports: SourcePorts::default(),
+            outbound: Arc::default(),
+            inbound: Arc::default(),
             strict: AtomicBool::new(true), // until it is known
         }
     }

@@ -1,0 +1,60 @@
+//! The newest finished records, shared fairly: whose connections are many pushes out his own.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::record::{Direction, FlowRecord};
+
+/// Finished records that are kept: some 700 bytes each, so 3 MiB.
+pub(super) const KEPT: usize = 4096;
+
+/// A pod of this node, by its address, and whether bytes of applications went. So neither another pod nor a flood of
+/// connections that came to nothing pushes out what a pod's connections carried.
+type Owner = (IpAddr, bool);
+
+/// A bounded store.
+#[derive(Default)]
+pub(super) struct Kept {
+    by_owner: HashMap<Owner, VecDeque<(u64, Arc<FlowRecord>)>>,
+    count: usize,
+    next: u64,
+}
+
+impl Kept {
+    /// Keeps one more, at the cost of the oldest of whoever has most.
+    pub(super) fn push(&mut self, record: Arc<FlowRecord>) {
+        if self.count == KEPT {
+            self.push_out();
+        }
+        let local = match record.direction {
+            Direction::Outbound => record.client.address,
+            Direction::Inbound => record.server.address,
+        };
+        let carried = record.bytes.sent + record.bytes.received > 0;
+        self.by_owner.entry((local, carried)).or_default().push_back((self.next, record));
+        self.next += 1;
+        self.count += 1;
+    }
+
+    fn push_out(&mut self) {
+        let most = self.by_owner.iter().max_by_key(|(_, records)| records.len());
+        let Some(owner) = most.map(|(owner, _)| *owner) else { return };
+        if let Some(records) = self.by_owner.get_mut(&owner) {
+            records.pop_front();
+            self.count -= 1;
+            if records.is_empty() {
+                self.by_owner.remove(&owner);
+            }
+        }
+    }
+
+    /// All, oldest first.
+    pub(super) fn list(&self) -> Vec<Arc<FlowRecord>> {
+        let mut all: Vec<_> = self.by_owner.values().flatten().cloned().collect();
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, record)| record).collect()
+    }
+}

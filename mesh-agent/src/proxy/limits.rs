@@ -1,0 +1,296 @@
+//! How many connections one pod, and one peer of one pod, may have in the agent at once, so that nobody takes what the
+//! others need.
+//!
+//! There is no fixed share per pod: whoever is alone may have most of it, and the more there are who want much, the less
+//! each gets (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A pod is refused once it has [`SHARE`] times
+//! what is free; so one greedy pod leaves a fifth free, two leave a ninth, and a pod that has little always finds room.
+//! What a pod dials and what is dialled to it are counted apart, and of the latter each source by the same rule within
+//! the pod's part: a peer that floods a pod takes neither the pod's own dials nor all that others may bring to it.
+//!
+//! Whoever is refused is accepted and reset at once. To stop accepting instead would leave the choice to the accept queue,
+//! in which the flood is most of what waits, and its victims would hang where now they are told.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections at once, at most, however many descriptors there are: with some 64 KiB of buffers and state for each
+/// (measured, docs/security.md) 1 GiB.
+const MAX_CONNECTIONS: usize = 16_384;
+
+/// Descriptors that are not for connections: four listeners and a namespace for each of 110 pods, the kernel's maps and
+/// links, files, the admin socket, and what is accepted only to be reset.
+const RESERVED_DESCRIPTORS: usize = 1_024;
+
+/// One to the application, one to the peer.
+const DESCRIPTORS_PER_CONNECTION: usize = 2;
+
+/// Fewer are of no use, whatever the descriptor limit.
+const MIN_CONNECTIONS: usize = 64;
+
+/// Whoever has this many times what is free gets no more: alone 4/5 of all, two 4/9 each.
+const SHARE: usize = 4;
+
+/// Handshakes at once from one source to one pod, the look at the first bytes and the wait for OPEN included; more wait
+/// for one of these to end. A handshake takes some milliseconds, so an honest source gets thousands per second; one that is
+/// silent for all of the handshake's 10 s holds 64 times 40 KiB.
+const HANDSHAKES_PER_SOURCE: usize = 64;
+
+/// The connections of all pods.
+pub struct Limits {
+    capacity: usize,
+    open: AtomicUsize,
+    refused: AtomicUsize,
+}
+
+/// The connections of one pod in one direction.
+#[derive(Default)]
+pub struct Account(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    open: usize,
+    /// Who has a connection open to the pod; empty for what the pod itself dials.
+    sources: HashMap<IpAddr, Source>,
+}
+
+struct Source {
+    open: usize,
+    handshakes: Arc<Semaphore>,
+}
+
+/// One connection that was let in, as long as it lives.
+pub struct Admitted {
+    limits: Arc<Limits>,
+    account: Arc<Account>,
+    source: Option<IpAddr>,
+}
+
+/// A handshake that is in progress.
+pub(super) type HandshakeSlot = Option<OwnedSemaphorePermit>;
+
+/// Who has too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LimitReached {
+    /// The pod, or all pods together.
+    #[error(
+        "the pod has as many connections open as the agent can spare for it; they are too many, or other pods of the node have as many"
+    )]
+    Pod,
+    /// One client of the pod.
+    #[error(
+        "this client has as many connections open to the pod as the agent can spare for one client"
+    )]
+    Source,
+    /// One client of the pod, which begins handshakes and does not end them.
+    #[error(
+        "{HANDSHAKES_PER_SOURCE} earlier connections of this client to the pod have not finished their handshakes, and this one waited for them in vain"
+    )]
+    Handshakes,
+}
+
+impl LimitReached {
+    /// Stable `snake_case` code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Pod => "limit_connections",
+            Self::Source => "limit_connections_of_client",
+            Self::Handshakes => "limit_handshakes",
+        }
+    }
+}
+
+/// How many connections so many descriptors are enough for.
+pub fn capacity_of(descriptors: u64) -> usize {
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    connections.clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
+}
+
+impl Limits {
+    /// For so many connections at once.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, open: AtomicUsize::default(), refused: AtomicUsize::default() }
+    }
+
+    /// How many connections there may be at once.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many have been refused since the agent started.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Lets a connection in, or says who has too much. `source` is who dials the pod; `None` for the pod's own dials.
+    ///
+    /// # Errors
+    /// See [`LimitReached`].
+    pub fn admit(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        source: Option<IpAddr>,
+    ) -> Result<Admitted, LimitReached> {
+        let admitted = account.lock().take(self.room(), source);
+        if let Err(reached) = admitted {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(reached);
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Admitted { limits: Arc::clone(self), account: Arc::clone(account), source })
+    }
+
+    /// How many are free. Two that are let in at the same moment may see the same one; the reserve is for that too.
+    fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.open.load(Ordering::Relaxed))
+    }
+}
+
+impl Account {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    fn take(&mut self, room: usize, source: Option<IpAddr>) -> Result<(), LimitReached> {
+        let most = SHARE * room;
+        if self.open >= most {
+            return Err(LimitReached::Pod);
+        }
+        if let Some(address) = source {
+            let has = self.sources.get(&address).map_or(0, |source| source.open);
+            if has >= SHARE * (most - self.open) {
+                return Err(LimitReached::Source);
+            }
+            let new =
+                || Source { open: 0, handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_SOURCE)) };
+            self.sources.entry(address).or_insert_with(new).open += 1;
+        }
+        self.open += 1;
+        Ok(())
+    }
+
+    fn give_back(&mut self, source: Option<IpAddr>) {
+        self.open = self.open.saturating_sub(1);
+        if let Some(address) = source
+            && let Some(of) = self.sources.get_mut(&address)
+        {
+            of.open = of.open.saturating_sub(1);
+            if of.open == 0 {
+                self.sources.remove(&address);
+            }
+        }
+    }
+}
+
+impl Admitted {
+    /// Waits until this connection's source has fewer than [`HANDSHAKES_PER_SOURCE`] handshakes in progress.
+    ///
+    /// # Cancel safety
+    /// Dropped, the place in the queue is lost.
+    pub async fn handshake(&self) -> HandshakeSlot {
+        let handshakes = {
+            let counts = self.account.lock();
+            let source = self.source.and_then(|address| counts.sources.get(&address));
+            source.map(|source| Arc::clone(&source.handshakes))
+        };
+        handshakes?.acquire_owned().await.ok()
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.account.lock().give_back(self.source);
+        self.limits.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{Future as _, poll_fn},
+        net::Ipv4Addr,
+        task::Poll,
+    };
+
+    use super::*;
+
+    const ONE: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+    const OTHER: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
+
+    /// Takes until it is refused.
+    fn take_all(
+        limits: &Arc<Limits>,
+        account: &Arc<Account>,
+        source: Option<IpAddr>,
+    ) -> (Vec<Admitted>, LimitReached) {
+        let mut taken = Vec::new();
+        loop {
+            match limits.admit(account, source) {
+                Ok(admitted) => taken.push(admitted),
+                Err(reached) => return (taken, reached),
+            }
+        }
+    }
+
+    #[test]
+    fn one_greedy_pod_leaves_a_fifth_and_the_next_finds_room() {
+        let limits = Arc::new(Limits::new(1000));
+        let (greedy, modest) = (Arc::default(), Arc::default());
+        let (taken, reached) = take_all(&limits, &greedy, None);
+        assert_eq!((taken.len(), reached), (800, LimitReached::Pod));
+        let (more, _) = take_all(&limits, &modest, None);
+        assert_eq!(more.len(), 160, "four fifths of what was free");
+        drop(taken);
+        let (rest, _) = take_all(&limits, &modest, None);
+        assert_eq!(more.len() + rest.len(), 800, "now it is alone");
+        assert_eq!(limits.refused(), 3);
+    }
+
+    #[test]
+    fn a_greedy_source_leaves_the_pod_reachable_for_others() {
+        let limits = Arc::new(Limits::new(1000));
+        let inbound = Arc::default();
+        let (taken, reached) = take_all(&limits, &inbound, ONE);
+        assert_eq!(reached, LimitReached::Source);
+        assert!((700..800).contains(&taken.len()), "{}", taken.len());
+        assert!(limits.admit(&inbound, OTHER).is_ok());
+        assert!(limits.admit(&Arc::default(), None).is_ok(), "and the pod may dial");
+        drop(taken);
+        assert_eq!(limits.room(), 1000);
+        assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
+    }
+
+    #[tokio::test]
+    async fn handshakes_of_one_source_wait_for_each_other_only() {
+        let limits = Arc::new(Limits::new(1000));
+        let inbound = Arc::default();
+        let mut slots = Vec::new();
+        for _ in 0..HANDSHAKES_PER_SOURCE {
+            let admitted = limits.admit(&inbound, ONE).unwrap();
+            slots.push((admitted.handshake().await, admitted));
+        }
+        let (late, other) = (limits.admit(&inbound, ONE).unwrap(), limits.admit(&inbound, OTHER));
+        let mut waits = std::pin::pin!(late.handshake());
+        assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+        assert!(other.unwrap().handshake().await.is_some());
+        slots.pop();
+        assert!(waits.await.is_some());
+    }
+
+    #[test]
+    fn descriptors_are_shared_between_connections_and_the_rest() {
+        assert_eq!(capacity_of(20_000), 9_488);
+        assert_eq!(capacity_of(1_024), MIN_CONNECTIONS);
+        assert_eq!(capacity_of(u64::MAX), MAX_CONNECTIONS);
+    }
+}

@@ -1,0 +1,238 @@
+//! Whose handshake is worked on next. Handshakes are the one thing by which somebody else makes the agent compute: some
+//! 0.5 ms each. Left to the runtime, a flood of them lies in its queue before everybody's bytes.
+//!
+//! So only half of the threads work on handshakes at once, the other half is there for bytes; and who waits is served in
+//! turn: pod by pod, and of one pod's, source by source. A flood makes its own handshakes slow and delays another pod's by
+//! one step of one handshake.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::{Future, poll_fn},
+    net::IpAddr,
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+/// Who wants to have a handshake worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Claim {
+    /// Cookie of the pod's namespace.
+    pub(super) pod: u64,
+    /// The pod's peer: who dials it, or whom it dials.
+    pub(super) peer: IpAddr,
+}
+
+/// Gives out turns.
+pub(super) struct Turns(Mutex<State>);
+
+struct State {
+    free: usize,
+    next: u64,
+    pods: Ring<u64, Ring<IpAddr, VecDeque<u64>>>,
+    /// Who waits; those who have gone are only missing here.
+    waiting: HashMap<u64, Waiting>,
+}
+
+struct Waiting {
+    waker: Waker,
+    granted: bool,
+}
+
+/// Queues by key, taken from in turn.
+struct Ring<K, Q> {
+    order: VecDeque<K>,
+    queues: HashMap<K, Q>,
+}
+
+/// A place in the queue, or a turn that was granted and not yet used.
+struct Place<'a> {
+    turns: &'a Turns,
+    ticket: Option<u64>,
+}
+
+impl Turns {
+    /// For this many threads.
+    pub(super) fn new(threads: usize) -> Self {
+        Self(Mutex::new(State {
+            free: (threads / 2).max(1),
+            next: 0,
+            pods: Ring::default(),
+            waiting: HashMap::new(),
+        }))
+    }
+
+    /// Runs a future, each of its steps in turn.
+    ///
+    /// # Cancel safety
+    /// That of the future.
+    pub(super) async fn run<T>(&self, claim: Claim, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let mut place = Place { turns: self, ticket: None };
+        poll_fn(|cx| {
+            if place.poll(claim, cx).is_pending() {
+                return Poll::Pending;
+            }
+            let _turn = Turn(self);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place<'_> {
+    fn poll(&mut self, claim: Claim, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.turns.lock();
+        if let Some(ticket) = self.ticket {
+            match state.waiting.get_mut(&ticket) {
+                Some(waiting) if !waiting.granted => {
+                    waiting.waker.clone_from(cx.waker());
+                    return Poll::Pending;
+                }
+                _ => {
+                    state.waiting.remove(&ticket);
+                    self.ticket = None;
+                    return Poll::Ready(());
+                }
+            }
+        }
+        if state.free > 0 {
+            state.free -= 1;
+            return Poll::Ready(());
+        }
+        let ticket = state.next;
+        state.next += 1;
+        state.pods.queue(claim.pod).queue(claim.peer).push_back(ticket);
+        state.waiting.insert(ticket, Waiting { waker: cx.waker().clone(), granted: false });
+        self.ticket = Some(ticket);
+        Poll::Pending
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let gone = self.turns.lock().waiting.remove(&ticket);
+        if gone.is_some_and(|waiting| waiting.granted) {
+            drop(Turn(self.turns)); // for the next one
+        }
+    }
+}
+
+/// A turn that is being used; the next one's when dropped, also by a panic.
+struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        while let Some(ticket) = state.pop() {
+            if let Some(waiting) = state.waiting.get_mut(&ticket) {
+                waiting.granted = true;
+                let waker = waiting.waker.clone();
+                drop(state);
+                return waker.wake();
+            }
+        }
+        state.free += 1;
+    }
+}
+
+impl State {
+    fn pop(&mut self) -> Option<u64> {
+        self.pods.pop(|peers| {
+            let ticket = peers.pop(|queue| (queue.pop_front(), queue.is_empty()));
+            (ticket, peers.order.is_empty())
+        })
+    }
+}
+
+impl<K: Copy + Eq + std::hash::Hash, Q: Default> Ring<K, Q> {
+    fn queue(&mut self, key: K) -> &mut Q {
+        self.queues.entry(key).or_insert_with(|| {
+            self.order.push_back(key);
+            Q::default()
+        })
+    }
+
+    /// Takes from the queue whose turn it is; `take` says also whether that is now empty.
+    fn pop<T>(&mut self, take: impl FnOnce(&mut Q) -> (Option<T>, bool)) -> Option<T> {
+        let key = self.order.pop_front()?;
+        let (taken, empty) = self.queues.get_mut(&key).map(take)?;
+        if empty {
+            self.queues.remove(&key);
+        } else {
+            self.order.push_back(key);
+        }
+        taken
+    }
+}
+
+impl<K, Q> Default for Ring<K, Q> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), queues: HashMap::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tasks::Tasks;
+
+    fn claim(pod: u64, peer: u8) -> Claim {
+        Claim { pod, peer: [10, 0, 0, peer].into() }
+    }
+
+    /// Lets all of them queue up behind one that holds the only turn, and returns the order in which they are served.
+    async fn served(claims: &[Claim]) -> Vec<Claim> {
+        let turns = Arc::new(Turns::new(2));
+        let order = Arc::new(Mutex::new(Vec::new()));
+        turns.lock().free = 0;
+        let tasks = Tasks::new();
+        for &claim in claims {
+            let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
+            let note = async move { order.lock().unwrap().push(claim) };
+            tasks.spawn("waits", async move { turns.run(claim, note).await });
+        }
+        while turns.lock().waiting.len() < claims.len() {
+            tokio::task::yield_now().await;
+        }
+        drop(Turn(&turns));
+        tasks.wait().await;
+        assert_eq!(turns.lock().free, 1, "the turn is given back");
+        assert!(turns.lock().waiting.is_empty() && turns.lock().pods.order.is_empty());
+        Arc::into_inner(order).unwrap().into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn pods_are_served_in_turn_and_within_a_pod_peers() {
+        let flood = [claim(1, 1); 5];
+        let order = served(&[&flood[..], &[claim(1, 2), claim(2, 3)]].concat()).await;
+        assert_eq!(order[..3], [claim(1, 1), claim(2, 3), claim(1, 2)]);
+        assert_eq!(order[3..], flood[1..]);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_passes_the_turn_on() {
+        let turns = Turns::new(1);
+        let gone = async {
+            let mut place = Place { turns: &turns, ticket: None };
+            poll_fn(|cx| Poll::Ready(place.poll(claim(1, 1), cx))).await
+        };
+        assert!(gone.await.is_ready(), "the only turn is taken, and held");
+        let run = || Box::pin(turns.run(claim(1, 1), async {}));
+        let (mut first, mut second) = (run(), run());
+        for waits in [&mut first, &mut second] {
+            assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx))).await.is_pending());
+        }
+        drop(Turn(&turns)); // granted to the first, which never uses it
+        drop(first);
+        second.await;
+        assert_eq!(turns.lock().free, 1);
+    }
+}
