@@ -16,6 +16,7 @@
 )]
 
 pub mod agent;
+pub mod attack;
 pub mod capture;
 pub mod certs;
 pub mod cgroup;

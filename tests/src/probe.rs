@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 pub use data::{Digest, Noise};
 pub use report::{Conn, End, Event, Load};
 pub use script::{Ending, Order, Script};
+pub(crate) use spec::to_args;
 pub use spec::{DialSpec, Manner, RawSpec, ServeSpec, Talk, from_args};
 
 use crate::exec::{Place, Process};
@@ -36,7 +37,7 @@ pub struct Client {
 
 /// Starts a server at a place, and waits until it listens.
 pub fn serve(place: &Place, spec: &ServeSpec) -> Result<Server> {
-    let mut process = place.spawn(argv("serve", &spec::to_args(spec)?))?;
+    let mut process = place.spawn(argv("serve", &to_args(spec)?))?;
     let listening = |event| match event {
         Event::Listening(address) => Some(address),
         _ => None,
@@ -49,7 +50,7 @@ pub fn serve(place: &Place, spec: &ServeSpec) -> Result<Server> {
 pub fn dial_all(place: &Place, spec: &DialSpec) -> Result<Vec<Conn>> {
     // The probe ends by itself; this is for one that hangs.
     let limit = Duration::from_secs(spec.timeout_s) + SOON;
-    let stdout = place.run_for(limit, argv("dial", &spec::to_args(spec)?))?.success()?;
+    let stdout = place.run_for(limit, argv("dial", &to_args(spec)?))?.success()?;
     Ok(conns(&stdout))
 }
 
@@ -60,13 +61,13 @@ pub fn dial(place: &Place, spec: &DialSpec) -> Result<Conn> {
 
 /// Makes one connection without a TCP socket, and returns its report.
 pub fn raw(place: &Place, spec: &RawSpec) -> Result<Conn> {
-    let stdout = place.run(argv("raw", &spec::to_args(spec)?))?.success()?;
+    let stdout = place.run(argv("raw", &to_args(spec)?))?.success()?;
     conns(&stdout).pop().context("the probe reported no connection")
 }
 
 /// Starts a client that makes requests until [`Client::finish`].
 pub fn load(place: &Place, spec: &DialSpec) -> Result<Client> {
-    Ok(Client { process: place.spawn(argv("dial", &spec::to_args(spec)?))? })
+    Ok(Client { process: place.spawn(argv("dial", &to_args(spec)?))? })
 }
 
 impl Server {

@@ -238,7 +238,7 @@ pub fn from_args<T: DeserializeOwned>(args: impl IntoIterator<Item = String>) ->
 }
 
 /// The arguments of a spec.
-pub(super) fn to_args(spec: &impl Serialize) -> Result<Vec<String>> {
+pub(crate) fn to_args(spec: &impl Serialize) -> Result<Vec<String>> {
     let Value::Object(map) = serde_json::to_value(spec)? else { bail!("a spec is a struct") };
     let mut args = Vec::new();
     for (field, value) in map {

@@ -1,0 +1,174 @@
+//! `mesh-attack`: what a hostile pod does, and what another pod feels of it meanwhile. This module is what the tests use;
+//! the program itself is in `src/bin/mesh-attack/`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    eventually,
+    exec::{Place, Process},
+    probe::to_args,
+};
+
+/// How long an attack may take to get going or to end.
+const SOON: Duration = Duration::from_secs(20);
+
+/// What to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Connect, say nothing, keep `hold` of them open.
+    #[default]
+    Silent,
+    /// Connect, say a `ClientHello` for which the server has to compute all it has to say, hear the answer, reset; again.
+    Hello,
+    /// Connect, say what is no TLS, hear the end; again.
+    Garbage,
+    /// Keep `hold` connections open and say a `ClientHello` on each, a byte at a time.
+    Drip,
+    /// Connect, say a line of a request, keep `hold` of them open and never read.
+    Hold,
+    /// Connect and reset, as fast as it goes.
+    Dial,
+    /// Forged SYNs from the addresses below `forge` and the mesh's source ports; half-open for ever.
+    Syn,
+}
+
+/// `mesh-attack attack`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttackSpec {
+    /// What to do.
+    pub kind: Kind,
+    /// Whom.
+    pub to: SocketAddr,
+    /// From this address and a source port of the mesh's, 61000 and up; without it as any client.
+    pub bind: Option<IpAddr>,
+    /// The /24 or /120 from which forged packets seem to come: its first address.
+    pub forge: Option<IpAddr>,
+    /// How many connections to keep open, over all workers.
+    pub hold: u64,
+    /// Threads.
+    pub workers: u64,
+    /// Attempts a second at most, over all workers.
+    pub per_second: u64,
+}
+
+impl Default for AttackSpec {
+    fn default() -> Self {
+        let to = ([0, 0, 0, 0], 0).into();
+        let (bind, forge) = (None, None);
+        Self { kind: Kind::default(), to, bind, forge, hold: 1, workers: 1, per_second: 1_000_000 }
+    }
+}
+
+impl AttackSpec {
+    /// An attack of this kind.
+    pub fn new(kind: Kind, to: SocketAddr) -> Self {
+        Self { kind, to, ..Self::default() }
+    }
+
+    /// As an agent would dial: from this address and a source port that says that TLS follows.
+    #[must_use]
+    pub fn from(self, bind: IpAddr) -> Self {
+        Self { bind: Some(bind), ..self }
+    }
+}
+
+/// How far an attack is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Connections tried, or packets sent.
+    pub attempts: u64,
+    /// `connect` succeeded.
+    pub connected: u64,
+    /// `connect` did not, or the other side ended it.
+    pub ended: u64,
+    /// Open now.
+    pub open: u64,
+    /// Bytes that the other side has sent.
+    pub heard: u64,
+}
+
+/// `mesh-attack measure`: requests one after the other, each over a connection of its own unless `keep_alive`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeasureSpec {
+    /// A server that answers lines.
+    pub to: SocketAddr,
+    /// How many requests.
+    pub count: u64,
+    /// All over one connection.
+    pub keep_alive: bool,
+}
+
+impl Default for MeasureSpec {
+    fn default() -> Self {
+        Self { to: ([0, 0, 0, 0], 0).into(), count: 1, keep_alive: false }
+    }
+}
+
+/// How long requests took, from before `connect` to the answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Answered.
+    pub ok: u64,
+    /// Not answered rightly.
+    pub failed: u64,
+    /// Half of those answered took less, in µs.
+    pub p50_us: u64,
+    /// 99 % of those answered took less, in µs.
+    pub p99_us: u64,
+}
+
+/// An attack that is going on.
+#[derive(Debug)]
+pub struct Attack(Process);
+
+/// Starts an attack. Its program runs with the least priority: what it computes itself is the scheduler's business.
+pub fn start(place: &Place, spec: &AttackSpec) -> Result<Attack> {
+    let argv = argv("attack", &to_args(spec)?);
+    Ok(Attack(place.spawn(["nice", "-n", "19"].map(str::to_owned).into_iter().chain(argv))?))
+}
+
+/// Makes requests to a server of lines and tells how long they took.
+pub fn measure(place: &Place, spec: &MeasureSpec) -> Result<Times> {
+    let stdout = place.run_for(Duration::from_mins(2), argv("measure", &to_args(spec)?))?;
+    let stdout = stdout.success()?;
+    serde_json::from_str(stdout.trim()).with_context(|| format!("no times in {stdout}"))
+}
+
+impl Attack {
+    /// How far it is.
+    pub fn tally(&self) -> Tally {
+        let stdout = self.0.stdout();
+        stdout.lines().rev().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+    }
+
+    /// Waits until it is so far.
+    pub fn wait(&self, what: &str, is: impl Fn(&Tally) -> bool) -> Result<Tally> {
+        eventually(SOON, || {
+            let tally = self.tally();
+            ensure!(is(&tally), "not {what}: {tally:?} {}", self.0.stderr());
+            Ok(tally)
+        })
+    }
+
+    /// Ends it: everything it holds is closed.
+    pub fn stop(self) -> Result<Tally> {
+        let stdout = self.0.finish(SOON)?.success()?;
+        let last = stdout.lines().last().with_context(|| format!("nothing in {stdout}"))?;
+        Ok(serde_json::from_str(last)?)
+    }
+}
+
+fn argv(command: &str, args: &[String]) -> Vec<String> {
+    let program = crate::bin_dir().join("mesh-attack");
+    let head = [program.to_string_lossy().into_owned(), command.to_owned()];
+    head.into_iter().chain(args.iter().cloned()).collect()
+}

@@ -1,0 +1,130 @@
+//! Attacks with whole TCP connections.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tests::attack::{AttackSpec, Kind};
+
+use crate::{Shared, hello::client_hello};
+
+/// The mesh's source ports.
+const FIRST_PORT: u64 = 61_000;
+const PORTS: u64 = 65_536 - FIRST_PORT;
+
+/// How long a connection or an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two bytes of a drip, and between two looks at what is held.
+const DRIP: Duration = Duration::from_millis(100);
+
+/// The `number`th connection. It is reset when it is dropped, so that its port is free at once.
+fn connect(spec: &AttackSpec, number: u64) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(spec.to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    if let Some(ip) = spec.bind {
+        socket.set_reuse_address(true)?;
+        let port = u16::try_from(FIRST_PORT + number % PORTS).unwrap_or(u16::MAX);
+        socket.bind(&SocketAddr::new(ip, port).into())?;
+    }
+    socket.connect_timeout(&spec.to.into(), PATIENCE)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket.into())
+}
+
+/// One connection after the other.
+pub(crate) fn again(spec: &AttackSpec, worker: u64, shared: &Shared) {
+    let begun = Instant::now();
+    let say = match spec.kind {
+        Kind::Hello => client_hello(),
+        Kind::Garbage => vec![0x47; 64],
+        _ => Vec::new(),
+    };
+    let mut number = worker;
+    while shared.pace(begun, spec.per_second) {
+        number += spec.workers;
+        let Ok(mut stream) = connect(spec, number) else {
+            Shared::add(&shared.ended);
+            continue;
+        };
+        Shared::add(&shared.connected);
+        if say.is_empty() {
+            continue;
+        }
+        let mut heard = [0; 4096];
+        let answer = stream.write_all(&say).and_then(|()| stream.read(&mut heard));
+        shared.heard.fetch_add(answer.unwrap_or(0) as u64, Ordering::Relaxed);
+        Shared::add(&shared.ended);
+    }
+}
+
+/// As many as are to be held, replaced when the other side ends them.
+pub(crate) fn hold(spec: &AttackSpec, worker: u64, shared: &Shared) {
+    let begun = Instant::now();
+    let (hello, mut held) = (client_hello(), VecDeque::new());
+    let mine = spec.hold.div_ceil(spec.workers);
+    let mut number = worker;
+    while shared.goes_on() {
+        while (held.len() as u64) < mine && shared.pace(begun, spec.per_second) {
+            number += spec.workers;
+            match connect(spec, number).and_then(|stream| begin(spec, stream)) {
+                Ok(stream) => {
+                    Shared::add(&shared.connected);
+                    Shared::add(&shared.open);
+                    held.push_back((stream, 0));
+                }
+                Err(_) => {
+                    Shared::add(&shared.ended);
+                }
+            }
+        }
+        thread::sleep(DRIP);
+        held.retain_mut(|(stream, said)| {
+            let alive = is_open(spec, stream, shared)
+                && (spec.kind != Kind::Drip || drip(stream, &hello, said));
+            if !alive {
+                Shared::add(&shared.ended);
+                shared.open.fetch_sub(1, Ordering::Relaxed);
+            }
+            alive
+        });
+    }
+}
+
+fn begin(spec: &AttackSpec, mut stream: TcpStream) -> io::Result<TcpStream> {
+    if spec.kind == Kind::Hold {
+        stream.write_all(b"req held\n")?;
+    }
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// Whether the other side has not ended it. What a [`Kind::Hold`] is told stays unread.
+fn is_open(spec: &AttackSpec, stream: &mut TcpStream, shared: &Shared) -> bool {
+    let mut heard = [0; 256];
+    let outcome =
+        if spec.kind == Kind::Hold { stream.peek(&mut heard) } else { stream.read(&mut heard) };
+    match outcome {
+        Ok(0) => false,
+        Ok(count) => {
+            if spec.kind != Kind::Hold {
+                shared.heard.fetch_add(count as u64, Ordering::Relaxed);
+            }
+            !matches!(SockRef::from(&*stream).take_error(), Ok(Some(_)))
+        }
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+/// One byte more, over and over.
+fn drip(stream: &mut TcpStream, hello: &[u8], said: &mut usize) -> bool {
+    let byte = hello.get(*said % hello.len()).copied().unwrap_or(0);
+    *said += 1;
+    stream.write_all(&[byte]).is_ok()
+}
