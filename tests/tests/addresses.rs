@@ -226,3 +226,96 @@ fn mptcp_clients_and_servers() {
         Ok(())
     });
 }
+
+/// The kernel spreads connections over the group by a hash of the addresses and ports that it sees, and what it sees of
+/// the mesh's connections are the agent's legs.
+#[test]
+fn a_reuseport_group_keeps_its_spread() {
+    const GROUP: u64 = 4;
+    const CONNECTIONS: u64 = 400;
+    scenario("addresses-reuseport", |net| {
+        let pair = Pair::meshed(net)?;
+        let spec = ServeSpec { group: GROUP, ..ServeSpec::both_families(PORT, Talk::Exchange) };
+        let mut service = probe::serve(&pair.server, &spec)?;
+        let many = DialSpec::say(pair.server.at(PORT), "x");
+        let many = DialSpec { workers: 4, connections: CONNECTIONS, ..many };
+        let dialled = probe::dial_all(&pair.client, &many)?;
+        ensure!(dialled.iter().all(|conn| conn.end == End::Fin), "{dialled:?}");
+        let conns = service.wait_conns(CONNECTIONS as usize)?;
+        for listener in 0..GROUP {
+            let share = conns.iter().filter(|conn| conn.listener == listener).count() as u64;
+            // A fair share is 100; half of that would be six standard deviations off.
+            ensure!(share > CONNECTIONS / GROUP / 2, "listener {listener} has {share}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn sockets_bound_to_a_device() {
+    scenario("addresses-device", |net| {
+        let pair = Pair::meshed(net)?;
+        let device = || "eth0".to_owned();
+        let bound = ServeSpec { device: device(), ..ServeSpec::both_families(8081, Talk::Report) };
+        let _services = [probe::serve(&pair.server, &bound)?, pair.serve(Talk::Report)?];
+        for port in [8081, PORT] {
+            for to in [pair.server.at(port), pair.server.at6(port)] {
+                let spec = DialSpec { device: device(), ..DialSpec::say(to, "x") };
+                check(&pair, &spec, to, to)?;
+                pair.agents[0].wait_flow("over mTLS", |flow| {
+                    flow.is_mtls() && flow.original_destination == to
+                })?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_source_port_of_the_meshs_range_that_the_client_has_chosen() {
+    scenario("addresses-mesh-port", |net| {
+        let pair = Pair::meshed(net)?;
+        let _service = pair.serve(Talk::Report)?;
+        for (to, from) in [
+            (pair.server.at(PORT), pair.client.at(61_500)),
+            (pair.server.at6(PORT), pair.client.at6(61_500)),
+        ] {
+            let spec = DialSpec { bind: Some(from), ..DialSpec::say(to, "x") };
+            check(&pair, &spec, to, to)?;
+        }
+        let status = pair.agents[0].status()?;
+        ensure!(status.pod_verdict(&pair.client, "redirect_peer") == 2, "{status:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_listens_on_loopback_alone_is_refused_as_without_the_mesh() {
+    scenario("addresses-loopback", |net| {
+        let pair = Pair::new(net)?;
+        let listen = ([127, 0, 0, 1], PORT).into();
+        let listen6: SocketAddr = format!("[::1]:{PORT}").parse()?;
+        let specs = [listen, listen6]
+            .map(|listen| ServeSpec { listen, ..ServeSpec::new(0, Talk::Exchange) });
+        let services =
+            [probe::serve(&pair.server, &specs[0])?, probe::serve(&pair.server, &specs[1])?];
+        let dial = |to| probe::dial(&pair.client, &DialSpec::say(to, "x"));
+        for to in [pair.server.at(PORT), pair.server.at6(PORT)] {
+            let seen = dial(to)?;
+            ensure!(seen.end == End::Refused, "without the mesh: {seen:?}");
+        }
+        pair.join()?;
+        for to in [pair.server.at(PORT), pair.server.at6(PORT)] {
+            let seen = [dial(to)?, dial(to)?].map(|conn| conn.end);
+            ensure!(seen == [End::Reset, End::Refused], "{to}: {seen:?}");
+            pair.agents[1].wait_flow("refused", |flow| {
+                flow.original_destination == to && flow.outcome == "application_refused"
+            })?;
+        }
+        // Its own pod still reaches it.
+        let own = probe::dial(&pair.server, &DialSpec::say(listen, "x"))?;
+        ensure!(own.end == End::Fin && own.first == "x", "{own:?}");
+        ensure!(services.iter().map(|service| service.conns().len()).sum::<usize>() <= 1);
+        Ok(())
+    });
+}
