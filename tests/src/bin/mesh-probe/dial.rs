@@ -102,7 +102,7 @@ pub(crate) fn connect(spec: &DialSpec) -> io::Result<TcpStream> {
         socket.bind(&from.into())?;
     }
     if let Some(first) = spec.first
-        && by(Manner::NonBlocking, &socket, first, spec).is_ok()
+        && by(Manner::Blocking, &socket, first, spec).is_ok()
     {
         sys::disconnect(&socket)?;
     }
