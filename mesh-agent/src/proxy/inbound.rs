@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_common::verdict::Verdict;
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout},
@@ -62,6 +63,10 @@ pub(super) async fn serve(
     let Ok(to) = stream.local_addr() else {
         return; // reset before we came
     };
+    // Whoever it is, an application perhaps: until that is known, a kill of this agent must not look like a clean end.
+    if stream.set_zero_linger().is_err() {
+        return; // reset before we came
+    }
     let Ok(slot) = timeout(HANDSHAKE_TIMEOUT, admitted.handshake()).await else {
         return refuse(&mesh, &pod, stream, from, LimitReached::Handshakes);
     };
@@ -73,22 +78,22 @@ pub(super) async fn serve(
     };
     let between = Between { from, to };
     let is_closed = || pod.is_strict() && !is_excluded(&mesh, to);
-    let looks = match announced(&mesh, from, to) {
-        true if is_closed() => Ok(Looks::LikeAgent),
-        true => look(&stream, PEER_SILENCE).await,
-        false => look(&stream, SILENCE).await,
-    };
+    let peer = announced(&mesh, from, to);
+    if peer && is_closed() {
+        return Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, begin())).await;
+    }
+    let silence = if peer { PEER_SILENCE } else { SILENCE };
+    let mut looks = look(&stream, silence).await;
     let closed = is_closed();
     let flow = begin();
+    if closed && matches!(looks, Ok(Looks::Silent)) {
+        looks = look(&stream, HANDSHAKE_TIMEOUT).await; // only TLS could enter anyway, and it may yet come
+    }
     match looks {
         Ok(Looks::LikeAgent) => {
             Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, flow)).await;
         }
-        // Only TLS could enter anyway, and it may yet come.
-        Ok(Looks::Silent) if closed => {
-            Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, flow)).await;
-        }
-        Ok(Looks::LikePlaintext) if closed => {
+        Ok(Looks::LikePlaintext | Looks::Silent) if closed => {
             dial::reset(stream);
             let verdict = Verdict::RefusedStrict;
             flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
@@ -129,6 +134,10 @@ async fn mutual_tls(
     slot: HandshakeSlot,
     flow: Flow,
 ) {
+    // From here on the end is TLS' own affair, and a slow reader gets all of it.
+    if let Err(error) = SockRef::from(&stream).set_linger(None) {
+        return flow.end(&client_gone(&error), Bytes::default());
+    }
     let tls = match mesh.tls.server(&pod.identity) {
         Ok(tls) => tls,
         Err(error) => {
