@@ -63,7 +63,7 @@ fn carried(pair: &Pair<'_>, service: &mut Server) -> Result<()> {
         let capture = pair.nodes[0].capture()?;
         let seen = dial(&pair.client, to)?;
         let recording = capture.stop()?;
-        answered(&seen)?;
+        answered(&seen).with_context(|| format!("{:#?}", pair.agents[0].flows()))?;
         ensure!(seen.peer == Some(to), "getpeername of the client: {seen:?}");
         let (from, port) = (pair.client.addresses()[at], seen.local.context("no local")?.port());
         let accepted = service.wait_conn("of the client", |conn| {

@@ -7,6 +7,7 @@ mod build_ebpf;
 mod cargo_tools;
 mod demo;
 mod gates;
+mod kernels;
 mod lint;
 mod needs;
 mod process;

@@ -9,16 +9,19 @@ pub(crate) enum Purpose {
     Demo,
     /// Pass every gate of `cargo xtask test`.
     Test,
+    /// Test on other kernels.
+    Kernels,
 }
 
 impl Purpose {
-    pub(crate) const NAMES: &[&str] = &["build", "demo", "test"];
+    pub(crate) const NAMES: &[&str] = &["build", "demo", "test", "kernels"];
 
     /// The purpose that the command line calls `name`, one of [`Self::NAMES`].
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "build" => Self::Build,
             "demo" => Self::Demo,
+            "kernels" => Self::Kernels,
             _ => Self::Test,
         }
     }
@@ -34,6 +37,12 @@ pub(crate) struct Program {
 }
 
 pub(crate) const PROGRAMS: &[Program] = &[
+    program(
+        "busybox",
+        "busybox-static",
+        Purpose::Kernels,
+        "the rest of a virtual machine's programs",
+    ),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
@@ -44,6 +53,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
         "openssl",
         Purpose::Demo,
         "false certificates, and TLS peers that are not ours",
+    ),
+    program(
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        Purpose::Kernels,
+        "virtual machines with other kernels",
     ),
     program("redis-cli", "redis-tools", Purpose::Demo, "the database's own client"),
     program("redis-server", "redis-server", Purpose::Demo, "a real database in a pod"),
@@ -66,7 +81,7 @@ mod tests {
     #[test]
     fn every_purpose_has_its_name() {
         let named: Vec<_> = Purpose::NAMES.iter().map(|name| Purpose::named(name)).collect();
-        assert_eq!(named, [Purpose::Build, Purpose::Demo, Purpose::Test]);
+        assert_eq!(named, [Purpose::Build, Purpose::Demo, Purpose::Test, Purpose::Kernels]);
         assert!(named.is_sorted(), "each purpose includes the ones before it");
     }
 }

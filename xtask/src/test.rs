@@ -8,6 +8,7 @@ use crate::args::{Args, Command, Opt};
 use crate::build_ebpf;
 use crate::cargo_tools;
 use crate::gates::Gates;
+use crate::kernels;
 use crate::lint;
 use crate::needs::Purpose;
 use crate::process;
@@ -23,11 +24,19 @@ pub(crate) const COMMAND: Command = Command {
 NAME is part of a test's path, as for `cargo test`: `cargo xtask test getpeername`. The whole-system tests
 need root. The last line is `N passed, N failed`, summed over all test programs.
 
+With --kernels, tests run inside other kernels, in QEMU: 5.10 (too old, and told so), 6.1, 6.12 and newest,
+or those of them that are named: `cargo xtask test --kernels 6.1`. The kernels are Debian's; their
+consoles and what the tests said are kept in target/kernels. With NAMEs too, those whole-system tests:
+`cargo xtask test --kernels 6.1 newest strict`.
+
 Environment:
   MESH_EBPF_OBJECT=FILE    test with this eBPF object; mesh-ebpf is neither compiled nor linted
   RUST_TEST_THREADS=N      how many tests run at once (2)",
-    options: &[Opt { flag: "--no-lint", values: &[], about: "only build and run the tests" }],
-    operands: Some("[NAME...]"),
+    options: &[
+        Opt { flag: "--no-lint", values: &[], about: "only build and run the tests" },
+        Opt { flag: "--kernels", values: &[], about: "test on other kernels instead" },
+    ],
+    operands: Some("[VERSION...] [NAME...]"),
     run,
 };
 
@@ -42,6 +51,9 @@ const MAX_NOT_RUN: usize = 3;
 fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::here();
     let names = &args.operands;
+    if args.has("--kernels") {
+        return kernels::test(&workspace, names);
+    }
     let everything = names.is_empty();
     let lint = everything && !args.has("--no-lint");
     setup::ensure(&workspace, if lint { Purpose::Test } else { Purpose::Demo })?;
@@ -111,7 +123,7 @@ fn tests(workspace: &Workspace, names: &[String], tally: &mut Tally) -> Result<(
 }
 
 /// What libtest prints for a program without a test of that name. There are a dozen of them.
-fn is_about_nothing(line: &str) -> bool {
+pub(crate) fn is_about_nothing(line: &str) -> bool {
     let nothing = ["running 0 tests", "test result: ok. 0 passed; 0 failed; 0 ignored;"];
     line.is_empty() || nothing.iter().any(|start| line.starts_with(start))
 }

@@ -31,6 +31,11 @@ impl Workspace {
         self.root.join("target/bpf-build")
     }
 
+    /// The kernels that `cargo xtask test --kernels` boots, a directory each, with the logs of their last run.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.root.join("target/kernels")
+    }
+
     /// Where cargo puts host programs of `profile` (`debug` or `release`). `CARGO_TARGET_DIR` moves it.
     pub(crate) fn programs(&self, profile: &str) -> PathBuf {
         let target =
