@@ -6,6 +6,8 @@ pub mod cli;
 pub mod daemon;
 pub mod enrol;
 pub mod flows;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod heartbeat;
 pub mod identity;
 pub mod kernel;

@@ -23,7 +23,8 @@ pub(crate) struct Command {
 pub(crate) struct Opt {
     /// With its dashes: `--for`.
     pub(crate) flag: &'static str,
-    /// The values it may have; empty for an option that has none.
+    /// The values it may have; empty for an option that has none. One word in capitals, such as `N`, stands for any
+    /// value: the command judges it.
     pub(crate) values: &'static [&'static str],
     pub(crate) about: &'static str,
 }
@@ -31,7 +32,7 @@ pub(crate) struct Opt {
 /// A command's arguments. Every option in it is one that the command has, with a value that it may have.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Args {
-    options: Vec<(&'static str, &'static str)>,
+    options: Vec<(&'static str, String)>,
     pub(crate) operands: Vec<String>,
 }
 
@@ -42,8 +43,8 @@ impl Args {
     }
 
     /// The value given to `flag`; empty for an option without values.
-    pub(crate) fn value(&self, flag: &str) -> Option<&'static str> {
-        self.options.iter().rev().find(|(given, _)| *given == flag).map(|(_, value)| *value)
+    pub(crate) fn value(&self, flag: &str) -> Option<&str> {
+        self.options.iter().rev().find(|(given, _)| *given == flag).map(|(_, value)| value.as_str())
     }
 }
 
@@ -96,7 +97,7 @@ fn option(
     command: &Command,
     word: &str,
     rest: &mut impl Iterator<Item = String>,
-) -> Result<(&'static str, &'static str), String> {
+) -> Result<(&'static str, String), String> {
     let name = command.name;
     let (flag, attached) = match word.split_once('=') {
         Some((flag, value)) => (flag, Some(value.to_owned())),
@@ -108,7 +109,7 @@ fn option(
     };
     if opt.values.is_empty() {
         return match attached {
-            None => Ok((opt.flag, "")),
+            None => Ok((opt.flag, String::new())),
             Some(value) => Err(format!("{name} {flag} takes no value, but has `{value}`")),
         };
     }
@@ -116,10 +117,14 @@ fn option(
     let Some(value) = attached.or_else(|| rest.next()) else {
         return Err(format!("{name} {flag} needs a value: {allowed}"));
     };
-    match opt.values.iter().find(|known| **known == value) {
-        Some(known) => Ok((opt.flag, known)),
-        None => Err(format!("{name} {flag} cannot be `{value}`; it is {allowed}")),
+    if opt.values.iter().any(|known| *known == value || is_placeholder(known)) {
+        return Ok((opt.flag, value));
     }
+    Err(format!("{name} {flag} cannot be `{value}`; it is {allowed}"))
+}
+
+fn is_placeholder(value: &str) -> bool {
+    value.bytes().all(|b| b.is_ascii_uppercase())
 }
 
 fn overview(commands: &[Command]) -> String {
@@ -164,6 +169,7 @@ mod tests {
     const OPTIONS: &[Opt] = &[
         Opt { flag: "--for", values: &["build", "test"], about: "what for" },
         Opt { flag: "--keep", values: &[], about: "keep it" },
+        Opt { flag: "--seconds", values: &["N"], about: "how long" },
     ];
     const COMMANDS: &[Command] = &[
         Command {
@@ -206,6 +212,12 @@ mod tests {
     }
 
     #[test]
+    fn a_value_in_capitals_stands_for_any() {
+        assert_eq!(args("plain --seconds 7").unwrap().value("--seconds"), Some("7"));
+        assert_eq!(args("plain --seconds").unwrap_err(), "plain --seconds needs a value: N");
+    }
+
+    #[test]
     fn words_are_operands_only_where_the_command_has_some() {
         assert_eq!(args("named a --keep b").unwrap().operands, ["a", "b"]);
         assert_eq!(args("named -- --keep").unwrap().operands, ["--keep"]);
@@ -220,7 +232,7 @@ mod tests {
         assert_eq!(args("nothing").unwrap_err(), "no command `nothing`; there are: plain, named");
         assert_eq!(
             args("plain --kep").unwrap_err(),
-            "plain has no option `--kep`; it has: --for, --keep, --help"
+            "plain has no option `--kep`; it has: --for, --keep, --seconds, --help"
         );
         assert_eq!(args("plain --for").unwrap_err(), "plain --for needs a value: build or test");
         assert_eq!(
@@ -236,7 +248,10 @@ mod tests {
     #[test]
     fn help_names_every_option() {
         let text = args("plain --help").unwrap_err();
-        assert!(text.starts_with("cargo xtask plain [--for build|test] [--keep]\n"), "{text}");
+        assert!(
+            text.starts_with("cargo xtask plain [--for build|test] [--keep] [--seconds N]\n"),
+            "{text}"
+        );
         assert!(text.contains("--keep                   keep it"), "{text}");
     }
 }

@@ -6,6 +6,7 @@ mod build;
 mod build_ebpf;
 mod cargo_tools;
 mod demo;
+mod fuzz;
 mod gates;
 mod kernels;
 mod lint;
@@ -30,6 +31,7 @@ const COMMANDS: &[Command] = &[
     test::COMMAND,
     demo::COMMAND,
     bench::COMMAND,
+    fuzz::COMMAND,
 ];
 
 /// The arguments were wrong; nothing was done.

@@ -43,6 +43,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
         Purpose::Kernels,
         "the rest of a virtual machine's programs",
     ),
+    program("c++", "g++", Purpose::Test, "compiles libFuzzer"),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),

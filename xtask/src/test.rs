@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::args::{Args, Command, Opt};
 use crate::build_ebpf;
 use crate::cargo_tools;
+use crate::fuzz;
 use crate::gates::Gates;
 use crate::kernels;
 use crate::lint;
@@ -19,7 +20,7 @@ use crate::workspace::Workspace;
 
 pub(crate) const COMMAND: Command = Command {
     name: "test",
-    about: "Sets up, and passes every gate: format, lints, all tests, licences. With names, only those tests.",
+    about: "Sets up, and passes every gate: format, lints, all tests, fuzzing, licences. With names, only those tests.",
     details: "\
 NAME is part of a test's path, as for `cargo test`: `cargo xtask test getpeername`. The whole-system tests
 need root. The last line is `N passed, N failed`, summed over all test programs.
@@ -72,6 +73,9 @@ fn run(args: &Args) -> Result<ExitCode> {
     }
     if built && everything {
         gates.run("few tests skipped", || few_skipped(&tally));
+    }
+    if built && everything && !args.has("--no-lint") {
+        gates.run("fuzz", || fuzz::gate(Workspace::here()));
     }
     let code = gates.close();
     say::out(&tally.summary());

@@ -67,7 +67,7 @@ impl Refusals {
     }
 }
 
-fn parse(event: RefusalEvent) -> Option<Refusal> {
+pub(super) fn parse(event: RefusalEvent) -> Option<Refusal> {
     Some(Refusal {
         netns: event.netns,
         client: event.client.into(),

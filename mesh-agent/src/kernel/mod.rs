@@ -7,6 +7,8 @@
 mod cidrs;
 mod events;
 mod failed;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod guard;
 mod pins;
 mod programs;

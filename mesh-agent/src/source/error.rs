@@ -56,7 +56,7 @@ pub struct SourceError {
 impl SourceError {
     /// An error about the file as a whole.
     pub(super) fn whole_file(file: &Arc<str>, message: impl Into<String>) -> Self {
-        let message = message.into();
+        let message = printable(message.into());
         Self { file: Arc::clone(file), place: None, field: String::new(), message, hint: None }
     }
 
@@ -74,8 +74,8 @@ impl SourceError {
         Self {
             file: Arc::clone(file),
             place: Some(place),
-            field: error.field,
-            message,
+            field: printable(error.field),
+            message: printable(message),
             hint: error.hint,
         }
     }
@@ -85,6 +85,18 @@ impl SourceError {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// Parsers quote what they have read as it is; whoever wrote it must not steer the terminal on which it is shown.
+fn printable(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 impl fmt::Display for SourceError {

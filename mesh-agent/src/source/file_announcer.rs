@@ -253,7 +253,7 @@ fn is_announcement(name: &str) -> bool {
 }
 
 /// A file is believed only under the name of the node that it speaks for.
-fn parse(file: &Arc<str>, text: &str) -> Result<Arc<MeshNode>, Vec<SourceError>> {
+pub(super) fn parse(file: &Arc<str>, text: &str) -> Result<Arc<MeshNode>, Vec<SourceError>> {
     let hint = "only that node's agent writes this file; delete it if the node is gone";
     let mut documents = tree::parse(text).map_err(|error| {
         let message = format!("not JSON: {}", error.message);

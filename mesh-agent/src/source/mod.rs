@@ -15,6 +15,8 @@ mod file_announcer;
 mod file_announcer_tests;
 #[cfg(test)]
 mod file_tests;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod last_good;
 #[cfg(test)]
 mod testing;

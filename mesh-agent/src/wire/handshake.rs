@@ -29,6 +29,9 @@ use crate::identity::SpiffeId;
 use crate::identity::tls::{ALPN, ClientTls, ServerTls};
 use crate::identity::verifier::{PeerRejection, observed, spiffe_id_of};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod memory;
+
 /// Records that the receive buffer may hold while a message of the handshake is put together.
 const HANDSHAKE_RECORDS: usize = 5;
 /// Shown of a peer that does not speak TLS.
@@ -91,13 +94,28 @@ struct Handshake {
     outbox: Outbox,
     /// How many of the received bytes rustls has been shown.
     shown: usize,
+    /// rustls has worked on them and wants the next record.
+    wants_record: bool,
     write_error: Option<io::Error>,
+}
+
+/// A handshake that has ended well, and yet does not lead to a session.
+struct Unfit {
+    error: HandshakeError,
+    /// What is to be said about it.
+    last: Outbox,
+}
+
+impl From<HandshakeError> for Unfit {
+    fn from(error: HandshakeError) -> Self {
+        Self { error, last: Outbox::default() }
+    }
 }
 
 impl Handshake {
     fn new(tls: Tls) -> Self {
         let (inbox, outbox) = (Inbox::default(), Outbox::default());
-        Self { tls, inbox, outbox, shown: 0, write_error: None }
+        Self { tls, inbox, outbox, shown: 0, wants_record: false, write_error: None }
     }
 
     async fn run(
@@ -119,16 +137,24 @@ impl Handshake {
     }
 
     async fn drive(&mut self, tcp: &TcpStream) -> Result<(), HandshakeError> {
+        while !self.progress()? {
+            self.flush(tcp).await;
+            self.receive(tcp).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes as far as the bytes received allow; whether the handshake is done.
+    fn progress(&mut self) -> Result<bool, HandshakeError> {
         loop {
+            if self.wants_record && !self.show_next_record()? {
+                return Ok(false);
+            }
+            self.wants_record = false;
             match self.step()? {
                 Wants::Again => {}
-                Wants::Nothing => return Ok(()),
-                Wants::Record => {
-                    while !self.show_next_record()? {
-                        self.flush(tcp).await;
-                        self.receive(tcp).await?;
-                    }
-                }
+                Wants::Nothing => return Ok(true),
+                Wants::Record => self.wants_record = true,
             }
         }
     }
@@ -188,15 +214,19 @@ impl Handshake {
         }
     }
 
-    async fn receive(&mut self, tcp: &TcpStream) -> Result<(), HandshakeError> {
-        let mut room = self.inbox.spare(1);
-        if room.is_empty() {
-            room = self.inbox.spare(HANDSHAKE_RECORDS);
-        }
+    /// Room for more bytes of the peer.
+    fn room(&mut self) -> Result<&mut [u8], HandshakeError> {
+        let records = if self.inbox.spare(1).is_empty() { HANDSHAKE_RECORDS } else { 1 };
+        let room = self.inbox.spare(records);
         if room.is_empty() {
             let error = rustls::Error::PeerSentOversizedRecord;
             return Err(judged_by_us(&error, None));
         }
+        Ok(room)
+    }
+
+    async fn receive(&mut self, tcp: &TcpStream) -> Result<(), HandshakeError> {
+        let room = self.room()?;
         match poll_fn(|cx| poll_read(tcp, cx, room)).await {
             Ok(0) => match self.write_error.take() {
                 Some(error) => Err(HandshakeError::Io(error)),
@@ -217,14 +247,30 @@ impl Handshake {
         while self.common().wants_write() && matches!(self.step(), Ok(Wants::Again)) {}
     }
 
-    /// Takes the keys from rustls and checks what rustls does not.
+    /// Writes what is left to say on the way to a session, or instead of one.
     async fn hand_over(mut self, tcp: &TcpStream) -> Result<Established, HandshakeError> {
+        if let Tls::Server(_) = self.tls {
+            self.flush(tcp).await;
+        }
+        match self.take_keys() {
+            Ok(established) => Ok(established),
+            Err(Unfit { error, last }) => {
+                if !last.pending().is_empty() {
+                    last_words(tcp, last.pending()).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the keys from rustls and checks what rustls does not.
+    fn take_keys(mut self) -> Result<Established, Unfit> {
         let internal = |detail: &str| tls_error(TlsReason::TlsInternal, detail.to_owned());
         if self.shown > 0 {
-            return Err(tls_error(
+            return Err(Unfit::from(tls_error(
                 TlsReason::UnexpectedMessage,
                 "bytes after the end of the handshake in the same record".to_owned(),
-            ));
+            )));
         }
         let role = match self.tls {
             Tls::Client(_) => Role::Client,
@@ -236,9 +282,6 @@ impl Handshake {
             spiffe_id_of(leaf).map_err(|e| tls_error(TlsReason::from(&e), e.to_string()))
         });
         let info = TlsInfo::of(self.common());
-        if role == Role::Server {
-            self.flush(tcp).await;
-        }
         let (secrets, kernel) = self.tls.into_kernel().map_err(|e| judged_by_us(&e, None))?;
         let mut traffic = Traffic::new(kernel, secrets)
             .map_err(|reason| tls_error(reason, "the keys could not be taken over".to_owned()))?;
@@ -248,8 +291,8 @@ impl Handshake {
             // rustls lets a client pass that offers no protocol at all.
             let alert = [2, TlsReason::NoAlpn.alert()];
             self.outbox.seal(&mut traffic, Content::Alert, &alert).ok();
-            last_words(tcp, self.outbox.pending()).await;
-            return Err(tls_error(TlsReason::NoAlpn, String::new()));
+            let error = tls_error(TlsReason::NoAlpn, String::new());
+            return Err(Unfit { error, last: self.outbox });
         }
         let channel = Channel::new(traffic, self.inbox, self.outbox, role);
         Ok(Established { channel, peer, info })

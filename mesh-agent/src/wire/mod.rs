@@ -9,6 +9,8 @@
 
 mod channel;
 pub mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod handshake;
 pub mod hello;
 mod inbox;

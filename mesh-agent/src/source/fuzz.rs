@@ -1,0 +1,276 @@
+//! Targets `objects` and `announcements`: files that people and other nodes' agents have written.
+#![allow(clippy::panic, reason = "a target tells a defect by panicking")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use super::document::{Object, parse_file};
+use super::error::SourceError;
+use super::{file_announcer, tree};
+use crate::fuzz::Input;
+use crate::world::{
+    Announcements, LocalNode, MAX_PORTS, MAX_RANGES, MeshNode, Mode, NodeName, Objects, PodUid,
+    Problem, Snapshot, Wanted,
+};
+
+/// The node of the reader.
+const OWN_NODE: &str = "node1";
+
+/// A file of objects becomes a world, in whatever order they come; the file's faults have places in it.
+pub(crate) fn objects(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    is_read_as_json_is(text);
+    let file = Arc::from("x.yaml");
+    let objects = match parse_file(&file, text) {
+        Ok(objects) => objects,
+        Err(errors) => return are_explained(text, &errors),
+    };
+    let first = world(objects.iter());
+    let local = LocalNode {
+        name: node(OWN_NODE),
+        enrolled: first.pods().step_by(2).map(|pod| pod.uid.clone()).collect(),
+    };
+    let snapshot = Snapshot::build(&first, &Announcements::new(), &local);
+    holds_together(&snapshot, &local);
+    if has_no_name_twice(&objects) {
+        let again = Snapshot::build(&world(objects.iter().rev()), &Announcements::new(), &local);
+        assert_eq!(snapshot, again, "the order of objects matters");
+    }
+    let mut empty = first.clone();
+    empty.carry_over(&first);
+    assert_eq!(empty, first, "an unchanged file changes something");
+}
+
+/// What another node's agent announces: the file as it lies there, and what comes of it in a world
+/// that knows better about some of it.
+pub(crate) fn announcements(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let file = Arc::from("node2.json");
+    let announcement = match file_announcer::parse(&file, text) {
+        Ok(announcement) => announcement,
+        Err(errors) => return are_explained(text, &errors),
+    };
+    assert_eq!(announcement.node.as_str(), "node2", "a node speaks only for itself");
+    let written = serde_json::to_string_pretty(&*announcement).unwrap_or_default();
+    let read = file_announcer::parse(&file, &written);
+    assert_eq!(read.as_ref(), Ok(&announcement), "not read as it was written: {written}");
+
+    let honest = Arc::new(MeshNode { node: node("node3"), ..(*announcement).clone() });
+    let all = Announcements::from([
+        (announcement.node.clone(), Arc::clone(&announcement)),
+        (node("node3"), honest),
+    ]);
+    let enrolled = PodUid::parse("uid-own").into_iter().collect();
+    let local = LocalNode { name: node(OWN_NODE), enrolled };
+    let snapshot = Snapshot::build(&SHOP, &all, &local);
+    holds_together(&snapshot, &local);
+    let shop = Snapshot::build(&SHOP, &Announcements::new(), &local);
+    for row in snapshot.kernel_addresses() {
+        let Some(peer) = snapshot.peer(row.address) else { continue };
+        if peer.local {
+            assert_eq!(shop.peer(row.address), Some(peer), "others have a say about our own pod");
+            continue;
+        }
+        let said = announcement.pods.iter().any(|pod| {
+            pod.uid == peer.uid
+                && pod.addresses.contains(&row.address)
+                && pod.service_account == *peer.service_account
+                && pod.namespace == *peer.namespace
+                && pod.mode == peer.mode
+        });
+        assert!(said, "{peer:?} was never announced");
+        assert!(shop.service(row.address, 80).is_none(), "a service's address is nobody's");
+        if let Some(owner) = shop.workload(row.address) {
+            assert_eq!(
+                (&owner.uid, &owner.namespace, &owner.service_account, owner.node.as_ref()),
+                (&peer.uid, &peer.namespace, &peer.service_account, Some(&peer.node)),
+                "believed against what is known"
+            );
+        }
+    }
+    // What is known does not become less by what others say.
+    assert!(snapshot.local_pods() == shop.local_pods(), "our own pods have changed");
+}
+
+/// A world in which something is known: pods of three nodes, a service, endpoints.
+static SHOP: LazyLock<Objects> = LazyLock::new(|| {
+    let file = Arc::from("shop.yaml");
+    match parse_file(&file, include_str!("fuzz/shop.yaml")) {
+        Ok(objects) => world(objects.iter()),
+        Err(errors) => panic!("{errors:?}"),
+    }
+});
+
+fn world<'a>(all: impl Iterator<Item = &'a Object>) -> Objects {
+    let mut objects = Objects::default();
+    for object in all.cloned() {
+        match object {
+            Object::Namespace(object) => objects.insert_namespace(object),
+            Object::Pod(object) => objects.insert_pod(*object),
+            Object::Service(object) => objects.insert_service(object),
+            Object::EndpointSlice(object) => objects.insert_slice(object),
+        }
+    }
+    objects
+}
+
+/// Of two objects with one name or UID the later one counts, so only these may come in any order.
+fn has_no_name_twice(objects: &[Object]) -> bool {
+    let mut seen = BTreeSet::new();
+    objects.iter().all(|object| {
+        let origin = object.origin();
+        let is_new = seen.insert((origin.kind, origin.namespace.clone(), origin.name.to_string()));
+        let uid_is_new = match object {
+            Object::Pod(pod) => seen.insert(("uid", None, pod.uid.to_string())),
+            _ => true,
+        };
+        is_new && uid_is_new
+    })
+}
+
+/// What the data path and enrolment rely on.
+fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
+    for row in snapshot.kernel_addresses() {
+        let address = row.address;
+        assert!(!special(address), "{address} is in the kernel's table");
+        assert_eq!(row.peer, snapshot.peer(address).is_some());
+        assert_eq!(row.exclude_ports.is_some(), row.peer);
+        if let Some(peer) = snapshot.peer(address) {
+            assert!(peer.addresses.contains(&address));
+            assert_eq!(peer.local, peer.node == local.name);
+            assert_eq!(row.strict, peer.mode == Mode::Strict);
+            assert!(peer.exclude_ports.ranges().len() <= MAX_RANGES);
+            assert!(peer.exclude_ports.iter().count() <= MAX_PORTS as usize);
+            let owner = snapshot.workload(address);
+            assert!(owner.is_none_or(|pod| pod.uid == peer.uid), "two pods have {address}");
+        }
+        if let Some(pod) = snapshot.workload(address) {
+            assert!(pod.addresses.contains(&address));
+        }
+    }
+    for pod in snapshot.local_pods() {
+        assert_eq!(pod.workload.node.as_ref(), Some(&local.name));
+        assert!(!pod.enrolled || local.enrolled.contains(&pod.workload.uid));
+        assert!(pod.wanted == Wanted::Out || !pod.workload.addresses.is_empty());
+        assert_eq!(pod.wanted != Wanted::Out, pod.workload.membership.code() == "enabled");
+    }
+    for row in snapshot.kernel_services() {
+        assert!(!special(row.address) && row.port != 0);
+        let Some(service) = snapshot.service(row.address, row.port) else {
+            panic!("no service at {}:{}", row.address, row.port);
+        };
+        assert!(service.endpoints.is_sorted());
+        assert!(service.endpoints.iter().all(|e| e.addr.is_ipv4() == row.address.is_ipv4()));
+    }
+    if let Some(own) = snapshot.announcement("boot", "cluster.local", |_| 1) {
+        let file = Arc::from(format!("{OWN_NODE}.json"));
+        let text = serde_json::to_string(&own).unwrap_or_default();
+        let read = file_announcer::parse(&file, &text);
+        assert_eq!(read.as_deref(), Ok(&own), "others cannot read what we announce");
+    }
+    for problem in snapshot.problems() {
+        is_a_sentence(&problem.to_string());
+        let Problem { message, .. } = problem;
+        assert!(!message.is_empty());
+    }
+}
+
+fn special(address: IpAddr) -> bool {
+    let v4_mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    v4_mapped || address.is_loopback() || address.is_unspecified() || address.is_multicast()
+}
+
+/// What is wrong is told with a place in the file and without anything that could move a terminal's cursor.
+fn are_explained(text: &str, errors: &[SourceError]) {
+    assert!(!errors.is_empty(), "refused without a reason");
+    let lines = text.split(['\n', '\r']).count();
+    for error in errors {
+        is_a_sentence(&error.to_string());
+        if let Some(place) = error.place {
+            assert!(place.line as usize <= lines, "{error}: {lines} lines");
+        }
+    }
+}
+
+fn is_a_sentence(text: &str) {
+    assert!(!text.chars().any(char::is_control), "controls a terminal: {text:?}");
+}
+
+/// JSON is YAML: what a JSON parser reads, ours reads, and the same.
+fn is_read_as_json_is(text: &str) {
+    let Ok(json) = serde_json::from_str::<serde_json::Value>(text) else {
+        return;
+    };
+    if !json.is_object() {
+        return;
+    }
+    if let Ok(mut documents) = tree::parse(text) {
+        assert_eq!(documents.len(), 1, "one JSON object, several documents");
+        let read = documents.pop().map(|document| document.deserialize::<serde_json::Value>());
+        assert_eq!(read, Some(Ok(json)), "JSON is read as something else");
+    }
+}
+
+fn node(name: &str) -> NodeName {
+    match NodeName::parse(name) {
+        Ok(name) => name,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Ports, addresses and names, as annotations and fields hold them: what is taken is written as it is read.
+pub(crate) fn names(data: &[u8]) {
+    use crate::identity::{SpiffeId, TrustDomain};
+    use crate::world::{NetnsRef, PortSet, parse_address};
+
+    let mut input = Input::new(data);
+    let kind = input.u8() % 7;
+    let Ok(text) = std::str::from_utf8(input.take(data.len())) else {
+        return;
+    };
+    match kind {
+        0 => {
+            let Ok(ports) = text.parse::<PortSet>() else { return };
+            assert!(
+                ports.iter().count() <= MAX_PORTS as usize && ports.ranges().len() <= MAX_RANGES
+            );
+            assert!(ports.iter().all(|port| port != 0 && ports.contains(port)));
+            assert!(ports.iter().is_sorted_by(|a, b| a < b));
+            assert_eq!(ports.to_string().parse(), Ok(ports));
+        }
+        1 => {
+            let Ok(address) = parse_address(text) else { return };
+            assert!(!special(address));
+            assert_eq!(parse_address(&address.to_string()), Ok(address));
+        }
+        2 => {
+            let Ok(id) = text.parse::<SpiffeId>() else { return };
+            assert_eq!(id.as_str(), text, "two spellings of one identity");
+            let parts = SpiffeId::new(id.trust_domain(), id.namespace(), id.service_account());
+            assert_eq!(parts, Ok(id), "not the sum of its parts");
+        }
+        3 => {
+            let Ok(domain) = text.parse::<TrustDomain>() else { return };
+            assert_eq!(domain.as_str(), text);
+            assert!(!text.contains(['/', ':', '@', '%', '?', '#']), "more than a host");
+        }
+        4 | 5 => {
+            let is_name =
+                if kind == 4 { NodeName::parse(text).is_ok() } else { PodUid::parse(text).is_ok() };
+            // It becomes a file's name.
+            let leaves = text.is_empty() || text.starts_with('.') || text.contains(['/', '\0']);
+            assert!(!(is_name && (leaves || text.chars().any(char::is_control))), "{text:?}");
+        }
+        _ => {
+            let Ok(netns) = NetnsRef::parse(text) else { return };
+            assert!(netns.path().is_absolute(), "{netns:?}");
+            let named = !text.starts_with('/');
+            assert!(!named || netns.path().parent() == Some("/run/netns".as_ref()), "{netns:?}");
+        }
+    }
+}

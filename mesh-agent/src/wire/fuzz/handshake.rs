@@ -1,0 +1,146 @@
+//! Target `handshake`: two agents come together over a network that changes what they say.
+//!
+//! Whatever means something in TLS may not be changed: then no side is done. If nothing was
+//! changed, both are, however the bytes were cut up, and know each other.
+
+use super::agents::agents;
+use crate::fuzz::Input;
+use crate::wire::handshake::memory::Side;
+use crate::wire::{HandshakeError, JudgedBy, TlsReason};
+
+/// Times that the word may pass from one to the other: three, and two more if the server asks for
+/// another key share.
+const MAX_FLIGHTS: usize = 6;
+const MAX_EDITS: usize = 8;
+/// What a handshake may hold: five records of the peer, and one flight of ours.
+const MAX_BYTES: usize = 5 * (16_384 + 256 + 5) + 16 * 1024;
+
+/// The input says what is done to which flight.
+pub(crate) fn handshake(data: &[u8]) {
+    let mut input = Input::new(data);
+    let altered_flight = usize::from(input.u8() % 8); // beyond the last: none
+    let piece = usize::from(input.u16());
+    let agents = agents();
+    let mut sides = [Side::client(&agents.client), Side::server(&agents.server)];
+    let mut done = [false; 2];
+    let mut altered = false;
+
+    drop(sides[0].hear(&[])); // the client begins
+    for flight in 0..MAX_FLIGHTS {
+        let (speaker, listener) = (flight % 2, (flight + 1) % 2);
+        let said = sides[speaker].said();
+        let mut arrives = said.clone();
+        if flight == altered_flight {
+            edit(&mut arrives, &mut input);
+            altered |= !means_the_same(&said, &arrives);
+        }
+        if arrives.is_empty() {
+            break;
+        }
+        match hear(&mut sides[listener], &arrives, piece) {
+            Ok(is_done) => done[listener] = is_done,
+            Err(error) => {
+                assert!(flight >= altered_flight, "nothing was changed, and yet: {error}");
+                must_be_told(&mut sides[listener], &error);
+                break;
+            }
+        }
+        assert!(!(altered && done[listener]), "done, although something was changed");
+    }
+    if altered {
+        return;
+    }
+    let [client, server] = sides;
+    if done == [true; 2] {
+        let (Ok(client), Ok(server)) = (client.established(), server.established()) else {
+            panic!("done, and yet no session");
+        };
+        assert_eq!((&client.peer, &server.peer), (&agents.cart, &agents.web));
+    } else {
+        assert!(
+            altered_flight < MAX_FLIGHTS,
+            "nothing was changed, and they are not done: {done:?}"
+        );
+    }
+}
+
+/// In pieces of that size; 0 is all at once.
+fn hear(side: &mut Side, bytes: &[u8], piece: usize) -> Result<bool, HandshakeError> {
+    let size = if piece == 0 { bytes.len() } else { piece };
+    let mut is_done = false;
+    for piece in bytes.chunks(size) {
+        is_done = side.hear(piece)?;
+        assert!(side.memory_bytes() <= MAX_BYTES, "{} bytes", side.memory_bytes());
+    }
+    Ok(is_done)
+}
+
+/// Whoever refuses says so to the other side. Not of everything that breaks TLS itself: rustls has
+/// no alert for a message that is too long, nor for one that another kind of record interrupts.
+fn must_be_told(side: &mut Side, error: &HandshakeError) {
+    use TlsReason::{IllegalParameter, MalformedMessage, UnexpectedMessage};
+    if let HandshakeError::Tls { judged_by: JudgedBy::Us, reason, .. } = error {
+        let may_be_silent = [MalformedMessage, UnexpectedMessage, IllegalParameter];
+        let told = !side.said().is_empty();
+        assert!(told || may_be_silent.contains(reason), "the peer is not told of: {error}");
+    }
+}
+
+fn edit(bytes: &mut Vec<u8>, input: &mut Input<'_>) {
+    for _ in 0..MAX_EDITS {
+        if input.is_empty() {
+            return;
+        }
+        let kind = input.u8() % 7;
+        let at = usize::from(input.u16()) % (bytes.len() + 1);
+        match kind {
+            0 | 1 => {
+                let value = input.u8();
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= value;
+                }
+            }
+            2 => {
+                let piece = input.piece();
+                bytes.splice(at..at, piece.iter().copied());
+            }
+            3 => {
+                let end = bytes.len().min(at + usize::from(input.u8()));
+                bytes.drain(at..end);
+            }
+            4 => bytes.truncate(at),
+            5 => bytes.extend_from_within(..at),
+            _ => {
+                let count = input.u16();
+                *bytes = input.take(usize::from(count)).to_vec();
+            }
+        }
+    }
+}
+
+/// Whether the same messages arrive, and perhaps something behind them: how plaintext messages are
+/// cut into records, the version in front of them and `ChangeCipherSpec` mean nothing in TLS 1.3
+/// (RFC 8446 §5 and §5.1).
+fn means_the_same(said: &[u8], arrives: &[u8]) -> bool {
+    meaning(arrives).starts_with(&meaning(said))
+}
+
+fn meaning(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut messages: Vec<(u8, Vec<u8>)> = Vec::new();
+    while let &[kind, _, _, high, low, ref rest @ ..] = bytes {
+        let Some((body, after)) = rest.split_at_checked(u16::from_be_bytes([high, low]).into())
+        else {
+            break;
+        };
+        bytes = after;
+        match (kind, messages.last_mut()) {
+            (20, _) if body.len() == 1 => {}
+            (22, Some((22, message))) => message.extend_from_slice(body),
+            _ => messages.push((kind, body.to_vec())),
+        }
+    }
+    if !bytes.is_empty() {
+        messages.push((0, bytes.to_vec()));
+    }
+    messages
+}
