@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde::Deserialize;
 
 use crate::{
@@ -146,19 +146,30 @@ impl Agent {
 
     /// Starts the agent (again), and waits until it answers.
     pub fn start_again(&self) -> Result<()> {
-        fs::create_dir_all(&self.dirs.announce)?;
-        fs::create_dir_all(self.node.runtime_dir())?;
-        let mut argv = run_argv(&self.node, &self.dirs);
-        argv.extend(self.options.iter().map(OsString::from));
-        let process = self.node.agent_place().spawn(argv)?;
+        self.launch()?;
         let mut slot = self.process.borrow_mut();
-        let process = slot.insert(process);
+        let process = slot.as_mut().context("the agent is not running")?;
         eventually(SOON, || {
             ensure!(process.is_running()?, "the agent has ended: {}", process.stderr());
             self.status()
         })
         .with_context(|| format!("starting the agent of {}", self.node.name))?;
         Ok(())
+    }
+
+    /// Starts the agent (again), and does not wait.
+    pub fn launch(&self) -> Result<()> {
+        fs::create_dir_all(&self.dirs.announce)?;
+        fs::create_dir_all(self.node.runtime_dir())?;
+        let mut argv = run_argv(&self.node, &self.dirs);
+        argv.extend(self.options.iter().map(OsString::from));
+        self.process.replace(Some(self.node.agent_place().spawn(argv)?));
+        Ok(())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(self.process.borrow().as_ref().context("the agent is not running")?.pid())
     }
 
     /// `mesh-agent status`.

@@ -22,6 +22,7 @@ pub mod certs;
 pub mod cgroup;
 pub mod exec;
 pub mod flow;
+pub mod kernel;
 pub mod memory;
 pub mod netns;
 pub mod objects;

@@ -37,6 +37,7 @@ pub(crate) struct Program {
 }
 
 pub(crate) const PROGRAMS: &[Program] = &[
+    program("bpftool", "bpftool", Purpose::Test, "what the kernel holds of an agent"),
     program(
         "busybox",
         "busybox-static",
