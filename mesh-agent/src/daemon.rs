@@ -41,7 +41,7 @@ use crate::{
     },
     sys::{self, descriptors},
     tasks::Tasks,
-    world::NodeName,
+    world::{NodeName, of_this_boot},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their object.
@@ -323,14 +323,16 @@ async fn step(enroller: &mut Enroller, feeds: &Feeds, state: &admin::State) {
     let objects = Arc::clone(&feeds.objects.borrow());
     let announced = Arc::clone(&feeds.announcements.borrow());
     let cgroups = Arc::clone(&feeds.cgroups.borrow());
-    let problems: Vec<_> = objects.errors.iter().chain(&announced.errors).map(problem).collect();
+    let (announcements, void) = of_this_boot(&announced.announcements, &objects.objects);
+    let problems = objects.errors.iter().chain(&announced.errors).map(bad_file);
+    let problems: Vec<_> = problems.chain(void.iter().map(ProblemFacts::of)).collect();
     report_new(&state.problems.load(), &problems);
     state.problems.store(Arc::new(problems));
     let complete = objects.errors.is_empty();
-    enroller.step(&objects.objects, &announced.announcements, &cgroups, complete).await;
+    enroller.step(&objects.objects, &announcements, &cgroups, complete).await;
 }
 
-fn problem(error: &SourceError) -> ProblemFacts {
+fn bad_file(error: &SourceError) -> ProblemFacts {
     ProblemFacts { code: "bad_file".to_owned(), message: error.to_string() }
 }
 

@@ -131,10 +131,15 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 fn refuse<const FAMILY: u32>(verdict: Verdict, view: &Dial<FAMILY>) -> i32 {
     maps::count(verdict, view.netns);
     maps::report(verdict, view.netns, ctx::bound_source::<FAMILY>(view.context.sk()), view.to);
+    set_errno(decide::errno(view, verdict));
+    DENY
+}
+
+/// Chooses what the refused caller is told, where the kernel lets us; else it is told EPERM.
+#[inline(always)]
+pub(crate) fn set_errno(errno: u32) {
     if SET_RETVAL.load() != 0 {
-        let errno = decide::errno(view, verdict);
         // SAFETY: no preconditions; called only where the kernel offers it.
         unsafe { bpf_set_retval(-(errno as i32)) };
     }
-    DENY
 }

@@ -15,17 +15,19 @@ use aya_ebpf::{
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
+    errno,
     maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED, limits},
     verdict::Verdict,
 };
 
 use crate::{
+    connect,
     ctx::{self, AF_INET, AF_INET6, SockAddr, TCP},
     maps,
 };
 
 const ALLOW: i32 = 1;
-/// A connect gets EPERM; a packet is dropped, and its sender sends it again.
+/// A connect is refused; a packet is dropped, and its sender sends it again.
 const DENY: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
@@ -50,6 +52,7 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
     maps::count(Verdict::RefusedHeld, netns);
     maps::report(Verdict::RefusedHeld, netns, ctx::bound_source::<FAMILY>(sk), to);
+    connect::set_errno(errno::ECONNREFUSED);
     DENY
 }
 

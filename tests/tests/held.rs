@@ -48,11 +48,11 @@ fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
         let link = pair.nodes[1].capture()?;
         for to in [pair.server.at(PORT), pair.server.at6(PORT), pair.client.at(PORT)] {
             let seen = probe::dial(&held, &DialSpec::say(to, "secret"))?;
-            ensure!(seen.end == End::NotPermitted, "{to}: {seen:?}");
+            ensure!(seen.end == End::Refused, "{to}: {seen:?}");
         }
         let mapped = DialSpec { mapped: true, ..DialSpec::say(pair.server.at(PORT), "secret") };
         let seen = probe::dial(&held, &mapped)?;
-        ensure!(seen.end == End::NotPermitted, "{seen:?}");
+        ensure!(seen.end == End::Refused, "{seen:?}");
         for from in [&*pair.client, &*pair.nodes[1]] {
             let seen = dial(from, &held)?;
             ensure!(seen.end == End::Timeout && !seen.connected, "{}: {seen:?}", from.name);
@@ -104,7 +104,7 @@ fn what_cannot_be_enrolled_stays_held_also_without_an_agent() {
         let _service = pair.serve(Talk::Exchange)?;
         let refused = || {
             let seen = dial(&held, &pair.server)?;
-            ensure!(seen.end == End::NotPermitted, "{seen:?}");
+            ensure!(seen.end == End::Refused, "{seen:?}");
             Ok(())
         };
         refused()?;
@@ -150,7 +150,7 @@ fn a_mode_that_cannot_be_read_holds_the_pod_and_says_so() {
         let status = pair.agents[1].wait_state(&pod, "held")?;
         ensure!(status.reason.contains("strikt"), "{status:?}");
         let seen = dial(&pod, &pair.server)?;
-        ensure!(seen.end == End::NotPermitted, "{seen:?}");
+        ensure!(seen.end == End::Refused, "{seen:?}");
         Ok(())
     });
 }
@@ -170,7 +170,7 @@ fn a_node_may_refuse_pods_that_nobody_has_classified() {
         answered(&dial(&nodes[1], &server)?)?;
         let refused = |pod: &Pod| {
             let seen = dial(pod, &server)?;
-            ensure!(seen.end == End::NotPermitted, "{seen:?}");
+            ensure!(seen.end == End::Refused, "{seen:?}");
             let seen = dial(&server, pod)?;
             ensure!(seen.end == End::Timeout && !seen.connected, "{seen:?}");
             Ok(())
@@ -216,6 +216,39 @@ fn refusing_the_unclassified_needs_a_cgroup_of_the_pods_alone() {
         let error = refused.stderr;
         ensure!(error.contains("--unclassified refuse needs --cgroup"), "{error}");
         Ok(())
+    });
+}
+
+#[test]
+fn what_a_node_announced_before_its_last_boot_is_not_believed() {
+    scenario("held-reboot", |net| {
+        let pair = Pair::meshed(net)?;
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let booted = |boot_id: &str| {
+            let boot_id = boot_id.trim();
+            let node = format!(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\nstatus:\n  nodeInfo:\n    \
+                 architecture: ''\n    bootID: {boot_id:?}\n    containerRuntimeVersion: ''\n    \
+                 kernelVersion: ''\n    kubeProxyVersion: ''\n    kubeletVersion: ''\n    \
+                 machineID: ''\n    operatingSystem: ''\n    osImage: ''\n    systemUUID: ''\n",
+                pair.nodes[1].name
+            );
+            net.objects().write(&format!("node-{}.yaml", pair.nodes[1].name), &node)
+        };
+        booted(&boot_id)?;
+        pair.agents[0].wait_peers(1)?;
+        booted("another")?;
+        pair.agents[0].wait_peers(0)?;
+        let said = pair.agents[0]
+            .wait_problem("the reboot", |problem| problem.code == "announcement_refused")?;
+        ensure!(said.message.contains("has been booted since"), "{said:?}");
+        let _service = pair.serve(Talk::Exchange)?;
+        let link = pair.nodes[0].capture()?;
+        answered(&dial(&pair.client, &pair.server)?)?;
+        ensure!(link.stop()?.contains("hello"), "TLS to a node that is not believed");
+        booted(&boot_id)?;
+        pair.agents[0].wait_peers(1)?;
+        answered(&dial(&pair.client, &pair.server)?)
     });
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{enrol::PodStatus, flows::FlowRecord};
+use crate::{enrol::PodStatus, flows::FlowRecord, world::Problem};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,4 +108,11 @@ pub struct ProblemFacts {
     pub code: String,
     /// File, object, field, what is wrong and what to do.
     pub message: String,
+}
+
+impl ProblemFacts {
+    /// What the world has found.
+    pub fn of(problem: &Problem) -> Self {
+        Self { code: problem.code.as_str().to_owned(), message: problem.to_string() }
+    }
 }

@@ -160,10 +160,7 @@ fn status(state: &State) -> Status {
         .map(|(pod, counts)| (pod, by_code(&counts, false)))
         .collect();
     let mut problems: Vec<_> = state.problems.load().to_vec();
-    problems.extend(world.problems().iter().map(|problem| ProblemFacts {
-        code: problem.code.as_str().to_owned(),
-        message: problem.to_string(),
-    }));
+    problems.extend(world.problems().iter().map(ProblemFacts::of));
     let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
     problems.extend(state.identities.ca_problem().map(ca_problem));
     Status {

@@ -8,6 +8,7 @@
 
 mod address;
 mod announcement;
+mod boots;
 mod cidr;
 mod membership;
 mod names;
@@ -22,6 +23,7 @@ mod workload;
 
 pub use address::parse_address;
 pub use announcement::{AnnouncedPod, Announcements, MeshNode};
+pub use boots::of_this_boot;
 pub use cidr::Cidr;
 pub use membership::{Membership, NotEnabledReason};
 pub use names::{NodeName, ObjectName, PodUid};

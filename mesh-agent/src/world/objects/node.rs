@@ -21,6 +21,8 @@ pub struct NodeObject {
     pub pod_cidrs: Vec<Cidr>,
     /// `status.addresses` of the types `InternalIP` and `ExternalIP`.
     pub addresses: Vec<IpAddr>,
+    /// `status.nodeInfo.bootID`, if the kubelet has said it.
+    pub boot_id: Option<String>,
 }
 
 impl NodeObject {
@@ -39,8 +41,10 @@ impl NodeObject {
             }
         };
         let addresses = addresses(node.status.as_ref())?;
+        let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+        let boot_id = info.map(|info| info.boot_id.clone()).filter(|id| !id.is_empty());
         let origin = locate(Origin::api("Node", None, &name));
-        Ok(Self { origin, name, pod_cidrs, addresses })
+        Ok(Self { origin, name, pod_cidrs, addresses, boot_id })
     }
 }
 
