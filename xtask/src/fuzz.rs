@@ -86,11 +86,10 @@ pub(crate) fn gate(workspace: Workspace) -> Result<()> {
 /// A target has its inputs in a directory of its name; a test holds that against mesh-agent's own list.
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     let corpus = workspace.root.join("fuzz/corpus");
-    let entries = fs::read_dir(&corpus).with_context(|| format!("no {}", corpus.display()))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
+    let names = files(&corpus)?
+        .into_iter()
+        .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()));
+    let mut names: Vec<_> = names.collect();
     names.sort();
     Ok(names)
 }
@@ -192,30 +191,32 @@ impl Fuzzer {
         Ok(ExitCode::FAILURE)
     }
 
-    /// libFuzzer's merge into an empty directory, which then takes the place of the committed one. Inputs with a name of
-    /// their own, which people gave them, stay.
+    /// The committed inputs anew: those that people gave a name stay, and of all others the fewest that reach the same
+    /// places of the code.
     fn minimise(&self, target: &str) -> Result<ExitCode> {
         let (committed, found) = (self.committed(target), self.directory("corpus", target)?);
         let merged = self.directory("merged", target)?;
         fs::remove_dir_all(&merged)?;
         fs::create_dir_all(&merged)?;
         let mut merge = self.command(target);
-        merge.arg("-merge=1").arg(&merged).arg(&committed).arg(&found);
+        merge.args(["-set_cover_merge=1", "-use_counters=0"]);
+        merge.arg(&merged).arg(&committed).arg(&found);
         process::run_quietly(&mut merge)?;
-        let count = |directory: &Path| fs::read_dir(directory).map_or(0, Iterator::count);
-        let before = count(&committed);
-        for entry in fs::read_dir(&committed)? {
-            let path = entry?.path();
-            if is_named_by_libfuzzer(&path) {
+        let mut named = Vec::new();
+        let before = files(&committed)?;
+        for path in &before {
+            if is_named_by_libfuzzer(path) {
                 fs::remove_file(path)?;
+            } else {
+                named.push(fs::read(path)?);
             }
         }
-        for entry in fs::read_dir(&merged)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default();
-            fs::copy(&path, committed.join(name))?;
+        for path in files(&merged)? {
+            if !named.contains(&fs::read(&path)?) {
+                fs::copy(&path, committed.join(path.file_name().unwrap_or_default()))?;
+            }
         }
-        let after = count(&committed);
+        let (before, after) = (before.len(), files(&committed)?.len());
         say::progress("fuzz", &format!("{target}: {after} committed inputs, {before} before"));
         Ok(ExitCode::SUCCESS)
     }
@@ -290,6 +291,12 @@ impl Fuzzer {
 /// A log may quote an input.
 fn read_lossy(file: &Path) -> String {
     String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned()
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?)
 }
 
 /// The SHA-1 of its content, in hexadecimal.

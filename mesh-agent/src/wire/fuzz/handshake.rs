@@ -66,10 +66,10 @@ pub(crate) fn handshake(data: &[u8]) {
 
 /// In pieces of that size; 0 is all at once.
 fn hear(side: &mut Side, bytes: &[u8], piece: usize) -> Result<bool, HandshakeError> {
-    let size = if piece == 0 { bytes.len() } else { piece };
+    let at_a_time = if piece == 0 { bytes.len() } else { piece };
     let mut is_done = false;
-    for piece in bytes.chunks(size) {
-        is_done = side.hear(piece)?;
+    for arrives in bytes.chunks(at_a_time) {
+        is_done = side.hear(arrives)?;
         assert!(side.memory_bytes() <= MAX_BYTES, "{} bytes", side.memory_bytes());
     }
     Ok(is_done)
