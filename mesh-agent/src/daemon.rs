@@ -1,5 +1,7 @@
 //! The only place that knows all parts: makes them, joins them, stops them.
 
+mod keep;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -17,35 +19,44 @@ use mesh_common::maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
+    net::UnixStream,
     signal::unix::{SignalKind, signal},
-    sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
+use self::keep::{Feeds, Keeper};
 use crate::{
-    admin::{self, ProblemFacts},
+    admin,
     enrol::{self, Enroller, restore_all},
-    flows::{Direction, FlowStore, Refused},
+    flows::{Direction, Ended, FlowStore, Refused},
+    handover::{self, Ask, Desk, Inherited, Predecessor, Switched, TakeOverError},
     heartbeat,
     identity::{FileCa, Identities, TlsConfigs, TrustDomain, file_ca::CaError},
-    kernel::{self, Kernel, KernelError, Refusal, Refusals, Removed},
+    kernel::{self, Before, Kernel, KernelError, Refusal, Refusals, Removed},
     lock::{LockError, NodeLock, PinLock},
     netns::Factory,
-    pod_cgroups::{self, PodCgroups},
+    pod_cgroups,
     preflight::{self, Host, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
-    source::{
-        AnnouncementState, Announcer as _, FileAnnouncer, FileSource, OpenError, SourceError,
-        SourceState,
-    },
+    source::{Announcer as _, FileAnnouncer, FileSource, OpenError},
     sys::{self, descriptors},
     tasks::Tasks,
-    world::{NodeName, of_this_boot},
+    watchdog,
+    world::NodeName,
 };
 
-/// How often the namespaces of enrolled pods are looked at, for those that vanished without their object.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long an heir waits for the locks of a predecessor that has just given them up, or for one that does not answer.
+const LOCKS_WAIT: Duration = Duration::from_secs(5);
+
+/// Pause between two attempts.
+const LOCKS_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long those who follow the flows may take to read the last of them.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How many of the connections that a drain cuts are logged; `flows` has all.
+const CUT_TOLD: usize = 100;
 
 /// What `mesh-agent run` was told.
 #[derive(Clone, Debug)]
@@ -74,6 +85,8 @@ pub struct Settings {
     pub leaf_ttl: Duration,
     /// How many connections at once, if fewer than the descriptors allow.
     pub max_connections: Option<usize>,
+    /// Whether to take over from an agent that runs for this node.
+    pub take_over: bool,
 }
 
 /// What becomes of the TCP connections of a pod whose object the agent has not seen yet.
@@ -95,6 +108,12 @@ pub enum DaemonError {
     /// Another agent runs.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// Another agent runs, and this one could not take over from it.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
+    /// The task that keeps pods enrolled is gone.
+    #[error("the task that keeps pods enrolled has ended by itself; the log says why")]
+    NobodyEnrols,
     /// The CA directory is not usable.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -145,7 +164,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if refuse_unclassified && host.pods_cgroup_is_root {
         return Err(PreflightError::UnclassifiedAtRoot.into());
     }
-    let locks = (NodeLock::take(&settings.runtime_dir)?, PinLock::take(&settings.pin_dir)?);
+    let own_cgroup = host.own_cgroup.enter()?;
+    let Begun { mut locks, predecessor, inherited } = begin(&settings, own_cgroup).await?;
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
     if let Some(wanted) = settings.trust_domain.clone().filter(|wanted| *wanted != trust_domain) {
@@ -158,14 +178,12 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let announcements = announcer.subscribe();
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(os("cannot read the boot id"))?;
-    Note::of(&settings, &host)
-        .write(&settings.runtime_dir)
-        .map_err(os("cannot write into the runtime directory"))?;
-    let socket = admin::bind(&settings.runtime_dir)?;
 
-    let (kernel, refusals) = Kernel::load(&settings.pin_dir)?;
+    let before = if predecessor.is_some() { Before::Lives } else { Before::Gone };
+    let (kernel, refusals) = Kernel::load(&settings.pin_dir, before)?;
     let kernel = Arc::new(kernel);
-    kernel.tables().agent_cgroups.sync(&[(host.own_cgroup.enter()?, 1)].into())?;
+    let passed = predecessor.iter().map(|predecessor| predecessor.cgroup).chain([own_cgroup]);
+    kernel.tables().agent_cgroups.sync(&passed.map(|cgroup| (cgroup, 1)).collect())?;
     let own_netns = sys::sock::own_netns_cookie().map_err(os("cannot name the agent's netns"))?;
     kernel.tables().set_node(NODE_OWN_NETNS, own_netns)?;
     let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
@@ -177,6 +195,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ca = Arc::new(ca);
     let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&ca)));
     let factory = Factory::start().map_err(os("cannot start threads"))?;
+    let watched = Tasks::new();
+    watchdog::start(&watched).map_err(os("cannot start threads"))?;
     let flows = FlowStore::new(settings.node.as_str());
     let mesh = Arc::new(Mesh::new(
         Arc::clone(&kernel),
@@ -191,6 +211,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     // answers questions.
     let (feeding, accepting, serving, answering) =
         (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
+    let asked = answering.child();
     let stop = feeding.stopped();
     feeding.spawn("source", source.run(stop.clone().cancelled_owned()));
     feeding.spawn("announcements", announcing.run(stop.clone().cancelled_owned()));
@@ -203,7 +224,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         let (identities, stop) = (Arc::clone(&identities), stop.clone());
         async move { ca.follow(|| identities.renew_all(), stop).await }
     });
-    let mut enroller = Enroller::new(enrol::Parts {
+    let enroller = Enroller::new(enrol::Parts {
         mesh: Arc::clone(&mesh),
         identities: Arc::clone(&identities),
         announcer: Arc::new(announcer),
@@ -212,7 +233,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         saved_dir: Note::saved_dir(&settings.runtime_dir),
         accepting: accepting.clone(),
         serving: serving.clone(),
+        inherited,
     });
+    let (wish, wishes) = mpsc::channel(1);
     let state = Arc::new(admin::State {
         node: settings.node.to_string(),
         started,
@@ -221,35 +244,177 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         identities,
         problems: ArcSwap::default(),
         draining: AtomicBool::new(false),
+        desk: Desk {
+            wishes: wish,
+            node: settings.node.to_string(),
+            pin_dir: settings.pin_dir.clone(),
+            cgroup: own_cgroup,
+        },
     });
-    answering.spawn("admin-socket", admin::serve(socket, Arc::clone(&state), answering.clone()));
+    if locks.is_some() {
+        answer(&settings, &host, &state, (&answering, &asked))?;
+    }
     answering.spawn("refusals", record_refusals(refusals, Arc::clone(&mesh)));
     heartbeat::beat(&kernel)?;
     answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));
     answering.spawn("floods", tell_of_floods(Arc::clone(&mesh)));
 
     // The tables are right before the hooks on the cgroup begin to decide.
-    let feeds = Feeds { objects, announcements, cgroups };
-    step(&mut enroller, &feeds, &state).await;
+    let mut keeper = Keeper {
+        enroller,
+        feeds: Feeds { objects, announcements, cgroups },
+        state: Arc::clone(&state),
+        kernel: Arc::clone(&kernel),
+        pods_cgroup: host.pods_cgroup.clone(),
+        wishes,
+    };
+    keeper.step().await;
     kernel.attach_cgroup(&host.pods_cgroup)?;
     kernel.tables().set_node(NODE_REFUSE_UNCLASSIFIED, refuse_unclassified.into())?;
     kernel.guard_unclassified(&host.pods_cgroup, refuse_unclassified)?;
+    kernel.drop_other_layouts()?;
+    if let Some(predecessor) = predecessor {
+        locks = Some(succeed(predecessor, &settings, &state, &answering).await?);
+        keeper.enroller.disclaim_rest();
+        answer(&settings, &host, &state, (&answering, &asked))?;
+    }
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
-    let keeping = keep_enrolled(enroller, feeds, Arc::clone(&state), stop);
-    enrolling.spawn("enrolment", keeping);
+    let (end, ended) = oneshot::channel();
+    enrolling.spawn("enrolment", async move {
+        if let Some(switched) = keeper.run(stop).await {
+            drop(end.send(switched)); // a signal came first
+        }
+    });
     tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
 
-    wait_for_signal().await.map_err(os("cannot wait for signals"))?;
+    let ended = tokio::select! {
+        signal = wait_for_signal() => signal.map(|()| None).map_err(os("cannot wait for signals"))?,
+        switched = ended => Some(switched),
+    };
     state.draining.store(true, Ordering::Relaxed);
     feeding.stop();
     feeding.wait().await;
     enrolling.wait().await;
     accepting.stop();
     accepting.wait().await;
-    drain(settings.drain, &serving).await;
+    let outcome = match ended {
+        Some(Ok(Switched { released })) => {
+            tracing::info!("handed over; what is open may end by itself until the deadline");
+            drop(locks.take());
+            let _: Result<(), ()> = released.send(()); // an heir that is gone finds the locks free
+            Ok(())
+        }
+        Some(Err(_gone)) => Err(DaemonError::NobodyEnrols),
+        None => Ok(()),
+    };
+    drain(settings.drain, &serving, &mesh.flows).await;
+    mesh.flows.close();
+    drop(timeout(LAST_ANSWERS, asked.wait()).await); // who reads no more has read enough
     answering.stop();
     answering.wait().await;
+    watched.stop();
     drop(locks);
+    outcome
+}
+
+/// The two locks of an agent that is in charge of its node.
+type Locks = (NodeLock, PinLock);
+
+fn lock(settings: &Settings) -> Result<Locks, LockError> {
+    Ok((NodeLock::take(&settings.runtime_dir)?, PinLock::take(&settings.pin_dir)?))
+}
+
+/// How an agent begins: in charge, or with somebody who still is.
+struct Begun {
+    locks: Option<Locks>,
+    predecessor: Option<Predecessor>,
+    inherited: Inherited,
+}
+
+/// Takes the locks, or asks the agent that has them to hand over if that is wanted. One that is just starting does not answer
+/// yet, and one that is just ending not any more: both are asked again.
+async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, DaemonError> {
+    let deadline = Instant::now() + LOCKS_WAIT;
+    loop {
+        match lock(settings) {
+            Ok(locks) => {
+                let inherited = Inherited::new();
+                return Ok(Begun { locks: Some(locks), predecessor: None, inherited });
+            }
+            Err(LockError::Held { .. } | LockError::PinsHeld { .. }) if settings.take_over => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ask = Ask {
+            version: handover::VERSION,
+            pid: std::process::id(),
+            node: settings.node.to_string(),
+            pin_dir: settings.pin_dir.clone(),
+            cgroup,
+        };
+        match Predecessor::ask(&settings.runtime_dir, ask).await {
+            Ok((predecessor, inherited)) => {
+                tracing::info!(pid = predecessor.pid, pods = inherited.len(), "taking over");
+                return Ok(Begun { locks: None, predecessor: Some(predecessor), inherited });
+            }
+            Err(TakeOverError::NoAnswer { .. } | TakeOverError::Broken(_))
+                if Instant::now() < deadline =>
+            {
+                sleep(LOCKS_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// From here on this agent is in charge: everything leads to it, and its predecessor may go.
+async fn succeed(
+    mut predecessor: Predecessor,
+    settings: &Settings,
+    state: &Arc<admin::State>,
+    answering: &Tasks,
+) -> Result<Locks, DaemonError> {
+    let records = UnixStream::connect(admin::socket_path(&settings.runtime_dir)).await;
+    let released = predecessor.release().await;
+    let deadline = Instant::now() + LOCKS_WAIT;
+    let locks = loop {
+        match (lock(settings), &released) {
+            (Ok(locks), _) => break locks,
+            // Also if it has not answered: it may have died just now, and its locks with it.
+            (Err(_), _) if Instant::now() < deadline => sleep(LOCKS_PAUSE).await,
+            (Err(error), Ok(())) => return Err(error.into()),
+            (Err(_), Err(_)) => return Err(TakeOverError::TakenBack.into()),
+        }
+    };
+    if let Ok(records) = records {
+        let (pid, flows) = (predecessor.pid, state.mesh.flows.clone());
+        answering.spawn("predecessor-records", async move {
+            if let Err(error) = handover::follow(records, flows).await {
+                tracing::warn!(pid, %error, "the records of the predecessor are not complete");
+            }
+        });
+    }
+    let (mesh, own) = (Arc::clone(&state.mesh), state.desk.cgroup);
+    answering.spawn("predecessor", async move {
+        predecessor.ended().await;
+        tracing::info!(pid = predecessor.pid, "the predecessor has ended");
+        if let Err(error) = mesh.kernel.tables().agent_cgroups.sync(&[(own, 1)].into()) {
+            tracing::error!(%error, "the predecessor's cgroup cannot be forgotten");
+        }
+    });
+    Ok(locks)
+}
+
+/// Begins to answer on the admin socket, and notes what `cleanup` has to know.
+fn answer(
+    settings: &Settings,
+    host: &Host,
+    state: &Arc<admin::State>,
+    (answering, asked): (&Tasks, &Tasks),
+) -> Result<(), DaemonError> {
+    let note = Note::of(settings, host);
+    note.write(&settings.runtime_dir).map_err(os("cannot write into the runtime directory"))?;
+    let socket = admin::bind(&settings.runtime_dir)?;
+    answering.spawn("admin-socket", admin::serve(socket, Arc::clone(state), asked.clone()));
     Ok(())
 }
 
@@ -273,73 +438,29 @@ async fn wait_for_signal() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets open connections end. New ones are refused by the kernel once the listeners are gone: strict stays closed.
-async fn drain(deadline: Duration, serving: &Tasks) {
+/// Lets open connections end, and says which have not. New ones are refused by the kernel once the listeners are gone, or
+/// go to the agent that has taken over: strict stays closed.
+async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore) {
     let open = serving.running();
     tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
     if timeout(deadline, serving.wait()).await.is_err() {
-        let cut = serving.running();
-        tracing::warn!(cut, "the drain's deadline has passed; what is still open is cut");
+        let sentence = format!(
+            "The agent was told to stop, and the connection was still open when {deadline:?} were over."
+        );
+        flows.cut(Ended::new("drain_deadline", sentence));
+        let open = flows.list_open();
+        tracing::warn!(
+            cut = open.len(),
+            "the drain's deadline has passed; what is still open is cut"
+        );
+        for flow in open.iter().take(CUT_TOLD) {
+            let opened = flow.opened;
+            tracing::warn!(client = %flow.client, server = %flow.server, %opened, "cut");
+        }
     }
     serving.stop();
     drop(timeout(Duration::from_secs(1), serving.wait()).await); // tasks end at their next await
     tracing::info!("agent stopped");
-}
-
-/// What enrolment goes by.
-struct Feeds {
-    objects: watch::Receiver<Arc<SourceState>>,
-    announcements: watch::Receiver<Arc<AnnouncementState>>,
-    cgroups: watch::Receiver<Arc<PodCgroups>>,
-}
-
-/// Follows the world until `stop`.
-async fn keep_enrolled(
-    mut enroller: Enroller,
-    mut feeds: Feeds,
-    state: Arc<admin::State>,
-    stop: CancellationToken,
-) {
-    let mut look = interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = feeds.objects.changed() => if changed.is_err() { return },
-            changed = feeds.announcements.changed() => if changed.is_err() { return },
-            changed = feeds.cgroups.changed() => {
-                if changed.is_err() { return }
-                // By what is known already: building the world anew takes time that a starting pod does not give.
-                enroller.hold(&state.mesh.world.load(), &feeds.cgroups.borrow().clone());
-            }
-            () = enroller.due() => {}
-            _ = look.tick() => {}
-        }
-        step(&mut enroller, &feeds, &state).await;
-    }
-}
-
-async fn step(enroller: &mut Enroller, feeds: &Feeds, state: &admin::State) {
-    let objects = Arc::clone(&feeds.objects.borrow());
-    let announced = Arc::clone(&feeds.announcements.borrow());
-    let cgroups = Arc::clone(&feeds.cgroups.borrow());
-    let (announcements, void) = of_this_boot(&announced.announcements, &objects.objects);
-    let problems = objects.errors.iter().chain(&announced.errors).map(bad_file);
-    let problems: Vec<_> = problems.chain(void.iter().map(ProblemFacts::of)).collect();
-    report_new(&state.problems.load(), &problems);
-    state.problems.store(Arc::new(problems));
-    let complete = objects.errors.is_empty();
-    enroller.step(&objects.objects, &announcements, &cgroups, complete).await;
-}
-
-fn bad_file(error: &SourceError) -> ProblemFacts {
-    ProblemFacts { code: "bad_file".to_owned(), message: error.to_string() }
-}
-
-fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
-    for problem in now.iter().filter(|problem| !known.contains(problem)) {
-        tracing::error!(code = problem.code, "{}", problem.message);
-    }
 }
 
 /// A connection that the kernel refused becomes a record like any other, or one of many that are counted.
@@ -396,11 +517,12 @@ struct Note {
 
 impl Note {
     fn of(settings: &Settings, host: &Host) -> Self {
+        let earlier = Self::read(&settings.runtime_dir).and_then(|note| note.cgroup);
         Self {
             node: settings.node.to_string(),
             announcement: FileAnnouncer::path(&settings.announce_dir, &settings.node),
             pin_dir: settings.pin_dir.clone(),
-            cgroup: host.own_cgroup.made().map(Path::to_owned),
+            cgroup: host.own_cgroup.made().map(Path::to_owned).or(earlier),
         }
     }
 

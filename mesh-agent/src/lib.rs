@@ -8,6 +8,7 @@ pub mod enrol;
 pub mod flows;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+pub mod handover;
 pub mod heartbeat;
 pub mod identity;
 pub mod kernel;
@@ -19,5 +20,6 @@ pub mod proxy;
 pub mod source;
 mod sys;
 pub mod tasks;
+mod watchdog;
 pub mod wire;
 pub mod world;

@@ -17,7 +17,7 @@ use thiserror::Error;
 pub enum LockError {
     /// Another agent has it.
     #[error(
-        "another agent (pid {pid}) runs for this node: it holds {path}; stop it first (kill -TERM {pid}), or give this one another --runtime-dir and --pin-dir"
+        "another agent (pid {pid}) runs for this node: it holds {path}; take over from it with --take-over, stop it first (kill -TERM {pid}), or give this one another --runtime-dir and --pin-dir"
     )]
     Held {
         /// The file.

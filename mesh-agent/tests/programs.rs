@@ -1,7 +1,7 @@
 //! Every program loads and passes the verifier on this kernel. Prints the number of instructions that the verifier walked.
 use std::{fs, io::Write as _, path::PathBuf};
 
-use mesh_agent::kernel::{Kernel, cleanup};
+use mesh_agent::kernel::{Before, Kernel, cleanup};
 use mesh_common::ABI;
 
 /// The limit of the kernel is a million; ours keeps the programs small enough for older verifiers.
@@ -19,7 +19,7 @@ impl Drop for PinDir {
 fn every_program_loads_and_verifies() {
     let pins = PinDir(PathBuf::from(format!("/sys/fs/bpf/nodemesh-load-{}", std::process::id())));
     let (kernel, _refusals) =
-        Kernel::load(&pins.0).expect("the programs load (run as root, with a bpffs)");
+        Kernel::load(&pins.0, Before::Gone).expect("the programs load (run as root, with a bpffs)");
     let mut names = Vec::new();
     for program in kernel.programs() {
         let count = program.verified_instructions;

@@ -1,7 +1,14 @@
 //! A node's agent, driven as its users do: through its command line.
 
 use std::{
-    cell::RefCell, collections::BTreeMap, env, ffi::OsString, fs, path::PathBuf, process::Command,
+    cell::RefCell,
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -167,6 +174,55 @@ impl Agent {
         Ok(())
     }
 
+    /// Starts another agent that takes over from this one, in a cgroup of its own, and waits until it is in charge; returns
+    /// the one that was.
+    pub fn take_over(&self) -> Result<Process> {
+        let heir = self.spawn_heir()?;
+        let old = self.process.replace(Some(heir)).context("the agent is not running")?;
+        eventually(SOON, || {
+            let (pid, own) = (self.status()?.pid, self.pid()?.as_raw());
+            ensure!(
+                i64::from(pid) == i64::from(own),
+                "{pid} is in charge, not {own}: {}",
+                self.log()
+            );
+            Ok(())
+        })?;
+        Ok(old)
+    }
+
+    /// Starts another agent that is to take over, and does not wait. [`Agent::replace`] makes it this one.
+    pub fn spawn_heir(&self) -> Result<Process> {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let mut place = self.node.agent_place();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        place.cgroup = place.cgroup.with_file_name(format!("agent-{number}"));
+        fs::create_dir(&place.cgroup)?;
+        let mut argv = run_argv(&self.node, &self.dirs);
+        argv.extend(self.options.iter().map(OsString::from));
+        argv.push("--take-over".into());
+        place.spawn(argv)
+    }
+
+    /// Starts another agent in the same place with the same directories but for these options, and does not wait.
+    pub fn spawn_beside(&self, options: &[&str]) -> Result<Process> {
+        let mut argv = run_argv(&self.node, &self.dirs);
+        for pair in options.chunks(2) {
+            let [option, value] = pair else {
+                argv.extend(pair.iter().map(OsString::from));
+                continue;
+            };
+            let known = argv.iter().position(|word| word == option).context("which option?")?;
+            argv[known + 1] = value.into();
+        }
+        self.node.agent_place().spawn(argv)
+    }
+
+    /// Says that this process is the node's agent from now on; returns the one that was.
+    pub fn replace(&self, process: Process) -> Result<Process> {
+        self.process.replace(Some(process)).context("the agent is not running")
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Result<Pid> {
         Ok(self.process.borrow().as_ref().context("the agent is not running")?.pid())
@@ -263,6 +319,20 @@ impl Agent {
     /// Any other signal; the agent goes on.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.borrow().as_ref().context("the agent is not running")?.signal(signal)
+    }
+
+    /// Waits until an agent has ended, however that may be.
+    pub fn wait_output(&self) -> Result<Output> {
+        let process = self.process.take().context("the agent is not running")?;
+        process.wait(2 * SOON)
+    }
+
+    /// `mesh-agent flows --follow`, in the background.
+    pub fn follow_flows(&self) -> Result<Process> {
+        let mut argv = vec![program().into_os_string()];
+        argv.extend(["flows", "--follow", "-o", "json", "--runtime-dir"].map(OsString::from));
+        argv.push(self.node.runtime_dir().into_os_string());
+        self.node.spawn(argv)
     }
 
     /// SIGKILL.

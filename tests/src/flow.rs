@@ -11,6 +11,8 @@ use crate::Pod;
 pub struct Flow {
     /// `outbound` or `inbound`.
     pub direction: String,
+    /// How long it took in microseconds, if it is over.
+    pub duration_us: Option<u64>,
     /// Who dialled.
     pub client: Party,
     /// Who was dialled.

@@ -55,6 +55,15 @@ impl<'a> Pair<'a> {
         self.agents.iter().try_for_each(|agent| agent.wait_peers(1))
     }
 
+    /// [`Pair::join`] with another pod on the server's node.
+    pub fn join_with(&self, other: &Pod) -> Result<()> {
+        self.net.objects().label_namespace(SHOP, Some("enabled"))?;
+        self.agents[0].wait_enrolled(&[&self.client])?;
+        self.agents[1].wait_enrolled(&[&self.server, other])?;
+        self.agents[0].wait_peers(2)?;
+        self.agents[1].wait_peers(1)
+    }
+
     /// Removes the label, and waits until both agents know that nobody is in the mesh.
     pub fn leave(&self) -> Result<()> {
         self.net.objects().label_namespace(SHOP, None)?;

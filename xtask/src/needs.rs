@@ -56,6 +56,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
         Purpose::Demo,
         "false certificates, and TLS peers that are not ours",
     ),
+    program("python3", "python3", Purpose::Test, "stops threads of a process (ptrace)"),
     program(
         "qemu-system-x86_64",
         "qemu-system-x86",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{enrol::PodStatus, flows::FlowRecord, world::Problem};
+use crate::{enrol::PodStatus, flows::FlowRecord, handover, world::Problem};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,12 @@ pub enum Request {
         /// Whether to go on.
         follow: bool,
     },
+    /// Another agent wants to take over: see [`handover`]. What follows on this connection is between the two.
+    HandOver(handover::Ask),
+    /// The heir is ready for the listeners.
+    Give,
+    /// The heir has switched.
+    Switched,
 }
 
 /// An answer.
@@ -30,7 +36,11 @@ pub enum Response {
     Flow(Box<FlowRecord>),
     /// This many records were lost to a follower that was too slow.
     Lost(u64),
-    /// The request was not understood.
+    /// To [`Request::HandOver`].
+    Estate(Box<handover::Estate>),
+    /// To [`Request::Switched`].
+    Released,
+    /// The request was not understood, or is refused.
     Error(String),
 }
 

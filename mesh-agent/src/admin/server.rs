@@ -24,7 +24,14 @@ use tokio::{
 };
 
 use super::{IdentityFacts, NodeCounters, ProblemFacts, Request, Response, Status, socket_path};
-use crate::{enrol::Board, flows::Followed, identity::Identities, proxy::Mesh, tasks::Tasks};
+use crate::{
+    enrol::Board,
+    flows::Followed,
+    handover::{self, Desk},
+    identity::Identities,
+    proxy::Mesh,
+    tasks::Tasks,
+};
 
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 64 * 1024;
@@ -47,6 +54,8 @@ pub struct State {
     pub problems: ArcSwap<Vec<ProblemFacts>>,
     /// Whether the agent is draining.
     pub draining: AtomicBool,
+    /// Where an heir is received.
+    pub desk: Desk,
 }
 
 /// Why the socket could not be made.
@@ -57,23 +66,26 @@ pub struct ServeError {
     source: io::Error,
 }
 
-/// Makes the socket. Whoever calls holds the node's lock, so what lies there is a dead agent's.
+/// Makes the socket. Whoever calls holds the node's lock, so what lies there is a dead agent's, or that of one who has handed
+/// over: it is replaced at once, so that there is always somebody to ask.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub fn bind(runtime_dir: &Path) -> Result<UnixListener, ServeError> {
     let path = socket_path(runtime_dir);
     let failed = |source| ServeError { path: path.clone(), source };
-    match fs::remove_file(&path) {
+    let unfinished = path.with_extension("new");
+    match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
     // Never open to others, not even between the two calls.
     let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(&path);
+    let listener = UnixListener::bind(&unfinished);
     umask(before);
     let listener = listener.map_err(failed)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::rename(&unfinished, &path).map_err(failed)?;
     Ok(listener)
 }
 
@@ -103,6 +115,15 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
     let mut reader = BufReader::new(read.take(MAX_REQUEST_BYTES));
     timeout(PATIENCE, reader.read_line(&mut line)).await??;
     match serde_json::from_str(&line) {
+        Ok(Request::HandOver(ask)) => {
+            let read = reader.into_inner().into_inner(); // the heir says nothing more until it is answered
+            let stream = read.reunite(write).map_err(io::Error::other)?;
+            handover::give(stream, &ask, &state.desk, state.mesh.flows.closed()).await
+        }
+        Ok(Request::Give | Request::Switched) => {
+            let out_of_order = "nobody is handing over on this connection".to_owned();
+            send(&mut write, &Response::Error(out_of_order)).await
+        }
         Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(status(state)))).await,
         Ok(Request::Flows { follow }) => {
             let mut follower = follow.then(|| state.mesh.flows.follow());

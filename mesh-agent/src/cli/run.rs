@@ -46,6 +46,10 @@ pub(super) struct Run {
     /// How many seconds open connections may take to end after SIGTERM
     #[arg(long, default_value_t = 25, value_name = "SECONDS")]
     drain_seconds: u64,
+    /// If an agent runs for this node already, take over from it: new connections go on without a gap, and those that are
+    /// open inside it get until its --drain-seconds are over
+    #[arg(long, env = "NODEMESH_TAKE_OVER")]
+    take_over: bool,
     /// How many seconds certificates live; renewed at half of it
     #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS")]
     leaf_ttl_seconds: u64,
@@ -100,6 +104,7 @@ impl Run {
             drain: Duration::from_secs(self.drain_seconds),
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
             max_connections: self.max_connections,
+            take_over: self.take_over,
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;

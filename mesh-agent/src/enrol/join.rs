@@ -80,7 +80,11 @@ impl Enroller {
         let addresses = &workload.addresses;
         let pod = Pod::new(workload.uid.clone(), name, identity, netns, addresses, groups);
         let pod = Arc::new(pod);
-        let listening = Listening::bind(&self.mesh, &pod).await?;
+        let inherited = self.inherited.remove(&pod.netns.cookie());
+        let listening = match inherited.and_then(|given| Listening::inherited(&pod, given)) {
+            Some(listening) => listening,
+            None => Listening::bind(&self.mesh, &pod).await?,
+        };
         self.generation += 1;
         let enrolled = Enrolled {
             pod,
@@ -108,7 +112,7 @@ impl Enroller {
     }
 
     /// From here on arrivals at the pod's addresses are decided about. An address that another pod had is ours now.
-    fn take_addresses(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
+    pub(super) fn take_addresses(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
         let (tables, pod) = (self.mesh.kernel.tables(), &enrolled.pod);
         let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.0));
         tables.add_pod_verdicts(netns)?;
@@ -120,15 +124,23 @@ impl Enroller {
 
     /// The last of joining: the pod's own dials.
     pub(super) fn capture_dials(&mut self, uid: &PodUid) {
-        let Some(enrolled) = self.pods.get_mut(uid) else { return };
-        let pod = &enrolled.pod;
+        let Some(enrolled) = self.pods.get(uid) else { return };
+        let captured = self.capture_dials_of(&enrolled.pod);
+        if let Some(enrolled) = self.pods.get_mut(uid) {
+            enrolled.captured = captured;
+        }
+    }
+
+    /// Whether it could be done.
+    pub(super) fn capture_dials_of(&self, pod: &Pod) -> bool {
         let entry = EnrolledPod {
             v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
             v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
         };
         let put = self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry);
-        enrolled.captured = put.is_ok();
+        let captured = put.is_ok();
         self.log_failure("capture dials", put);
+        captured
     }
 
     /// Keeps ephemeral sockets out of the mesh's range. What was there is noted first, so that a crash forgets nothing.

@@ -8,6 +8,7 @@ mod hold;
 mod join;
 mod leave;
 mod orphans;
+mod pass_on;
 mod saved;
 mod status;
 mod step;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    handover::Inherited,
     identity::{Identities, IdentityError, SpiffeId, SpiffeIdError},
     kernel::KernelError,
     netns::{Netns, NetnsError},
@@ -53,6 +55,7 @@ pub struct Enroller {
     saved_dir: PathBuf,
     accepting: Tasks,
     serving: Tasks,
+    inherited: Inherited,
     wish: watch::Sender<Option<MeshNode>>,
     pods: BTreeMap<PodUid, Enrolled>,
     leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
@@ -219,13 +222,15 @@ pub struct Parts {
     pub accepting: Tasks,
     /// The group of the pods' connections.
     pub serving: Tasks,
+    /// Listeners of an agent that hands over to this one.
+    pub inherited: Inherited,
 }
 
 impl Enroller {
     /// An enroller that has enrolled nobody yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, accepting, serving } =
-            parts;
+        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, .. } = parts;
+        let (accepting, serving, inherited) = (parts.accepting, parts.serving, parts.inherited);
         let (wish, wishes) = watch::channel(None);
         accepting.spawn("announce", announce(announcer, wishes));
         Self {
@@ -236,6 +241,7 @@ impl Enroller {
             saved_dir,
             accepting,
             serving,
+            inherited,
             wish,
             pods: BTreeMap::new(),
             leaving: BTreeMap::new(),

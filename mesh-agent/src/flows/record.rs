@@ -1,6 +1,9 @@
 //! What a record holds. Also the form in which `mesh-agent flows -o json` prints it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -63,6 +66,16 @@ pub struct Party {
     pub pod: Option<String>,
     /// The SPIFFE id that was proven in TLS; `None` without TLS.
     pub identity: Option<String>,
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = SocketAddr::new(self.address, self.port);
+        match &self.pod {
+            Some(pod) => write!(f, "{pod} ({address})"),
+            None => address.fmt(f),
+        }
+    }
 }
 
 impl Party {

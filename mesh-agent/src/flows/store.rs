@@ -4,14 +4,16 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread::panicking,
     time::Instant,
 };
 
 use jiff::Timestamp;
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     fold::{Folds, Kind, Recorded},
@@ -33,6 +35,9 @@ struct Inner {
     next: AtomicU64,
     records: Mutex<Records>,
     finished: broadcast::Sender<Arc<FlowRecord>>,
+    /// Why connections are cut off from now on, if it is said.
+    cut: OnceLock<Ended>,
+    closed: CancellationToken,
 }
 
 #[derive(Default)]
@@ -64,7 +69,11 @@ pub struct Flow {
     id: u64,
     begun: Instant,
     over: bool,
+    /// Tells the bytes until now, for a connection that is cut off.
+    measure: Option<Measure>,
 }
+
+type Measure = Box<dyn Fn() -> Bytes + Send + Sync>;
 
 /// What a follower gets.
 #[derive(Debug)]
@@ -76,7 +85,10 @@ pub enum Followed {
 }
 
 /// Gets each record as it is finished.
-pub struct Follower(broadcast::Receiver<Arc<FlowRecord>>);
+pub struct Follower {
+    finished: broadcast::Receiver<Arc<FlowRecord>>,
+    closed: CancellationToken,
+}
 
 impl Follower {
     /// The next record; `None` when the agent stops.
@@ -84,11 +96,25 @@ impl Follower {
     /// # Cancel safety
     /// No record is lost.
     pub async fn next(&mut self) -> Option<Followed> {
-        match self.0.recv().await {
+        let next = tokio::select! {
+            biased; // what there is comes before the end
+            next = self.finished.recv() => next,
+            () = self.closed.cancelled() => return None,
+        };
+        match next {
             Ok(record) => Some(Followed::Finished(record)),
             Err(broadcast::error::RecvError::Lagged(lost)) => Some(Followed::Lost(lost)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
+    }
+}
+
+impl Records {
+    fn open(&self) -> impl Iterator<Item = FlowRecord> {
+        let copy = |record: &Arc<Mutex<FlowRecord>>| {
+            record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        self.open.values().map(copy)
     }
 }
 
@@ -101,6 +127,8 @@ impl FlowStore {
             next: AtomicU64::new(1),
             records: Mutex::default(),
             finished,
+            cut: OnceLock::new(),
+            closed: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -127,7 +155,7 @@ impl FlowStore {
             alike: 0,
         }));
         self.lock().open.insert(id, Arc::clone(&record));
-        Flow { store: self.clone(), record, id, begun: Instant::now(), over: false }
+        Flow { store: self.clone(), record, id, begun: Instant::now(), over: false, measure: None }
     }
 
     /// Records a refusal, unless there are so many of its kind that it is only counted. `tell` is asked for the sentence,
@@ -177,11 +205,17 @@ impl FlowStore {
         let records = self.lock();
         let finished = records.finished.list();
         let finished = finished.iter().map(|record| FlowRecord::clone(record));
-        let open = records
-            .open
-            .values()
-            .map(|record| record.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        finished.chain(open).collect()
+        finished.chain(records.open()).collect()
+    }
+
+    /// Those that are open, oldest first.
+    pub fn list_open(&self) -> Vec<FlowRecord> {
+        self.lock().open().collect()
+    }
+
+    /// Keeps a record of an agent that has handed over to this one.
+    pub fn adopt(&self, record: FlowRecord) {
+        self.keep(record);
     }
 
     /// How many connections are open.
@@ -191,7 +225,37 @@ impl FlowStore {
 
     /// Follows the store from now on.
     pub fn follow(&self) -> Follower {
-        Follower(self.inner.finished.subscribe())
+        let (finished, closed) = (self.inner.finished.subscribe(), self.closed());
+        Follower { finished, closed }
+    }
+
+    /// Whoever is cut off from now on is cut off for this reason.
+    pub fn cut(&self, why: Ended) {
+        drop(self.inner.cut.set(why)); // the first reason counts
+    }
+
+    /// Nothing more comes: followers end when they have read what there is.
+    pub fn close(&self) {
+        self.inner.closed.cancel();
+    }
+
+    /// Is cancelled when nothing more comes.
+    pub fn closed(&self) -> CancellationToken {
+        self.inner.closed.clone()
+    }
+
+    fn keep(&self, finished: Arc<FlowRecord>, was_open: Option<u64>) {
+        {
+            let mut records = self.lock();
+            if let Some(id) = was_open {
+                records.open.remove(&id);
+            }
+            if records.finished.len() == KEPT {
+                records.finished.pop_front();
+            }
+            records.finished.push_back(Arc::clone(&finished));
+        }
+        drop(self.inner.finished.send(finished)); // nobody follows
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Records> {
@@ -203,6 +267,11 @@ impl Flow {
     /// Writes down something that has become known.
     pub fn note(&self, change: impl FnOnce(&mut FlowRecord)) {
         change(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Says how the bytes are told if the connection is cut off.
+    pub fn measure(&mut self, bytes: impl Fn() -> Bytes + Send + Sync + 'static) {
+        self.measure = Some(Box::new(bytes));
     }
 
     /// Completes the record. One of many that came to nothing and are alike is only counted.
@@ -262,16 +331,24 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        if !self.over {
-            self.finish(
-                &Ended::new(
-                    "agent_stopped",
-                    "The agent ended the connection: it is stopping, or the pod is gone.",
-                ),
-                None,
-                None,
-            );
+        if self.over {
+            return;
         }
+        let ended = if panicking() {
+            Ended::new(
+                "agent_panicked",
+                "The agent failed at this connection, and it alone was cut; the agent's log has the panic. Please report it.",
+            )
+        } else if let Some(cut) = self.store.inner.cut.get() {
+            cut.clone()
+        } else {
+            Ended::new(
+                "agent_stopped",
+                "The agent ended the connection: it is stopping, or the pod is gone.",
+            )
+        };
+        let bytes = self.measure.take().map(|measure| measure());
+        self.finish(&ended, bytes, None);
     }
 }
 
@@ -310,6 +387,35 @@ mod tests {
         let store = FlowStore::new("node1");
         drop(begin(&store));
         assert_eq!(store.list().first().unwrap().outcome, "agent_stopped");
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_says_why_and_what_it_had_carried() {
+        let store = FlowStore::new("node1");
+        let mut follower = store.follow();
+        let mut flow = begin(&store);
+        flow.measure(|| Bytes { sent: 3, received: 4 });
+        store.cut(Ended::new("drain_deadline", ""));
+        drop(flow);
+        store.close();
+        let Some(Followed::Finished(record)) = follower.next().await else {
+            panic!("nothing to follow")
+        };
+        assert_eq!((&*record.outcome, record.bytes.received), ("drain_deadline", 4));
+        assert!(follower.next().await.is_none(), "nothing more comes");
+    }
+
+    #[test]
+    fn a_panic_is_said_to_be_one() {
+        let store = FlowStore::new("node1");
+        let flow = begin(&store);
+        std::thread::spawn(move || {
+            let _flow = flow;
+            panic!("on purpose");
+        })
+        .join()
+        .unwrap_err();
+        assert_eq!(store.list().first().unwrap().outcome, "agent_panicked");
     }
 
     #[test]

@@ -38,9 +38,18 @@ impl CidrTable {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         let map = ebpf.take_map(NAME).ok_or_else(|| KernelError::Missing(NAME.to_owned()))?;
         let map = LpmTrie::<_, Addr, u32>::try_from(map).map_err(map_error)?;
-        let keys = map.keys().map(|key| key.map(|key| (key.data(), key.prefix_len())));
-        let content = keys.collect::<Result<_, _>>().map_err(map_error)?;
+        let content = content(&map)?;
         Ok(Self(Mutex::new(Mirrored { map, content })))
+    }
+
+    /// Looks again at what the kernel holds: another agent may have written.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn reload(&self) -> Result<(), KernelError> {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.content = content(&inner.map)?;
+        Ok(())
     }
 
     /// Makes the map hold exactly these ranges: first what is new, then what must go.
@@ -65,6 +74,11 @@ impl CidrTable {
         }
         Ok(())
     }
+}
+
+fn content(map: &LpmTrie<MapData, Addr, u32>) -> Result<BTreeSet<Prefix>, KernelError> {
+    let keys = map.keys().map(|key| key.map(|key| (key.data(), key.prefix_len())));
+    keys.collect::<Result<_, _>>().map_err(map_error)
 }
 
 fn map_error(source: MapError) -> KernelError {

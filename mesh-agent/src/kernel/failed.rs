@@ -16,7 +16,7 @@ use mesh_common::maps::{Failed, FailedKey, limits};
 
 use super::{
     programs::KernelError,
-    tables::{emptied, map_error},
+    tables::{Before, emptied, map_error},
 };
 use crate::sys;
 
@@ -44,9 +44,9 @@ struct Remembered {
 }
 
 impl FailedTable {
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn open(ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
         // What an earlier agent could not reach is no news.
-        let map = emptied::<FailedKey, Failed>("FAILED", ebpf)?;
+        let map = emptied::<FailedKey, Failed>("FAILED", ebpf, before)?;
         Ok(Self { map, remembered: Mutex::default() })
     }
 

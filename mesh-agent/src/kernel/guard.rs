@@ -19,7 +19,7 @@ impl Kernel {
         let (directory, id) = open_cgroup(cgroup)?;
         HELD_PROGRAMS.into_iter().try_for_each(|name| {
             self.with_program(name, |program| {
-                hang_on(program, name, (&directory, id), &self.pins.held(id, name))
+                hang_on(program, name, (&directory, id), &self.pins, &self.pins.held(id, name))
             })
         })
     }
@@ -29,7 +29,7 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn release(&self, id: u64) -> Result<(), KernelError> {
-        HELD_PROGRAMS.into_iter().try_for_each(|name| unpin(&self.pins.held(id, name)))
+        HELD_PROGRAMS.into_iter().try_for_each(|name| unpin(&self.pins, &self.pins.held(id, name)))
     }
 
     /// Ids of the cgroups that are held, perhaps by an earlier agent.
@@ -49,11 +49,11 @@ impl Kernel {
     pub fn guard_unclassified(&self, cgroup: &Path, refuse: bool) -> Result<(), KernelError> {
         let pin = self.pins.link(UNCLASSIFIED);
         if !refuse {
-            return unpin(&pin);
+            return unpin(&self.pins, &pin);
         }
         let (directory, id) = open_cgroup(cgroup)?;
         self.with_program(UNCLASSIFIED, |program| {
-            hang_on(program, UNCLASSIFIED, (&directory, id), &pin)
+            hang_on(program, UNCLASSIFIED, (&directory, id), &self.pins, &pin)
         })
     }
 

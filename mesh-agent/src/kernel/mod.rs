@@ -2,7 +2,9 @@
 //!
 //! Everything is pinned below `<pin-dir>/v<ABI>/` and outlives the agent: `maps/NAME`, `links/PROGRAM` (on the cgroup of
 //! the pods), `pods/COOKIE` (the `sk_lookup` link of one network namespace) and `held/CGROUP-PROGRAM`. A new agent finds the
-//! pins, swaps the programs behind the links without a gap, and goes on with the maps as they are.
+//! pins, swaps the programs behind the links without a gap, and goes on with the maps as they are. What was pinned under
+//! another version, or with maps of another shape, is replaced: new maps are filled, and then the very links that run get the
+//! new programs and move to the new directory. So no program ever runs twice, and none is missing.
 
 mod cidrs;
 mod events;
@@ -10,6 +12,7 @@ mod failed;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod guard;
+mod layout;
 mod pins;
 mod programs;
 mod tables;
@@ -19,4 +22,4 @@ pub use events::{Refusal, Refusals};
 pub use failed::{FailedTable, MEMORY, MEMORY_OF_AGENT};
 pub use pins::{Removed, cleanup};
 pub use programs::{Kernel, KernelError, ProgramFacts};
-pub use tables::{ListenerTable, Table, Tables};
+pub use tables::{Before, ListenerTable, Table, Tables};

@@ -8,17 +8,91 @@ use std::{
 /// The layout below a pin directory.
 #[derive(Clone, Debug)]
 pub(super) struct PinDir {
+    pin_dir: PathBuf,
     root: PathBuf,
 }
+
+/// What a layout consists of.
+const PARTS: [&str; 4] = ["maps", "links", "pods", "held"];
 
 impl PinDir {
     /// Makes the directories.
     pub(super) fn create(pin_dir: &Path) -> io::Result<Self> {
         let root = pin_dir.join(format!("v{}", mesh_common::ABI));
-        for part in ["maps", "links", "pods", "held"] {
-            fs::create_dir_all(root.join(part))?;
+        let pins = Self { pin_dir: pin_dir.to_owned(), root };
+        pins.make()?;
+        Ok(pins)
+    }
+
+    fn make(&self) -> io::Result<()> {
+        PARTS.iter().try_for_each(|part| fs::create_dir_all(self.root.join(part)))
+    }
+
+    /// The directories of other layouts, which agents of other versions have pinned.
+    pub(super) fn others(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.pin_dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| *path != self.root).collect()
+    }
+
+    /// Where other layouts have what one of our pins stands for.
+    pub(super) fn elsewhere(&self, pin: &Path) -> Vec<PathBuf> {
+        let Ok(name) = pin.strip_prefix(&self.root) else { return Vec::new() };
+        self.others().into_iter().map(|root| root.join(name)).collect()
+    }
+
+    /// Makes this layout one of the others, and an empty one in its place.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn set_aside(&self) -> io::Result<()> {
+        let mut number = 0;
+        let aside = loop {
+            let name = self.pin_dir.join(format!("aside{number}"));
+            if !name.exists() {
+                break name;
+            }
+            number += 1;
+        };
+        fs::rename(&self.root, aside)?;
+        self.make()
+    }
+
+    /// Removes the links on the pods' cgroup and the maps of other layouts, whose work this one does by now. What they have
+    /// pinned of single pods stays until it is taken over or let go.
+    ///
+    /// # Errors
+    /// The first file that could not be removed.
+    pub(super) fn remove_others(&self) -> io::Result<()> {
+        for root in self.others() {
+            remove_all(&root.join("links"))?;
+            remove_all(&root.join("maps"))?;
         }
-        Ok(Self { root })
+        self.remove_empty();
+        Ok(())
+    }
+
+    /// Removes other layouts of which nothing is left.
+    pub(super) fn remove_empty(&self) {
+        for root in self.others() {
+            for dir in PARTS.map(|part| root.join(part)).iter().chain([&root]) {
+                drop(fs::remove_dir(dir)); // what is pinned in it keeps it
+            }
+        }
+    }
+
+    /// The names of what is pinned in a part of this layout and of the others.
+    fn names(&self, part: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for root in self.others().iter().chain([&self.root]) {
+            let entries = match fs::read_dir(root.join(part)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries?,
+            };
+            for entry in entries {
+                names.extend(entry?.file_name().into_string().ok());
+            }
+        }
+        Ok(names)
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -43,9 +117,8 @@ impl PinDir {
     /// The cgroups that are held, perhaps by some of the programs only.
     pub(super) fn held_ids(&self) -> io::Result<Vec<u64>> {
         let mut ids = Vec::new();
-        for entry in fs::read_dir(self.root.join("held"))? {
-            let name = entry?.file_name();
-            let id = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
+        for name in self.names("held")? {
+            let id = name.split_once('-').and_then(|(id, _)| id.parse().ok());
             ids.extend(id.filter(|id| !ids.contains(id)));
         }
         Ok(ids)
@@ -53,13 +126,7 @@ impl PinDir {
 
     /// The namespaces that have a pinned link.
     pub(super) fn pods(&self) -> io::Result<Vec<u64>> {
-        let mut cookies = Vec::new();
-        for entry in fs::read_dir(self.root.join("pods"))? {
-            if let Some(cookie) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
-                cookies.push(cookie);
-            }
-        }
-        Ok(cookies)
+        Ok(self.names("pods")?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 }
 

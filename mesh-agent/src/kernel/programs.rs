@@ -23,7 +23,12 @@ use aya::{
 };
 use thiserror::Error;
 
-use super::{events::Refusals, pins::PinDir, tables::Tables};
+use super::{
+    events::Refusals,
+    layout,
+    pins::PinDir,
+    tables::{Before, Tables},
+};
 use crate::sys;
 
 /// The object that `cargo xtask build-ebpf` made; empty where it was not built.
@@ -115,17 +120,20 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs, reusing what an earlier agent pinned. Nothing runs yet: [`Kernel::attach_cgroup`] follows once
+    /// Loads the programs, reusing what an earlier agent pinned; what that one left half-made is forgotten, unless it
+    /// lives. Nothing runs yet: [`Kernel::attach_cgroup`] follows once
     /// the tables are filled.
     ///
     /// # Errors
     /// See [`KernelError`]; what was pinned before stays as it was.
-    pub fn load(pin_dir: &Path) -> Result<(Self, Refusals), KernelError> {
+    pub fn load(pin_dir: &Path, before: Before) -> Result<(Self, Refusals), KernelError> {
         if OBJECT.is_empty() {
             return Err(KernelError::NoObject);
         }
         let pins = PinDir::create(pin_dir)
             .map_err(|source| KernelError::PinDir { path: pin_dir.to_owned(), source })?;
+        layout::set_aside_misfits(OBJECT, &pins)?;
+        layout::report_others(&pins);
         let mut loader = EbpfLoader::new();
         for name in Tables::NAMES {
             loader.map_pin_path(name, pins.map(name));
@@ -143,7 +151,7 @@ impl Kernel {
             };
             outcome.map_err(|source| program_error(name, source))?;
         }
-        let tables = Tables::open(&mut ebpf)?;
+        let tables = Tables::open(&mut ebpf, before)?;
         let ring =
             ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
         let ring = RingBuf::try_from(ring)
@@ -180,7 +188,7 @@ impl Kernel {
         for name in CGROUP_PROGRAMS {
             let program =
                 ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
-            hang_on(program, name, (&directory, id), &self.pins.link(name))?;
+            hang_on(program, name, (&directory, id), &self.pins, &self.pins.link(name))?;
         }
         Ok(())
     }
@@ -201,7 +209,7 @@ impl Kernel {
         let program =
             ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
         let pin = self.pins.pod(cookie);
-        if took_over(&pin, program)? {
+        if took_over_first(&self.pins, &pin, |pin| took_over(pin, program))? {
             return Ok(());
         }
         let failed = |source| program_error(name, source);
@@ -221,7 +229,8 @@ impl Kernel {
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         let program =
             ebpf.program_mut(LOOKUP).ok_or_else(|| KernelError::Missing(LOOKUP.to_owned()))?;
-        took_over(&self.pins.pod(cookie), program)
+        let pin = self.pins.pod(cookie);
+        took_over_first(&self.pins, &pin, |pin| took_over(pin, program))
     }
 
     /// Detaches `sk_lookup` from a namespace. One that is not attached counts as detached.
@@ -229,7 +238,16 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
-        unpin(&self.pins.pod(cookie))
+        unpin(&self.pins, &self.pins.pod(cookie))
+    }
+
+    /// Ends what agents of other versions have pinned on the pods' cgroup: what this one has attached does their work.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn drop_other_layouts(&self) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Link { path: self.pins.link(""), source };
+        self.pins.remove_others().map_err(failed)
     }
 
     /// The namespaces that have `sk_lookup` attached, perhaps by an earlier agent.
@@ -254,9 +272,11 @@ pub(super) fn hang_on(
     program: &mut Program,
     name: &str,
     (directory, id): (&File, u64),
+    pins: &PinDir,
     pin: &Path,
 ) -> Result<(), KernelError> {
-    if attached_to(pin)? == Some(id) && took_over(pin, program)? {
+    let fits = |pin: &Path| Ok(attached_to(pin) == Some(id) && took_over(pin, program)?);
+    if took_over_first(pins, pin, fits)? {
         return Ok(());
     }
     let failed = |source| program_error(name, source);
@@ -281,20 +301,52 @@ pub(super) fn hang_on(
         }
         _ => return Err(KernelError::Missing(name.to_owned())),
     };
-    // A pin on another cgroup is an earlier setting's; it goes once the new link is there.
-    unpin(pin)?;
-    link.pin(pin).map_err(|error| link_error(pin, error))?;
+    // A pin on another cgroup is an earlier setting's; it is replaced, in one step, once the new link is there.
+    let unfinished = pin.with_file_name(format!("new_{name}"));
+    remove(&unfinished)?; // of an agent that was killed just here
+    link.pin(&unfinished).map_err(|error| link_error(pin, error))?;
+    let renamed = std::fs::rename(&unfinished, pin);
+    renamed.map_err(|source| KernelError::Link { path: pin.to_owned(), source })
+}
+
+/// Removes the pin of a link, and with it the link, in other layouts too. One that is not there counts as removed.
+pub(super) fn unpin(pins: &PinDir, pin: &Path) -> Result<(), KernelError> {
+    let elsewhere = pins.elsewhere(pin);
+    elsewhere.iter().map(PathBuf::as_path).chain([pin]).try_for_each(remove)?;
+    if !elsewhere.is_empty() {
+        pins.remove_empty();
+    }
     Ok(())
 }
 
-/// Removes the pin of a link, and with it the link. One that is not there counts as removed.
-pub(super) fn unpin(pin: &Path) -> Result<(), KernelError> {
+fn remove(pin: &Path) -> Result<(), KernelError> {
     match std::fs::remove_file(pin) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(KernelError::Link { path: pin.to_owned(), source })
         }
         _ => Ok(()),
     }
+}
+
+/// Takes over our pin or else the one that another layout has of the same; that one becomes ours, the same link under
+/// another name.
+fn took_over_first(
+    pins: &PinDir,
+    ours: &Path,
+    takes: impl Fn(&Path) -> Result<bool, KernelError>,
+) -> Result<bool, KernelError> {
+    if takes(ours)? {
+        return Ok(true);
+    }
+    for pin in pins.elsewhere(ours) {
+        if takes(&pin)? {
+            let renamed = std::fs::rename(&pin, ours);
+            renamed.map_err(|source| KernelError::Link { path: pin, source })?;
+            pins.remove_empty();
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a refused `connect()` can return what the network would say, and not EPERM for everything: from 6.1 on, where the
@@ -314,14 +366,10 @@ fn refusals_have_reasons() -> bool {
     matches!(supported, Ok(true))
 }
 
-/// Id of the cgroup that a pinned link is attached to, if there is one.
-fn attached_to(pin: &Path) -> Result<Option<u64>, KernelError> {
-    let failed = |source| KernelError::Link { path: pin.to_owned(), source };
-    match sys::bpf::open_pinned(pin) {
-        Ok(link) => sys::bpf::link_cgroup(link.as_fd()).map(Some).map_err(failed),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(failed(source)),
-    }
+/// Id of the cgroup that a pinned link is attached to, if it is one.
+fn attached_to(pin: &Path) -> Option<u64> {
+    let link = sys::bpf::open_pinned(pin).ok()?;
+    sys::bpf::link_cgroup(link.as_fd()).ok()
 }
 
 /// Swaps the program behind a pinned link, if there is one that still hangs on something.
@@ -335,8 +383,10 @@ fn took_over(pin: &Path, program: &Program) -> Result<bool, KernelError> {
     let fd = program.fd().map_err(|source| program_error(&pin.display().to_string(), source))?;
     match sys::bpf::update_link(link.as_fd(), fd.as_fd()) {
         Ok(()) => Ok(true),
-        // What it was attached to is gone (a cgroup or namespace that ended): the pin is a corpse.
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+        // What it was attached to is gone (a cgroup or namespace that ended), or it is something else than a link of such a
+        // program: the pin is of no use.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::EINVAL)) => {
+            tracing::debug!(pin = %pin.display(), %error, "a pin of no use is removed");
             std::fs::remove_file(pin).map_err(failed)?;
             Ok(false)
         }

@@ -53,6 +53,15 @@ pub struct Tables {
     events_lost: PerCpuArray<MapData, u64>,
 }
 
+/// What has become of the agent that pinned the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// It is gone, or there was none.
+    Gone,
+    /// It hands over to this one, and is in the middle of making connections.
+    Lives,
+}
+
 /// One of the two maps through which kernel and agent tell each other about a connection that is being made.
 struct HandOver(OwnedFd);
 
@@ -85,7 +94,7 @@ impl Tables {
         "SHOWN_PEER",
     ];
 
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn open(ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
         Ok(Self {
             agent_cgroups: Table::open("AGENT_CGROUPS", ebpf)?,
             classified: Table::open("CLASSIFIED", ebpf)?,
@@ -97,9 +106,9 @@ impl Tables {
             listeners: ListenerTable {
                 map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)),
             },
-            failed: FailedTable::open(ebpf)?,
-            pending: HandOver::open("PENDING", ebpf)?,
-            legs: HandOver::open("LEGS", ebpf)?,
+            failed: FailedTable::open(ebpf, before)?,
+            pending: HandOver::open("PENDING", ebpf, before)?,
+            legs: HandOver::open("LEGS", ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
             pod_verdicts: Mutex::new(
@@ -194,6 +203,19 @@ impl Tables {
         drop(map.remove(&netns)); // one that is not there is removed
     }
 
+    /// Looks again at all that is mirrored: an heir that failed may have written.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn reload(&self) -> Result<(), KernelError> {
+        self.agent_cgroups.reload()?;
+        self.enrolled.reload()?;
+        self.local.reload()?;
+        self.addresses.reload()?;
+        self.pod_cidrs.reload()?;
+        self.ports.reload()
+    }
+
     /// Refusals whose event found the ring full.
     pub fn events_lost(&self) -> u64 {
         self.events_lost.get(&0, 0).map_or(0, |values| values.iter().sum())
@@ -201,16 +223,17 @@ impl Tables {
 }
 
 impl HandOver {
-    fn open(name: &'static str, ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    fn open(name: &'static str, ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
         // What an earlier agent left half-made was reset with it; a stale leg would name a wrong client.
-        emptied::<FlowKey, Named>(name, ebpf).map(Self)
+        emptied::<FlowKey, Named>(name, ebpf, before).map(Self)
     }
 }
 
-/// Opens a hash map for single system calls, and takes out what an earlier agent left in it.
+/// Opens a hash map for single system calls, and takes out what an earlier agent left in it if that one is gone.
 pub(super) fn emptied<K: Pod, V: Pod>(
     name: &'static str,
     ebpf: &mut Ebpf,
+    before: Before,
 ) -> Result<OwnedFd, KernelError> {
     let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
     let maps::Map::HashMap(data) = map else {
@@ -218,6 +241,9 @@ pub(super) fn emptied<K: Pod, V: Pod>(
     };
     let failed = |source| map_error(name, source);
     let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?;
+    if before == Before::Lives {
+        return Ok(fd);
+    }
     let mut map = maps::HashMap::<_, K, V>::try_from(maps::Map::HashMap(data)).map_err(failed)?;
     let left: Vec<K> = map.keys().filter_map(Result::ok).collect();
     for key in left {
@@ -292,6 +318,17 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// Whether there is an entry.
     pub fn contains(&self, key: &K) -> bool {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.contains_key(key)
+    }
+
+    /// Looks again at what the kernel holds: another agent may have written.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn reload(&self) -> Result<(), KernelError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let content = inner.map.iter().collect::<Result<_, _>>();
+        inner.content = content.map_err(|source| map_error(self.name, source))?;
+        Ok(())
     }
 
     /// What the kernel holds.

@@ -29,8 +29,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
 /// what an application takes for a hang. The range is never left: the peer would take the dial for plaintext.
 const PORT_WAIT: Duration = Duration::from_secs(1);
 
-/// Source ports that are tried when one that should be free is not: somebody in the pod bound it explicitly.
-const BIND_ATTEMPTS: usize = 8;
+/// Source ports that are tried when one that should be free is not: somebody in the pod bound it explicitly, or an agent that
+/// has handed over still uses it. With half of them taken so, all attempts fail once in 4 billion times.
+const BIND_ATTEMPTS: usize = 32;
 
 /// Why a dial came to nothing.
 #[derive(Debug, Error)]
@@ -128,13 +129,19 @@ pub(super) async fn to_peer(
         let socket = socket(mesh, pod, from, true).await?;
         match socket.bind(&SocketAddr::new(from, lease.port).into()) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                lease.is_taken();
+                continue;
+            }
             Err(error) => return Err(DialError::Socket(error)),
         }
         match connect(socket, to).await {
             // The 4-tuple is in use by a socket that is not ours.
             Err(DialError::Unreachable { source, .. })
-                if source.kind() == io::ErrorKind::AddrNotAvailable => {}
+                if source.kind() == io::ErrorKind::AddrNotAvailable =>
+            {
+                lease.is_taken();
+            }
             other => return other.map(|stream| (stream, lease)),
         }
     }
@@ -189,13 +196,19 @@ pub(super) async fn application(
         let port = lease.as_ref().map_or(0, |lease| lease.port);
         match socket.bind(&SocketAddr::new(to.ip(), port).into()) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                lease.map(PortLease::is_taken);
+                continue;
+            }
             Err(error) => return Err(DialError::Socket(error)),
         }
         let note = LegNote::leave(mesh, pod, &socket, to, client)?;
         match connect(socket, to).await {
             Err(DialError::Unreachable { source, .. })
-                if source.kind() == io::ErrorKind::AddrNotAvailable => {}
+                if source.kind() == io::ErrorKind::AddrNotAvailable =>
+            {
+                lease.map(PortLease::is_taken);
+            }
             Err(error) => return Err(error),
             Ok(stream) => {
                 note.taken();

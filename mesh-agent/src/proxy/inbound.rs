@@ -132,7 +132,7 @@ async fn mutual_tls(
     stream: TcpStream,
     between: Between,
     slot: HandshakeSlot,
-    flow: Flow,
+    mut flow: Flow,
 ) {
     // From here on the end is TLS' own affair, and a slow reader gets all of it.
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
@@ -191,7 +191,7 @@ async fn mutual_tls(
     if let Err(error) = session.send_accepted(&accepted) {
         return flow.end(&session_ended(&error), Bytes::default());
     }
-    let counters = Counters::default();
+    let counters = counted(&mut flow);
     let carried = Box::pin(relay::carry(session, app, &counters, CarryOptions::default())).await;
     mesh.finish(
         flow,
@@ -202,6 +202,14 @@ async fn mutual_tls(
     if let Some(mut session) = carried.session {
         drop(timeout(CLOSE_TIMEOUT, session.ended()).await);
     }
+}
+
+/// Counters of a connection, which its record tells if it is cut off.
+fn counted(flow: &mut Flow) -> Arc<Counters> {
+    let counters = Arc::new(Counters::default());
+    let counted = Arc::clone(&counters);
+    flow.measure(move || Bytes { sent: counted.from_peer(), received: counted.to_peer() });
+    counters
 }
 
 /// Whether OPEN fits the certificate and the address it came from.
@@ -256,7 +264,7 @@ async fn perhaps_plaintext(
     stream: TcpStream,
     between: Between,
     mut looks: Looks,
-    flow: Flow,
+    mut flow: Flow,
 ) {
     let leg = match dial::application(mesh, pod, between.to, between.from).await {
         Ok(leg) => leg,
@@ -282,7 +290,7 @@ async fn perhaps_plaintext(
     flow.note(|record| {
         record.security = Security::Plaintext { why: "client_not_meshed".to_owned() };
     });
-    let counters = Counters::default();
+    let counters = counted(&mut flow);
     let end = if looks == Looks::Silent {
         Box::pin(relay::relay_plain_held(client, leg.stream, &counters)).await
     } else {

@@ -1,9 +1,10 @@
 //! The listeners inside a pod's network namespace, and the loops that accept from them.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -50,7 +51,7 @@ pub enum ListenError {
 pub struct Listening(Vec<(ListenerKey, Socket, SocketAddr)>);
 
 /// The entries of a pod in the kernel's table; the sockets belong to the accept loops.
-pub struct Steered(Vec<ListenerKey>);
+pub struct Steered(Vec<(ListenerKey, Weak<TcpListener>)>);
 
 impl Listening {
     /// Makes the listeners of a pod.
@@ -78,6 +79,22 @@ impl Listening {
         Ok(Self(sockets))
     }
 
+    /// Listeners that another agent has made and given to us; `None` if they are not just what the pod needs.
+    pub fn inherited(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Self> {
+        let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
+        let needed = |own: IpAddr| {
+            [OUTBOUND, INBOUND].map(|direction| ListenerKey { addr: own.into(), direction })
+        };
+        let complete =
+            keys.len() == sockets.len() && keys == pod.addresses().flat_map(needed).collect();
+        let listening = |(key, socket): (ListenerKey, Socket)| {
+            let address = socket.local_addr().ok()?.as_socket()?;
+            socket.set_nonblocking(true).ok()?;
+            Some((key, socket, address))
+        };
+        complete.then(|| sockets.into_iter().map(listening).collect::<Option<_>>())?.map(Self)
+    }
+
     /// Enters the sockets into the kernel's table and begins to accept. The world must know the pod by now: what is
     /// accepted is judged by it.
     ///
@@ -89,17 +106,17 @@ impl Listening {
             let outcome =
                 mesh.kernel.tables().listeners.put(key, &socket).map_err(ListenError::from);
             let listener = outcome.and_then(|()| {
-                keys.push(key);
                 let listener = TcpListener::from_std(socket.into());
                 listener.map_err(|source| ListenError::Bind { address, source })
             });
             let listener = match listener {
-                Ok(listener) => listener,
+                Ok(listener) => Arc::new(listener),
                 Err(error) => {
                     pod.accepting.stop();
                     return Err(error);
                 }
             };
+            keys.push((key, Arc::downgrade(&listener)));
             let name = if key.direction == OUTBOUND { "accept-outbound" } else { "accept-inbound" };
             let accepting = accept(Arc::clone(mesh), Arc::clone(pod), listener, key.direction);
             pod.accepting.spawn(name, accepting);
@@ -112,9 +129,23 @@ impl Steered {
     /// Takes the pod's entries out of the kernel's table, except where the address has passed to another pod. The loops end
     /// with [`Pod::accepting`].
     pub fn withdraw(&self, mesh: &Mesh, pod: &Pod) {
-        for key in self.0.iter().filter(|key| owns(mesh, pod, &key.addr)) {
+        for (key, _) in self.0.iter().filter(|(key, _)| owns(mesh, pod, &key.addr)) {
             mesh.kernel.tables().listeners.remove(key);
         }
+    }
+
+    /// Enters the sockets into the kernel's table again, after another agent may have changed it.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn again(&self, mesh: &Mesh) -> Result<(), KernelError> {
+        let table = &mesh.kernel.tables().listeners;
+        self.sockets().try_for_each(|(key, socket)| table.put(key, &*socket))
+    }
+
+    /// The sockets that are still open.
+    pub fn sockets(&self) -> impl Iterator<Item = (ListenerKey, Arc<TcpListener>)> {
+        self.0.iter().filter_map(|(key, socket)| Some((*key, socket.upgrade()?)))
     }
 }
 
@@ -139,7 +170,7 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: TcpListener, direction: u32) {
+async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, direction: u32) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) if direction == OUTBOUND => {

@@ -195,8 +195,10 @@ fn original_destination(
     }
 }
 
-async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, flow: Flow) {
-    let counters = Counters::default();
+async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flow: Flow) {
+    let counters = Arc::new(Counters::default());
+    let counted = Arc::clone(&counters);
+    flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;
     let ended = match reach(mesh, pod, dialled, &flow).await {
         Err(Unreached { failure, nothing_else }) => {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -49,7 +50,7 @@ impl SourcePorts {
         let used = destinations.entry(destination).or_insert_with(|| InUse {
             bits: Box::new([0; WORDS]),
             count: 0,
-            next: 0,
+            next: anywhere(), // an agent that was here before may still have connections
         });
         let offset = used.take()?;
         Some(PortLease { ports: self.clone(), destination, port: MESH_FIRST + offset })
@@ -72,6 +73,22 @@ impl SourcePorts {
             timeout_at(deadline, freed).await.ok()?;
         }
     }
+}
+
+impl PortLease {
+    /// Gives a port back that somebody else has, and lets the search go on somewhere else: an agent that has handed over to
+    /// this one, or that it has succeeded, may have many in a row.
+    pub(crate) fn is_taken(self) {
+        let mut destinations =
+            self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(used) = destinations.get_mut(&self.destination) {
+            used.next = anywhere();
+        }
+    }
+}
+
+fn anywhere() -> u16 {
+    (RandomState::new().hash_one(()) % u64::from(MESH_COUNT)) as u16
 }
 
 impl InUse {
@@ -117,7 +134,7 @@ impl Drop for PortLease {
 }
 
 /// Destinations that a pod may have on its list without anything open to them; forgetting one only means that its search
-/// begins at the first port again.
+/// begins somewhere else.
 const KEPT_IDLE: usize = 64;
 
 #[cfg(test)]
@@ -155,6 +172,23 @@ mod tests {
                 leases.pop();
             });
         assert!(one.is_some() && another.is_some());
+    }
+
+    #[test]
+    fn ports_that_somebody_else_has_are_left_behind() {
+        let ports = SourcePorts::default();
+        let others = |port: u16| port < MESH_FIRST + MESH_COUNT / 2;
+        for _ in 0..100 {
+            let free = (0..64).find_map(|_| {
+                let lease = ports.lease(to(80)).unwrap();
+                if others(lease.port) {
+                    lease.is_taken();
+                    return None;
+                }
+                Some(lease)
+            });
+            assert!(free.is_some(), "64 in a row, of which half are free");
+        }
     }
 
     #[test]

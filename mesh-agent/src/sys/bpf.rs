@@ -15,7 +15,7 @@ use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
 use tokio::io::{Interest, unix::AsyncFd};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
@@ -70,6 +70,37 @@ pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     // SAFETY: the caller's link is one on a cgroup, so this is the part that the kernel wrote.
     Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
+}
+
+/// What a map is like, as far as programs and agent depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MapShape {
+    pub(crate) kind: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+}
+
+/// What a map is like. Of something else than a map it is some shape that no map has.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
+    // SAFETY: plain integers.
+    let mut info: bpf_map_info = unsafe { mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = map.as_raw_fd().cast_unsigned();
+    attr.info.info_len = size_of::<bpf_map_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(MapShape {
+        kind: info.type_,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+        flags: info.map_flags,
+    })
 }
 
 /// Looks an entry up and deletes it, in one call. Hash maps, kernel 5.14.

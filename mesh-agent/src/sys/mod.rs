@@ -4,5 +4,6 @@
 pub(crate) mod bpf;
 pub(crate) mod clock;
 pub(crate) mod descriptors;
+pub(crate) mod fds;
 pub(crate) mod sock;
 pub(crate) mod uname;

@@ -35,3 +35,55 @@ impl AppStream {
         SockRef::from(&self.tcp).set_linger(None).ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::{
+        flows::{Bytes, Direction, Ended, FlowStore, Party},
+        tasks::Tasks,
+    };
+
+    /// What an accept loop does for each connection; the one that says `!` meets a bug.
+    fn serve(connections: &Tasks, flows: &FlowStore, tcp: TcpStream) {
+        let at = Party::at(tcp.peer_addr().unwrap());
+        let flow = flows.begin(Direction::Outbound, at.clone(), at, "redirect_peer");
+        let app = AppStream::new(tcp).unwrap();
+        connections.spawn("outbound", async move {
+            app.tcp().readable().await.unwrap();
+            let mut said = [0];
+            app.tcp().try_read(&mut said).unwrap();
+            assert!(said != *b"!", "a bug");
+            app.tcp().try_write(&said).unwrap();
+            app.finish();
+            flow.end(&Ended::new("closed", ""), Bytes::default());
+        });
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_connection_and_says_so() {
+        let (connections, flows) = (Tasks::new(), FlowStore::new("node1"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+            serve(&connections.child(), &flows, listener.accept().await.unwrap().0);
+        }
+        let mut buffer = Vec::new();
+        clients[1].write_all(b"!").await.unwrap();
+        let error = clients[1].read_to_end(&mut buffer).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        for other in [0, 2] {
+            clients[other].write_all(b"x").await.unwrap();
+            assert_eq!(clients[other].read_to_end(&mut buffer).await.unwrap(), 1);
+        }
+        connections.wait().await;
+        let outcomes: Vec<_> = flows.list().into_iter().map(|flow| flow.outcome).collect();
+        assert_eq!(outcomes, ["agent_panicked", "closed", "closed"]);
+    }
+}

@@ -1,0 +1,139 @@
+//! The predecessor's side.
+
+use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Interest},
+    net::{TcpListener, UnixStream},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Ask, Estate, Listener, VERSION};
+use crate::{
+    admin::{Request, Response},
+    sys,
+};
+
+/// How long the heir may take from the first answer until it has switched: it loads programs and enrols every pod. Nobody
+/// is enrolled meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest line of the heir.
+const MAX_LINE_BYTES: u64 = 4096;
+
+/// Where hand-overs are asked for: the way from the admin socket to the task that enrols pods.
+pub struct Desk {
+    /// That task takes them from here, one at a time.
+    pub wishes: mpsc::Sender<Wish>,
+    /// This agent's node.
+    pub node: String,
+    /// Where it pins.
+    pub pin_dir: PathBuf,
+    /// The cgroup that it dials from.
+    pub cgroup: u64,
+}
+
+/// An heir has asked.
+pub struct Wish {
+    /// The id of the cgroup that the heir dials from.
+    pub heir: u64,
+    /// Gets what there is to give, once nothing changes any more.
+    pub listeners: oneshot::Sender<Vec<(Listener, Arc<TcpListener>)>>,
+    /// Resolves when the heir has switched; fails if it is gone before.
+    pub switched: oneshot::Receiver<Switched>,
+}
+
+/// The heir has switched, and waits to be told that everything is released.
+#[derive(Debug)]
+pub struct Switched {
+    /// Tells it.
+    pub released: oneshot::Sender<()>,
+}
+
+/// Gives this agent's estate to the heir at the other end, which has just asked. Holds the connection until `ended`.
+///
+/// # Errors
+/// The connection failed or the heir said something else; unless it had switched by then, this agent goes on.
+pub async fn give(
+    stream: UnixStream,
+    ask: &Ask,
+    desk: &Desk,
+    ended: CancellationToken,
+) -> io::Result<()> {
+    let (wish, answer) = match open(ask, desk).await {
+        Ok(opened) => opened,
+        Err(refusal) => return say(&stream, &Response::Error(refusal)).await,
+    };
+    tracing::info!(heir = ask.pid, listeners = answer.len(), "handing over");
+    let (listeners, sockets): (Vec<_>, Vec<_>) = answer.into_iter().unzip();
+    let estate = Estate { pid: std::process::id(), cgroup: desk.cgroup, listeners };
+    say(&stream, &Response::Estate(Box::new(estate))).await?;
+    let mut reader = BufReader::new(stream);
+    if hear(&mut reader).await? != Request::Give {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let stream = reader.get_ref();
+    for some in sockets.chunks(sys::fds::MOST) {
+        let fds: Vec<_> = some.iter().map(|socket| socket.as_fd()).collect();
+        stream.async_io(Interest::WRITABLE, || sys::fds::send(stream, &fds)).await?;
+    }
+    drop(sockets); // else a listener would outlive its accept loop
+    if hear(&mut reader).await? != Request::Switched {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let (released, is_released) = oneshot::channel();
+    if wish.send(Switched { released }).is_ok() && is_released.await.is_ok() {
+        say(reader.get_ref(), &Response::Released).await?;
+        ended.cancelled().await; // the connection's end tells the heir of ours
+    }
+    Ok(())
+}
+
+type Given = Vec<(Listener, Arc<TcpListener>)>;
+
+/// Checks the request and has enrolment stopped; else says in a sentence why not.
+async fn open(ask: &Ask, desk: &Desk) -> Result<(oneshot::Sender<Switched>, Given), String> {
+    if ask.version != VERSION {
+        return Err(format!(
+            "it speaks version {VERSION} of the hand-over, not {}; stop it first",
+            ask.version
+        ));
+    }
+    if (ask.node.as_str(), &ask.pin_dir) != (desk.node.as_str(), &desk.pin_dir) {
+        return Err(format!(
+            "it is the agent of node {} with pins in {}; give yours the same --node and --pin-dir",
+            desk.node,
+            desk.pin_dir.display()
+        ));
+    }
+    let (listeners, answer) = oneshot::channel();
+    let (switched, has_switched) = oneshot::channel();
+    let wish = Wish { heir: ask.cgroup, listeners, switched: has_switched };
+    let busy = |_| "it is stopping or handing over to another one; try again".to_owned();
+    desk.wishes.try_send(wish).map_err(busy)?;
+    let given = answer.await.map_err(|_stopping| "it is stopping; try again".to_owned())?;
+    Ok((switched, given))
+}
+
+async fn hear(reader: &mut BufReader<UnixStream>) -> io::Result<Request> {
+    let mut line = String::new();
+    let limited = async { reader.take(MAX_LINE_BYTES).read_line(&mut line).await };
+    timeout(PATIENCE, limited).await??;
+    Ok(serde_json::from_str(&line)?)
+}
+
+async fn say(stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    loop {
+        stream.writable().await?;
+        match stream.try_write(&line) {
+            Ok(written) if written == line.len() => return Ok(()),
+            Ok(written) => drop(line.drain(..written)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The heir's side.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mesh_common::maps::ListenerKey;
+use socket2::Socket;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::{Ask, Estate};
+use crate::{
+    admin::{Request, Response, socket_path},
+    flows::FlowStore,
+    sys,
+};
+
+/// How long the predecessor may take for each answer: who is leaving is given 3 s to leave.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why the node was not taken over.
+#[derive(Debug, Error)]
+pub enum TakeOverError {
+    /// Nobody answers although the lock is held.
+    #[error(
+        "the agent that runs for this node does not answer at {path}: {source}; stop it, or kill it if it hangs"
+    )]
+    NoAnswer {
+        /// Its admin socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It said no.
+    #[error("the agent that runs for this node does not hand over: {said}")]
+    Refused {
+        /// Its sentence.
+        said: String,
+    },
+    /// It said something that is not of the protocol.
+    #[error(
+        "the agent that runs for this node answered what this version does not understand ({said:?}); stop it first"
+    )]
+    Answer {
+        /// What.
+        said: String,
+    },
+    /// The connection to it failed.
+    #[error("the agent that runs for this node broke off the hand-over: {0}")]
+    Broken(#[from] io::Error),
+    /// It has gone on by itself.
+    #[error(
+        "the agent that runs for this node has taken it back: this one was too slow; try again"
+    )]
+    TakenBack,
+}
+
+/// The listeners of a predecessor, by the cookie of their pod's namespace.
+pub type Inherited = HashMap<u64, Vec<(ListenerKey, Socket)>>;
+
+/// The agent that is in charge until [`Predecessor::release`].
+pub struct Predecessor {
+    stream: BufReader<UnixStream>,
+    /// Its process.
+    pub pid: u32,
+    /// The id of the cgroup that it dials from.
+    pub cgroup: u64,
+}
+
+impl Predecessor {
+    /// Asks the agent of a runtime directory to hand over.
+    ///
+    /// # Errors
+    /// See [`TakeOverError`]; nothing has changed then.
+    pub async fn ask(runtime_dir: &Path, ask: Ask) -> Result<(Self, Inherited), TakeOverError> {
+        let path = socket_path(runtime_dir);
+        let stream = UnixStream::connect(&path).await;
+        let stream = stream.map_err(|source| TakeOverError::NoAnswer { path, source })?;
+        let mut stream = BufReader::new(stream);
+        let estate = match said(&mut stream, &Request::HandOver(ask)).await? {
+            Response::Estate(estate) => *estate,
+            Response::Error(said) => return Err(TakeOverError::Refused { said }),
+            other => return Err(TakeOverError::Answer { said: format!("{other:?}") }),
+        };
+        // Only now, so that no descriptor comes along with the line that was just read into a buffer.
+        write(&mut stream, &Request::Give).await?;
+        let inherited = timeout(PATIENCE, receive(stream.get_ref(), &estate)).await;
+        let inherited = inherited.map_err(io::Error::from)??;
+        Ok((Self { stream, pid: estate.pid, cgroup: estate.cgroup }, inherited))
+    }
+
+    /// Says that we have switched; returns once the predecessor has released everything, or is gone.
+    ///
+    /// # Errors
+    /// It does not answer. Whether it is still in charge, its lock tells.
+    pub async fn release(&mut self) -> Result<(), TakeOverError> {
+        match said(&mut self.stream, &Request::Switched).await? {
+            Response::Released => Ok(()),
+            other => Err(TakeOverError::Answer { said: format!("{other:?}") }),
+        }
+    }
+
+    /// Resolves when the predecessor has ended.
+    pub async fn ended(&mut self) {
+        let mut line = String::new();
+        while self.stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+            line.clear();
+        }
+    }
+}
+
+/// Copies the records of an agent until it ends. To be connected to it before its socket is replaced.
+pub async fn follow(stream: UnixStream, flows: FlowStore) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    write(&mut stream, &Request::Flows { follow: true }).await?;
+    let mut lines = stream.lines();
+    while let Some(line) = lines.next_line().await? {
+        if let Response::Flow(record) = serde_json::from_str(&line)? {
+            flows.adopt(*record);
+        }
+    }
+    Ok(())
+}
+
+async fn receive(stream: &UnixStream, estate: &Estate) -> io::Result<Inherited> {
+    let mut sockets = Vec::new();
+    while sockets.len() < estate.listeners.len() {
+        let fds = stream.async_io(Interest::READABLE, || sys::fds::receive(stream)).await?;
+        if fds.is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        sockets.extend(fds.into_iter().map(Socket::from));
+    }
+    let mut inherited = Inherited::new();
+    for (listener, socket) in estate.listeners.iter().zip(sockets) {
+        inherited.entry(listener.netns).or_default().push((listener.key(), socket));
+    }
+    Ok(inherited)
+}
+
+/// Asks, and waits for the answer.
+async fn said(stream: &mut BufReader<UnixStream>, ask: &Request) -> io::Result<Response> {
+    write(stream, ask).await?;
+    let mut line = String::new();
+    if timeout(PATIENCE, stream.read_line(&mut line)).await?? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+async fn write(stream: &mut BufReader<UnixStream>, request: &Request) -> io::Result<()> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}

@@ -1,0 +1,217 @@
+//! One agent hands its node over to another while the node is in use.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tests::{
+    Net, Node, PORT, Pair, Pod, PodSpec, SHOP,
+    agent::{Agent, Dirs, SOON},
+    eventually,
+    exec::Place,
+    kernel::Inventory,
+    objects::MODE,
+    probe::{self, Client, Conn, DialSpec, End, Talk},
+    scenario,
+};
+
+/// How long an agent lets open connections end: `--drain-seconds`.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How often a node is handed over.
+const HAND_OVERS: usize = 10;
+
+/// A meshed pair whose server is strict, with agents that drain for [`DRAIN`]; and a pod outside the mesh.
+fn strict(net: &Net) -> Result<(Pair<'_>, Pod)> {
+    let nodes = [net.node("node1")?, net.node("node2")?];
+    let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
+    let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
+    let start = |node: &Node| Agent::start(node, Dirs::of(net), &["--drain-seconds", "2"]);
+    let agents = [start(&nodes[0])?, start(&nodes[1])?];
+    let pair = Pair { net, nodes, agents, client, server };
+    net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
+    let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+    pair.join()?;
+    Ok((pair, stranger))
+}
+
+fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
+    probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(pair.server.at(PORT), "req 1\n") })
+}
+
+fn answered(conn: &Conn) -> Result<()> {
+    ensure!((conn.end, &*conn.first) == (End::Fin, "ok 1\\n"), "{conn:?}");
+    Ok(())
+}
+
+/// Requests on connections of their own, or all on one.
+fn load(from: &Place, pair: &Pair<'_>, workers: u64, keep_alive: bool) -> Result<Client> {
+    let lines = DialSpec::new(pair.server.at(PORT), Talk::Lines);
+    probe::load(from, &DialSpec { workers, keep_alive, pause_ms: 2, timeout_s: 5, ..lines })
+}
+
+/// What the kernel holds once no connection is being made.
+fn at_rest(node: &Node) -> Result<Inventory> {
+    eventually(SOON, || {
+        let now = Inventory::of(node)?;
+        let entries = |map: &str| now.entries.get(map).copied().unwrap_or(0);
+        ensure!((entries("PENDING"), entries("LEGS")) == (0, 0), "{now:?}");
+        ensure!(entries("AGENT_CGROUPS") == 1, "an agent that has ended may still dial: {now:?}");
+        Ok(now)
+    })
+}
+
+#[test]
+fn handed_over_ten_times_under_load() {
+    scenario("handover-load", |net| {
+        let (pair, stranger) = strict(net)?;
+        let service = pair.serve(Talk::Lines)?;
+        answered(&dial(&pair.client, &pair)?)?;
+        let before = [at_rest(&pair.nodes[0])?, at_rest(&pair.nodes[1])?];
+        let prober = load(&stranger, &pair, 1, false)?;
+        let new = load(&pair.client, &pair, 3, false)?;
+        for round in 0..HAND_OVERS {
+            let agent = &pair.agents[round % 2];
+            let kept = load(&pair.client, &pair, 4, true)?;
+            kept.wait_more(40)?;
+            new.wait_more(50)?;
+            let start = Instant::now();
+            let old = agent.take_over()?;
+            let took = start.elapsed();
+            new.wait_more(50)?;
+            // Connections inside the old agent go on.
+            kept.wait_more(100)?;
+            ensure!(kept.progress().failed == 0, "cut at once: {:?}", kept.progress());
+            let output = old.wait(SOON)?;
+            let ended = start.elapsed();
+            ensure!(output.status.success(), "{output}");
+            ensure!(output.stderr.contains("handed over"), "{output}");
+            // Both agents had a part of each; the one that has ended says what it cut, through the one that has not.
+            let cut = eventually(SOON, || {
+                let cut: Vec<_> =
+                    agent.flows()?.into_iter().filter(|f| f.outcome == "drain_deadline").collect();
+                ensure!(cut.len() >= 4, "{cut:#?}");
+                Ok(cut)
+            })?;
+            ensure!(
+                cut.iter().all(|flow| flow.bytes.sent > 100 && flow.bytes.received > 100),
+                "{cut:#?}"
+            );
+            let kept = kept.finish()?;
+            println!(
+                "in charge after {took:.3?}; {} cut, the process gone {ended:.3?} after it began; {} requests on kept connections",
+                cut.len(),
+                kept.ok
+            );
+            ensure!(ended >= DRAIN, "{ended:?}");
+        }
+        let result = new.finish()?;
+        println!("{} new connections, {} failed", result.connections, result.failed);
+        ensure!(result.failed == 0, "{result:?}");
+        let probed = prober.finish()?;
+        ensure!(probed.ok == 0 && probed.failed > 1000, "the strict pod was open: {probed:?}");
+        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        for (node, before) in pair.nodes.iter().zip(before) {
+            let now = at_rest(node)?;
+            ensure!(now == before, "{before:#?} became {now:#?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
+    scenario("handover-heir", |net| {
+        let (pair, stranger) = strict(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        answered(&dial(&pair.client, &pair)?)?;
+        let before = at_rest(&pair.nodes[1])?;
+        let prober = load(&stranger, &pair, 1, false)?;
+        let mut survived = 0;
+        // From before it asks until after it has switched.
+        for delay_ms in (0..10).map(|step| step * 20) {
+            let agent = &pair.agents[1];
+            let heir = agent.spawn_heir()?;
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(delay_ms) {
+                answered_or_cut(&dial(&pair.client, &pair)?)?;
+            }
+            let in_charge = agent.status()?.pid;
+            heir.kill9()?;
+            let old = agent.pid()?.as_raw();
+            // Either the old one goes on, or it had handed over and the next one starts afresh.
+            let goes_on = eventually(SOON, || {
+                let status = agent.status();
+                ensure!(status.is_ok() || i64::from(in_charge) != i64::from(old), "nobody answers");
+                Ok(status.is_ok_and(|status| i64::from(status.pid) == i64::from(old)))
+            })?;
+            if goes_on {
+                survived += 1;
+                eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+                let flow = agent.wait_flow("refused", |flow| flow.verdict == "refused_strict")?;
+                ensure!(flow.outcome == "refused_strict", "{flow:?}");
+            } else {
+                agent.wait_end()?;
+                agent.start_again()?;
+            }
+            eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+        }
+        println!("{survived} of 10 heirs died before they had switched");
+        ensure!(survived > 0, "no heir died early enough");
+        let probed = prober.finish()?;
+        ensure!(probed.ok == 0, "the strict pod was open: {probed:?}");
+        let now = at_rest(&pair.nodes[1])?;
+        ensure!(now == before, "{before:#?} became {now:#?}");
+        Ok(())
+    });
+}
+
+fn answered_or_cut(conn: &Conn) -> Result<()> {
+    if conn.end == End::Reset { Ok(()) } else { answered(conn) }
+}
+
+#[test]
+fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
+    scenario("handover-old", |net| {
+        let (pair, stranger) = strict(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let prober = load(&stranger, &pair, 1, false)?;
+        for delay_ms in (0..10).map(|step| step * 20) {
+            let agent = &pair.agents[1];
+            let old = agent.replace(agent.spawn_heir()?)?;
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(delay_ms) {
+                answered(&dial(&pair.client, &pair)?)?;
+            }
+            old.kill9()?;
+            eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+            eventually(SOON, || {
+                ensure!(i64::from(agent.status()?.pid) == i64::from(agent.pid()?.as_raw()));
+                Ok(())
+            })?;
+        }
+        let probed = prober.finish()?;
+        ensure!(probed.ok == 0, "the strict pod was open: {probed:?}");
+        at_rest(&pair.nodes[1]).map(drop)
+    });
+}
+
+#[test]
+fn who_takes_over_by_mistake_is_told() {
+    scenario("handover-mistake", |net| {
+        let (pair, _) = strict(net)?;
+        let said = |options: &[&str]| -> Result<String> {
+            let process = Agent::spawn_beside(&pair.agents[1], options)?;
+            let output = process.wait(SOON)?;
+            ensure!(!output.status.success(), "{output}");
+            Ok(output.stderr)
+        };
+        let pid = pair.agents[1].pid()?.to_string();
+        let told = said(&[])?;
+        ensure!(told.contains(&pid) && told.contains("--take-over"), "{told}");
+        let told = said(&["--node", "another", "--take-over"])?;
+        ensure!(told.contains("node2") && told.contains("--node"), "{told}");
+        ensure!(pair.agents[1].status()?.pid.to_string() == pid);
+        let _service = pair.serve(Talk::Lines)?;
+        answered(&dial(&pair.client, &pair)?)
+    });
+}
