@@ -113,6 +113,7 @@ fn world<'a>(all: impl Iterator<Item = &'a Object>) -> Objects {
     for object in all.cloned() {
         match object {
             Object::Namespace(object) => objects.insert_namespace(object),
+            Object::Node(object) => objects.insert_node(object),
             Object::Pod(object) => objects.insert_pod(*object),
             Object::Service(object) => objects.insert_service(object),
             Object::EndpointSlice(object) => objects.insert_slice(object),
@@ -169,6 +170,10 @@ fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
         };
         assert!(service.endpoints.is_sorted());
         assert!(service.endpoints.iter().all(|e| e.addr.is_ipv4() == row.address.is_ipv4()));
+    }
+    for address in snapshot.node_addresses() {
+        assert!(snapshot.workload(*address).is_none(), "{address} is a node's and a pod's");
+        assert!(snapshot.peer(*address).is_none(), "{address} is a node's and an agent's");
     }
     if let Some(own) = snapshot.announcement("boot", "cluster.local", |_| 1) {
         let file = Arc::from(format!("{OWN_NODE}.json"));
