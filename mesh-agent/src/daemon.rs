@@ -552,7 +552,7 @@ pub struct CleanedUp {
     pub announcement: bool,
 }
 
-/// Takes away all that an agent left on the node. The agent must have been stopped.
+/// Takes away all that an agent left on the node, once its peers have had time to hear of it. The agent must have been stopped.
 ///
 /// # Errors
 /// An agent runs, or something could not be removed.
@@ -569,6 +569,10 @@ pub async fn cleanup(
         note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
     let Removed { links, maps } = if pins.exists() {
         let _locked = PinLock::take(pins)?;
+        if announcement {
+            // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications.
+            sleep(enrol::LEAVE_GRACE).await;
+        }
         kernel::cleanup(pins).map_err(os("cannot remove the pins"))?
     } else {
         Removed::default()
