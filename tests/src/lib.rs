@@ -30,6 +30,7 @@ pub mod pair;
 pub mod poll;
 pub mod probe;
 pub mod programs;
+pub mod races;
 mod scenario;
 pub mod tag;
 pub mod topology;

@@ -3,6 +3,7 @@
 //! run it in a pod; the program itself is in `src/bin/mesh-probe/`.
 
 mod data;
+mod race;
 mod report;
 mod script;
 mod spec;
@@ -12,6 +13,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context as _, Result, anyhow};
 
 pub use data::{Digest, Noise};
+pub use race::{MARKER, RaceLoad, RaceSpec, RaceTally, Target};
 pub use report::{Conn, End, Event, Load};
 pub use script::{Ending, Order, Script};
 pub(crate) use spec::to_args;

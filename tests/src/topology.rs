@@ -270,9 +270,15 @@ impl Net {
 
     /// Prints what programs have said, the last lines of each.
     pub fn print_logs(&self) {
+        self.print_logs_of("");
+    }
+
+    /// The same for programs with this in their name.
+    pub fn print_logs_of(&self, program: &str) {
         const LAST: usize = 40;
         const WIDTH: usize = 400;
         let mut files: Vec<_> = fs::read_dir(self.logs()).into_iter().flatten().flatten().collect();
+        files.retain(|file| file.file_name().to_string_lossy().contains(program));
         files.sort_by_key(fs::DirEntry::file_name);
         for file in files {
             let text =

@@ -4,6 +4,8 @@ use std::{io, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::race::RaceTally;
+
 /// One line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -18,6 +20,10 @@ pub enum Event {
     Progress(Load),
     /// A client under load, when it has been stopped.
     Load(Load),
+    /// The race tests' load, until now.
+    Race(Box<RaceTally>),
+    /// What must not happen, in words.
+    Violation(String),
 }
 
 /// A connection as one side saw it.

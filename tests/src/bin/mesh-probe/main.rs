@@ -6,6 +6,7 @@
 mod dial;
 mod lines;
 mod play;
+mod race;
 mod raw;
 mod serve;
 mod sys;
@@ -33,8 +34,9 @@ fn main() -> Result<()> {
         Some("serve") => serve::run(&from_args(args)?),
         Some("dial") => dial::run(&from_args(args)?),
         Some("raw") => raw::run(&from_args(args)?),
+        Some("race") => race::run(&from_args(args)?),
         _ => bail!(
-            "usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS | raw OPTIONS"
+            "usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS | raw OPTIONS | race OPTIONS"
         ),
     }
 }
