@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
     net::UnixStream,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
@@ -158,6 +158,8 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 /// See [`DaemonError`]; only from the start.
 pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let started = Timestamp::now();
+    // From the beginning: who is told to stop while he starts does both in order.
+    let signals = Signals::listen().map_err(os("cannot listen for signals"))?;
     let host =
         preflight::check(settings.node.as_str(), &settings.pin_dir, settings.cgroup.as_deref())?;
     let refuse_unclassified = settings.unclassified == Unclassified::Refuse;
@@ -288,7 +290,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
 
     let ended = tokio::select! {
-        signal = wait_for_signal() => signal.map(|()| None).map_err(os("cannot wait for signals"))?,
+        () = signals.wait() => None,
         switched = ended => Some(switched),
     };
     state.draining.store(true, Ordering::Relaxed);
@@ -428,14 +430,24 @@ fn limits(settings: &Settings) -> Result<Limits, DaemonError> {
     Ok(Limits::new(connections))
 }
 
-async fn wait_for_signal() -> io::Result<()> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What tells the agent to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
     }
-    Ok(())
+
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Lets open connections end, and says which have not. New ones are refused by the kernel once the listeners are gone, or

@@ -207,6 +207,20 @@ fn a_cleanup_leaves_peers_the_time_to_hear_of_it() {
 }
 
 #[test]
+fn an_agent_that_is_told_to_stop_while_it_starts_does_both_in_order() {
+    scenario("arrivals-stop", |net| {
+        let node = net.node("node1")?;
+        net.agent(&node)?.stop()?; // there are a CA and its directories
+        let again = node.agent_place().spawn(agent::run_argv(&node, &Dirs::of(net)))?;
+        eventually(SOON, || {
+            ensure!(again.stderr().contains("file mode"), "not begun: {}", again.stderr());
+            Ok(())
+        })?;
+        again.stop()?.success().map(drop)
+    });
+}
+
+#[test]
 fn with_no_source_port_left_a_dial_is_refused_and_never_leaves_the_range() {
     scenario("arrivals-ports", |net| {
         let pair = Pair::meshed(net)?;
