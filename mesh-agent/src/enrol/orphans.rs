@@ -2,12 +2,9 @@
 //! made to leave since, or their object is gone. Peers may not have heard of it, so the rule about agents' source ports
 //! stays as long as their network namespaces live. All that is known of them is what the kernel's tables say.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
-use mesh_common::maps::LOCAL_LEFT;
+use mesh_common::{addr::Addr, maps::LOCAL_LEFT};
 
 use super::{Enroller, tables};
 use crate::{
@@ -24,8 +21,6 @@ impl Enroller {
     /// peers still dial them over TLS. Returns who; those that cannot be taken in are left to [`Enroller::adopt`].
     pub(super) async fn take_in_to_leave(&mut self, world: &Snapshot) -> Vec<PodUid> {
         let local = self.mesh.kernel.tables().local.content();
-        let entries: BTreeMap<u64, u32> =
-            local.values().map(|entry| (entry.netns, entry.flags)).collect();
         let mut taken = Vec::new();
         let unwanted = |pod: &&Arc<LocalPod>| {
             let readable = !matches!(pod.workload.membership, Membership::Invalid { .. });
@@ -34,7 +29,13 @@ impl Enroller {
         for pod in world.local_pods().iter().filter(unwanted) {
             let Some(netns) = &pod.netns else { continue };
             let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await else { continue };
-            if entries.get(&netns.cookie()).is_none_or(|flags| flags & LOCAL_LEFT != 0) {
+            let had = || local.iter().filter(|(_, entry)| entry.netns == netns.cookie());
+            let is_its_own = |address: &Addr| {
+                pod.workload.addresses.iter().any(|own| Addr::from(*own) == *address)
+            };
+            let leaves = had().next().is_some()
+                && had().all(|(own, entry)| entry.flags & LOCAL_LEFT == 0 && is_its_own(own));
+            if !leaves {
                 continue;
             }
             let uid = &pod.workload.uid;
