@@ -41,7 +41,7 @@ const DRAIN: [&str; 2] = ["--drain-seconds", "1"];
 const SETTLED: Duration = Duration::from_secs(20);
 
 /// How often the agents are asked how far they are. Each question is a process.
-const ASK: Duration = Duration::from_millis(200);
+const ASK: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub(super) struct Stage<'a> {
