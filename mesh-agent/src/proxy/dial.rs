@@ -267,6 +267,8 @@ impl Drop for LegNote<'_> {
 }
 
 async fn socket(mesh: &Mesh, pod: &Pod, like: IpAddr, reuse: bool) -> Result<Socket, DialError> {
+    // The threads serve whoever comes first; so nobody may have a long row of wishes there.
+    let _turn = pod.sockets.acquire().await;
     let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     pod.netns.run(&mesh.factory, move || make(domain, reuse)).await?.map_err(DialError::Socket)
 }

@@ -192,7 +192,8 @@ async fn mutual_tls(
         return flow.end(&session_ended(&error), Bytes::default());
     }
     let counters = counted(&mut flow);
-    let carried = Box::pin(relay::carry(session, app, &counters, CarryOptions::default())).await;
+    let options = CarryOptions { memory: Some(mesh.memory(pod)), ..CarryOptions::default() };
+    let carried = Box::pin(relay::carry(session, app, &counters, options)).await;
     mesh.finish(
         flow,
         &ended(&carried.end),
@@ -291,10 +292,11 @@ async fn perhaps_plaintext(
         record.security = Security::Plaintext { why: "client_not_meshed".to_owned() };
     });
     let counters = counted(&mut flow);
+    let options = CarryOptions { memory: Some(mesh.memory(pod)), ..CarryOptions::default() };
     let end = if looks == Looks::Silent {
-        Box::pin(relay::relay_plain_held(client, leg.stream, &counters)).await
+        Box::pin(relay::relay_plain_held(client, leg.stream, &counters, options)).await
     } else {
-        Box::pin(relay::relay_plain(client, leg.stream, &counters, None)).await
+        Box::pin(relay::relay_plain(client, leg.stream, &counters, options)).await
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
     mesh.finish(flow, &ended(&end), bytes);

@@ -36,7 +36,7 @@ const DESCRIPTORS_PER_CONNECTION: usize = 2;
 const MIN_CONNECTIONS: usize = 64;
 
 /// Whoever has this many times what is free gets no more: alone 4/5 of all, two 4/9 each.
-const SHARE: usize = 4;
+pub(super) const SHARE: usize = 4;
 
 /// Handshakes at once from one source to one pod, the look at the first bytes and the wait for OPEN included; more wait
 /// for one of these to end. A handshake takes some milliseconds, so an honest source gets thousands per second; one that is

@@ -14,7 +14,11 @@ use mesh_common::{
     ports,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    task::yield_now,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{Mesh, dial, inbound, outbound, pod::Pod, relay::AppStream};
 use crate::{kernel::KernelError, netns::NetnsError};
@@ -24,6 +28,14 @@ const BACKLOG: i32 = 4096;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// So many are accepted before others on the thread have their turn; the runtime alone would allow 128.
+const ACCEPTS_IN_A_ROW: u32 = 16;
+
+/// Dials that are accepted from one pod in a second, for each of our threads: what a thread could make handshakes for. One
+/// that does nothing but dial and reset waits for itself: the queue is the pod's own. Peers' dials are not slowed, since
+/// their queue belongs to all of them.
+const DIALS_PER_SECOND: u32 = 2_000;
 
 /// Why a pod has no listeners.
 #[derive(Debug, thiserror::Error)]
@@ -171,11 +183,28 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
 }
 
 async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, direction: u32) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let pace = Duration::from_secs(u64::from(ACCEPTS_IN_A_ROW))
+        / u32::try_from(threads).unwrap_or(1)
+        / DIALS_PER_SECOND;
+    let (mut in_a_row, mut begun) = (0_u32, Instant::now());
     loop {
+        in_a_row = in_a_row.wrapping_add(1);
+        if in_a_row.is_multiple_of(ACCEPTS_IN_A_ROW) {
+            if direction == OUTBOUND && begun.elapsed() < pace {
+                sleep_until(begun + pace).await;
+            } else {
+                yield_now().await;
+            }
+            begun = Instant::now();
+        }
         match listener.accept().await {
             Ok((stream, from)) if direction == OUTBOUND => {
                 mesh.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
                 let Ok(app) = AppStream::new(stream) else { continue };
+                if outbound::is_gone(&app) {
+                    continue;
+                }
                 match mesh.limits.admit(&pod.outbound, None) {
                     Ok(admitted) => pod.connections.spawn(
                         "outbound",

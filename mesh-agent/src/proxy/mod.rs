@@ -9,6 +9,7 @@ mod limits;
 mod listen;
 mod load;
 mod look;
+mod memory;
 mod outbound;
 pub mod pod;
 pub mod relay;
@@ -29,7 +30,7 @@ pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
-use self::{load::Load, turns::Turns};
+use self::{load::Load, memory::Spare, turns::Turns};
 use crate::{
     flows::{Bytes, Ended, Flow, FlowStore, Party},
     identity::{SpiffeId, TlsConfigs, TrustDomain},
@@ -58,6 +59,7 @@ pub struct Mesh {
     pub limits: Arc<Limits>,
     load: Load,
     turns: Turns,
+    spare: Spare,
 }
 
 /// What the agent's userspace did since it started.
@@ -95,6 +97,7 @@ impl Mesh {
             limits: Arc::new(limits),
             load: Load::default(),
             turns: Turns::new(threads),
+            spare: Spare::default(),
         }
     }
 
@@ -114,6 +117,11 @@ impl Mesh {
         let known = world.workload(address).map(|pod| format!("{}/{}", pod.namespace, pod.name));
         known
             .or_else(|| world.peer(address).map(|peer| format!("{}/{}", peer.namespace, peer.name)))
+    }
+
+    /// Where the two directions of a pod's connection get room from when they are busy.
+    fn memory(&self, pod: &Pod) -> [memory::Lease; 2] {
+        [self.spare.lease(&pod.records), self.spare.lease(&pod.records)]
     }
 
     /// Completes a record and counts its bytes.

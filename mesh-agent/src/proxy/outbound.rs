@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -12,7 +13,8 @@ use mesh_common::{
     maps::{FailedKey, FlowKey, Named},
     verdict::Verdict,
 };
-use tokio::{net::TcpStream, time::Instant};
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream, time::Instant};
 
 use super::{
     Mesh,
@@ -47,6 +49,8 @@ const ENDPOINTS_TRIED: usize = 3;
 enum Failure {
     #[error("no endpoint of service {0} is ready")]
     NoEndpoint(String),
+    #[error("the application reset its connection before it was carried")]
+    ClientGone,
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The peer's agent: it listens in the place of the application.
@@ -66,6 +70,7 @@ impl Failure {
     fn ended(&self) -> Ended {
         let code = match self {
             Self::NoEndpoint(_) => "no_endpoint",
+            Self::ClientGone => "client_gone",
             Self::Dial(error) | Self::Peer(error) => error.code(),
             Self::NoIdentity => "no_peer_identity",
             Self::Config(_) => "no_certificate",
@@ -84,7 +89,11 @@ impl Failure {
                 return Some((errno::ECONNREFUSED, MEMORY_OF_AGENT));
             }
             Self::Dial(error) | Self::Peer(error) => error,
-            Self::NoIdentity | Self::Config(_) | Self::Handshake(_) | Self::Session(_) => {
+            Self::ClientGone
+            | Self::NoIdentity
+            | Self::Config(_)
+            | Self::Handshake(_)
+            | Self::Session(_) => {
                 return None;
             }
         };
@@ -110,6 +119,20 @@ impl Failure {
             self,
             Self::Dial(DialError::Refused { .. }) | Self::Peer(DialError::Refused { .. })
         )
+    }
+}
+
+/// Whether the application has reset its connection and left nothing to be read. One that does nothing but dial and reset
+/// shall cost us little.
+pub(super) fn is_gone(app: &AppStream) -> bool {
+    let peeked = SockRef::from(app.tcp()).peek(&mut [MaybeUninit::uninit()]);
+    peeked.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
+}
+
+/// Resolves when that is so; never, if there is something to be read.
+async fn gone(app: &AppStream) {
+    if app.tcp().ready(Interest::ERROR).await.is_ok() && !is_gone(app) {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -200,7 +223,15 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
     let counted = Arc::clone(&counters);
     flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;
-    let ended = match reach(mesh, pod, dialled, &flow).await {
+    let memory = Some(mesh.memory(pod));
+    let claim = Claim { pod: pod.netns.cookie(), peer: dialled.to.ip() };
+    let reaching = Box::pin(mesh.turns.run(claim, reach(mesh, pod, dialled, &flow)));
+    let reached = tokio::select! {
+        biased;
+        reached = reaching => reached,
+        () = gone(&app) => Err(Unreached { failure: Failure::ClientGone, nothing_else: false }),
+    };
+    let ended = match reached {
         Err(Unreached { failure, nothing_else }) => {
             if nothing_else && let Some((errno, memory)) = failure.errno() {
                 remember(mesh, pod, dialled.to, errno, memory);
@@ -215,13 +246,14 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
                     remember(mesh, pod, dialled.to, errno, MEMORY);
                 }
             };
-            let options = CarryOptions { answer_by, refused: Some(&refused), stop: None };
+            let options = CarryOptions { answer_by, memory, refused: Some(&refused), stop: None };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
             ended(&carried.end)
         }
         Ok(Reached { way: Way::Plain(stream, _lease), .. }) => {
-            ended(&Box::pin(relay::relay_plain(app, stream, &counters, None)).await)
+            let options = CarryOptions { memory, ..CarryOptions::default() };
+            ended(&Box::pin(relay::relay_plain(app, stream, &counters, options)).await)
         }
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
@@ -388,9 +420,7 @@ async fn to_peer(
 ) -> Result<(Session, PortLease), Failure> {
     let tls = mesh.tls.client(&pod.identity, Some(expected))?;
     let (stream, lease) = dial::to_peer(mesh, pod, target).await.map_err(Failure::Peer)?;
-    let claim = Claim { pod: pod.netns.cookie(), peer: target.ip() };
-    let handshake = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT);
-    let mut session = mesh.turns.run(claim, handshake).await?;
+    let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
     flow.note(|record| {
         record.security = Security::Mtls(facts(&session));
         record.client.identity = Some(session.own_identity().to_string());

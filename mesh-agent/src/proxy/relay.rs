@@ -36,6 +36,7 @@ pub use counters::Counters;
 pub use end::{End, Party};
 pub use plain::{relay_plain, relay_plain_held};
 
+use crate::proxy::memory::Lease;
 use crate::wire::io::last_words;
 use crate::wire::{Accepted, Channel, Frame, Refused, ResetCode, Session};
 use down::Down;
@@ -49,6 +50,8 @@ pub const GRACE: Duration = Duration::from_secs(1);
 pub struct CarryOptions<'a> {
     /// The peer must have answered our OPEN by then. `None`: only TCP's own limits.
     pub answer_by: Option<Instant>,
+    /// Where each direction gets room from when it is busy, to the peer and from it. `None`: as much as it wants.
+    pub memory: Option<[Lease; 2]>,
     /// Once it holds a code, the application gets a reset, and the peer's agent the code.
     pub stop: Option<watch::Receiver<Option<ResetCode>>>,
     /// Told of the peer's refusal *before* the application's connection is reset.
@@ -156,7 +159,10 @@ type Progress = Result<bool, End>;
 
 impl Relay<'_> {
     async fn run(&mut self, options: CarryOptions<'_>) -> End {
-        let CarryOptions { answer_by, stop, refused: _ } = options;
+        let CarryOptions { answer_by, memory, stop, refused: _ } = options;
+        let [up, down] = memory.map_or([None, None], |leases| leases.map(Some));
+        self.up.appetite.feed_from(up);
+        self.down.appetite.feed_from(down);
         let (tcp, app) = (self.tcp, self.app);
         // Errors are noticed also while a socket is not read, because its data has nowhere to go.
         let mut app_error = pin!(app.ready(Interest::ERROR));

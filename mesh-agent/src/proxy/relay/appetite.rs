@@ -1,6 +1,6 @@
 //! How much to read at once: one record for a quiet direction, eight for a busy one.
 
-use crate::wire::MAX_RECORDS;
+use crate::{proxy::memory::Lease, wire::MAX_RECORDS};
 
 /// After so many reads in a row that one record would have held, one record is enough again.
 const QUIET_READS: u32 = 16;
@@ -10,15 +10,22 @@ const QUIET_READS: u32 = 16;
 pub(super) struct Appetite {
     records: usize,
     quiet_reads: u32,
+    /// Where the room for more than one comes from; as much as is wanted without it.
+    room: Option<Lease>,
 }
 
 impl Default for Appetite {
     fn default() -> Self {
-        Self { records: 1, quiet_reads: 0 }
+        Self { records: 1, quiet_reads: 0, room: None }
     }
 }
 
 impl Appetite {
+    /// From now on it grows only as far as there is room to be had.
+    pub(super) fn feed_from(&mut self, room: Option<Lease>) {
+        self.room = room;
+    }
+
     /// Records to make room for: 1 to 8.
     pub(super) fn records(&self) -> usize {
         self.records
@@ -27,12 +34,18 @@ impl Appetite {
     /// A read brought `count` bytes where there was room for `room`.
     pub(super) fn fed(&mut self, count: usize, room: usize) {
         if count == room {
-            self.records = (self.records * 2).min(MAX_RECORDS);
+            let more = (self.records * 2).min(MAX_RECORDS) - self.records;
+            if self.room.as_mut().is_none_or(|lease| lease.grow(more)) {
+                self.records += more;
+            }
             self.quiet_reads = 0;
         } else if count <= room / self.records {
             self.quiet_reads += 1;
             if self.quiet_reads >= QUIET_READS {
-                *self = Self::default();
+                (self.records, self.quiet_reads) = (1, 0);
+                if let Some(lease) = &mut self.room {
+                    lease.clear();
+                }
             }
         } else {
             self.quiet_reads = 0;
@@ -43,6 +56,21 @@ impl Appetite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::memory::{Spare, Used};
+
+    #[test]
+    fn it_stays_at_one_where_there_is_no_room_for_more() {
+        let (spare, used) = (Spare::default(), Used::default());
+        let mut taken = spare.lease(&used);
+        while taken.grow(1) {}
+        let mut appetite = Appetite::default();
+        appetite.feed_from(Some(spare.lease(&used)));
+        appetite.fed(100, 100);
+        assert_eq!(appetite.records(), 1);
+        drop(taken);
+        appetite.fed(100, 100);
+        assert_eq!(appetite.records(), 2);
+    }
 
     #[test]
     fn it_doubles_up_to_eight_and_falls_back_to_one() {

@@ -21,7 +21,7 @@ const MAX_SLICES: usize = 64;
 pub(super) struct Down {
     /// Data opened and not yet written, by its place in the receive buffer.
     ready: VecDeque<Range<usize>>,
-    appetite: Appetite,
+    pub(super) appetite: Appetite,
     /// FIN has come.
     fin: bool,
     /// … and has been passed on, after all data.

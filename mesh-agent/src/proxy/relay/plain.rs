@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::end::reset_code;
-use super::{AppStream, Counters, End, GRACE, Party, far_future, stopped};
+use super::{AppStream, CarryOptions, Counters, End, GRACE, Party, far_future, stopped};
+use crate::proxy::memory::Lease;
 use crate::wire::ResetCode;
 use crate::wire::hello::{self, Hello};
 use crate::wire::io::{poll_read, poll_write, shutdown_write};
@@ -20,7 +20,7 @@ use crate::wire::io::{poll_read, poll_write, shutdown_write};
 const BUFFER_BYTES: [usize; 2] = [16 * 1024, 128 * 1024];
 
 /// Carries one connection between two sockets without TLS, with the ends of [`super::carry`]:
-/// `app` is [`Party::App`], `peer` is [`Party::Peer`].
+/// `app` is [`Party::App`], `peer` is [`Party::Peer`]. There is no OPEN that could be answered in time.
 ///
 /// # Cancel safety
 /// Dropping the future resets both.
@@ -28,9 +28,12 @@ pub async fn relay_plain(
     app: AppStream,
     peer: AppStream,
     counters: &Counters,
-    stop: Option<watch::Receiver<Option<ResetCode>>>,
+    options: CarryOptions<'_>,
 ) -> End {
-    finish(run(Pipe::new(app.tcp(), peer.tcp()), counters, stop).await, app, peer)
+    let CarryOptions { memory, stop, .. } = options;
+    let [room_up, room_down] = memory.map_or([None, None], |leases| leases.map(Some));
+    let up = Pipe::new(app.tcp(), peer.tcp(), room_up);
+    finish(run(up, room_down, counters, stop).await, app, peer)
 }
 
 /// As [`relay_plain`], but what `app` says first is held back until it is known not to be an agent's `ClientHello`; if it
@@ -38,9 +41,16 @@ pub async fn relay_plain(
 ///
 /// # Cancel safety
 /// Dropping the future resets both.
-pub async fn relay_plain_held(app: AppStream, peer: AppStream, counters: &Counters) -> End {
-    let up = Pipe { held: true, ..Pipe::new(app.tcp(), peer.tcp()) };
-    finish(run(up, counters, None).await, app, peer)
+pub async fn relay_plain_held(
+    app: AppStream,
+    peer: AppStream,
+    counters: &Counters,
+    options: CarryOptions<'_>,
+) -> End {
+    let CarryOptions { memory, stop, .. } = options;
+    let [room_up, room_down] = memory.map_or([None, None], |leases| leases.map(Some));
+    let up = Pipe { held: true, ..Pipe::new(app.tcp(), peer.tcp(), room_up) };
+    finish(run(up, room_down, counters, stop).await, app, peer)
 }
 
 fn finish(end: End, app: AppStream, peer: AppStream) -> End {
@@ -53,11 +63,12 @@ fn finish(end: End, app: AppStream, peer: AppStream) -> End {
 
 async fn run(
     mut up: Pipe<'_>,
+    room_down: Option<Lease>,
     counters: &Counters,
     stop: Option<watch::Receiver<Option<ResetCode>>>,
 ) -> End {
     let (app, peer) = (up.source, up.sink);
-    let mut down = Pipe::new(peer, app);
+    let mut down = Pipe::new(peer, app, room_down);
     let mut stopped = pin!(stopped(stop));
     let mut app_error = pin!(app.ready(Interest::ERROR));
     let mut peer_error = pin!(peer.ready(Interest::ERROR));
@@ -136,10 +147,12 @@ struct Pipe<'a> {
     held: bool,
     /// … and one does.
     is_agent: bool,
+    /// Where the room for a large buffer comes from; it is had without asking without it.
+    room: Option<Lease>,
 }
 
 impl<'a> Pipe<'a> {
-    fn new(source: &'a TcpStream, sink: &'a TcpStream) -> Self {
+    fn new(source: &'a TcpStream, sink: &'a TcpStream, room: Option<Lease>) -> Self {
         Self {
             source,
             sink,
@@ -152,6 +165,7 @@ impl<'a> Pipe<'a> {
             sink_error: None,
             held: false,
             is_agent: false,
+            room,
         }
     }
 
@@ -208,7 +222,10 @@ impl<'a> Pipe<'a> {
         let [small, large] = BUFFER_BYTES;
         if self.buffer.is_empty() {
             self.buffer.resize(small, 0);
-        } else if self.end == self.buffer.len() {
+        } else if self.end == small
+            && self.buffer.len() == small
+            && self.room.as_mut().is_none_or(|lease| lease.grow(large / small - 1))
+        {
             self.buffer.resize(large, 0);
         }
         if !self.held {

@@ -12,7 +12,7 @@ use crate::wire::{Frame, ResetCode};
 /// The state of this direction.
 #[derive(Debug, Default)]
 pub(super) struct Up {
-    appetite: Appetite,
+    pub(super) appetite: Appetite,
     /// FIN has been sealed.
     fin: bool,
     /// RESET has been sealed; once it is written, the connection is over.

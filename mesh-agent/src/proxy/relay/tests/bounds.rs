@@ -155,7 +155,7 @@ async fn a_reset_reaches_an_application_that_only_writes() {
             let relay = async {
                 let (app, peer) =
                     (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-                relay_plain(app, peer, &Counters::default(), None).await;
+                relay_plain(app, peer, &Counters::default(), CarryOptions::default()).await;
             };
             (a, b, Box::pin(relay))
         };

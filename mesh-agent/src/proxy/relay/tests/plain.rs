@@ -11,7 +11,7 @@ async fn plain_pair() -> (TcpStream, TcpStream, impl Future<Output = (End, u64, 
     let relay = async move {
         let counters = Counters::default();
         let (app, peer) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-        let end = relay_plain(app, peer, &counters, None).await;
+        let end = relay_plain(app, peer, &counters, CarryOptions::default()).await;
         (end, counters.to_peer(), counters.from_peer())
     };
     (a, b, relay)
