@@ -2,14 +2,17 @@
 //! the program itself is in `src/bin/mesh-attack/`.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
+    agent::Agent,
     eventually,
     exec::{Place, Process},
     probe::to_args,
@@ -113,6 +116,14 @@ impl Default for MeasureSpec {
     }
 }
 
+/// `mesh-attack keep`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeepSpec {
+    /// Where to listen.
+    pub listen: SocketAddr,
+}
+
 /// How long requests took, from before `connect` to the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
@@ -126,6 +137,43 @@ pub struct Times {
     pub p99_us: u64,
 }
 
+/// What an agent uses of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    /// Its memory.
+    pub rss_kib: u64,
+    /// Its open descriptors, the connection that asks for the rest included.
+    pub descriptors: usize,
+    /// Connections that it has records of and that are open.
+    pub open: u64,
+    /// Connections that it has refused because there were too many.
+    pub refused: u64,
+    /// Its process.
+    pub pid: u64,
+}
+
+impl Usage {
+    /// What it uses now.
+    pub fn of(agent: &Agent) -> Result<Self> {
+        let status = agent.cli(&["status", "-o", "json"])?.success()?;
+        let status: Value = serde_json::from_str(&status)?;
+        let counter = |name: &str| {
+            status["counters"][name].as_u64().with_context(|| format!("no {name} in {status}"))
+        };
+        let pid = status["pid"].as_u64().context("no pid")?;
+        let memory = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let rss = memory.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let rss = rss.and_then(|rss| rss.split_whitespace().next()).context("no VmRSS")?;
+        Ok(Self {
+            rss_kib: rss.parse()?,
+            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            open: counter("open")?,
+            refused: counter("refused_by_limits")?,
+            pid,
+        })
+    }
+}
+
 /// An attack that is going on.
 #[derive(Debug)]
 pub struct Attack(Process);
@@ -134,6 +182,13 @@ pub struct Attack(Process);
 pub fn start(place: &Place, spec: &AttackSpec) -> Result<Attack> {
     let argv = argv("attack", &to_args(spec)?);
     Ok(Attack(place.spawn(["nice", "-n", "19"].map(str::to_owned).into_iter().chain(argv))?))
+}
+
+/// Starts a server that keeps every connection and neither reads nor says anything.
+pub fn keep(place: &Place, listen: SocketAddr) -> Result<Process> {
+    let mut process = place.spawn(argv("keep", &to_args(&KeepSpec { listen })?))?;
+    process.wait_for_line("listening on", SOON)?;
+    Ok(process)
 }
 
 /// Makes requests to a server of lines and tells how long they took.

@@ -49,6 +49,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
     program("nghttpd", "nghttp2-server", Purpose::Demo, "HTTP/2 server in a pod"),
+    program("nft", "nftables", Purpose::Test, "a pod's own firewall rules"),
     program("nginx", "nginx-light", Purpose::Demo, "a real HTTP server in a pod"),
     program(
         "openssl",

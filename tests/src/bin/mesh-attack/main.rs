@@ -1,10 +1,12 @@
 //! `mesh-attack attack --kind KIND --to ADDRESS …`: does to an address what a hostile pod would, until standard input ends.
-//! `mesh-attack measure --to ADDRESS --count N`: how long requests take meanwhile. Options: `tests/src/attack.rs`.
+//! `mesh-attack measure --to ADDRESS --count N`: how long requests take meanwhile. `mesh-attack keep --listen ADDRESS`: a
+//! server that keeps every connection and says nothing. Options: `tests/src/attack.rs`.
 #![expect(clippy::print_stdout, reason = "its reports are its output")]
 
 mod connect;
 mod forge;
 mod hello;
+mod keep;
 mod measure;
 
 use std::{
@@ -28,7 +30,8 @@ fn main() -> Result<()> {
     match args.next().as_deref() {
         Some("attack") => attack(&from_args(args)?),
         Some("measure") => measure::run(&from_args(args)?),
-        _ => bail!("usage: mesh-attack attack OPTIONS | measure OPTIONS"),
+        Some("keep") => keep::run(&from_args(args)?),
+        _ => bail!("usage: mesh-attack attack OPTIONS | measure OPTIONS | keep OPTIONS"),
     }
 }
 
