@@ -244,20 +244,6 @@ impl FlowStore {
         self.inner.closed.clone()
     }
 
-    fn keep(&self, finished: Arc<FlowRecord>, was_open: Option<u64>) {
-        {
-            let mut records = self.lock();
-            if let Some(id) = was_open {
-                records.open.remove(&id);
-            }
-            if records.finished.len() == KEPT {
-                records.finished.pop_front();
-            }
-            records.finished.push_back(Arc::clone(&finished));
-        }
-        drop(self.inner.finished.send(finished)); // nobody follows
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, Records> {
         self.inner.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
