@@ -249,14 +249,15 @@ fn node(name: &str) -> NodeName {
 
 /// Any ranges of ports, written down: what is read is the set of those ports, if it may be so large.
 fn ports_of_numbers(input: &mut Input<'_>) {
-    let mut text = String::new();
+    let mut texts = Vec::new();
     let mut expected = BTreeSet::new();
     while !input.is_empty() {
         let (first, more) = (input.u16().max(1), u16::from(input.u8()));
         let last = first.saturating_add(more);
-        text += &format!("{first}-{last},");
+        texts.push(format!("{first}-{last}"));
         expected.extend(first..=last);
     }
+    let text = texts.join(",");
     let ranges = expected.iter().filter(|port| !expected.contains(&(**port - 1))).count();
     let read = text.parse::<PortSet>();
     assert_eq!(read.is_ok(), ranges <= MAX_RANGES && expected.len() <= MAX_PORTS as usize);
