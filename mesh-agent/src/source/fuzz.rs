@@ -117,7 +117,6 @@ fn world<'a>(all: impl Iterator<Item = &'a Object>) -> Objects {
             Object::Pod(object) => objects.insert_pod(*object),
             Object::Service(object) => objects.insert_service(object),
             Object::EndpointSlice(object) => objects.insert_slice(object),
-            Object::Node(object) => objects.insert_node(object),
         }
     }
     objects

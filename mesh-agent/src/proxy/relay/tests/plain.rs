@@ -91,7 +91,7 @@ async fn held(pieces: Vec<&'static [u8]>) -> (End, std::io::Result<Vec<u8>>) {
     let relay = async move {
         let counters = Counters::default();
         let (app, peer) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-        relay_plain_held(app, peer, &counters).await
+        relay_plain_held(app, peer, &counters, CarryOptions::default()).await
     };
     let server = async {
         b.write_all(b"banner").await.unwrap();
