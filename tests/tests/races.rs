@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use tests::races::{Plan, run};
 
 /// What CI plays.
-const PLAN: Plan = Plan { seeds: 0..200, lanes: 10, pause: Duration::from_millis(200) };
+const PLAN: Plan = Plan { seeds: 0..200, lanes: 10, pause: Duration::from_millis(120) };
 
 #[test]
 fn the_three_races_are_lost_by_nobody() -> Result<()> {

@@ -49,10 +49,8 @@ impl Enroller {
         let ranges = self.mesh.kernel.tables().pod_cidrs.sync(world.pod_cidrs());
         self.log_failure("write the ranges of pod addresses", ranges);
         self.remove_vanished(&world).await;
-        let leaving = match complete && !self.swept {
-            true => self.take_in_to_leave(&world).await,
-            false => Vec::new(),
-        };
+        let first = complete && !self.swept;
+        let leaving = if first { self.take_in_to_leave(&world).await } else { Vec::new() };
         self.withdraw_unwanted(&world);
         let joined = self.enrol_wanted(&world).await;
         self.change_settings(&world);

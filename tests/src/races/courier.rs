@@ -87,7 +87,9 @@ impl Courier {
         (state.seed, state.begun) = (Some(seed), Instant::now());
         state.log.clear();
         for (_, letters) in &mut state.routes {
-            letters.values_mut().for_each(|letter| letter.changes = 0);
+            for letter in letters.values_mut() {
+                letter.changes = 0;
+            }
         }
     }
 
@@ -221,7 +223,8 @@ mod tests {
         };
         write("1");
         wait(Some("1"));
-        let late = (0..).find(|seed| delay(*seed, "there", "x.yaml", 0) > Duration::from_secs(9));
+        let late =
+            (0..1000).find(|seed| delay(*seed, "there", "x.yaml", 0) > Duration::from_secs(9));
         courier.delay(late.unwrap());
         write("2");
         eventually(Duration::from_secs(5), || {

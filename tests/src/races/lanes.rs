@@ -140,7 +140,7 @@ pub fn run(plan: &Plan) -> Result<Played> {
 fn play(
     plan: &Plan,
     lane: usize,
-    next: &AtomicU64,
+    seeds: &AtomicU64,
     outcomes: &Mutex<Vec<Outcome>>,
     failed: &AtomicBool,
 ) -> Result<u64> {
@@ -148,7 +148,7 @@ fn play(
     let outcome = (|| {
         let stage = Stage::set(&net, plan.pause)?;
         loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let seed = seeds.fetch_add(1, Ordering::Relaxed);
             if seed >= plan.seeds.end || failed.load(Ordering::Relaxed) {
                 return cpu_us(&net);
             }

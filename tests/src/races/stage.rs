@@ -243,7 +243,7 @@ impl<'a> Stage<'a> {
             self.label(mover, member)?;
         }
         self.courier.hurry()?;
-        self.wait("the world has not settled", SETTLED, || {
+        Self::wait("the world has not settled", SETTLED, || {
             let status = [self.agents[0].status()?, self.agents[1].status()?];
             let is = |pod: &Pod, member: bool, status: &Status| -> Result<()> {
                 let found = status.pod(pod)?;
@@ -257,9 +257,9 @@ impl<'a> Stage<'a> {
             for (at, mover) in self.movers.iter().enumerate() {
                 is(mover, members[at], &status[node_of(at)])?;
             }
-            for node in 0..2 {
+            for (node, status) in status.iter().enumerate() {
                 let there = (0..MOVERS.len()).filter(|at| node_of(*at) != node && members[*at]);
-                let (expected, known) = (1 + there.count(), status[node].remote_peers);
+                let (expected, known) = (1 + there.count(), status.remote_peers);
                 ensure!(known == expected, "node{} knows {known} peers of {expected}", node + 1);
             }
             Ok(())
@@ -287,7 +287,7 @@ impl<'a> Stage<'a> {
             None => true,
         };
         let now = self.tallies();
-        self.wait("not everybody is answered", SETTLED, || {
+        Self::wait("not everybody is answered", SETTLED, || {
             for ((load, then), now) in self.loads.iter().zip(&now).zip(self.tallies()) {
                 let client = load.name();
                 for (at, target) in load.targets.iter().enumerate() {
@@ -303,7 +303,7 @@ impl<'a> Stage<'a> {
         })
     }
 
-    fn wait(&self, what: &str, deadline: Duration, is: impl Fn() -> Result<()>) -> Result<()> {
+    fn wait(what: &str, deadline: Duration, is: impl Fn() -> Result<()>) -> Result<()> {
         let begun = Instant::now();
         loop {
             match is() {

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -105,7 +105,8 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 
 /// A segment with data.
 struct Said<'a> {
-    what: String,
+    from: SocketAddr,
+    to: SocketAddr,
     data: &'a [u8],
 }
 
@@ -113,7 +114,8 @@ impl Seen {
     fn note(&mut self, said: &Said<'_>) {
         if find(said.data, MARKER.as_bytes()) {
             if self.plaintext.len() < WORDS {
-                self.plaintext.push(format!("{}: {}", said.what, said.data.escape_ascii()));
+                let Said { from, to, data } = said;
+                self.plaintext.push(format!("{from} to {to}: {}", data.escape_ascii()));
             }
         } else if let [20..=23, 3, ..] = said.data {
             self.records += 1;
@@ -130,31 +132,26 @@ fn said<'a>(
     ports: [u16; 2],
 ) -> Option<Said<'a>> {
     let u16_at = |bytes: &[u8], at| Some(u16::from_be_bytes(array(bytes, at)?));
-    let (from, to, tcp) = match u16_at(frame, 12)? {
-        0x0800 => {
-            let packet = frame.get(14..)?;
-            let header = usize::from(packet.first()? & 15) * 4;
-            // The padding of short frames is no data; a length of 0 is a large segment's.
-            let length = match usize::from(u16_at(packet, 2)?) {
-                0 => packet.len(),
-                length => length.min(packet.len()),
-            };
-            let address = |at| Some(IpAddr::V4(Ipv4Addr::from(array::<4>(packet, at)?)));
-            (address(12)?, address(16)?, packet.get(header..length)?)
-        }
-        _ => {
-            let packet = frame.get(14..)?;
-            let address = |at| Some(IpAddr::V6(Ipv6Addr::from(array::<16>(packet, at)?)));
-            (address(8)?, address(24)?, packet.get(40..)?)
-        }
+    let packet = frame.get(14..)?;
+    let (from, to, tcp) = if u16_at(frame, 12)? == 0x0800 {
+        let header = usize::from(packet.first()? & 15) * 4;
+        // The padding of short frames is no data; a length of 0 is a large segment's.
+        let length = match usize::from(u16_at(packet, 2)?) {
+            0 => packet.len(),
+            length => length.min(packet.len()),
+        };
+        let address = |at| Some(IpAddr::V4(Ipv4Addr::from(array::<4>(packet, at)?)));
+        (address(12)?, address(16)?, packet.get(header..length)?)
+    } else {
+        let address = |at| Some(IpAddr::V6(Ipv6Addr::from(array::<16>(packet, at)?)));
+        (address(8)?, address(24)?, packet.get(40..)?)
     };
     let data = tcp.get(usize::from(tcp.get(12)? >> 4) * 4..)?;
-    let (from_port, to_port) = (u16_at(tcp, 0)?, u16_at(tcp, 2)?);
-    let is_server = |ip: &IpAddr, port: &u16| pods.contains(ip) && ports.contains(port);
-    let heard = is_server(&to, &to_port) && !looked_at.contains(&from);
-    let ours = heard || is_server(&from, &from_port);
-    let what = || format!("{from} port {from_port} to {to} port {to_port}");
-    (ours && !data.is_empty()).then(|| Said { what: what(), data })
+    let from = SocketAddr::new(from, u16_at(tcp, 0)?);
+    let to = SocketAddr::new(to, u16_at(tcp, 2)?);
+    let is_server = |end: &SocketAddr| pods.contains(&end.ip()) && ports.contains(&end.port());
+    let heard = is_server(&to) && !looked_at.contains(&from.ip());
+    ((heard || is_server(&from)) && !data.is_empty()).then_some(Said { from, to, data })
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -103,8 +103,8 @@ mod tests {
         let spec = json!({"podCIDR": "10.244.2.0/24"});
         let one = convert(json!({"metadata": {"name": "node2"}, "spec": spec})).unwrap();
         assert_eq!(one.pod_cidrs, [Cidr::parse("10.244.2.0/24").unwrap()]);
-        let none = convert(json!({"metadata": {"name": "node3"}})).unwrap();
-        assert!(none.pod_cidrs.is_empty() && none.addresses.is_empty());
+        let bare = convert(json!({"metadata": {"name": "node3"}})).unwrap();
+        assert!(bare.pod_cidrs.is_empty() && bare.addresses.is_empty());
     }
 
     #[test]
