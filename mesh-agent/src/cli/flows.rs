@@ -107,11 +107,18 @@ fn row(record: &FlowRecord) -> [String; 11] {
         record.service.clone().unwrap_or_else(|| "-".to_owned()),
         identities(&record.client, &record.server),
         security,
-        record.outcome.clone(),
+        outcome(record),
         table::bytes(record.bytes.sent),
         table::bytes(record.bytes.received),
         record.duration_us.map_or_else(|| "-".to_owned(), table::duration),
     ]
+}
+
+fn outcome(record: &FlowRecord) -> String {
+    match record.alike {
+        0 => record.outcome.clone(),
+        alike => format!("{} (+{alike})", record.outcome),
+    }
 }
 
 fn party(party: &Party) -> String {
