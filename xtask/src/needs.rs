@@ -47,6 +47,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("c++", "g++", Purpose::Test, "compiles libFuzzer"),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
+    program(
+        "javac",
+        "default-jdk-headless",
+        Purpose::Test,
+        "what a Java program hears of failures",
+    ),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
     program("nghttpd", "nghttp2-server", Purpose::Demo, "HTTP/2 server in a pod"),
     program("nft", "nftables", Purpose::Test, "a pod's own firewall rules"),
@@ -64,9 +70,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
         Purpose::Kernels,
         "virtual machines with other kernels",
     ),
+    program("psql", "postgresql-client", Purpose::Test, "what a database client hears of failures"),
     program("redis-cli", "redis-tools", Purpose::Demo, "the database's own client"),
     program("redis-server", "redis-server", Purpose::Demo, "a real database in a pod"),
     program("tcpdump", "tcpdump", Purpose::Demo, "captures of the link between the nodes"),
+    program("wget", "wget", Purpose::Test, "what another HTTP client hears of failures"),
 ];
 
 const fn program(

@@ -142,6 +142,8 @@ pub enum Talk {
     Report,
     /// Server: banner, then read to the end.
     Sink,
+    /// Server: read once, banner, and then a reset.
+    Reset,
     /// Both: send `send_bytes` of `seed` while reading, then end.
     Bulk,
     /// Both: lines, asked and answered, until standard input ends.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
-use tests::probe::{Conn, Event, ServeSpec, Talk};
+use tests::probe::{Conn, End, Event, ServeSpec, Talk};
 
 use crate::{
     emit, lines,
@@ -64,7 +64,8 @@ fn listen(spec: &ServeSpec, address: SocketAddr) -> Result<TcpListener> {
 
 fn one(spec: &ServeSpec, wire: &Wire, listener: u64, accepted: SocketAddr) -> Result<()> {
     wire.set_timeout(PATIENCE)?;
-    let said = wire.speak(&Speech { text: &spec.banner, ..Speech::default() });
+    let banner = Speech { text: &spec.banner, ..Speech::default() };
+    let said = if spec.talk == Talk::Reset { Spoken::default() } else { wire.speak(&banner) };
     let report = match spec.talk {
         Talk::Lines => return lines::answer(wire),
         Talk::Script => {
@@ -91,6 +92,16 @@ fn one(spec: &ServeSpec, wire: &Wire, listener: u64, accepted: SocketAddr) -> Re
             wire.hear(&mut heard, None);
             wire.report(None, &said, heard)
         }
+        Talk::Reset => {
+            let mut heard = Heard::default();
+            let mut buffer = [0; 1024];
+            let count = (&wire.stream).read(&mut buffer)?;
+            heard.take(&buffer[..count], wire.start);
+            let said = wire.speak(&banner);
+            wire.reset_on_close()?;
+            heard.end = Some(End::SentReset);
+            wire.report(None, &said, heard)
+        }
         Talk::Bulk => {
             let speech =
                 Speech { bytes: spec.send_bytes, seed: spec.seed, fin: true, ..Speech::default() };
@@ -112,7 +123,7 @@ fn echo(wire: &Wire, mut spoken: Spoken) -> (Spoken, Heard) {
         match (&wire.stream).read(&mut buffer) {
             Ok(0) => {
                 wire.fin();
-                heard.end = Some(tests::probe::End::Fin);
+                heard.end = Some(End::Fin);
                 break;
             }
             Ok(count) => {

@@ -1,0 +1,341 @@
+//! docs/behaviour.md, observed: what real programs report when a connection fails, without the mesh and with it. Each row of
+//! the document's tables is compared with what the programs say here; `NODEMESH_WRITE_DOCS=1` writes the rows instead.
+
+use std::{
+    env, fs,
+    ops::Range,
+    path::PathBuf,
+    process::Command,
+    thread::{self, ScopedJoinHandle},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::{
+    Net, Pair, PodSpec,
+    exec::Place,
+    objects::MODE,
+    probe::{self, ServeSpec, Server, Talk},
+    scenario,
+};
+
+/// Programs, in the order of the rows.
+const PROGRAMS: [Program; 5] =
+    [Program::Curl, Program::Wget, Program::Psql, Program::RedisCli, Program::Java];
+
+/// Ports from here on: one for each program, and new ones for each try.
+const PORTS: u16 = 7000;
+
+/// How often a pair of dials is repeated before its answer counts as another one: on a machine that stands still, the
+/// second dial may come more than a second after the first.
+const TRIES: u16 = 5;
+
+/// Stands between the answers of a cell.
+const OR: &str = " *or* ";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    Curl,
+    Wget,
+    Psql,
+    RedisCli,
+    Java,
+}
+
+/// The sections of the document with a table each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Section {
+    NobodyListens,
+    NoWay,
+    NoAnswer,
+    Reset,
+    Strict,
+    PeersAgentAway,
+    OwnAgentAway,
+}
+
+impl Section {
+    fn heading(self) -> &'static str {
+        match self {
+            Self::NobodyListens => "## Nobody listens",
+            Self::NoWay => "## No way to the host",
+            Self::NoAnswer => "## No answer from the host",
+            Self::Reset => "## Reset in mid-stream",
+            Self::Strict => "## A stranger at a strict pod",
+            Self::PeersAgentAway => "## The agent of the destination's node is away",
+            Self::OwnAgentAway => "## The agent of the client's node is away",
+        }
+    }
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Curl => "curl",
+            Self::Wget => "wget",
+            Self::Psql => "psql",
+            Self::RedisCli => "redis-cli",
+            Self::Java => "Java",
+        }
+    }
+
+    /// Runs it as often as there are cells, one right after the other, and returns what it said.
+    fn run(
+        self,
+        from: &Place,
+        to: (&str, u16),
+        cells: usize,
+        classes: &str,
+    ) -> Result<Vec<String>> {
+        let (host, port) = (to.0, &*to.1.to_string());
+        let url = format!("http://{host}:{port}/");
+        let database = format!("host={host} port={port} user=u dbname=d sslmode=disable");
+        let argv: &[&str] = match self {
+            Self::Curl => &["curl", "-sS", "-o", "/dev/null", &url],
+            Self::Wget => &["wget", "-O", "/dev/null", "--tries=1", &url],
+            Self::Psql => &["psql", "-X", "-w", "-c", "select 1", &database],
+            Self::RedisCli => &["redis-cli", "-h", host, "-p", port, "ping"],
+            // A virtual machine takes its time to start, so one dials twice.
+            Self::Java => &[
+                "java",
+                "-Xshare:auto",
+                "-XX:TieredStopAtLevel=1",
+                "-cp",
+                classes,
+                "Client",
+                host,
+                port,
+            ],
+        };
+        let plain = |text: &str| plain(&text.replace(host, "HOST").replace(port, "PORT"));
+        if self == Self::Java {
+            let output = from.run(argv)?;
+            let said: Vec<String> = output.stdout.lines().take(cells).map(plain).collect();
+            ensure!(said.len() == cells, "{output}");
+            return Ok(said);
+        }
+        let once = |_| -> Result<String> {
+            let output = from.run(argv)?;
+            let code = output.status.code().with_context(|| output.to_string())?;
+            let line = self.point(&output.stderr);
+            let line = line.with_context(|| output.to_string())?;
+            Ok(format!("{code}: {}", plain(line)))
+        };
+        (0..cells).map(once).collect()
+    }
+
+    /// What of its complaint says what is wrong.
+    fn point(self, complaint: &str) -> Option<&str> {
+        const WGETS: [&str; 4] = ["failed: ", "Failed writing", "Read error", "No data received"];
+        match self {
+            // Between them stands how fast it was, and when.
+            Self::Wget => WGETS.iter().find_map(|begin| {
+                complaint.find(begin).and_then(|at| complaint[at..].lines().next())
+            }),
+            // It goes on for lines about what may be the cause.
+            Self::Psql => complaint.lines().next(),
+            _ => complaint.lines().rfind(|line| !line.is_empty()),
+        }
+    }
+
+    /// What an application says before it resets.
+    fn half_an_answer(self) -> &'static str {
+        match self {
+            Self::Curl | Self::Wget => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf",
+            Self::Psql => "R",
+            Self::RedisCli => "+PO",
+            Self::Java => "half",
+        }
+    }
+}
+
+/// Without the milliseconds that curl counts, and what would end a cell.
+fn plain(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    let number = |at: usize| {
+        let counted = words.get(at + 1).is_some_and(|next| next.starts_with("ms"));
+        if counted { "N" } else { words[at] }
+    };
+    (0..words.len()).map(number).collect::<Vec<_>>().join(" ").replace('|', "/")
+}
+
+/// Whether each cell has what was said. Where it depends on who is faster, a cell has both; and a program has other words
+/// for a reset that it notices while it writes.
+fn is_told(told: &[String], said: &[String]) -> bool {
+    told.iter().zip(said).all(|(told, said)| {
+        told.split(OR).any(|told| told == said || (is_reset(told) && is_reset(said)))
+    })
+}
+
+/// Whether a program says that a connection, which stood, was reset.
+fn is_reset(said: &str) -> bool {
+    const WORDS: [&str; 4] = [
+        "Connection reset",
+        "Broken pipe",
+        "server closed the connection unexpectedly", // psql
+        "could not send startup packet",             // psql
+    ];
+    WORDS.iter().any(|words| said.contains(words)) && !said.contains("at byte")
+}
+
+/// The document, and what was observed so far.
+struct Doc {
+    file: PathBuf,
+    text: String,
+    write: bool,
+    wrong: Vec<String>,
+    classes: String,
+    observed: u16,
+}
+
+impl Doc {
+    fn open(net: &Net) -> Result<Self> {
+        let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let file = here.join("../docs/behaviour.md");
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let classes = net.tag().dir().join("classes").to_string_lossy().into_owned();
+        let client = here.join("programs/Client.java");
+        let javac = Command::new("javac").args(["-d", &classes]).arg(client).output();
+        let javac = javac.context("javac (package default-jdk-headless)")?;
+        ensure!(javac.status.success(), "{}", String::from_utf8_lossy(&javac.stderr));
+        let write = env::var_os("NODEMESH_WRITE_DOCS").is_some();
+        Ok(Self { file, text, write, wrong: Vec::new(), classes, observed: 0 })
+    }
+
+    /// The cells of a program's row in a section.
+    fn row(&self, section: Section, program: Program) -> Result<Vec<String>> {
+        let line = self.line(section, program)?;
+        Ok(line.trim_matches('|').split('|').skip(1).map(|cell| cell.trim().to_owned()).collect())
+    }
+
+    fn line(&self, section: Section, program: Program) -> Result<&str> {
+        let heading = section.heading();
+        let (_, rest) = self.text.split_once(&format!("{heading}\n")).context(heading)?;
+        let begin = format!("| {} |", program.name());
+        let own = rest.lines().take_while(|line| !line.starts_with("## "));
+        let row = own.into_iter().find(|line| line.starts_with(&begin));
+        row.with_context(|| format!("no row of {} under {heading}", program.name()))
+    }
+
+    /// Lets all programs dial, and compares what they say with these cells of the section's rows.
+    fn observe(
+        &mut self,
+        section: Section,
+        cells: Range<usize>,
+        from: &Place,
+        host: &str,
+        prepare: impl Fn(Program, u16) -> Result<Option<Server>> + Sync,
+    ) -> Result<()> {
+        self.observed += 1;
+        let base = PORTS + self.observed * 100;
+        let (doc, prepare, cells) = (&*self, &prepare, &cells);
+        let observed: Vec<Result<Option<Vec<String>>>> = thread::scope(|scope| {
+            let programs = PROGRAMS.into_iter().zip(0..).map(|(program, number)| {
+                scope.spawn(move || -> Result<Option<Vec<String>>> {
+                    let row = doc.row(section, program)?;
+                    let told = row.get(cells.clone()).context("too few cells")?;
+                    let mut said = None;
+                    for again in 0..TRIES {
+                        let port = base + number * 10 + again;
+                        let _server = prepare(program, port)?;
+                        let new = program.run(from, (host, port), cells.len(), &doc.classes)?;
+                        if is_told(told, &new) {
+                            return Ok(None);
+                        }
+                        said.get_or_insert(new);
+                    }
+                    Ok(said)
+                })
+            });
+            let programs: Vec<_> = programs.collect();
+            let joined = |program: ScopedJoinHandle<'_, _>| {
+                program.join().unwrap_or_else(|_| bail!("it panicked"))
+            };
+            programs.into_iter().map(joined).collect()
+        });
+        for (program, said) in PROGRAMS.into_iter().zip(observed) {
+            let said = said.with_context(|| format!("{program:?}, {section:?}"))?;
+            let Some(said) = said else { continue };
+            let old = self.line(section, program)?.to_owned();
+            let mut row = self.row(section, program)?;
+            let told = &mut row[cells.clone()];
+            let wrong = format!(
+                "{} · {}: {told:?}, but it said {said:?}",
+                section.heading(),
+                program.name()
+            );
+            self.wrong.push(wrong);
+            told.clone_from_slice(&said);
+            let new = format!("| {} | {} |", program.name(), row.join(" | "));
+            let (before, rest) = self.text.split_once(section.heading()).context("no heading")?;
+            self.text = format!("{before}{}{}", section.heading(), rest.replacen(&old, &new, 1));
+        }
+        Ok(())
+    }
+
+    fn close(self) -> Result<()> {
+        if self.write {
+            fs::write(&self.file, &self.text)?;
+            return Ok(());
+        }
+        ensure!(
+            self.wrong.is_empty(),
+            "docs/behaviour.md is not what happens (NODEMESH_WRITE_DOCS=1 writes it):\n{}",
+            self.wrong.join("\n")
+        );
+        Ok(())
+    }
+}
+
+/// A shell command at a place.
+fn sh(place: &Place, command: &str) -> Result<()> {
+    place.run(["sh", "-c", command])?.success().map(drop)
+}
+
+/// The failures that are to be the same without the mesh and with it.
+fn failures_of_the_network(doc: &mut Doc, pair: &Pair<'_>, cells: &Range<usize>) -> Result<()> {
+    let host = &*pair.server.v4.to_string();
+    let (client, server, router): (&Place, &Place, &Place) =
+        (&pair.client, &pair.server, &pair.nodes[1]);
+    doc.observe(Section::NobodyListens, cells.clone(), client, host, |_, _| Ok(None))?;
+    // In the pod's own table, since a router says "unreachable" five times and then once a second.
+    for (section, at, what) in
+        [(Section::NoWay, client, "unreachable"), (Section::NoAnswer, router, "blackhole")]
+    {
+        sh(at, &format!("ip route add {what} {host}/32"))?;
+        doc.observe(section, cells.clone(), client, host, |_, _| Ok(None))?;
+        sh(at, &format!("ip route del {what} {host}/32"))?;
+    }
+    doc.observe(Section::Reset, cells.clone(), client, host, |program, port| {
+        let banner = program.half_an_answer().to_owned();
+        let spec = ServeSpec { banner, ..ServeSpec::new(port, Talk::Reset) };
+        probe::serve(server, &spec).map(Some)
+    })
+}
+
+#[test]
+fn the_document_says_what_programs_report() {
+    /// Cells of a row: one dial without the mesh, and two with it.
+    const WITHOUT: Range<usize> = 0..1;
+    const WITH: Range<usize> = 1..3;
+    scenario("behaviour-doc", |net| {
+        let mut doc = Doc::open(net)?;
+        let pair = Pair::new(net)?;
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        // One SYN is repeated, so that a dial gives up after 3 s and not after two minutes.
+        sh(&pair.client, "echo 1 > /proc/sys/net/ipv4/tcp_syn_retries")?;
+        failures_of_the_network(&mut doc, &pair, &WITHOUT)?;
+        net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
+        pair.join()?;
+        failures_of_the_network(&mut doc, &pair, &WITH)?;
+        let (host, server): (&str, &Place) = (&pair.server.v4.to_string(), &pair.server);
+        doc.observe(Section::Strict, 0..2, &stranger, host, |_, port| {
+            probe::serve(server, &ServeSpec::new(port, Talk::Exchange)).map(Some)
+        })?;
+        pair.agents[1].kill9()?;
+        doc.observe(Section::PeersAgentAway, 0..2, &pair.client, host, |_, _| Ok(None))?;
+        pair.agents[1].start_again()?;
+        pair.agents[0].kill9()?;
+        doc.observe(Section::OwnAgentAway, 0..2, &pair.client, host, |_, _| Ok(None))?;
+        doc.close()
+    });
+}
