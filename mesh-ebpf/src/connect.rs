@@ -6,7 +6,8 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, generated::bpf_set_retval},
+    bindings::bpf_func_id::BPF_FUNC_set_retval,
+    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -26,6 +27,9 @@ use crate::{
 const ALLOW: i32 = 1;
 /// The caller gets EPERM, or what `bpf_set_retval` has said.
 const DENY: i32 = 0;
+/// `MAX_ERRNO` of include/linux/err.h, all bits set. Newer verifiers (seen in 7.3) want to see that what is given to
+/// `bpf_set_retval` is no larger, and of a number out of a map they know nothing.
+const MAX_ERRNO: u32 = 4095;
 
 /// Whether this kernel lets a connect program choose the caller's error (6.1). Set by the agent before it loads the
 /// programs; where it is 0, the verifier never sees the call.
@@ -139,7 +143,11 @@ fn refuse<const FAMILY: u32>(verdict: Verdict, view: &Dial<FAMILY>) -> i32 {
 #[inline(always)]
 pub(crate) fn set_errno(errno: u32) {
     if SET_RETVAL.load() != 0 {
-        // SAFETY: no preconditions; called only where the kernel offers it.
-        unsafe { bpf_set_retval(-(errno as i32)) };
+        // SAFETY: the helper of this number, called only where the kernel offers it. aya's wrapper takes 32 bits, whose sign
+        // LLVM does not carry on into the register: the verifier then sees a large number.
+        let set_retval: unsafe extern "C" fn(i64) -> i64 =
+            unsafe { core::mem::transmute(BPF_FUNC_set_retval as usize) };
+        // SAFETY: no preconditions.
+        unsafe { set_retval(-i64::from(errno & MAX_ERRNO)) };
     }
 }
