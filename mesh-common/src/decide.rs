@@ -158,6 +158,9 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
         // Whoever it is may not have heard that the pod has left, nor we of him.
         return if from_agent { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
     }
+    if local.port == ports::PATH_PROBE {
+        return Verdict::InboundProbe;
+    }
     if from_agent {
         // Also to an excluded port: a pod's agent may not have heard of the exclusion, and TLS must not reach the
         // application. There the agent looks.

@@ -119,6 +119,8 @@ verdicts! {
     RefusedAgentSilentInbound = 31, Refuse, "refused_agent_silent_inbound", "A peer's agent dialled while this node's agent had not said for seconds that it is well.";
     /// Something dials a pod that nobody has classified.
     RefusedUnclassifiedInbound = 32, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
+    /// A peer's agent asks what of its address and port arrives.
+    InboundProbe = 33, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

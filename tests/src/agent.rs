@@ -105,6 +105,8 @@ pub struct Counters {
     pub bytes_sent: u64,
     /// Bytes of applications, from servers to clients.
     pub bytes_received: u64,
+    /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
+    pub plaintext_masqueraded: u64,
 }
 
 /// Something that is wrong.

@@ -51,6 +51,8 @@ pub struct Party {
 pub struct Security {
     /// `mtls`, `plaintext` or `none`.
     pub kind: String,
+    /// Why, with `plaintext`.
+    pub why: Option<String>,
     /// The TLS version, with `mtls`.
     pub version: Option<String>,
     /// The key exchange, with `mtls`.

@@ -23,6 +23,7 @@ pub mod cgroup;
 pub mod exec;
 pub mod flow;
 pub mod kernel;
+pub mod masquerade;
 pub mod memory;
 pub mod netns;
 pub mod objects;

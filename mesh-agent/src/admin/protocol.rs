@@ -88,6 +88,8 @@ pub struct NodeCounters {
     pub bytes_sent: u64,
     /// Bytes of applications that went from servers to clients.
     pub bytes_received: u64,
+    /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
+    pub plaintext_masqueraded: u64,
     /// Connections that are open.
     pub open: usize,
     /// How many may be open at once.

@@ -184,6 +184,8 @@ fn status(state: &State) -> Status {
     problems.extend(world.problems().iter().map(ProblemFacts::of));
     let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
     problems.extend(state.identities.ca_problem().map(ca_problem));
+    let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
+    problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: state.node.clone(),
@@ -198,6 +200,7 @@ fn status(state: &State) -> Status {
             accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
             bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
             bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
+            plaintext_masqueraded: mesh.counters.plaintext_masqueraded.load(Ordering::Relaxed),
             open: mesh.flows.open(),
             capacity: mesh.limits.capacity(),
             refused_by_limits: mesh.limits.refused(),

@@ -1,8 +1,12 @@
 //! What peers' agents dial: accepted from a pod's inbound listener, brought to the application.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use mesh_common::verdict::Verdict;
+use mesh_common::{ports, verdict::Verdict};
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
@@ -16,6 +20,7 @@ use super::{
     limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
     outbound::{HANDSHAKE_TIMEOUT, facts},
+    path,
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     turns::Claim,
@@ -63,13 +68,13 @@ pub(super) async fn serve(
     let Ok(to) = stream.local_addr() else {
         return; // reset before we came
     };
-    // Whoever it is, an application perhaps: until that is known, a kill of this agent must not look like a clean end.
-    if stream.set_zero_linger().is_err() {
-        return; // reset before we came
-    }
     let Ok(slot) = timeout(HANDSHAKE_TIMEOUT, admitted.handshake()).await else {
         return refuse(&mesh, &pod, stream, from, LimitReached::Handshakes);
     };
+    if to.port() == ports::PATH_PROBE {
+        return Box::pin(path::answer(&mesh, &pod, stream, from, to)).await;
+    }
+    mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let begin = || {
         let (mut client, mut server) = (Party::at(from), Party::at(to));
         mesh.name(&mut client);
@@ -187,7 +192,8 @@ async fn mutual_tls(
             return flow.end(&Ended::new(reason.as_code(), error.to_string()), Bytes::default());
         }
     };
-    let accepted = Accepted { destination_pod_uid: Some(pod.uid.to_string()) };
+    let accepted =
+        Accepted { destination_pod_uid: Some(pod.uid.to_string()), ..Accepted::default() };
     if let Err(error) = session.send_accepted(&accepted) {
         return flow.end(&session_ended(&error), Bytes::default());
     }

@@ -175,6 +175,9 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
+    // Inherited too. Whoever was accepted may be an application: until more is known, a kill of this agent must not look to
+    // it like a clean end.
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?; // inherited as well, and so is keep-alive
     socket.set_tcp_keepalive(&dial::keepalive())?;
     socket.bind(&address.into())?;
@@ -215,7 +218,6 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, dire
                 }
             }
             Ok((stream, from)) => {
-                mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
                 match mesh.limits.admit(&pod.inbound, Some(from.ip())) {
                     Ok(admitted) => pod.connections.spawn(
                         "inbound",

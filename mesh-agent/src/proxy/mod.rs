@@ -11,6 +11,7 @@ mod load;
 mod look;
 mod memory;
 mod outbound;
+mod path;
 pub mod pod;
 pub mod relay;
 mod source_ports;
@@ -30,7 +31,7 @@ pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
-use self::{load::Load, memory::Spare, turns::Turns};
+use self::{load::Load, memory::Spare, path::Paths, turns::Turns};
 use crate::{
     flows::{Bytes, Ended, Flow, FlowStore, Party},
     identity::{SpiffeId, TlsConfigs, TrustDomain},
@@ -60,6 +61,7 @@ pub struct Mesh {
     load: Load,
     turns: Turns,
     spare: Spare,
+    paths: Paths,
 }
 
 /// What the agent's userspace did since it started.
@@ -73,6 +75,8 @@ pub struct Counters {
     pub bytes_sent: AtomicU64,
     /// Bytes of applications that went from servers to clients.
     pub bytes_received: AtomicU64,
+    /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
+    pub plaintext_masqueraded: AtomicU64,
 }
 
 impl Mesh {
@@ -98,6 +102,7 @@ impl Mesh {
             load: Load::default(),
             turns: Turns::new(threads),
             spare: Spare::default(),
+            paths: Paths::default(),
         }
     }
 
@@ -122,6 +127,11 @@ impl Mesh {
     /// Where the two directions of a pod's connection get room from when they are busy.
     fn memory(&self, pod: &Pod) -> [memory::Lease; 2] {
         [self.spare.lease(&pod.records), self.spare.lease(&pod.records)]
+    }
+
+    /// Paths on which something masquerades, one sentence for each peer's node and address family.
+    pub fn masqueraded_paths(&self) -> Vec<String> {
+        self.paths.problems(tokio::time::Instant::now())
     }
 
     /// Completes a record and counts its bytes.

@@ -4,13 +4,14 @@ use std::{
     io,
     mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use mesh_common::{
     errno,
     maps::{FailedKey, FlowKey, Named},
+    ports,
     verdict::Verdict,
 };
 use socket2::SockRef;
@@ -22,6 +23,7 @@ use super::{
     ended,
     limits::{Admitted, LimitReached},
     load::Counted,
+    path::{self, MeshedPeer, Path, PathError},
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     source_ports::PortLease,
@@ -32,7 +34,7 @@ use crate::{
     identity::{SpiffeId, tls::TlsConfigError},
     kernel::{MEMORY, MEMORY_OF_AGENT},
     wire::{HandshakeError, Open, Refusal, Refused, Session, SessionError, SourcePod},
-    world::{Endpoint, ServicePort, pick},
+    world::{Endpoint, Mode, ServicePort, pick},
 };
 
 /// How long a TLS handshake with a peer may take.
@@ -56,6 +58,8 @@ enum Failure {
     /// The peer's agent: it listens in the place of the application.
     #[error(transparent)]
     Peer(DialError),
+    #[error(transparent)]
+    Path(#[from] PathError),
     #[error("the names of the destination's namespace and service account make no SPIFFE id")]
     NoIdentity,
     #[error(transparent)]
@@ -67,11 +71,18 @@ enum Failure {
 }
 
 impl Failure {
+    /// Whether it is what happens when TLS meets an application, which may speak TLS of its own, or a strict pod's kernel
+    /// that takes it for plaintext.
+    fn smells_of_masquerade(&self) -> bool {
+        matches!(self, Self::Peer(DialError::Refused { .. }) | Self::Handshake(_))
+    }
+
     fn ended(&self) -> Ended {
         let code = match self {
             Self::NoEndpoint(_) => "no_endpoint",
             Self::ClientGone => "client_gone",
             Self::Dial(error) | Self::Peer(error) => error.code(),
+            Self::Path(error) => error.code(),
             Self::NoIdentity => "no_peer_identity",
             Self::Config(_) => "no_certificate",
             Self::Handshake(error) => error.as_code(),
@@ -90,6 +101,7 @@ impl Failure {
             }
             Self::Dial(error) | Self::Peer(error) => error,
             Self::ClientGone
+            | Self::Path(_)
             | Self::NoIdentity
             | Self::Config(_)
             | Self::Handshake(_)
@@ -117,7 +129,9 @@ impl Failure {
     fn is_refusal(&self) -> bool {
         matches!(
             self,
-            Self::Dial(DialError::Refused { .. }) | Self::Peer(DialError::Refused { .. })
+            Self::Dial(DialError::Refused { .. })
+                | Self::Peer(DialError::Refused { .. })
+                | Self::Path(_)
         )
     }
 }
@@ -239,7 +253,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
             drop(app); // a reset: it has not been carried
             failure.ended()
         }
-        Ok(Reached { way: Way::Mesh(session, _lease), nothing_else, .. }) => {
+        Ok(Reached { way: Way::Mesh(session, _lease), nothing_else, peer, .. }) => {
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
             let refused = |refused: &Refused| {
                 if nothing_else && let Some(errno) = application_errno(refused.reason) {
@@ -249,7 +263,16 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
             let options = CarryOptions { answer_by, memory, refused: Some(&refused), stop: None };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
-            ended(&carried.end)
+            match (&carried.end, &peer) {
+                // It came from another address than the pod's: perhaps something on the path masquerades.
+                (relay::End::Refused(refused), Some(peer))
+                    if refused.reason == Refusal::SourceMismatch =>
+                {
+                    let explained = path::explain(mesh, pod, peer).await;
+                    explained.map_or_else(|| ended(&carried.end), |why| Failure::Path(why).ended())
+                }
+                (end, _) => ended(end),
+            }
         }
         Ok(Reached { way: Way::Plain(stream, _lease), .. }) => {
             let options = CarryOptions { memory, ..CarryOptions::default() };
@@ -295,6 +318,8 @@ struct Reached {
     way: Way,
     /// Where this is not to be had, there is nothing else: a pod, or a service's only endpoint.
     nothing_else: bool,
+    /// Whom we met, if it is a pod of the mesh.
+    peer: Option<MeshedPeer>,
     _counted: Counted,
 }
 
@@ -356,6 +381,7 @@ async fn reach_one(
         record.server = Party::at(target);
         mesh.name(&mut record.server);
     });
+    let mut met = None;
     let way = if pod.addresses().any(|own| own == target.ip()) {
         // A service led back to the pod that dialled it.
         let why = "own_address".to_owned();
@@ -363,15 +389,16 @@ async fn reach_one(
         let client = canonical(dialled.from);
         let Leg { stream, port } = dial::application(mesh, pod, target, client).await?;
         Way::Plain(stream, port)
-    } else if let Some(expected) = peer_identity(mesh, target)? {
-        let (session, lease) = to_peer(mesh, pod, dialled, target, &expected, flow).await?;
-        Way::Mesh(Box::new(session), lease)
+    } else if let Some(peer) = meshed_peer(mesh, target)? {
+        let way = to_meshed(mesh, pod, dialled, &peer, flow).await?;
+        met = Some(peer);
+        way
     } else {
         let why = "endpoint_not_meshed".to_owned();
         flow.note(|record| record.security = Security::Plaintext { why });
         Way::Plain(dial::plain(mesh, pod, target).await?, None)
     };
-    Ok(Reached { way, nothing_else: true, _counted: counted })
+    Ok(Reached { way, nothing_else: true, peer: met, _counted: counted })
 }
 
 /// The less loaded of two endpoints drawn at random; one that has not been tried, as long as there is one.
@@ -400,13 +427,42 @@ fn random() -> u64 {
 }
 
 /// Whom we must meet at an address and port, or `None` if it is not in the mesh.
-fn peer_identity(mesh: &Mesh, target: SocketAddr) -> Result<Option<SpiffeId>, Failure> {
+fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Failure> {
     let world = mesh.world.load();
     match world.peer(target.ip()) {
         Some(peer) if !peer.exclude_ports.contains(target.port()) => {
-            mesh.identity_of(peer).map(Some).ok_or(Failure::NoIdentity)
+            let expected = mesh.identity_of(peer).ok_or(Failure::NoIdentity)?;
+            let (node, strict) = (peer.node.clone(), peer.mode == Mode::Strict);
+            Ok(Some(MeshedPeer { target, expected, node, strict }))
         }
         _ => Ok(None),
+    }
+}
+
+/// By TLS, if the path leaves address and port alone; else as the modes of both pods say.
+async fn to_meshed(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    peer: &MeshedPeer,
+    flow: &Flow,
+) -> Result<Way, Failure> {
+    if peer.target.port() == ports::PATH_PROBE {
+        return Err(DialError::Refused { to: peer.target }.into()); // no application can be reached there
+    }
+    if let Path::Masqueraded = path::judge(mesh, pod, peer).await? {
+        let why = "masqueraded_path".to_owned();
+        flow.note(|record| record.security = Security::Plaintext { why });
+        let stream = dial::plain(mesh, pod, peer.target).await?;
+        mesh.counters.plaintext_masqueraded.fetch_add(1, Ordering::Relaxed);
+        return Ok(Way::Plain(stream, None));
+    }
+    match to_peer(mesh, pod, dialled, peer.target, &peer.expected, flow).await {
+        Ok((session, lease)) => Ok(Way::Mesh(Box::new(session), lease)),
+        Err(failure) if failure.smells_of_masquerade() => {
+            Err(path::explain(mesh, pod, peer).await.map_or(failure, Failure::Path))
+        }
+        Err(failure) => Err(failure),
     }
 }
 

@@ -45,6 +45,7 @@ mod field {
     pub(super) const TRACE_ID: u8 = 0x83;
     pub(super) const DESTINATION_POD_UID: u8 = 0x84;
     pub(super) const TEXT: u8 = 0x85;
+    pub(super) const SEEN_SOURCE: u8 = 0x86;
 }
 
 /// A frame, as received. DATA borrows its bytes.
@@ -95,6 +96,8 @@ pub struct SourcePod {
 pub struct Accepted {
     /// The destination pod's `metadata.uid`, where known.
     pub destination_pod_uid: Option<String>,
+    /// From where the TCP connection came, as the destination saw it. The answer to a path probe.
+    pub seen_source: Option<SocketAddr>,
 }
 
 /// Why the destination does not take a connection.
@@ -258,6 +261,9 @@ impl Accepted {
         if let Some(uid) = &self.destination_pod_uid {
             put_text(out, field::DESTINATION_POD_UID, uid, MAX_UID_BYTES);
         }
+        if let Some(seen) = self.seen_source {
+            put_address(out, field::SEEN_SOURCE, seen);
+        }
     }
 
     fn decode(payload: &[u8]) -> Result<Self, FrameError> {
@@ -268,6 +274,7 @@ impl Accepted {
                 field::DESTINATION_POD_UID => {
                     accepted.destination_pod_uid = Some(text(kind, value, MAX_UID_BYTES)?);
                 }
+                field::SEEN_SOURCE => accepted.seen_source = Some(address(kind, value)?),
                 skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }

@@ -29,7 +29,10 @@ fn samples() -> Vec<Frame<'static>> {
         Frame::Open(full_open()),
         Frame::Open(Open { source_pod: None, trace_id: None, ..full_open() }),
         Frame::Accepted(Accepted::default()),
-        Frame::Accepted(Accepted { destination_pod_uid: Some("u".to_owned()) }),
+        Frame::Accepted(Accepted {
+            destination_pod_uid: Some("u".to_owned()),
+            seen_source: Some("[2001:db8::7]:61000".parse().unwrap()),
+        }),
         Frame::Refused(refused("")),
         Frame::Refused(refused("shop/allow-cart: no rule for port 8080")),
         Frame::Data(b"x"),

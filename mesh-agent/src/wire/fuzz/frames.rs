@@ -40,7 +40,10 @@ fn written(input: &mut Input<'_>) {
             }),
             trace_id: input.flag().then(|| input.array()),
         }),
-        1 => Frame::Accepted(Accepted { destination_pod_uid: input.flag().then(|| input.text()) }),
+        1 => Frame::Accepted(Accepted {
+            destination_pod_uid: input.flag().then(|| input.text()),
+            seen_source: input.flag().then(|| address(input)),
+        }),
         2 => Frame::Refused(Refused {
             reason: Refusal::from_wire(input.u16()),
             text: input.text().repeat(usize::from(input.u8() % 8)),
@@ -70,7 +73,9 @@ fn written(input: &mut Input<'_>) {
             assert!(printable.starts_with(&heard.text));
             assert!(heard.text == printable || heard.text.len() + 4 > MAX_TEXT_BYTES, "cut early");
         }
-        (Frame::Accepted(_), Frame::Accepted(_)) => {}
+        (Frame::Accepted(said), Frame::Accepted(heard)) => {
+            assert_eq!(said.seen_source.map(canonical), heard.seen_source);
+        }
         _ => assert_eq!(frame, read),
     }
 }

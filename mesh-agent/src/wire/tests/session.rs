@@ -27,7 +27,7 @@ async fn open_and_its_answer_carry_what_was_said() {
     client.flush().await.unwrap();
     assert!(!client.is_idle());
     assert_eq!(server.recv_open(soon()).await.unwrap(), said);
-    let answer = Accepted { destination_pod_uid: Some("u-2".to_owned()) };
+    let answer = Accepted { destination_pod_uid: Some("u-2".to_owned()), ..Accepted::default() };
     server.send_accepted(&answer).unwrap();
     server.flush().await.unwrap();
     assert_eq!(client.recv_accepted(soon()).await.unwrap(), answer);

@@ -1,0 +1,127 @@
+//! The question and its answer (docs/wire.md, the path probe).
+
+use std::net::SocketAddr;
+
+use mesh_common::{ports, verdict::Verdict};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use super::{Answer, MeshedPeer, Seen};
+use crate::{
+    flows::{Bytes, Direction, Ended, Party},
+    identity::tls::TlsConfigError,
+    proxy::{
+        Mesh,
+        dial::{self, DialError},
+        outbound::HANDSHAKE_TIMEOUT,
+        pod::Pod,
+    },
+    wire::{Accepted, Frame, HandshakeError, Open, Session, SessionError},
+};
+
+/// How long an answer may take once the handshake is done.
+const ANSWER_TIMEOUT: std::time::Duration = HANDSHAKE_TIMEOUT;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Config(#[from] TlsConfigError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("the socket has no address: {0}")]
+    Address(#[source] std::io::Error),
+    #[error("the peer's agent did not say what it sees")]
+    NotSaid,
+}
+
+impl AskError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Dial(error) => error.code(),
+            Self::Config(_) => "no_certificate",
+            Self::Handshake(error) => error.as_code(),
+            Self::Session(error) => error.as_code(),
+            Self::Address(_) | Self::NotSaid => "path_unproven",
+        }
+    }
+}
+
+/// Asks a pod's agent from where it is reached: dials exactly as for an application.
+///
+/// # Cancel safety
+/// Dropped, the question is given up.
+pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
+    match sent_and_seen(mesh, pod, peer).await {
+        Ok((sent, seen)) if sent == seen => Answer::Intact,
+        Ok((sent, seen)) => Answer::Masqueraded(Seen {
+            pod: pod.name.to_string(),
+            node: peer.node.clone(),
+            target: peer.target.ip(),
+            sent,
+            seen,
+        }),
+        Err(error) => Answer::Unanswered { code: error.code(), detail: error.to_string() },
+    }
+}
+
+async fn sent_and_seen(
+    mesh: &Mesh,
+    pod: &Pod,
+    peer: &MeshedPeer,
+) -> Result<(SocketAddr, SocketAddr), AskError> {
+    let to = SocketAddr::new(peer.target.ip(), ports::PATH_PROBE);
+    let tls = mesh.tls.client(&pod.identity, Some(&peer.expected))?;
+    let (stream, _lease) = dial::to_peer(mesh, pod, to).await?;
+    let sent = stream.local_addr().map_err(AskError::Address)?;
+    let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
+    session.send_open(&Open {
+        source: sent,
+        original_destination: to,
+        source_pod: None,
+        trace_id: None,
+    })?;
+    session.channel.send(&Frame::Fin)?;
+    let accepted = session.recv_accepted(Instant::now() + ANSWER_TIMEOUT).await?;
+    let seen = accepted.seen_source.ok_or(AskError::NotSaid)?;
+    session.close().await;
+    Ok((sent, seen))
+}
+
+/// Tells a peer's agent from where it is seen. Only what goes wrong becomes a record.
+pub(in crate::proxy) async fn answer(
+    mesh: &Mesh,
+    pod: &Pod,
+    stream: TcpStream,
+    from: SocketAddr,
+    to: SocketAddr,
+) {
+    if let Err(error) = tell(mesh, pod, stream, from).await {
+        let (mut client, mut server) = (Party::at(from), Party::at(to));
+        mesh.name(&mut client);
+        server.pod = Some(pod.name.to_string());
+        let verdict = Verdict::InboundProbe.code();
+        let flow = mesh.flows.begin(Direction::Inbound, client, server, verdict);
+        flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
+    }
+}
+
+async fn tell(mesh: &Mesh, pod: &Pod, stream: TcpStream, from: SocketAddr) -> Result<(), AskError> {
+    let tls = mesh.tls.server(&pod.identity)?;
+    let mut session = Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
+    drop(tls);
+    let _asked: Open = session.recv_open(Instant::now() + HANDSHAKE_TIMEOUT).await?;
+    let destination_pod_uid = Some(pod.uid.to_string());
+    session.send_accepted(&Accepted { destination_pod_uid, seen_source: Some(from) })?;
+    session.channel.send(&Frame::Fin)?;
+    session.flush().await?;
+    // The peer has all it wanted and closes.
+    drop(timeout_at(Instant::now() + ANSWER_TIMEOUT, session.ended()).await);
+    Ok(())
+}

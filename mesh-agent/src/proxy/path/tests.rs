@@ -1,0 +1,121 @@
+//! What is known of a path, as time passes and answers come.
+
+use super::*;
+
+fn node(name: &str) -> NodeName {
+    NodeName::parse(name).unwrap()
+}
+
+fn seen() -> Seen {
+    Seen {
+        pod: "shop/web".to_owned(),
+        node: node("node2"),
+        target: [10, 0, 2, 1].into(),
+        sent: ([10, 0, 1, 1], 61_000).into(),
+        seen: ([192, 168, 0, 1], 2048).into(),
+    }
+}
+
+fn ip(last: u8) -> IpAddr {
+    [10, 0, 0, last].into()
+}
+
+const TRUSTING: bool = true;
+const DOUBTING: bool = false;
+
+struct World {
+    paths: Paths,
+    leg: Leg,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { paths: Paths::default(), leg: (node("node2"), true), now: Instant::now() }
+    }
+
+    fn next(&self, pair: Pair, trusting: bool) -> String {
+        match self.paths.next(&pair, &self.leg, trusting, self.now) {
+            Next::Intact => "intact".to_owned(),
+            Next::Masqueraded(_) => "masqueraded".to_owned(),
+            Next::Unanswered { code, .. } => code.to_owned(),
+            Next::Ask => "ask".to_owned(),
+        }
+    }
+
+    fn note(&self, pair: Pair, answer: &Answer) {
+        self.paths.note(pair, self.leg.clone(), answer, self.now);
+    }
+}
+
+#[test]
+fn a_node_is_proven_by_one_pair_for_all_and_for_a_minute() {
+    let mut world = World::new();
+    let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
+    assert_eq!(world.next(one, DOUBTING), "ask");
+    world.note(one, &Answer::Intact);
+    assert_eq!(world.next(other, DOUBTING), "intact");
+    let over_ipv6 = world.paths.next(&other, &(node("node2"), false), DOUBTING, world.now);
+    assert!(matches!(over_ipv6, Next::Ask), "{over_ipv6:?}");
+    world.now += PROVEN_FOR;
+    assert_eq!(world.next(one, DOUBTING), "ask");
+    assert_eq!(world.next(one, TRUSTING), "intact");
+}
+
+#[test]
+fn a_masquerade_is_believed_of_the_pair_that_saw_it_and_asked_about_again() {
+    let mut world = World::new();
+    let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
+    world.note(one, &Answer::Masqueraded(seen()));
+    for trusting in [DOUBTING, TRUSTING] {
+        assert_eq!(world.next(one, trusting), "masqueraded");
+    }
+    assert_eq!(world.next(other, DOUBTING), "ask", "it proves nothing about others");
+    world.note(other, &Answer::Intact);
+    assert_eq!(world.next(one, DOUBTING), "masqueraded", "nor do others about it");
+    assert!(world.paths.problems(world.now)[0].contains("192.168.0.1:2048"));
+    world.now += MASQUERADED_FOR;
+    assert_eq!(world.next(one, TRUSTING), "ask");
+    world.note(one, &Answer::Intact);
+    assert_eq!(world.next(one, DOUBTING), "intact");
+    assert!(world.paths.problems(world.now).is_empty());
+}
+
+#[test]
+fn a_failure_that_smells_of_masquerade_makes_the_agent_ask_again() {
+    let world = World::new();
+    let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
+    world.note(one, &Answer::Intact);
+    world.paths.suspect(one, &world.leg, world.now);
+    assert_eq!(world.next(one, TRUSTING), "ask");
+    assert_eq!(world.next(other, DOUBTING), "ask");
+    world.note(other, &Answer::Intact);
+    assert_eq!(world.next(one, DOUBTING), "ask", "another pair's proof does not clear it");
+}
+
+#[test]
+fn no_answer_stands_only_for_those_who_wait() {
+    let mut world = World::new();
+    let one = (ip(1), ip(2));
+    let detail = String::new();
+    world.note(one, &Answer::Unanswered { code: "connection_refused", detail });
+    assert_eq!(world.next(one, DOUBTING), "connection_refused");
+    assert_eq!(world.next(one, TRUSTING), "intact", "a strict pod takes nothing but TLS");
+    world.now += UNANSWERED_FOR;
+    assert_eq!(world.next(one, DOUBTING), "ask");
+}
+
+#[test]
+fn what_nobody_uses_is_forgotten() {
+    let mut world = World::new();
+    for last in 0..=255 {
+        for first in 0..5 {
+            world.note(([10, 1, first, last].into(), ip(1)), &Answer::Masqueraded(seen()));
+        }
+    }
+    assert!(world.paths.lock().pairs.len() > KEPT_PAIRS);
+    world.now += SHOWN_FOR;
+    assert!(world.paths.problems(world.now).is_empty());
+    world.note((ip(1), ip(2)), &Answer::Masqueraded(seen()));
+    assert_eq!(world.paths.lock().pairs.len(), 1);
+}
