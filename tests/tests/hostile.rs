@@ -11,8 +11,9 @@ use tests::{
     scenario,
 };
 
-/// The ports that redirected connections carry, and those at which the listeners are bound (ARCHITECTURE.md, the ports).
-const OURS: std::ops::RangeInclusive<u16> = 60_988..=60_997;
+/// The ports that redirected connections carry, those at which the listeners are bound, and the path probe's
+/// (ARCHITECTURE.md, every socket).
+const OURS: std::ops::RangeInclusive<u16> = 60_988..=60_998;
 
 /// Dials, expecting not to get anywhere.
 fn refused(from: &Place, to: SocketAddr, bind: Option<SocketAddr>) -> Result<()> {

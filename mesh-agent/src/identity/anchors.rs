@@ -66,9 +66,11 @@ impl Anchors {
 
     /// SHA-256 of each certificate, hexadecimal, as `openssl x509 -fingerprint -sha256` says it without its colons.
     pub fn fingerprints(&self) -> Vec<String> {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let of = |one: &CertificateDer<'_>| hex(digest(&SHA256, one).as_ref());
-        self.certificates.iter().map(of).collect()
+        let hex = |digest: &[u8]| {
+            let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16);
+            digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).flatten().collect()
+        };
+        self.certificates.iter().map(|one| hex(digest(&SHA256, one).as_ref())).collect()
     }
 
     /// When the last of them ends.

@@ -139,12 +139,12 @@ impl FileCa {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            let now = Some(stamps(&self.directory));
-            if now.as_ref() == Some(&known) || waiting != now {
-                waiting = now;
+            let now = stamps(&self.directory);
+            if now == known || waiting.as_ref() != Some(&now) {
+                waiting = Some(now);
                 continue;
             }
-            known = now.unwrap_or_default();
+            known = now;
             match self.reload() {
                 Ok(other) => {
                     self.problem.store(None);
@@ -228,7 +228,7 @@ impl Authority {
         let key_pem = Zeroizing::new(read(&key_at)?);
         warn_if_readable_by_others(&key_at);
         let mut key_der = PrivateKeyDer::from_pem_slice(&key_pem)
-            .map_err(|e| CaError::malformed(&key_at, "a PEM private key", &e))?;
+            .map_err(|e| CaError::malformed(&key_at, "a PKCS #8 private key in PEM", &e))?;
         let key = KeyPair::try_from(&key_der);
         key_der.zeroize();
         let mut key =

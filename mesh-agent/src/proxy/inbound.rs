@@ -72,7 +72,11 @@ pub(super) async fn serve(
         return refuse(&mesh, &pod, stream, from, LimitReached::Handshakes);
     };
     if to.port() == ports::PATH_PROBE {
-        return Box::pin(path::answer(&mesh, &pod, stream, from, to)).await;
+        // Only an agent can be meant, and a reset would take the answer with it.
+        if SockRef::from(&stream).set_linger(None).is_ok() {
+            Box::pin(path::answer(&mesh, &pod, stream, from, to)).await;
+        }
+        return;
     }
     mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let begin = || {

@@ -72,7 +72,7 @@ pub(super) enum PathError {
     #[error(
         "{0}, and a strict pod neither takes nor sends plaintext in the mesh; let traffic between pods pass unchanged"
     )]
-    Masqueraded(Seen),
+    Masqueraded(Box<Seen>),
     /// It could not be found out.
     #[error(
         "not dialled, since it is not proven that connections to {node} arrive as they are sent: {detail}. TCP port {} of pods in the mesh must be reachable from pods in the mesh",
@@ -101,14 +101,14 @@ impl PathError {
 /// What a peer's agent saw.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "something on the path masquerades: what {pod} sent from {sent} reached {target} on {node} from {seen}"
+    "something on the path masquerades: what {pod} sent from {sent} reached {target} on {node} from {arrived}"
 )]
 pub(super) struct Seen {
     pod: String,
     node: NodeName,
     target: IpAddr,
     sent: SocketAddr,
-    seen: SocketAddr,
+    arrived: SocketAddr,
 }
 
 /// The answer to a question.
@@ -168,7 +168,7 @@ pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Result<P
     match find_out(mesh, pod, peer, peer.strict).await {
         Answer::Intact => Ok(Path::Intact),
         Answer::Masqueraded(_) if !peer.strict && !pod.is_strict() => Ok(Path::Masqueraded),
-        Answer::Masqueraded(seen) => Err(PathError::Masqueraded(seen)),
+        Answer::Masqueraded(seen) => Err(PathError::Masqueraded(seen.into())),
         Answer::Unanswered { code, detail } => {
             Err(PathError::Unproven { node: peer.node.clone(), code, detail })
         }
@@ -180,7 +180,7 @@ pub(super) async fn explain(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Option
     let pair = pair(pod, peer)?;
     mesh.paths.suspect(pair, &leg(peer), Instant::now());
     match find_out(mesh, pod, peer, false).await {
-        Answer::Masqueraded(seen) => Some(PathError::Masqueraded(seen)),
+        Answer::Masqueraded(seen) => Some(PathError::Masqueraded(seen.into())),
         Answer::Intact | Answer::Unanswered { .. } => None,
     }
 }

@@ -232,3 +232,47 @@ async fn no_leaf_outlives_its_ca() {
         assert_eq!(ca.sign(&csr, &web).await.unwrap().not_after, ca.not_after());
     }
 }
+
+#[test]
+fn anchors_come_and_go_one_by_one_and_a_ca_follows_another() {
+    let (directory, ca) = new_ca();
+    let (next, _) = new_ca();
+    let at = directory.path();
+    let old = fs::read(at.join(CA_CERTIFICATE)).unwrap();
+    let old_file = next.path().join("old.crt");
+    fs::write(&old_file, &old).unwrap();
+    let next_file = next.path().join(CA_CERTIFICATE);
+
+    let error = use_ca(at, next.path()).unwrap_err();
+    assert!(matches!(error, CaError::NotAnAnchor { .. }), "{error}");
+    assert!(matches!(remove_anchor(at, &next_file), Err(CaError::NoAnchor { .. })));
+    assert_eq!(add_anchor(at, &next_file).unwrap(), 1);
+    assert_eq!(add_anchor(at, &next_file).unwrap(), 0, "it is there already");
+    assert!(matches!(remove_anchor(at, &old_file), Err(CaError::AnchorInUse { .. })));
+    assert!(!ca.reload().unwrap(), "the same CA still signs");
+    assert_eq!(ca.anchors().certificates().len(), 2);
+
+    use_ca(at, next.path()).unwrap();
+    assert!(ca.reload().unwrap());
+    let mode = fs::metadata(at.join(CA_KEY)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    remove_anchor(at, &old_file).unwrap();
+    assert!(!ca.reload().unwrap());
+    assert_eq!(fs::read(at.join(ANCHORS)).unwrap(), fs::read(&next_file).unwrap());
+}
+
+#[test]
+fn a_ca_of_another_trust_domain_is_not_taken() {
+    let (directory, ca) = new_ca();
+    let other = tempfile::tempdir().unwrap();
+    init(other.path(), &"other.example".parse().unwrap(), false).unwrap();
+    let before = ca.anchors();
+    let added = add_anchor(directory.path(), &other.path().join(CA_CERTIFICATE));
+    assert!(matches!(added, Err(CaError::OtherTrustDomain { .. })), "{added:?}");
+    for file in [CA_CERTIFICATE, CA_KEY, ANCHORS] {
+        fs::copy(other.path().join(file), directory.path().join(file)).unwrap();
+    }
+    let reloaded = ca.reload();
+    assert!(matches!(reloaded, Err(CaError::OtherTrustDomain { .. })), "{reloaded:?}");
+    assert_eq!(ca.anchors(), before, "what was in force stays so");
+}

@@ -62,10 +62,9 @@ impl Identities {
     ) -> Option<(SpiffeId, SystemTime)> {
         let due = |identity: &Identity| {
             let retry = retry_at.get(identity.id()).copied();
-            retry.unwrap_or_else(|| match identity.is_outdated() {
-                true => identity.renew_at(),
-                false => identity.renew_at() + jitter(identity, spread),
-            })
+            let at_once = identity.is_outdated();
+            let spread = if at_once { Duration::ZERO } else { jitter(identity, spread) };
+            retry.unwrap_or_else(|| identity.renew_at() + spread)
         };
         let current = self.current.load();
         let first = current.values().min_by_key(|identity| due(identity))?;

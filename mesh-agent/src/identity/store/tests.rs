@@ -13,7 +13,7 @@ use crate::identity::{FileCa, TlsConfigs, TrustDomain, file_ca};
 struct CountingCa {
     ca: FileCa,
     signed: AtomicUsize,
-    away: std::sync::atomic::AtomicBool,
+    away: AtomicBool,
     directory: tempfile::TempDir,
 }
 

@@ -1,6 +1,6 @@
 //! The question and its answer (docs/wire.md, the path probe).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use mesh_common::{ports, verdict::Verdict};
 use tokio::{
@@ -21,8 +21,8 @@ use crate::{
     wire::{Accepted, Frame, HandshakeError, Open, Session, SessionError},
 };
 
-/// How long an answer may take once the handshake is done.
-const ANSWER_TIMEOUT: std::time::Duration = HANDSHAKE_TIMEOUT;
+/// How long an answer may take in all: somebody's connection waits for it.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,7 @@ pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
             node: peer.node.clone(),
             target: peer.target.ip(),
             sent,
-            seen,
+            arrived: seen,
         }),
         Err(error) => Answer::Unanswered { code: error.code(), detail: error.to_string() },
     }
@@ -76,11 +76,12 @@ async fn sent_and_seen(
     pod: &Pod,
     peer: &MeshedPeer,
 ) -> Result<(SocketAddr, SocketAddr), AskError> {
+    let deadline = Instant::now() + ASK_TIMEOUT;
     let to = SocketAddr::new(peer.target.ip(), ports::PATH_PROBE);
     let tls = mesh.tls.client(&pod.identity, Some(&peer.expected))?;
     let (stream, _lease) = dial::to_peer(mesh, pod, to).await?;
     let sent = stream.local_addr().map_err(AskError::Address)?;
-    let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
+    let mut session = Session::connect(stream, &tls, deadline).await?;
     session.send_open(&Open {
         source: sent,
         original_destination: to,
@@ -88,7 +89,7 @@ async fn sent_and_seen(
         trace_id: None,
     })?;
     session.channel.send(&Frame::Fin)?;
-    let accepted = session.recv_accepted(Instant::now() + ANSWER_TIMEOUT).await?;
+    let accepted = session.recv_accepted(deadline).await?;
     let seen = accepted.seen_source.ok_or(AskError::NotSaid)?;
     session.close().await;
     Ok((sent, seen))
@@ -122,6 +123,6 @@ async fn tell(mesh: &Mesh, pod: &Pod, stream: TcpStream, from: SocketAddr) -> Re
     session.channel.send(&Frame::Fin)?;
     session.flush().await?;
     // The peer has all it wanted and closes.
-    drop(timeout_at(Instant::now() + ANSWER_TIMEOUT, session.ended()).await);
+    drop(timeout_at(Instant::now() + HANDSHAKE_TIMEOUT, session.ended()).await);
     Ok(())
 }

@@ -12,7 +12,7 @@ fn seen() -> Seen {
         node: node("node2"),
         target: [10, 0, 2, 1].into(),
         sent: ([10, 0, 1, 1], 61_000).into(),
-        seen: ([192, 168, 0, 1], 2048).into(),
+        arrived: ([192, 168, 0, 1], 2048).into(),
     }
 }
 
