@@ -17,12 +17,18 @@ pub enum Ports {
     Kept,
     /// Any (`masquerade random`).
     Random,
+    /// Any below the mesh's.
+    Low,
 }
 
 impl Masquerade {
     /// Masquerades every connection that begins from now on.
     pub fn on(node: &Node, ports: Ports) -> Result<Self> {
-        let how = if ports == Ports::Random { "masquerade random" } else { "masquerade" };
+        let how = match ports {
+            Ports::Kept => "masquerade",
+            Ports::Random => "masquerade random",
+            Ports::Low => "masquerade to :1024-60000",
+        };
         let rules = format!(
             "table inet path {{ chain post {{ type nat hook postrouting priority srcnat; \
              oifname \"uplink\" meta l4proto tcp {how}; }}; }}"
