@@ -37,6 +37,9 @@ const ACCEPTS_IN_A_ROW: u32 = 16;
 /// their queue belongs to all of them.
 const DIALS_PER_SECOND: u32 = 2_000;
 
+/// Pause after a dial whose application has reset it before we came. It makes the pod's own dials wait, and nobody else's.
+const GONE_PAUSE: Duration = Duration::from_millis(1);
+
 /// Why a pod has no listeners.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -206,6 +209,8 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, dire
                 mesh.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
                 let Ok(app) = AppStream::new(stream) else { continue };
                 if outbound::is_gone(&app) {
+                    drop(app);
+                    sleep(GONE_PAUSE).await;
                     continue;
                 }
                 match mesh.limits.admit(&pod.outbound, None) {
