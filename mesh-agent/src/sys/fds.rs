@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn what_is_sent_is_open_on_the_other_side() {
         let (here, there) = UnixStream::pair().unwrap();
-        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
         send(&here, &[writer.as_fd(), reader.as_fd()]).unwrap();
         send(&here, &[]).unwrap();
         drop((here, writer));
