@@ -225,6 +225,11 @@ impl Agent {
         self.process.replace(Some(process)).context("the agent is not running")
     }
 
+    /// Whether it still runs.
+    pub fn is_running(&self) -> Result<bool> {
+        self.process.borrow_mut().as_mut().context("the agent was not started")?.is_running()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Result<Pid> {
         Ok(self.process.borrow().as_ref().context("the agent is not running")?.pid())

@@ -60,6 +60,15 @@ fn at_rest(node: &Node) -> Result<Inventory> {
     })
 }
 
+/// Waits until the kernel holds what it held before; what an agent had loaded goes a moment after it.
+fn wait_back(node: &Node, before: &Inventory) -> Result<()> {
+    eventually(SOON, || {
+        let now = at_rest(node)?;
+        ensure!(now == *before, "{before:#?} became {now:#?}");
+        Ok(())
+    })
+}
+
 #[test]
 fn handed_over_ten_times_under_load() {
     scenario("handover-load", |net| {
@@ -110,11 +119,7 @@ fn handed_over_ten_times_under_load() {
         let probed = prober.finish()?;
         ensure!(probed.ok == 0 && probed.failed > 1000, "the strict pod was open: {probed:?}");
         ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
-        for (node, before) in pair.nodes.iter().zip(before) {
-            let now = at_rest(node)?;
-            ensure!(now == before, "{before:#?} became {now:#?}");
-        }
-        Ok(())
+        pair.nodes.iter().zip(&before).try_for_each(|(node, before)| wait_back(node, before))
     });
 }
 
@@ -135,14 +140,15 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
             while start.elapsed() < Duration::from_millis(delay_ms) {
                 answered_or_cut(&dial(&pair.client, &pair)?)?;
             }
-            let in_charge = agent.status()?.pid;
-            heir.kill9()?;
+            drop(heir); // SIGKILL
             let old = agent.pid()?.as_raw();
-            // Either the old one goes on, or it had handed over and the next one starts afresh.
-            let goes_on = eventually(SOON, || {
-                let status = agent.status();
-                ensure!(status.is_ok() || i64::from(in_charge) != i64::from(old), "nobody answers");
-                Ok(status.is_ok_and(|status| i64::from(status.pid) == i64::from(old)))
+            // Either the old one goes on, or it had handed over; then it ends, and the next one starts afresh.
+            let goes_on = eventually(SOON, || match agent.status() {
+                Ok(status) if i64::from(status.pid) == i64::from(old) => Ok(true),
+                other => {
+                    ensure!(!agent.is_running()?, "the old agent runs, and says {other:?}");
+                    Ok(false)
+                }
             })?;
             if goes_on {
                 survived += 1;
@@ -159,9 +165,7 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
         ensure!(survived > 0, "no heir died early enough");
         let probed = prober.finish()?;
         ensure!(probed.ok == 0, "the strict pod was open: {probed:?}");
-        let now = at_rest(&pair.nodes[1])?;
-        ensure!(now == before, "{before:#?} became {now:#?}");
-        Ok(())
+        wait_back(&pair.nodes[1], &before)
     });
 }
 
@@ -182,7 +186,7 @@ fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
             while start.elapsed() < Duration::from_millis(delay_ms) {
                 answered(&dial(&pair.client, &pair)?)?;
             }
-            old.kill9()?;
+            drop(old); // SIGKILL, unless it has ended by itself: nothing was open
             eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
             eventually(SOON, || {
                 ensure!(i64::from(agent.status()?.pid) == i64::from(agent.pid()?.as_raw()));

@@ -117,12 +117,16 @@ fn back_as(pair: &Pair<'_>, before: &Inventory) -> Result<()> {
     pair.agents[1].start_again()?;
     pair.agents[1].wait_enrolled(&[&pair.server])?;
     eventually(SOON, || answered(&dial(&pair.client, pair)?))?;
-    let now = Inventory::of(&pair.nodes[1])?;
-    ensure!(
-        (&now.links, &now.programs, &now.on_cgroup, &now.entries)
-            == (&before.links, &before.programs, &before.on_cgroup, &before.entries),
-        "{before:#?} became {now:#?}"
-    );
+    // What an agent had loaded goes a moment after it.
+    eventually(SOON, || {
+        let now = Inventory::of(&pair.nodes[1])?;
+        ensure!(
+            (&now.links, &now.programs, &now.on_cgroup, &now.entries)
+                == (&before.links, &before.programs, &before.on_cgroup, &before.entries),
+            "{before:#?} became {now:#?}"
+        );
+        Ok(())
+    })?;
     ensure!(kernel::lookups_in(&pair.server)? == 1, "sk_lookup is not there just once");
     let layouts = kernel::names(&pair.nodes[1].pin_dir())?;
     ensure!(layouts.len() == 1, "{layouts:?}");
