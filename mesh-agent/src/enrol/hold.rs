@@ -68,7 +68,8 @@ impl Enroller {
     fn must_be_held(&self, pod: &LocalPod) -> bool {
         let workload = &pod.workload;
         let enrolled = self.pods.get(&workload.uid).is_some_and(|enrolled| enrolled.captured);
-        !enrolled && workload.membership.means_strict()
+        let seen_to = enrolled || self.closed_before.contains(&workload.uid);
+        !seen_to && workload.membership.means_strict()
     }
 
     /// Why a held pod is held, for `status`.

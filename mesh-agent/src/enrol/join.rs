@@ -128,6 +128,7 @@ impl Enroller {
         let captured = self.capture_dials_of(&enrolled.pod);
         if let Some(enrolled) = self.pods.get_mut(uid) {
             enrolled.captured = captured;
+            self.closed_before.remove(uid); // should it ever be let go, it is not closed any more
         }
     }
 

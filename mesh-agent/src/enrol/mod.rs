@@ -66,6 +66,9 @@ pub struct Enroller {
     held: BTreeMap<PodUid, u64>,
     generation: u64,
     swept: bool,
+    /// Strict pods that an earlier agent has closed, until this one has enrolled them.
+    closed_before: BTreeSet<PodUid>,
+    looked_back: bool,
     board: Board,
 }
 
@@ -251,6 +254,8 @@ impl Enroller {
             held: BTreeMap::new(),
             generation: 0,
             swept: false,
+            closed_before: BTreeSet::new(),
+            looked_back: false,
             board: Board::default(),
         }
     }

@@ -1,12 +1,12 @@
 //! Passing the node on to another agent, and taking it back.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use mesh_common::maps::OUTBOUND;
 use tokio::net::TcpListener;
 
-use super::{Enroller, Listeners};
-use crate::handover::Listener;
+use super::{Enroller, Listeners, tables::is_strict};
+use crate::{handover::Listener, netns::Netns, pod_cgroups::PodCgroups, world::Snapshot};
 
 impl Enroller {
     /// Whether a pod is leaving: whoever hands over waits until it has left.
@@ -34,7 +34,7 @@ impl Enroller {
     }
 
     /// Makes everything as it was before an heir that is gone began to change it.
-    pub fn take_back(&self) {
+    pub fn take_back(&self, cgroups: &PodCgroups) {
         let tables = self.mesh.kernel.tables();
         self.log_failure("look again", tables.reload());
         for enrolled in self.pods.values() {
@@ -43,6 +43,28 @@ impl Enroller {
                 self.log_failure("take back", steered.again(&self.mesh));
             }
             let _tried_again_by_the_next_step = self.capture_dials_of(&enrolled.pod);
+        }
+        self.sweep_held(cgroups);
+    }
+
+    /// Finds the strict pods that another agent has enrolled and that are closed by what it pinned: they need not be held
+    /// until this one has enrolled them, which would drop what dials them meanwhile.
+    pub(super) async fn look_for_closed(&mut self, world: &Snapshot) {
+        let attached = self.mesh.kernel.attached_pods().unwrap_or_default();
+        for pod in world.local_pods().iter().filter(|pod| pod.workload.membership.means_strict()) {
+            let Some(netns) = &pod.netns else { continue };
+            let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await else { continue };
+            let (tables, cookie) = (self.mesh.kernel.tables(), netns.cookie());
+            let closed = |address: &IpAddr| {
+                let entry = tables.local.get(&(*address).into());
+                entry.is_some_and(|entry| entry.netns == cookie && is_strict(entry.flags))
+            };
+            if attached.contains(&cookie)
+                && tables.enrolled.contains(&cookie)
+                && pod.workload.addresses.iter().all(closed)
+            {
+                self.closed_before.insert(pod.workload.uid.clone());
+            }
         }
     }
 }

@@ -44,6 +44,9 @@ impl Enroller {
     ) {
         let enrolled = self.enrolled();
         let world = self.build(objects, announcements);
+        if !std::mem::replace(&mut self.looked_back, true) {
+            self.look_for_closed(&world).await;
+        }
         self.hold(&world, cgroups);
         // Before a pod is taken in: what arrives at it is judged by them.
         let ranges = self.mesh.kernel.tables().pod_cidrs.sync(world.pod_cidrs());
