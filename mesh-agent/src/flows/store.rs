@@ -408,11 +408,12 @@ mod tests {
     fn only_the_newest_are_kept() {
         let store = FlowStore::new("node1");
         for _ in 0..KEPT + 5 {
-            begin(&store).end(&Ended::new("finished", ""), Bytes::default());
+            begin(&store).end(&Ended::new("finished", ""), Bytes { sent: 1, received: 0 });
         }
         let list = store.list();
         assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 6));
     }
+
     /// Ends one connection of a pod that dialled.
     fn end(store: &FlowStore, pod: &str, code: &'static str, sent: u64) {
         let client = Party::at(pod.parse().unwrap());

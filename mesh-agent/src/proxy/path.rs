@@ -6,6 +6,9 @@
 //! something masquerades is believed only of the two pods between which it was seen, and only from the authenticated peer:
 //! otherwise one pod with rules of its own could bring others' connections to go in plaintext.
 //!
+//! Where nobody answers (a NetworkPolicy that knows the application's port only), TLS is dialled as if all were well: to refuse
+//! would break whoever has such policies, and plaintext must not be had by dropping packets.
+//!
 //! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there; only a failure is looked into.
 //!
 //! What nobody can know is that something begins to masquerade while a node counts as proven. Then one connection of each
@@ -34,8 +37,8 @@ const PROVEN_FOR: Duration = Duration::from_mins(1);
 /// How long a path that masquerades is not asked about again.
 const MASQUERADED_FOR: Duration = Duration::from_secs(10);
 
-/// How long a question that was not answered stands for those who wait for the same answer.
-const UNANSWERED_FOR: Duration = Duration::from_millis(200);
+/// How long a pair of pods whose question was not answered does without an answer: as rarely as one is asked for otherwise.
+const UNANSWERED_FOR: Duration = PROVEN_FOR;
 
 /// How long `status` shows a path on which something was seen to masquerade, if nobody has used it since.
 const SHOWN_FOR: Duration = Duration::from_mins(10);
@@ -73,19 +76,6 @@ pub(super) enum PathError {
         "{0}, and a strict pod neither takes nor sends plaintext in the mesh; let traffic between pods pass unchanged"
     )]
     Masqueraded(Box<Seen>),
-    /// It could not be found out.
-    #[error(
-        "not dialled, since it is not proven that connections to {node} arrive as they are sent: {detail}. TCP port {} of pods in the mesh must be reachable from pods in the mesh",
-        mesh_common::ports::PATH_PROBE
-    )]
-    Unproven {
-        /// The peer's node.
-        node: NodeName,
-        /// Code of what went wrong with the question.
-        code: &'static str,
-        /// The same as a sentence.
-        detail: String,
-    },
 }
 
 impl PathError {
@@ -93,7 +83,6 @@ impl PathError {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Masqueraded(_) => "masqueraded_path",
-            Self::Unproven { code, .. } => code,
         }
     }
 }
@@ -116,7 +105,7 @@ pub(super) struct Seen {
 enum Answer {
     Intact,
     Masqueraded(Seen),
-    Unanswered { code: &'static str, detail: String },
+    Unanswered { detail: String },
 }
 
 /// A pod of ours and one of the mesh.
@@ -142,7 +131,6 @@ enum Doubt {
     Suspected,
     Masqueraded(Seen),
     Unanswered {
-        code: &'static str,
         detail: String,
     },
 }
@@ -152,7 +140,7 @@ enum Doubt {
 enum Next {
     Intact,
     Masqueraded(Seen),
-    Unanswered { code: &'static str, detail: String },
+    Unanswered { detail: String },
     Ask,
 }
 
@@ -169,8 +157,10 @@ pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Result<P
         Answer::Intact => Ok(Path::Intact),
         Answer::Masqueraded(_) if !peer.strict && !pod.is_strict() => Ok(Path::Masqueraded),
         Answer::Masqueraded(seen) => Err(PathError::Masqueraded(seen.into())),
-        Answer::Unanswered { code, detail } => {
-            Err(PathError::Unproven { node: peer.node.clone(), code, detail })
+        // A firewall or NetworkPolicy that knows the application's port only, or a peer that is away: the dial will say.
+        Answer::Unanswered { detail } => {
+            tracing::debug!(pod = %pod.name, node = %peer.node, detail, "not proven that connections arrive as they are sent");
+            Ok(Path::Intact)
         }
     }
 }
@@ -193,7 +183,7 @@ async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> 
     let known = || match mesh.paths.next(&pair, &leg, trusting, Instant::now()) {
         Next::Intact => Some(Answer::Intact),
         Next::Masqueraded(seen) => Some(Answer::Masqueraded(seen)),
-        Next::Unanswered { code, detail } => Some(Answer::Unanswered { code, detail }),
+        Next::Unanswered { detail } => Some(Answer::Unanswered { detail }),
         Next::Ask => None,
     };
     if let Some(answer) = known() {
@@ -233,8 +223,8 @@ impl Paths {
             }
             Some((Doubt::Masqueraded(_) | Doubt::Suspected, _)) => Next::Ask,
             _ if proven || trusting => Next::Intact,
-            Some((Doubt::Unanswered { code, detail }, at)) if fresh(*at, UNANSWERED_FOR) => {
-                Next::Unanswered { code, detail: detail.clone() }
+            Some((Doubt::Unanswered { detail }, at)) if fresh(*at, UNANSWERED_FOR) => {
+                Next::Unanswered { detail: detail.clone() }
             }
             _ => Next::Ask,
         }
@@ -248,7 +238,7 @@ impl Paths {
                 None
             }
             Answer::Masqueraded(seen) => Some(Doubt::Masqueraded(seen)),
-            Answer::Unanswered { code, detail } => Some(Doubt::Unanswered { code, detail }),
+            Answer::Unanswered { detail } => Some(Doubt::Unanswered { detail }),
         };
         match doubt {
             None => known.pairs.remove(&pair),

@@ -15,6 +15,9 @@ pub(crate) const MOST: usize = 64;
 const HEADER: usize = size_of::<libc::cmsghdr>();
 const FD: usize = size_of::<i32>();
 
+/// The byte that a message has besides its descriptors.
+const BYTE: u8 = b'.';
+
 /// Sends one byte, and with it at most [`MOST`] descriptors.
 ///
 /// # Errors
@@ -27,7 +30,7 @@ pub(crate) fn send(socket: impl AsFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> 
     control.extend(libc::SCM_RIGHTS.to_ne_bytes());
     control.extend(fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()));
     control.resize(length.next_multiple_of(size_of::<usize>()), 0);
-    let byte = [IoSlice::new(b".")];
+    let byte = [IoSlice::new(&[BYTE])];
     let message = MsgHdr::new().with_buffers(&byte).with_control(&control);
     SockRef::from(&socket).sendmsg(&message, libc::MSG_NOSIGNAL).map(drop)
 }
@@ -46,6 +49,10 @@ pub(crate) fn receive(socket: impl AsFd) -> io::Result<Vec<OwnedFd>> {
     let (filled, truncated) = (message.control_len(), message.flags().is_truncated());
     if read == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // SAFETY: a byte was read.
+    if filled == 0 && unsafe { byte[0].assume_init() } == BYTE {
+        return Ok(Vec::new()); // the kernel leaves out a message without descriptors
     }
     // SAFETY: every byte was initialised above.
     let control = control.map(|byte| unsafe { byte.assume_init() });

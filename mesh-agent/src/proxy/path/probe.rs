@@ -21,8 +21,9 @@ use crate::{
     wire::{Accepted, Frame, HandshakeError, Open, Session, SessionError},
 };
 
-/// How long an answer may take in all: somebody's connection waits for it.
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take in all: somebody's connection waits for it. A SYN that was lost is sent again after a second,
+/// which is not waited for.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,8 @@ enum AskError {
     Address(#[source] std::io::Error),
     #[error("the peer's agent did not say what it sees")]
     NotSaid,
+    #[error("no answer within {} s", ASK_TIMEOUT.as_secs())]
+    Late,
 }
 
 impl AskError {
@@ -48,7 +51,7 @@ impl AskError {
             Self::Config(_) => "no_certificate",
             Self::Handshake(error) => error.as_code(),
             Self::Session(error) => error.as_code(),
-            Self::Address(_) | Self::NotSaid => "path_unproven",
+            Self::Address(_) | Self::NotSaid | Self::Late => "path_unproven",
         }
     }
 }
@@ -58,7 +61,9 @@ impl AskError {
 /// # Cancel safety
 /// Dropped, the question is given up.
 pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
-    match sent_and_seen(mesh, pod, peer).await {
+    let deadline = Instant::now() + ASK_TIMEOUT;
+    let asked = timeout_at(deadline, sent_and_seen(mesh, pod, peer, deadline)).await;
+    match asked.unwrap_or(Err(AskError::Late)) {
         Ok((sent, seen)) if sent == seen => Answer::Intact,
         Ok((sent, seen)) => Answer::Masqueraded(Seen {
             pod: pod.name.to_string(),
@@ -67,7 +72,7 @@ pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
             sent,
             arrived: seen,
         }),
-        Err(error) => Answer::Unanswered { code: error.code(), detail: error.to_string() },
+        Err(error) => Answer::Unanswered { detail: error.to_string() },
     }
 }
 
@@ -75,8 +80,8 @@ async fn sent_and_seen(
     mesh: &Mesh,
     pod: &Pod,
     peer: &MeshedPeer,
+    deadline: Instant,
 ) -> Result<(SocketAddr, SocketAddr), AskError> {
-    let deadline = Instant::now() + ASK_TIMEOUT;
     let to = SocketAddr::new(peer.target.ip(), ports::PATH_PROBE);
     let tls = mesh.tls.client(&pod.identity, Some(&peer.expected))?;
     let (stream, _lease) = dial::to_peer(mesh, pod, to).await?;

@@ -38,7 +38,7 @@ impl World {
         match self.paths.next(&pair, &self.leg, trusting, self.now) {
             Next::Intact => "intact".to_owned(),
             Next::Masqueraded(_) => "masqueraded".to_owned(),
-            Next::Unanswered { code, .. } => code.to_owned(),
+            Next::Unanswered { detail } => detail,
             Next::Ask => "ask".to_owned(),
         }
     }
@@ -94,12 +94,12 @@ fn a_failure_that_smells_of_masquerade_makes_the_agent_ask_again() {
 }
 
 #[test]
-fn no_answer_stands_only_for_those_who_wait() {
+fn no_answer_stands_for_a_while_and_for_the_pair_alone() {
     let mut world = World::new();
     let one = (ip(1), ip(2));
-    let detail = String::new();
-    world.note(one, &Answer::Unanswered { code: "connection_refused", detail });
-    assert_eq!(world.next(one, DOUBTING), "connection_refused");
+    world.note(one, &Answer::Unanswered { detail: "no answer".to_owned() });
+    assert_eq!(world.next(one, DOUBTING), "no answer");
+    assert_eq!(world.next((ip(1), ip(3)), DOUBTING), "ask");
     assert_eq!(world.next(one, TRUSTING), "intact", "a strict pod takes nothing but TLS");
     world.now += UNANSWERED_FOR;
     assert_eq!(world.next(one, DOUBTING), "ask");
