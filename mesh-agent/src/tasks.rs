@@ -69,6 +69,32 @@ impl Tasks {
     }
 }
 
+/// Does work that takes long with what is in `slot`, where it keeps no connection waiting. A panic of the work is the
+/// caller's own. `None`, and nothing done, if the slot is empty: an earlier call was dropped before its end.
+///
+/// # Cancel safety
+/// Not cancel safe: what was in the slot is lost.
+pub async fn off_the_workers<T: Send + 'static, R: Send + 'static>(
+    slot: &mut Option<T>,
+    work: impl FnOnce(&mut T) -> R + Send + 'static,
+) -> Option<R> {
+    let mut subject = slot.take()?;
+    let working = tokio::task::spawn_blocking(move || {
+        let result = work(&mut subject);
+        (subject, result)
+    });
+    match working.await {
+        Ok((subject, result)) => {
+            *slot = Some(subject);
+            Some(result)
+        }
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_stopped_runtime) => None,
+        },
+    }
+}
+
 /// Runs a future to its end, or to its panic, which is logged with the task's name.
 async fn reported(name: &'static str, future: impl Future<Output = ()>) {
     let mut future = pin!(future);

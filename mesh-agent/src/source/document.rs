@@ -13,14 +13,14 @@ use crate::world::{
     ServiceObject,
 };
 
-/// One object of a kind that the mesh needs.
+/// One object of a kind that the mesh needs, shared with the world.
 #[derive(Clone, Debug)]
 pub(super) enum Object {
-    Namespace(NamespaceObject),
-    Node(NodeObject),
-    Pod(Box<PodObject>),
-    Service(ServiceObject),
-    EndpointSlice(EndpointSliceObject),
+    Namespace(Arc<NamespaceObject>),
+    Node(Arc<NodeObject>),
+    Pod(Arc<PodObject>),
+    Service(Arc<ServiceObject>),
+    EndpointSlice(Arc<EndpointSliceObject>),
 }
 
 impl Object {
@@ -69,20 +69,21 @@ impl Reader<'_> {
         };
         match (version.as_str(), kind.as_str()) {
             ("v1", "Namespace") => self.object(&kind, tree, |object: &Namespace, locate| {
-                NamespaceObject::parse(object, locate).map(Object::Namespace)
+                NamespaceObject::parse(object, locate).map(|it| Object::Namespace(Arc::new(it)))
             }),
             ("v1", "Node") => self.object(&kind, tree, |object: &Node, locate| {
-                NodeObject::parse(object, locate).map(Object::Node)
+                NodeObject::parse(object, locate).map(|it| Object::Node(Arc::new(it)))
             }),
             ("v1", "Pod") => self.object(&kind, tree, |object: &Pod, locate| {
-                PodObject::parse(object, locate).map(|pod| Object::Pod(Box::new(pod)))
+                PodObject::parse(object, locate).map(|it| Object::Pod(Arc::new(it)))
             }),
             ("v1", "Service") => self.object(&kind, tree, |object: &Service, locate| {
-                ServiceObject::parse(object, locate).map(Object::Service)
+                ServiceObject::parse(object, locate).map(|it| Object::Service(Arc::new(it)))
             }),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object(&kind, tree, |object: &EndpointSlice, locate| {
-                    EndpointSliceObject::parse(object, locate).map(Object::EndpointSlice)
+                    let slice = EndpointSliceObject::parse(object, locate);
+                    slice.map(|it| Object::EndpointSlice(Arc::new(it)))
                 });
             }
             (version, list) if is_list(version, list) => {

@@ -14,6 +14,7 @@ use super::directory::Directory;
 use super::error::{OpenError, SourceError};
 use super::last_good::{LastGood, log_new};
 use super::tree;
+use crate::tasks::off_the_workers;
 use crate::world::{FieldError, FileLines, MeshNode, NodeName};
 
 /// Least time between two writes of an announcement: every other agent reads each of them.
@@ -65,7 +66,7 @@ impl FileAnnouncer {
         let (outcome, outcomes) = watch::channel(Outcome { number: 0, result: Ok(()) });
         let mut task = FileAnnouncerTask {
             directory,
-            files: LastGood::new(),
+            files: Some(LastGood::new()),
             state,
             wishes: Some(wishes),
             outcome,
@@ -78,7 +79,9 @@ impl FileAnnouncer {
             },
             due: None,
         };
-        task.files.apply(Ok(changes), parse);
+        if let Some(files) = &mut task.files {
+            files.apply(Ok(changes), parse);
+        }
         task.update();
         let wish = Arc::new(wish);
         Ok((Self { own_node, wish, outcome: outcomes, state: state_receiver }, task))
@@ -121,7 +124,8 @@ impl Announcer for FileAnnouncer {
 /// Writes this node's file and follows those of all nodes.
 pub struct FileAnnouncerTask {
     directory: Directory,
-    files: LastGood<Arc<MeshNode>>,
+    /// `None` only while a change is taken in elsewhere.
+    files: Option<LastGood<Arc<MeshNode>>>,
     state: watch::Sender<Arc<AnnouncementState>>,
     /// `None` once every handle is gone.
     wishes: Option<watch::Receiver<Wish>>,
@@ -142,7 +146,8 @@ impl FileAnnouncerTask {
                 () = &mut cancel => return,
                 () = self.directory.wait() => {
                     let scan = self.directory.scan().await;
-                    if self.files.apply(scan, parse) {
+                    let apply = move |files: &mut LastGood<_>| files.apply(scan, parse).different;
+                    if off_the_workers(&mut self.files, apply).await == Some(true) {
                         self.update();
                     }
                 }
@@ -187,10 +192,10 @@ impl FileAnnouncerTask {
 
     fn update(&mut self) {
         let before = Arc::clone(&self.state.borrow());
-        let announcements =
-            self.files.good().map(|(_, good)| (good.node.clone(), Arc::clone(good)));
+        let Some(files) = &self.files else { return };
+        let announcements = files.good().map(|(_, good)| (good.node.clone(), Arc::clone(good)));
         let announcements = Arc::new(announcements.collect());
-        let errors: Vec<_> = self.files.errors().cloned().collect();
+        let errors: Vec<_> = files.errors().cloned().collect();
         log_new(&errors, &before.errors);
         let first = before.revision == 0;
         if first || announcements != before.announcements || errors != before.errors {

@@ -8,27 +8,31 @@ use super::error::SourceError;
 
 /// The files of a directory, by name, each parsed to a `T`.
 pub(super) struct LastGood<T> {
-    files: BTreeMap<Arc<str>, Entry<T>>,
+    good: BTreeMap<Arc<str>, T>,
+    errors: BTreeMap<Arc<str>, Vec<SourceError>>,
     /// The directory itself cannot be read.
     directory: Option<SourceError>,
 }
 
-struct Entry<T> {
-    good: Option<T>,
-    errors: Vec<SourceError>,
+/// What a scan has changed.
+pub(super) struct Applied<T> {
+    /// Whether anything may be different now.
+    pub(super) different: bool,
+    /// The files of which something else is in force now, with what was before.
+    pub(super) replaced: Vec<(Arc<str>, Option<T>)>,
 }
 
 impl<T> LastGood<T> {
     pub(super) fn new() -> Self {
-        Self { files: BTreeMap::new(), directory: None }
+        Self { good: BTreeMap::new(), errors: BTreeMap::new(), directory: None }
     }
 
-    /// Takes the result of a scan; whether anything may be different now.
+    /// Takes the result of a scan. Only files that have changed are parsed.
     pub(super) fn apply(
         &mut self,
         scan: std::io::Result<Vec<Change>>,
         parse: impl Fn(&Arc<str>, &str) -> Result<T, Vec<SourceError>>,
-    ) -> bool {
+    ) -> Applied<T> {
         let (changes, directory) = match scan {
             Ok(changes) => (changes, None),
             Err(error) => {
@@ -39,13 +43,16 @@ impl<T> LastGood<T> {
         };
         let different = !changes.is_empty() || directory != self.directory;
         self.directory = directory;
+        let mut replaced = Vec::new();
         for Change { file, content } in changes {
             let result = match content {
                 Content::Gone => {
-                    self.files.remove(&file);
+                    self.errors.remove(&file);
+                    let before = self.good.remove(&file);
+                    replaced.push((file, before));
                     continue;
                 }
-                Content::Text(text) if text.trim().is_empty() && self.has_good(&file) => {
+                Content::Text(text) if text.trim().is_empty() && self.good.contains_key(&file) => {
                     // `kubectl … > file` empties the file long before it writes to it.
                     let error = SourceError::whole_file(&file, "is empty now")
                         .hint("what it said before stays in force; to end that, delete the file");
@@ -54,27 +61,31 @@ impl<T> LastGood<T> {
                 Content::Text(text) => parse(&file, &text),
                 Content::Unreadable(why) => Err(vec![SourceError::whole_file(&file, why)]),
             };
-            let entry = self.files.entry(file).or_insert(Entry { good: None, errors: Vec::new() });
             match result {
-                Ok(good) => *entry = Entry { good: Some(good), errors: Vec::new() },
-                Err(errors) => entry.errors = errors,
+                Ok(good) => {
+                    self.errors.remove(&file);
+                    let before = self.good.insert(Arc::clone(&file), good);
+                    replaced.push((file, before));
+                }
+                Err(errors) => drop(self.errors.insert(file, errors)),
             }
         }
-        different
+        Applied { different, replaced }
     }
 
     /// What is in force, by file name.
     pub(super) fn good(&self) -> impl Iterator<Item = (&Arc<str>, &T)> {
-        self.files.iter().filter_map(|(file, entry)| Some((file, entry.good.as_ref()?)))
+        self.good.iter()
+    }
+
+    /// What is in force of one file.
+    pub(super) fn good_of(&self, file: &str) -> Option<&T> {
+        self.good.get(file)
     }
 
     /// What is wrong, by file name.
     pub(super) fn errors(&self) -> impl Iterator<Item = &SourceError> {
-        self.directory.iter().chain(self.files.values().flat_map(|entry| &entry.errors))
-    }
-
-    fn has_good(&self, file: &Arc<str>) -> bool {
-        self.files.get(file).is_some_and(|entry| entry.good.is_some())
+        self.directory.iter().chain(self.errors.values().flatten())
     }
 }
 

@@ -18,6 +18,9 @@ mod file_tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod last_good;
+mod merge;
+#[cfg(test)]
+mod merge_tests;
 #[cfg(test)]
 mod testing;
 mod tree;

@@ -18,6 +18,7 @@ mod ports;
 mod problem;
 mod service;
 mod settings;
+mod shared_map;
 mod snapshot;
 mod workload;
 

@@ -89,6 +89,10 @@ impl<T: Clone> Declared<T> {
         }
     }
 
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable { .. })
+    }
+
     /// If this cannot be read, lets the object's earlier version stay in force.
     fn carry_over(&mut self, earlier: &Self) {
         if let Self::Unreadable { before, .. } = self {
@@ -141,6 +145,11 @@ impl Declaration {
                 parse_ports,
             ),
         }
+    }
+
+    /// Whether an earlier version of the object has something to say.
+    pub(super) fn has_unreadable(&self) -> bool {
+        self.mesh.is_unreadable() || self.mode.is_unreadable() || self.exclude_ports.is_unreadable()
     }
 
     pub(super) fn carry_over(&mut self, earlier: &Self) {

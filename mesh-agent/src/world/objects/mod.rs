@@ -9,7 +9,6 @@ mod node;
 mod pod;
 mod service;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -22,8 +21,9 @@ pub use service::{Protocol, ServiceKind, ServiceObject, ServicePortObject, Targe
 
 use super::names::{ObjectName, PodUid, check_label, check_subdomain};
 use super::origin::FieldError;
+use super::shared_map::SharedMap;
 
-/// Every object that is known. Cloning is cheap per object (`Arc`).
+/// Every object that is known. A clone shares all with its original; a change costs that object.
 ///
 /// Its content does not depend on the order in which objects came, but for one thing: an object
 /// that replaces an earlier version of itself inherits what it made unreadable
@@ -31,47 +31,54 @@ use super::origin::FieldError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
     /// By name.
-    pub(super) namespaces: BTreeMap<Arc<str>, Arc<NamespaceObject>>,
+    pub(super) namespaces: SharedMap<Arc<str>, Arc<NamespaceObject>>,
     /// By name.
-    nodes: BTreeMap<Arc<str>, Arc<NodeObject>>,
+    pub(super) nodes: SharedMap<Arc<str>, Arc<NodeObject>>,
     /// By UID.
-    pub(super) pods: BTreeMap<PodUid, Arc<PodObject>>,
+    pub(super) pods: SharedMap<PodUid, Arc<PodObject>>,
     /// By namespace and name.
-    pub(super) services: BTreeMap<ObjectName, Arc<ServiceObject>>,
+    pub(super) services: SharedMap<ObjectName, Arc<ServiceObject>>,
     /// By namespace and name.
-    pub(super) slices: BTreeMap<ObjectName, Arc<EndpointSliceObject>>,
+    pub(super) slices: SharedMap<ObjectName, Arc<EndpointSliceObject>>,
 }
 
 impl Objects {
     /// Adds a namespace or replaces the one of that name.
-    pub fn insert_namespace(&mut self, mut namespace: NamespaceObject) {
-        if let Some(earlier) = self.namespaces.get(&namespace.name) {
-            namespace.mesh.carry_over(&earlier.mesh);
+    pub fn insert_namespace(&mut self, namespace: impl Into<Arc<NamespaceObject>>) {
+        let mut namespace = namespace.into();
+        let earlier = self.namespaces.get(&namespace.name);
+        if let Some(earlier) = earlier.filter(|_| namespace.mesh.has_unreadable()) {
+            Arc::make_mut(&mut namespace).mesh.carry_over(&earlier.mesh);
         }
-        self.namespaces.insert(Arc::clone(&namespace.name), Arc::new(namespace));
+        self.namespaces.insert(Arc::clone(&namespace.name), namespace);
     }
 
     /// Adds a node or replaces the one of that name.
-    pub fn insert_node(&mut self, node: NodeObject) {
-        self.nodes.insert(Arc::clone(&node.name), Arc::new(node));
+    pub fn insert_node(&mut self, node: impl Into<Arc<NodeObject>>) {
+        let node = node.into();
+        self.nodes.insert(Arc::clone(&node.name), node);
     }
 
     /// Adds a pod or replaces the one of that UID.
-    pub fn insert_pod(&mut self, mut pod: PodObject) {
-        if let Some(earlier) = self.pods.get(&pod.uid) {
-            pod.mesh.carry_over(&earlier.mesh);
+    pub fn insert_pod(&mut self, pod: impl Into<Arc<PodObject>>) {
+        let mut pod = pod.into();
+        let earlier = self.pods.get(&pod.uid);
+        if let Some(earlier) = earlier.filter(|_| pod.mesh.has_unreadable()) {
+            Arc::make_mut(&mut pod).mesh.carry_over(&earlier.mesh);
         }
-        self.pods.insert(pod.uid.clone(), Arc::new(pod));
+        self.pods.insert(pod.uid.clone(), pod);
     }
 
     /// Adds a service or replaces the one of that name.
-    pub fn insert_service(&mut self, service: ServiceObject) {
-        self.services.insert(service.name.clone(), Arc::new(service));
+    pub fn insert_service(&mut self, service: impl Into<Arc<ServiceObject>>) {
+        let service = service.into();
+        self.services.insert(service.name.clone(), service);
     }
 
     /// Adds an endpoint slice or replaces the one of that name.
-    pub fn insert_slice(&mut self, slice: EndpointSliceObject) {
-        self.slices.insert(slice.name.clone(), Arc::new(slice));
+    pub fn insert_slice(&mut self, slice: impl Into<Arc<EndpointSliceObject>>) {
+        let slice = slice.into();
+        self.slices.insert(slice.name.clone(), slice);
     }
 
     /// Forgets a namespace; its pods stay known, and out of the mesh.
@@ -101,42 +108,27 @@ impl Objects {
 
     /// All namespaces, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &Arc<NamespaceObject>> {
-        self.namespaces.values()
+        self.namespaces.sorted_values()
     }
 
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeObject>> {
-        self.nodes.values()
+        self.nodes.sorted_values()
     }
 
     /// All pods, by UID.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<PodObject>> {
-        self.pods.values()
+        self.pods.sorted_values()
     }
 
     /// All services, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceObject>> {
-        self.services.values()
+        self.services.sorted_values()
     }
 
     /// All endpoint slices, by namespace and name.
     pub fn slices(&self) -> impl Iterator<Item = &Arc<EndpointSliceObject>> {
-        self.slices.values()
-    }
-
-    /// For a source that builds everything anew: lets what became unreadable keep what the same
-    /// object said in `earlier`.
-    pub fn carry_over(&mut self, earlier: &Self) {
-        for (name, namespace) in &mut self.namespaces {
-            if let Some(before) = earlier.namespaces.get(name) {
-                Arc::make_mut(namespace).mesh.carry_over(&before.mesh);
-            }
-        }
-        for (uid, pod) in &mut self.pods {
-            if let Some(before) = earlier.pods.get(uid) {
-                Arc::make_mut(pod).mesh.carry_over(&before.mesh);
-            }
-        }
+        self.slices.sorted_values()
     }
 }
 
