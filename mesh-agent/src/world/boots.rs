@@ -16,12 +16,12 @@ pub fn of_this_boot<'a>(
 ) -> (Cow<'a, Announcements>, Vec<Problem>) {
     let mut kept = Cow::Borrowed(announcements);
     let mut problems = Vec::new();
-    for node in objects.nodes() {
-        let Some(boot_id) = &node.boot_id else { continue };
-        let spoke = announcements.iter().find(|(name, _)| name.as_str() == &*node.name);
-        let Some((name, announcement)) = spoke.filter(|(_, a)| a.boot_id != *boot_id) else {
+    for (name, announcement) in announcements {
+        let node = objects.nodes.get(name.as_str());
+        let boot_id = node.and_then(|node| node.boot_id.as_ref());
+        if boot_id.is_none_or(|boot_id| announcement.boot_id == *boot_id) {
             continue;
-        };
+        }
         kept.to_mut().remove(name);
         let origin = Origin::api("MeshNode", None, name.as_str());
         let message = format!(

@@ -1,7 +1,7 @@
 //! Who is in the mesh and where services lead, as immutable snapshots.
 //!
 //! PURE: nothing here opens a socket or a file, asks a clock, or talks to Kubernetes. A source
-//! (`crate::source`) turns Kubernetes objects into [`Objects`]; [`Snapshot::build`] turns those, the
+//! (`crate::source`) turns Kubernetes objects into [`Objects`]; [`World`] turns those, the
 //! announcements of all nodes and what is captured on this node into what the data path reads.
 //!
 //! Start at `snapshot/mod.rs` for the questions that can be asked, at `membership.rs` for who is in.
@@ -40,5 +40,5 @@ pub use settings::{
     Declaration, Declared, EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, MeshLabel, Mode,
     NETNS_ANNOTATION, Settings,
 };
-pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot};
+pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot, Work, World};
 pub use workload::{LocalPod, Peer, Wanted, Workload};

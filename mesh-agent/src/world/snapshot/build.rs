@@ -1,67 +1,80 @@
 //! Puts the parts of a snapshot together, each from the ones before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::claims::Claims;
-use super::{Inner, LocalNode, peers, ranges, services};
+use super::facts::AddressFacts;
+use super::peers::Known;
+use super::problems::{Problems, Subject};
+use super::ranges::Ranges;
+use super::{Inner, LocalNode, LocalPods, claims, peers, services};
 use crate::world::announcement::Announcements;
 use crate::world::membership::{Membership, NotEnabledReason};
 use crate::world::names::PodUid;
 use crate::world::objects::{Objects, PodObject};
 use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
-use crate::world::workload::{LocalPod, Wanted, Workload};
+use crate::world::shared_map::SharedMap;
+use crate::world::workload::{LocalPod, Peer, Wanted, Workload};
 
 pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &LocalNode) -> Inner {
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     for namespace in objects.namespaces() {
-        problems.extend(namespace.mesh.problems(&namespace.origin));
+        let found = namespace.mesh.problems(&namespace.origin).collect();
+        problems.set(Subject::Namespace(Arc::clone(&namespace.name)), found);
     }
-    let claims = Claims::settle(objects, announcements, local, &mut problems);
+    let owners = claims::owners(objects, announcements, local);
 
-    let mut workloads = BTreeMap::new();
-    let mut by_address = HashMap::new();
+    let mut workloads = SharedMap::default();
+    let mut by_address = SharedMap::default();
     for pod in objects.pods() {
-        problems.extend(pod.mesh.problems(&pod.origin));
-        let workload = Arc::new(workload(pod, objects, &claims, &mut problems));
+        let owner = |address: IpAddr| owners.get(&address).copied();
+        let (workload, found) = workload(pod, objects, owner);
+        problems.set(Subject::Pod(pod.uid.clone()), found);
+        let workload = Arc::new(workload);
         for address in &workload.addresses {
             by_address.insert(*address, Arc::clone(&workload));
         }
         workloads.insert(workload.uid.clone(), workload);
     }
 
-    let known = peers::Known::new(objects, &workloads, &by_address);
+    let facts = AddressFacts::of(objects);
+    let known = Known { workloads: &workloads, by_address: &by_address, facts: &facts };
     let peers = peers::peers(&known, announcements, local, &mut problems);
-    let local_pods = local_pods(objects, &workloads, local, |address| peers.contains_key(&address));
+    let here = objects.pods().filter(|pod| pod.node.as_ref() == Some(&local.name));
+    let local_pods = local_pods(here.map(Arc::as_ref), &workloads, local, &peers);
     let services = services::services(objects, &local.name, &mut problems);
-    problems.sort_by(|a, b| {
-        let key = |p: &Problem| (p.code, p.message.clone());
-        (a.origin.sort_key(), &a.field)
-            .cmp(&(b.origin.sort_key(), &b.field))
-            .then_with(|| key(a).cmp(&key(b)))
-    });
+    let meshed = services.iter().filter(|(_, it)| services::has_meshed_endpoint(it, &peers));
+    let node_addresses = facts.hosts().filter(|address| !by_address.contains_key(address));
     Inner {
-        pod_cidrs: ranges::pod_cidrs(objects, &by_address),
-        node_addresses: ranges::node_addresses(objects, &by_address),
-        local_by_uid: local_pods.iter().map(|p| (p.workload.uid.clone(), Arc::clone(p))).collect(),
+        pod_cidrs: Ranges::of(objects, &by_address).believed(),
+        node_addresses: node_addresses.map(|address| (address, ())).collect(),
+        meshed_services: meshed.map(|(key, _)| (*key, ())).collect(),
+        remote_pods: peers.iter().filter(|(address, peer)| counts_here(**address, peer)).count(),
         workloads,
         by_address,
         peers,
         services,
-        local_pods,
+        local_pods: Arc::new(local_pods),
         local_node: Some(local.name.clone()),
         problems,
     }
 }
 
-fn workload(
+/// Whether a peer counts as one of another node's at this address: each does so once.
+pub(super) fn counts_here(address: IpAddr, peer: &Peer) -> bool {
+    !peer.local && peer.addresses.first() == Some(&address)
+}
+
+/// One pod, given who has its addresses, and its problems.
+pub(super) fn workload<'a>(
     pod: &PodObject,
     objects: &Objects,
-    claims: &Claims<'_>,
-    problems: &mut Vec<Problem>,
-) -> Workload {
+    owner: impl Fn(IpAddr) -> Option<&'a PodObject>,
+) -> (Workload, Vec<Problem>) {
+    let mut problems: Vec<_> = pod.mesh.problems(&pod.origin).collect();
+    let claims = claims::settle(pod, owner, &mut problems);
     let namespace = objects.namespaces.get(&pod.name.namespace);
     if namespace.is_none() {
         let name = &pod.name.namespace;
@@ -71,38 +84,38 @@ fn workload(
         problems.push(Problem::new(&pod.origin, ProblemCode::NamespaceMissing, error));
     }
     let mut membership = Membership::decide(pod, namespace.map(Arc::as_ref));
-    if let (Some(settings), Some((address, holder))) =
-        (membership.settings().cloned(), claims.lost(&pod.uid))
+    if let (Some(settings), Some((address, holder))) = (membership.settings().cloned(), claims.lost)
     {
         let reason = NotEnabledReason::AddressTaken { address, holder: holder.name.to_string() };
         membership = Membership::Waiting { reason, settings };
     }
-    Workload {
+    let workload = Workload {
         uid: pod.uid.clone(),
         namespace: Arc::clone(&pod.name.namespace),
         name: Arc::clone(&pod.name.name),
         service_account: Arc::clone(&pod.service_account),
         node: pod.node.clone(),
-        addresses: claims.owned(pod),
+        addresses: claims.owned,
         membership,
-    }
+    };
+    (workload, problems)
 }
 
-fn local_pods(
-    objects: &Objects,
-    workloads: &BTreeMap<PodUid, Arc<Workload>>,
+/// The pods of this node, out of their objects.
+pub(super) fn local_pods<'a>(
+    here: impl Iterator<Item = &'a PodObject>,
+    workloads: &SharedMap<PodUid, Arc<Workload>>,
     local: &LocalNode,
-    is_peer: impl Fn(IpAddr) -> bool,
-) -> Vec<Arc<LocalPod>> {
-    let here = objects.pods().filter(|pod| pod.node.as_ref() == Some(&local.name));
-    let mut pods: Vec<_> = here
+    peers: &SharedMap<IpAddr, Arc<Peer>>,
+) -> LocalPods {
+    let mut sorted: Vec<_> = here
         .filter_map(|pod| {
             let workload = Arc::clone(workloads.get(&pod.uid)?);
             let settings = workload.membership.settings();
             Some(Arc::new(LocalPod {
                 wanted: settings.map_or(Wanted::Out, |settings| Wanted::In(settings.clone())),
                 enrolled: local.enrolled.contains(&pod.uid)
-                    && workload.addresses.iter().any(|address| is_peer(*address)),
+                    && workload.addresses.iter().any(|address| peers.contains_key(address)),
                 netns: pod.netns.clone(),
                 workload,
             }))
@@ -112,6 +125,8 @@ fn local_pods(
         let workload = &pod.workload;
         (Arc::clone(&workload.namespace), Arc::clone(&workload.name), workload.uid.clone())
     };
-    pods.sort_by_cached_key(|pod| key(pod));
-    pods
+    sorted.sort_by_cached_key(|pod| key(pod));
+    let by_uid = |pod: &Arc<LocalPod>| (pod.workload.uid.clone(), Arc::clone(pod));
+    let by_uid: BTreeMap<_, _> = sorted.iter().map(by_uid).collect();
+    LocalPods { sorted, by_uid }
 }

@@ -11,66 +11,72 @@ use crate::world::objects::{Objects, PodObject};
 use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
 
-/// The settled claims of all pods to their addresses.
-pub(super) struct Claims<'a> {
-    owners: HashMap<IpAddr, &'a PodObject>,
-    lost: HashMap<&'a PodUid, (IpAddr, &'a PodObject)>,
+/// What became of one pod's claims.
+pub(super) struct Settled<'a> {
+    /// The addresses that are its own, each once, in its order.
+    pub(super) owned: Vec<IpAddr>,
+    /// The first address that another pod has, and that pod.
+    pub(super) lost: Option<(IpAddr, &'a PodObject)>,
 }
 
-impl<'a> Claims<'a> {
-    /// Settles by the rule that [`super::Snapshot::build`] states; each lost claim is a problem of
-    /// the loser.
-    pub(super) fn settle(
-        objects: &'a Objects,
-        announcements: &Announcements,
-        local: &LocalNode,
-        problems: &mut Vec<Problem>,
-    ) -> Self {
-        let captured = captured(objects, announcements, local);
-        let own_addresses = |pod: &&Arc<PodObject>| !pod.host_network && !pod.completed;
-        let mut pods: Vec<_> = objects.pods().filter(own_addresses).collect();
-        // What is captured comes first, or a new file could take a running pod out of the mesh.
-        pods.sort_by_key(|pod| {
-            let created = pod.created_s.unwrap_or(i64::MAX);
-            (!captured.contains(&pod.uid), created, &pod.name, &pod.uid)
-        });
+/// Whether a pod's addresses are its own.
+pub(super) fn has_own_addresses(pod: &PodObject) -> bool {
+    !pod.host_network && !pod.completed
+}
 
-        let mut claims = Self { owners: HashMap::new(), lost: HashMap::new() };
-        for pod in pods {
-            for address in &pod.ips {
-                let owner = *claims.owners.entry(*address).or_insert(pod);
-                if owner.uid == pod.uid {
-                    continue;
-                }
-                claims.lost.entry(&pod.uid).or_insert((*address, owner));
-                let origin = &owner.origin;
-                let message = format!(
-                    "{address} is already the address of {origin}; this pod is not enrolled"
-                );
-                let error = FieldError::new(pod.address_field(*address), message)
-                    .hint("give each pod its own address, or delete the pod that is gone");
-                problems.push(Problem::new(&pod.origin, ProblemCode::AddressTaken, error));
-            }
-        }
-        claims
-    }
+/// Of several pods with one address the one for which this is least has it: the rule that
+/// [`super::Snapshot::build`] states. What is captured comes first, or a new file could take a
+/// running pod out of the mesh.
+pub(super) fn precedence(pod: &PodObject, captured: bool) -> impl Ord + '_ {
+    (!captured, pod.created_s.unwrap_or(i64::MAX), &pod.name, &pod.uid)
+}
 
-    /// The addresses that are this pod's own, each once, in its order.
-    pub(super) fn owned(&self, pod: &PodObject) -> Vec<IpAddr> {
-        let mut owned = Vec::new();
+/// The owner of every address, all of them settled at once.
+pub(super) fn owners<'a>(
+    objects: &'a Objects,
+    announcements: &Announcements,
+    local: &LocalNode,
+) -> HashMap<IpAddr, &'a PodObject> {
+    let captured = captured(objects, announcements, local);
+    let mut pods: Vec<&PodObject> =
+        objects.pods().map(Arc::as_ref).filter(|pod| has_own_addresses(pod)).collect();
+    pods.sort_by_key(|pod| precedence(pod, captured.contains(&pod.uid)));
+    let mut owners = HashMap::new();
+    for pod in pods {
         for address in &pod.ips {
-            let own = self.owners.get(address).is_some_and(|owner| owner.uid == pod.uid);
-            if own && !owned.contains(address) {
-                owned.push(*address);
-            }
+            owners.entry(*address).or_insert(pod);
         }
-        owned
     }
+    owners
+}
 
-    /// The first address that another pod has, and that pod.
-    pub(super) fn lost(&self, uid: &PodUid) -> Option<(IpAddr, &'a PodObject)> {
-        self.lost.get(uid).copied()
+/// Settles one pod's claims, given who has its addresses; each lost claim is a problem.
+pub(super) fn settle<'a>(
+    pod: &PodObject,
+    owner: impl Fn(IpAddr) -> Option<&'a PodObject>,
+    problems: &mut Vec<Problem>,
+) -> Settled<'a> {
+    let mut settled = Settled { owned: Vec::new(), lost: None };
+    if !has_own_addresses(pod) {
+        return settled;
     }
+    for address in &pod.ips {
+        let Some(owner) = owner(*address) else { continue };
+        if owner.uid == pod.uid {
+            if !settled.owned.contains(address) {
+                settled.owned.push(*address);
+            }
+            continue;
+        }
+        settled.lost.get_or_insert((*address, owner));
+        let origin = &owner.origin;
+        let message =
+            format!("{address} is already the address of {origin}; this pod is not enrolled");
+        let error = FieldError::new(pod.address_field(*address), message)
+            .hint("give each pod its own address, or delete the pod that is gone");
+        problems.push(Problem::new(&pod.origin, ProblemCode::AddressTaken, error));
+    }
+    settled
 }
 
 /// The pods that their own nodes say are captured.

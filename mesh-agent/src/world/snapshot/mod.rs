@@ -2,13 +2,20 @@
 //!
 //! [`Snapshot`] is what the data path holds through `arc-swap`. Every question it asks per
 //! connection is one hash look-up, without a lock and without allocation. Building costs time in
-//! proportion to all objects; a source that changes often should wait a little and build once.
+//! proportion to all objects. [`World`] (`follow.rs`) makes each snapshot out of the one before and
+//! what has changed, in proportion to that, and of the very same content.
 
 mod build;
 mod claims;
+mod facts;
+mod follow;
+#[cfg(test)]
+mod follow_tests;
+mod index;
 #[cfg(test)]
 mod order_tests;
 mod peers;
+mod problems;
 mod ranges;
 mod services;
 #[cfg(test)]
@@ -16,9 +23,13 @@ pub(in crate::world) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+pub use follow::{Work, World};
+use problems::Problems;
+use services::ServiceKey;
 
 use super::announcement::{AnnouncedPod, Announcements, MeshNode};
 use super::cidr::Cidr;
@@ -28,6 +39,7 @@ use super::ports::PortSet;
 use super::problem::Problem;
 use super::service::ServicePort;
 use super::settings::Mode;
+use super::shared_map::SharedMap;
 use super::workload::{LocalPod, Peer, Workload};
 
 /// What only this node knows.
@@ -44,19 +56,31 @@ pub struct LocalNode {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot(Arc<Inner>);
 
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Its maps share with the snapshot before what has not changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Inner {
-    workloads: BTreeMap<PodUid, Arc<Workload>>,
-    by_address: HashMap<IpAddr, Arc<Workload>>,
-    peers: HashMap<IpAddr, Arc<Peer>>,
-    services: HashMap<(IpAddr, u16), Arc<ServicePort>>,
-    /// By namespace, name and UID.
-    local_pods: Vec<Arc<LocalPod>>,
-    local_by_uid: HashMap<PodUid, Arc<LocalPod>>,
+    workloads: SharedMap<PodUid, Arc<Workload>>,
+    by_address: SharedMap<IpAddr, Arc<Workload>>,
+    peers: SharedMap<IpAddr, Arc<Peer>>,
+    services: SharedMap<ServiceKey, Arc<ServicePort>>,
+    /// Those of `services` of which a dial may end at a captured pod.
+    meshed_services: SharedMap<ServiceKey, ()>,
+    /// Captured pods of other nodes.
+    remote_pods: usize,
+    local_pods: Arc<LocalPods>,
     local_node: Option<NodeName>,
-    pod_cidrs: BTreeSet<Cidr>,
-    node_addresses: BTreeSet<IpAddr>,
-    problems: Vec<Problem>,
+    /// The ranges of pod addresses that are believed.
+    pod_cidrs: Arc<BTreeSet<Cidr>>,
+    /// Those that no pod has.
+    node_addresses: SharedMap<IpAddr, ()>,
+    problems: Problems,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct LocalPods {
+    /// By namespace, name and UID.
+    sorted: Vec<Arc<LocalPod>>,
+    by_uid: BTreeMap<PodUid, Arc<LocalPod>>,
 }
 
 /// What the kernel's table says of one address.
@@ -89,7 +113,8 @@ pub struct KernelService {
 
 impl Snapshot {
     /// Puts the world together. Depends on nothing but its arguments, and not on the order in
-    /// which objects were inserted.
+    /// which objects were inserted. Takes time in proportion to all objects: it is how
+    /// [`World`] begins, and what its steps are held against.
     ///
     /// Rules, where objects contradict each other:
     /// - Of several pods with one address the incumbent has it: first a pod that is captured on
@@ -115,9 +140,9 @@ impl Snapshot {
         self.0.workloads.get(uid)
     }
 
-    /// All pods, by UID.
-    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.0.workloads.values()
+    /// How many pods there are, in the mesh or not.
+    pub fn workloads(&self) -> usize {
+        self.0.workloads.len()
     }
 
     /// The captured pod with this address.
@@ -132,57 +157,97 @@ impl Snapshot {
 
     /// Every pod of this node, by namespace, name and UID, with what enrolment should do.
     pub fn local_pods(&self) -> &[Arc<LocalPod>] {
-        &self.0.local_pods
+        &self.0.local_pods.sorted
     }
 
     /// A pod of this node.
     pub fn local_pod(&self, uid: &PodUid) -> Option<&Arc<LocalPod>> {
-        self.0.local_by_uid.get(uid)
+        self.0.local_pods.by_uid.get(uid)
+    }
+
+    /// How many captured pods of other nodes there are.
+    pub fn remote_pods(&self) -> usize {
+        self.0.remote_pods
+    }
+
+    /// Whether both are one and the same; this takes no time.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What the kernel's table has to say of an address; `None` if no pod has it.
+    pub fn kernel_address(&self, address: IpAddr) -> Option<KernelAddress<'_>> {
+        let workload = self.0.by_address.get(&address);
+        let peer = self.0.peers.get(&address);
+        if workload.is_none() && peer.is_none() {
+            return None;
+        }
+        let on_this_node =
+            workload.is_some_and(|pod| pod.node.is_some() && pod.node == self.0.local_node);
+        Some(KernelAddress {
+            address,
+            known_pod: true,
+            peer: peer.is_some(),
+            local: on_this_node,
+            strict: peer.is_some_and(|peer| peer.mode == Mode::Strict),
+            exclude_ports: peer.map(|peer| &peer.exclude_ports),
+        })
     }
 
     /// One row for every address of a pod, in no order.
     pub fn kernel_addresses(&self) -> impl Iterator<Item = KernelAddress<'_>> {
         let announced_only =
-            self.0.peers.keys().filter(|address| !self.0.by_address.contains_key(address));
-        self.0.by_address.keys().chain(announced_only).map(|address| {
-            let workload = self.0.by_address.get(address);
-            let peer = self.0.peers.get(address);
-            let on_this_node =
-                workload.is_some_and(|pod| pod.node.is_some() && pod.node == self.0.local_node);
-            KernelAddress {
-                address: *address,
-                known_pod: true,
-                peer: peer.is_some(),
-                local: on_this_node,
-                strict: peer.is_some_and(|peer| peer.mode == Mode::Strict),
-                exclude_ports: peer.map(|peer| &peer.exclude_ports),
-            }
-        })
+            self.0.peers.keys().filter(|address| !self.0.by_address.contains_key(*address));
+        let all = self.0.by_address.keys().chain(announced_only);
+        all.filter_map(|address| self.kernel_address(*address))
+    }
+
+    /// The addresses of pods and nodes of which a row may differ from that of an earlier snapshot;
+    /// in proportion to their number.
+    pub fn changed_addresses(&self, before: &Self) -> HashSet<IpAddr> {
+        let pods = self.0.by_address.differences(&before.0.by_address);
+        let peers = self.0.peers.differences(&before.0.peers);
+        let peers = peers.into_iter().map(|difference| *difference.key);
+        let nodes = self.0.node_addresses.differences(&before.0.node_addresses);
+        let others = peers.chain(nodes.into_iter().map(|difference| *difference.key));
+        pods.into_iter().map(|difference| *difference.key).chain(others).collect()
+    }
+
+    /// Whether a service address is one of which a dial may end at a captured pod.
+    pub fn is_meshed_service(&self, address: IpAddr, port: u16) -> bool {
+        self.0.meshed_services.contains_key(&(address, port))
     }
 
     /// The ranges in which the addresses of pods lie that are not known yet; [`Cidr::ALL`] where nobody has said.
-    pub fn pod_cidrs(&self) -> impl Iterator<Item = &Cidr> {
-        self.0.pod_cidrs.iter()
+    /// The same set, while it is equal: whether it has changed is a comparison of pointers.
+    pub fn pod_cidrs(&self) -> &Arc<BTreeSet<Cidr>> {
+        &self.0.pod_cidrs
     }
 
-    /// Addresses of nodes, which no agent dials from for a pod.
+    /// Addresses of nodes, which no agent dials from for a pod; in no order.
     pub fn node_addresses(&self) -> impl Iterator<Item = &IpAddr> {
-        self.0.node_addresses.iter()
+        self.0.node_addresses.keys()
+    }
+
+    /// Whether an address is one of these.
+    pub fn is_node_address(&self, address: IpAddr) -> bool {
+        self.0.node_addresses.contains_key(&address)
     }
 
     /// One row for every service address and TCP port, in no order.
     pub fn kernel_services(&self) -> impl Iterator<Item = KernelService> {
-        self.0.services.iter().map(|((address, port), service)| {
-            let meshed = |endpoint: &super::Endpoint| {
-                let peer = self.0.peers.get(&endpoint.addr);
-                peer.is_some_and(|peer| !peer.exclude_ports.contains(endpoint.port))
-            };
-            KernelService {
-                address: *address,
-                port: *port,
-                has_meshed_endpoint: service.endpoints.iter().any(meshed),
-            }
+        self.0.services.keys().map(|(address, port)| KernelService {
+            address: *address,
+            port: *port,
+            has_meshed_endpoint: self.is_meshed_service(*address, *port),
         })
+    }
+
+    /// The service addresses and ports of which [`Self::is_meshed_service`] differs from that of an
+    /// earlier snapshot; in proportion to their number.
+    pub fn changed_services(&self, before: &Self) -> Vec<(IpAddr, u16)> {
+        let services = self.0.meshed_services.differences(&before.0.meshed_services);
+        services.into_iter().map(|difference| *difference.key).collect()
     }
 
     /// What this node has to announce: its captured pods. `generation` is asked for each.
@@ -193,7 +258,7 @@ impl Snapshot {
         trust_domain: &str,
         generation: impl Fn(&PodUid) -> u64,
     ) -> Option<MeshNode> {
-        let captured = self.0.local_pods.iter().filter(|pod| pod.enrolled);
+        let captured = self.0.local_pods.sorted.iter().filter(|pod| pod.enrolled);
         let first_address = captured.filter_map(|pod| pod.workload.addresses.first());
         let peers = first_address.filter_map(|address| self.0.peers.get(address));
         let pods = peers.map(|peer| AnnouncedPod {
@@ -215,7 +280,8 @@ impl Snapshot {
     }
 
     /// What is wrong with the world as written, sorted by object and field.
-    pub fn problems(&self) -> &[Problem] {
-        &self.0.problems
+    /// Takes time in proportion to their number.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.0.problems.sorted()
     }
 }

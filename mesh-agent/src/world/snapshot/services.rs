@@ -1,9 +1,11 @@
 //! Services joined with their endpoint slices, as kube-proxy joins them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::problems::{Problems, Subject};
 use crate::world::names::{NodeName, ObjectName};
 use crate::world::objects::{
     EndpointSliceObject, Objects, Protocol, ServiceObject, ServicePortObject,
@@ -11,41 +13,81 @@ use crate::world::objects::{
 use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
 use crate::world::service::{Endpoint, ServicePort};
+use crate::world::shared_map::SharedMap;
+use crate::world::workload::Peer;
 
-type Slices<'a> = HashMap<&'a ObjectName, Vec<&'a EndpointSliceObject>>;
+/// A service's address and TCP port.
+pub(super) type ServiceKey = (IpAddr, u16);
 
+/// All services, joined one after another.
 pub(super) fn services(
     objects: &Objects,
     local_node: &NodeName,
-    problems: &mut Vec<Problem>,
-) -> HashMap<(IpAddr, u16), Arc<ServicePort>> {
-    let mut slices: Slices<'_> = HashMap::new();
+    problems: &mut Problems,
+) -> SharedMap<ServiceKey, Arc<ServicePort>> {
+    let mut slices: HashMap<&ObjectName, Vec<&EndpointSliceObject>> = HashMap::new();
     for slice in objects.slices() {
         if let Some(service) = &slice.service {
             slices.entry(service).or_default().push(slice);
         }
     }
-    let mut found: HashMap<_, (Arc<ServicePort>, &ServiceObject)> = HashMap::new();
-    for service in objects.services() {
+    let mut joined = SharedMap::default();
+    let mut holders: HashMap<ServiceKey, &ServiceObject> = HashMap::new();
+    for service in objects.services().map(Arc::as_ref) {
         let own_slices = slices.get(&service.name).map(Vec::as_slice).unwrap_or_default();
-        let tcp = service.ports.iter().enumerate().filter(|(_, p)| p.protocol == Protocol::Tcp);
-        for (index, port) in tcp {
-            for address in &service.cluster_ips {
-                if let Some((_, holder)) = found.get(&(*address, port.port)) {
-                    if holder.name != service.name {
-                        problems.push(taken(service, index, *address, holder));
-                    }
-                    continue;
-                }
-                let entry = service_port(service, port, *address, own_slices, local_node);
-                found.insert((*address, port.port), (Arc::new(entry), service));
+        for (key, port) in keys(service) {
+            if let Entry::Vacant(vacant) = holders.entry(key) {
+                vacant.insert(service);
+                let entry = service_port(service, port, key.0, own_slices, local_node);
+                joined.insert(key, Arc::new(entry));
+            }
+        }
+        let found = taken(service, |key| holders.get(&key).copied());
+        problems.set(Subject::Service(service.name.clone()), found);
+    }
+    joined
+}
+
+/// Where a service is to be found, with the port's entry; the first of equal ones counts.
+pub(super) fn keys(
+    service: &ServiceObject,
+) -> impl Iterator<Item = (ServiceKey, &ServicePortObject)> {
+    let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    tcp.flat_map(|port| {
+        service.cluster_ips.iter().map(move |address| ((*address, port.port), port))
+    })
+}
+
+/// The problems of a service whose addresses and ports others have.
+pub(super) fn taken<'a>(
+    service: &ServiceObject,
+    holder: impl Fn(ServiceKey) -> Option<&'a ServiceObject>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let tcp = service.ports.iter().enumerate().filter(|(_, port)| port.protocol == Protocol::Tcp);
+    for (index, port) in tcp {
+        for address in &service.cluster_ips {
+            let holder = holder((*address, port.port));
+            if let Some(holder) = holder.filter(|holder| holder.name != service.name) {
+                problems.push(taken_port(service, index, *address, holder));
             }
         }
     }
-    found.into_iter().map(|(key, (entry, _))| (key, entry)).collect()
+    problems
 }
 
-fn service_port(
+/// Whether a dial to a service may end at a captured pod.
+pub(super) fn has_meshed_endpoint(
+    service: &ServicePort,
+    peers: &SharedMap<IpAddr, Arc<Peer>>,
+) -> bool {
+    service.endpoints.iter().any(|endpoint| {
+        let peer = peers.get(&endpoint.addr);
+        peer.is_some_and(|peer| !peer.exclude_ports.contains(endpoint.port))
+    })
+}
+
+pub(super) fn service_port(
     service: &ServiceObject,
     port: &ServicePortObject,
     address: IpAddr,
@@ -95,7 +137,12 @@ fn matches_port(slice: &crate::world::objects::SlicePort, service: &ServicePortO
     slice.protocol == Protocol::Tcp && slice.name == service.name
 }
 
-fn taken(service: &ServiceObject, port: usize, address: IpAddr, holder: &ServiceObject) -> Problem {
+fn taken_port(
+    service: &ServiceObject,
+    port: usize,
+    address: IpAddr,
+    holder: &ServiceObject,
+) -> Problem {
     let message = format!(
         "port {} of {address} is already that of {}; this service is not known there",
         service.ports.get(port).map_or(0, |port| port.port),

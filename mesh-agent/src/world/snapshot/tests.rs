@@ -111,7 +111,9 @@ fn of_two_pods_with_one_address_the_incumbent_keeps_it() {
     let loser = by_capture.local_pod(&uid("uid-aa")).unwrap();
     assert_eq!(loser.wanted, Wanted::Out);
     assert_eq!(loser.workload.addresses, [ip("fd00::5")]);
-    let Membership::Disabled(reason) = &loser.workload.membership else { panic!("not disabled") };
+    let Membership::Waiting { reason, .. } = &loser.workload.membership else {
+        panic!("it does not wait")
+    };
     assert_eq!(reason.to_string(), "its address 10.0.0.2 is already that of pod shop/b");
     assert_eq!(reason.code(), "address_taken");
 }

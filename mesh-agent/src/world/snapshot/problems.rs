@@ -1,0 +1,72 @@
+//! What is wrong, by what it was found at: so that a change of one object changes its own problems only.
+
+use std::sync::Arc;
+
+use crate::world::names::{NodeName, ObjectName, PodUid};
+use crate::world::problem::Problem;
+use crate::world::shared_map::SharedMap;
+
+/// What was judged when a problem was found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Subject {
+    Namespace(Arc<str>),
+    Pod(PodUid),
+    Service(ObjectName),
+    /// A node's announcement as a whole.
+    Node(NodeName),
+    /// One pod in an announcement.
+    Announced(AnnouncedKey),
+}
+
+/// Names a pod in an announcement. In this order announced pods are judged.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct AnnouncedKey {
+    pub(super) node: NodeName,
+    pub(super) uid: PodUid,
+    /// How many of this UID stand before it in the same announcement, which should be none.
+    pub(super) nth: usize,
+}
+
+/// All problems of a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Problems(SharedMap<Subject, Arc<[Problem]>>);
+
+impl Problems {
+    /// What was found at a subject replaces what was found there before.
+    pub(super) fn set(&mut self, subject: Subject, mut found: Vec<Problem>) {
+        if found.is_empty() {
+            self.0.remove(&subject);
+            return;
+        }
+        sort(&mut found);
+        if self.0.get(&subject).is_none_or(|known| **known != *found) {
+            self.0.insert(subject, found.into());
+        }
+    }
+
+    /// Whether something is wrong at a subject.
+    pub(super) fn has(&self, subject: &Subject) -> bool {
+        self.0.contains_key(subject)
+    }
+
+    /// Whether both are one and the same copy.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.0.is(&other.0)
+    }
+
+    /// All of them, sorted by object and field.
+    pub(super) fn sorted(&self) -> Vec<Problem> {
+        let mut all: Vec<_> = self.0.iter().flat_map(|(_, found)| found.iter()).cloned().collect();
+        sort(&mut all);
+        all
+    }
+}
+
+fn sort(problems: &mut [Problem]) {
+    let key = |p: &Problem| (p.code, p.message.clone());
+    problems.sort_by(|a, b| {
+        (a.origin.sort_key(), &a.field)
+            .cmp(&(b.origin.sort_key(), &b.field))
+            .then_with(|| key(a).cmp(&key(b)))
+    });
+}
