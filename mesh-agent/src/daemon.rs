@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-use self::keep::{Feeds, Keeper};
+use self::keep::{Believed, Feeds, Keeper};
 use crate::{
     admin,
     enrol::{self, Enroller, restore_all},
@@ -269,6 +269,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         kernel: Arc::clone(&kernel),
         pods_cgroup: host.pods_cgroup.clone(),
         wishes,
+        believed: Believed::default(),
     };
     keeper.step().await;
     kernel.attach_cgroup(&host.pods_cgroup)?;

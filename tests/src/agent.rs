@@ -107,6 +107,10 @@ pub struct Counters {
     pub bytes_received: u64,
     /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
     pub plaintext_masqueraded: u64,
+    /// What was judged while following the world.
+    pub judged: u64,
+    /// Entries of the kernel's tables of addresses and ports that were written or removed.
+    pub table_writes: u64,
 }
 
 /// Something that is wrong.

@@ -90,6 +90,12 @@ pub struct NodeCounters {
     pub bytes_received: u64,
     /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
     pub plaintext_masqueraded: u64,
+    /// Pods, announced pods and service ports that were judged while following the world.
+    #[serde(default)]
+    pub judged: u64,
+    /// Entries of the kernel's tables of addresses and ports that were written or removed.
+    #[serde(default)]
+    pub table_writes: u64,
     /// Connections that are open.
     pub open: usize,
     /// How many may be open at once.

@@ -165,13 +165,6 @@ fn status(state: &State) -> Status {
     let tables = mesh.kernel.tables();
     let pods = state.board.read();
     let world = mesh.world.load();
-    let remote: BTreeSet<_> = world
-        .kernel_addresses()
-        .filter(|row| row.peer)
-        .filter_map(|row| world.peer(row.address))
-        .filter(|peer| !peer.local)
-        .map(|peer| &peer.uid)
-        .collect();
     let verdicts = tables.verdicts().unwrap_or([0; VERDICT_SLOTS]);
     let pod_verdicts = pods
         .iter()
@@ -194,13 +187,15 @@ fn status(state: &State) -> Status {
         trust_domain: mesh.trust_domain.as_str().to_owned(),
         anchors: state.identities.anchors().fingerprints(),
         draining: state.draining.load(Ordering::Relaxed),
-        remote_peers: remote.len(),
+        remote_peers: world.remote_pods(),
         counters: NodeCounters {
             accepted_outbound: mesh.counters.accepted_outbound.load(Ordering::Relaxed),
             accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
             bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
             bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
             plaintext_masqueraded: mesh.counters.plaintext_masqueraded.load(Ordering::Relaxed),
+            judged: mesh.counters.judged.load(Ordering::Relaxed),
+            table_writes: mesh.counters.table_writes.load(Ordering::Relaxed),
             open: mesh.flows.open(),
             capacity: mesh.limits.capacity(),
             refused_by_limits: mesh.limits.refused(),

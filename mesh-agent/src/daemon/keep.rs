@@ -1,6 +1,6 @@
 //! The task that keeps the node's pods as the world wants them, until the agent stops or another one takes over.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -15,7 +15,7 @@ use crate::{
     kernel::Kernel,
     pod_cgroups::PodCgroups,
     source::{AnnouncementState, SourceError, SourceState},
-    world::of_this_boot,
+    world::{Announcements, Objects, of_this_boot},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their object.
@@ -38,6 +38,35 @@ pub(super) struct Keeper {
     pub(super) pods_cgroup: PathBuf,
     /// Agents that want to take over.
     pub(super) wishes: mpsc::Receiver<Wish>,
+    pub(super) believed: Believed,
+}
+
+/// What nodes have announced in the boot that they are in; found out again only when objects or announcements change, and
+/// the same copy while it is equal, so that an unchanged world costs nothing.
+#[derive(Default)]
+pub(super) struct Believed {
+    of: Option<(Arc<Objects>, Arc<Announcements>)>,
+    announcements: Arc<Announcements>,
+    void: Vec<ProblemFacts>,
+}
+
+impl Believed {
+    fn update(&mut self, objects: &Arc<Objects>, announced: &Arc<Announcements>) {
+        let is_same = |(of_objects, of_announced): &(Arc<Objects>, Arc<Announcements>)| {
+            Arc::ptr_eq(of_objects, objects) && Arc::ptr_eq(of_announced, announced)
+        };
+        if self.of.as_ref().is_some_and(is_same) {
+            return;
+        }
+        let (announcements, void) = of_this_boot(announced, objects);
+        match announcements {
+            Cow::Borrowed(_all) => self.announcements = Arc::clone(announced),
+            Cow::Owned(some) if some != *self.announcements => self.announcements = Arc::new(some),
+            Cow::Owned(_known) => {}
+        }
+        self.void = void.iter().map(ProblemFacts::of).collect();
+        self.of = Some((Arc::clone(objects), Arc::clone(announced)));
+    }
 }
 
 impl Keeper {
@@ -74,13 +103,14 @@ impl Keeper {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
         let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
-        let (announcements, void) = of_this_boot(&announced.announcements, &objects.objects);
+        self.believed.update(&objects.objects, &announced.announcements);
         let problems = objects.errors.iter().chain(&announced.errors).map(bad_file);
-        let problems: Vec<_> = problems.chain(void.iter().map(ProblemFacts::of)).collect();
+        let problems: Vec<_> = problems.chain(self.believed.void.iter().cloned()).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
         let complete = objects.errors.is_empty();
-        self.enroller.step(&objects.objects, &announcements, &cgroups, complete).await;
+        let announcements = &self.believed.announcements;
+        self.enroller.step(&objects.objects, announcements, &cgroups, complete).await;
     }
 
     /// Gives an heir the listeners and stands still until it has switched. `None`: it has not, and all is as it was.
@@ -108,7 +138,7 @@ impl Keeper {
         None
     }
 
-    fn log(&self, what: &str, result: Result<(), crate::kernel::KernelError>) {
+    fn log<T>(&self, what: &str, result: Result<T, crate::kernel::KernelError>) {
         if let Err(error) = result {
             tracing::error!(node = self.state.node, what, %error, "the kernel's side could not be changed");
         }

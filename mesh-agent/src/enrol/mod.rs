@@ -4,6 +4,7 @@
 //! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
 //! is open goes on. A pod that vanished leaves nothing behind.
 
+mod follow;
 mod hold;
 mod join;
 mod leave;
@@ -21,9 +22,11 @@ use std::{
     time::Duration,
 };
 
+use follow::Follower;
 use jiff::Timestamp;
 pub use saved::{Saved, restore_all};
 use serde::{Deserialize, Serialize};
+pub use tables::write_world;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -70,6 +73,7 @@ pub struct Enroller {
     closed_before: BTreeSet<PodUid>,
     looked_back: bool,
     board: Board,
+    follower: Follower,
 }
 
 struct Enrolled {
@@ -257,6 +261,7 @@ impl Enroller {
             closed_before: BTreeSet::new(),
             looked_back: false,
             board: Board::default(),
+            follower: Follower::default(),
         }
     }
 
@@ -266,9 +271,13 @@ impl Enroller {
     }
 
     /// The world with what is captured on this node right now.
-    fn build(&self, objects: &Objects, announcements: &Announcements) -> Snapshot {
+    async fn build(
+        &mut self,
+        objects: &Arc<Objects>,
+        announcements: &Arc<Announcements>,
+    ) -> Snapshot {
         let local = LocalNode { name: self.node.clone(), enrolled: self.enrolled() };
-        Snapshot::build(objects, announcements, &local)
+        self.follower.build(&self.mesh, objects, announcements, local).await
     }
 
     /// The pods that are captured.

@@ -34,7 +34,8 @@ impl Enroller {
     }
 
     /// Makes everything as it was before an heir that is gone began to change it.
-    pub fn take_back(&self, cgroups: &PodCgroups) {
+    pub fn take_back(&mut self, cgroups: &PodCgroups) {
+        self.follower.forget_written();
         let tables = self.mesh.kernel.tables();
         self.log_failure("look again", tables.reload());
         for enrolled in self.pods.values() {

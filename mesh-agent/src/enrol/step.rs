@@ -37,19 +37,19 @@ impl Enroller {
     /// Not cancel safe: run it to its end.
     pub async fn step(
         &mut self,
-        objects: &Objects,
-        announcements: &Announcements,
+        objects: &Arc<Objects>,
+        announcements: &Arc<Announcements>,
         cgroups: &PodCgroups,
         complete: bool,
     ) {
         let enrolled = self.enrolled();
-        let world = self.build(objects, announcements);
+        let world = self.build(objects, announcements).await;
         if !std::mem::replace(&mut self.looked_back, true) {
             self.look_for_closed(&world).await;
         }
         self.hold(&world, cgroups);
         // Before a pod is taken in: what arrives at it is judged by them.
-        let ranges = self.mesh.kernel.tables().pod_cidrs.sync(world.pod_cidrs());
+        let ranges = self.follower.write_ranges(&self.mesh, &world);
         self.log_failure("write the ranges of pod addresses", ranges);
         self.remove_vanished(&world).await;
         let first = complete && !self.swept;
@@ -58,12 +58,12 @@ impl Enroller {
         let joined = self.enrol_wanted(&world).await;
         self.change_settings(&world);
         let unchanged = self.enrolled() == enrolled;
-        let world = if unchanged { world } else { self.build(objects, announcements) };
+        let world = if unchanged { world } else { self.build(objects, announcements).await };
         // Whoever is accepted from now on is judged by a world that knows him.
         self.mesh.world.store(Arc::new(world.clone()));
         self.steer(&joined);
         self.steer_leaving(&leaving);
-        self.publish(&world);
+        self.publish(&world).await;
         for uid in &joined {
             self.capture_dials(uid);
         }
@@ -91,8 +91,8 @@ impl Enroller {
     }
 
     /// The new world for the kernel and the other nodes.
-    fn publish(&mut self, world: &Snapshot) {
-        if let Err(error) = tables::sync(self.mesh.kernel.tables(), world) {
+    async fn publish(&mut self, world: &Snapshot) {
+        if let Err(error) = self.follower.write(&self.mesh, world).await {
             tracing::error!(%error, "the kernel's tables are not up to date; trying again with the next change");
         }
         let generation =
@@ -209,7 +209,7 @@ impl Enroller {
         self.mesh.kernel.tables().remove_pod_verdicts(netns);
     }
 
-    pub(super) fn log_failure(&self, what: &str, result: Result<(), KernelError>) {
+    pub(super) fn log_failure<T>(&self, what: &str, result: Result<T, KernelError>) {
         if let Err(error) = result {
             tracing::error!(node = %self.node, what, %error, "the kernel's tables could not be changed");
         }

@@ -280,7 +280,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// The map is full, or the kernel refused.
     pub fn put(&self, key: K, value: V) -> Result<(), KernelError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.put(key, value).map_err(|source| map_error(self.name, source))
+        inner.put(key, value).map(drop).map_err(|source| map_error(self.name, source))
     }
 
     /// Removes one entry, if it is there.
@@ -289,25 +289,46 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// What the kernel said.
     pub fn remove(&self, key: &K) -> Result<(), KernelError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.remove(key).map_err(|source| map_error(self.name, source))
+        inner.remove(key).map(drop).map_err(|source| map_error(self.name, source))
     }
 
     /// Makes the map hold exactly this: first what is new or changed, then what must go.
     ///
+    /// Returns how many entries were written or removed.
+    ///
     /// # Errors
     /// The first entry that could not be written or removed; the rest is tried by the next sync.
-    pub fn sync(&self, wanted: &HashMap<K, V>) -> Result<(), KernelError> {
+    pub fn sync(&self, wanted: &HashMap<K, V>) -> Result<usize, KernelError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |source| map_error(self.name, source);
+        let mut written = 0;
         for (key, value) in wanted {
-            inner.put(*key, *value).map_err(failed)?;
+            written += usize::from(inner.put(*key, *value).map_err(failed)?);
         }
         let gone: Vec<K> =
             inner.content.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
         for key in gone {
-            inner.remove(&key).map_err(failed)?;
+            written += usize::from(inner.remove(&key).map_err(failed)?);
         }
-        Ok(())
+        Ok(written)
+    }
+
+    /// Makes these entries what is wanted of them (`None`: not there), and leaves all others as they are: first what is
+    /// new or changed, then what must go. Returns how many were written or removed.
+    ///
+    /// # Errors
+    /// The first entry that could not be written or removed; only a sync then makes it right.
+    pub fn apply(&self, wanted: &HashMap<K, Option<V>>) -> Result<usize, KernelError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| map_error(self.name, source);
+        let mut written = 0;
+        for (key, value) in wanted.iter().filter_map(|(key, value)| Some((key, (*value)?))) {
+            written += usize::from(inner.put(*key, value).map_err(failed)?);
+        }
+        for (key, _) in wanted.iter().filter(|(_, value)| value.is_none()) {
+            written += usize::from(inner.remove(key).map_err(failed)?);
+        }
+        Ok(written)
     }
 
     /// One entry.
@@ -338,23 +359,26 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirrored<K, V> {
-    fn put(&mut self, key: K, value: V) -> Result<(), MapError> {
+    /// Whether it had to be written.
+    fn put(&mut self, key: K, value: V) -> Result<bool, MapError> {
         if self.content.get(&key) == Some(&value) {
-            return Ok(());
+            return Ok(false);
         }
         self.map.insert(key, value, 0)?;
         self.content.insert(key, value);
-        Ok(())
+        Ok(true)
     }
 
-    fn remove(&mut self, key: &K) -> Result<(), MapError> {
-        if self.content.remove(key).is_some() {
-            match self.map.remove(key) {
-                Err(MapError::KeyNotFound) => {}
-                other => other?,
-            }
+    /// Whether it had to be removed.
+    fn remove(&mut self, key: &K) -> Result<bool, MapError> {
+        if self.content.remove(key).is_none() {
+            return Ok(false);
         }
-        Ok(())
+        match self.map.remove(key) {
+            Err(MapError::KeyNotFound) => {}
+            other => other?,
+        }
+        Ok(true)
     }
 }
 

@@ -77,6 +77,10 @@ pub struct Counters {
     pub bytes_received: AtomicU64,
     /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
     pub plaintext_masqueraded: AtomicU64,
+    /// Pods, announced pods and service ports that were judged while following the world.
+    pub judged: AtomicU64,
+    /// Entries of the kernel's tables of addresses and ports that were written or removed.
+    pub table_writes: AtomicU64,
 }
 
 impl Mesh {
