@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 pub use data::{Digest, Noise};
 pub use race::{MARKER, RaceLoad, RaceSpec, RaceTally, Target};
-pub use report::{Conn, End, Event, Load};
+pub use report::{Conn, End, Event, Load, Took};
 pub use script::{Ending, Order, Script};
 pub(crate) use spec::to_args;
 pub use spec::{DialSpec, Manner, RawSpec, ServeSpec, Talk, from_args};

@@ -125,4 +125,30 @@ pub struct Load {
     pub connections: u64,
     /// The first failures, in words.
     pub failures: Vec<String>,
+    /// Microseconds that requests took, from before `connect` to the end; only told at the end.
+    #[serde(default)]
+    pub took: Took,
+}
+
+/// How long requests took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Took {
+    /// Half of them took no longer.
+    pub p50_us: u64,
+    /// Of a hundred, 99 took no longer.
+    pub p99_us: u64,
+    /// The longest.
+    pub longest_us: u64,
+}
+
+impl Took {
+    /// Out of the time that each took.
+    pub fn of(mut each_us: Vec<u64>) -> Self {
+        each_us.sort_unstable();
+        let rank = |percent: usize| {
+            each_us.get((each_us.len() * percent / 100).min(each_us.len().saturating_sub(1)))
+        };
+        let rank = |percent| rank(percent).copied().unwrap_or(0);
+        Self { p50_us: rank(50), p99_us: rank(99), longest_us: rank(100) }
+    }
 }

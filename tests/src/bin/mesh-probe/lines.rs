@@ -8,13 +8,17 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use tests::probe::{DialSpec, Event, Load};
+use tests::probe::{DialSpec, Event, Load, Took};
 
-use crate::{dial::connect, emit, wire::Wire};
+use crate::{
+    dial::connect,
+    emit,
+    wire::{Wire, micros},
+};
 
 const REQUEST: &str = "req ";
 const ANSWER: &str = "ok ";
@@ -50,10 +54,11 @@ pub(crate) fn answer(wire: &Wire) -> Result<()> {
 /// Asks until standard input ends.
 pub(crate) fn ask(spec: &DialSpec) -> Result<()> {
     let (stop, load) = (AtomicBool::new(false), Mutex::new(Load::default()));
+    let took = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for number in 0..spec.workers {
-            let (stop, load) = (&stop, &load);
-            scope.spawn(move || Worker { spec, number, load }.run(stop));
+            let (stop, load, took) = (&stop, &load, &took);
+            scope.spawn(move || Worker { spec, number, load, took }.run(stop));
         }
         scope.spawn(|| {
             // Whatever ends standard input ends the load.
@@ -66,7 +71,8 @@ pub(crate) fn ask(spec: &DialSpec) -> Result<()> {
         }
         Ok::<_, anyhow::Error>(())
     })?;
-    emit(&Event::Load(snapshot(&load)?))
+    let took = Took::of(took.into_inner().ok().context("a worker has panicked")?);
+    emit(&Event::Load(Load { took, ..snapshot(&load)? }))
 }
 
 fn snapshot(load: &Mutex<Load>) -> Result<Load> {
@@ -77,6 +83,8 @@ struct Worker<'a> {
     spec: &'a DialSpec,
     number: u64,
     load: &'a Mutex<Load>,
+    /// Microseconds of each request.
+    took: &'a Mutex<Vec<u64>>,
 }
 
 impl Worker<'_> {
@@ -85,7 +93,11 @@ impl Worker<'_> {
         let mut number = 0_u64;
         while !stop.load(Ordering::Relaxed) {
             number += 1;
+            let begun = Instant::now();
             let asked = self.request(&mut kept, number);
+            if let Ok(mut took) = self.took.lock() {
+                took.push(micros(begun.elapsed()));
+            }
             if asked.is_err() {
                 kept = None;
             }
