@@ -303,7 +303,7 @@ fn a_pod_made_to_leave_while_its_agent_was_away_still_takes_its_peers_dials() {
         refused(&dial()?)?;
         there.start_again()?;
         there.wait_state(server, "leaving")?;
-        eventually(Duration::from_secs(1), || answered(&dial()?))?; // the refusal is remembered for a moment
+        eventually(SOON, || answered(&dial()?))?; // the refusal is remembered for a moment
         there.wait_flow("over mTLS", Flow::is_mtls)?;
         there.wait_state(server, "not_enrolled")?;
         refused(&dial()?)?;

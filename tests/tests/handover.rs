@@ -116,8 +116,11 @@ fn handed_over_ten_times_under_load() {
         let result = new.finish()?;
         println!("{} new connections, {} failed", result.connections, result.failed);
         ensure!(result.failed == 0, "{result:?}");
-        let probed = prober.finish()?;
-        ensure!(probed.ok == 0 && probed.failed > 1000, "the strict pod was open: {probed:?}");
+        let attempts = prober.finish()?;
+        ensure!(
+            attempts.ok == 0 && attempts.failed > 1000,
+            "the strict pod was open: {attempts:?}"
+        );
         ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
         pair.nodes.iter().zip(&before).try_for_each(|(node, before)| wait_back(node, before))
     });
@@ -163,8 +166,8 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
         }
         println!("{survived} of 10 heirs died before they had switched");
         ensure!(survived > 0, "no heir died early enough");
-        let probed = prober.finish()?;
-        ensure!(probed.ok == 0, "the strict pod was open: {probed:?}");
+        let attempts = prober.finish()?;
+        ensure!(attempts.ok == 0, "the strict pod was open: {attempts:?}");
         wait_back(&pair.nodes[1], &before)
     });
 }
@@ -193,8 +196,8 @@ fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
                 Ok(())
             })?;
         }
-        let probed = prober.finish()?;
-        ensure!(probed.ok == 0, "the strict pod was open: {probed:?}");
+        let attempts = prober.finish()?;
+        ensure!(attempts.ok == 0, "the strict pod was open: {attempts:?}");
         at_rest(&pair.nodes[1]).map(drop)
     });
 }

@@ -130,7 +130,7 @@ pub(super) async fn to_peer(
         match socket.bind(&SocketAddr::new(from, lease.port).into()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                lease.is_taken();
+                lease.give_up();
                 continue;
             }
             Err(error) => return Err(DialError::Socket(error)),
@@ -140,7 +140,7 @@ pub(super) async fn to_peer(
             Err(DialError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
             {
-                lease.is_taken();
+                lease.give_up();
             }
             other => return other.map(|stream| (stream, lease)),
         }
@@ -197,7 +197,9 @@ pub(super) async fn application(
         match socket.bind(&SocketAddr::new(to.ip(), port).into()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                lease.map(PortLease::is_taken);
+                if let Some(lease) = lease {
+                    lease.give_up();
+                }
                 continue;
             }
             Err(error) => return Err(DialError::Socket(error)),
@@ -207,7 +209,9 @@ pub(super) async fn application(
             Err(DialError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
             {
-                lease.map(PortLease::is_taken);
+                if let Some(lease) = lease {
+                    lease.give_up();
+                }
             }
             Err(error) => return Err(error),
             Ok(stream) => {

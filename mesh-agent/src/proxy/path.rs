@@ -6,7 +6,7 @@
 //! something masquerades is believed only of the two pods between which it was seen, and only from the authenticated peer:
 //! otherwise one pod with rules of its own could bring others' connections to go in plaintext.
 //!
-//! Where nobody answers (a NetworkPolicy that knows the application's port only), TLS is dialled as if all were well: to refuse
+//! Where nobody answers (a network policy that knows the application's port only), TLS is dialled as if all were well: to refuse
 //! would break whoever has such policies, and plaintext must not be had by dropping packets.
 //!
 //! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there; only a failure is looked into.

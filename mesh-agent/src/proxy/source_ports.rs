@@ -78,7 +78,7 @@ impl SourcePorts {
 impl PortLease {
     /// Gives a port back that somebody else has, and lets the search go on somewhere else: an agent that has handed over to
     /// this one, or that it has succeeded, may have many in a row.
-    pub(crate) fn is_taken(self) {
+    pub(crate) fn give_up(self) {
         let mut destinations =
             self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(used) = destinations.get_mut(&self.destination) {
@@ -182,7 +182,7 @@ mod tests {
             let free = (0..64).find_map(|_| {
                 let lease = ports.lease(to(80)).unwrap();
                 if others(lease.port) {
-                    lease.is_taken();
+                    lease.give_up();
                     return None;
                 }
                 Some(lease)
