@@ -156,6 +156,36 @@ fn a_mode_that_cannot_be_read_holds_the_pod_and_says_so() {
 }
 
 #[test]
+fn a_pod_that_takes_the_listeners_ports_first_harms_itself_alone() {
+    scenario("held-ports", |net| {
+        let pair = Pair::new(net)?;
+        let modest = net.pod(&pair.nodes[0], PodSpec::new(SHOP, "modest"))?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let listen = ([127, 7, 0, 1], 60_989).into();
+        let taken = probe::serve(&pair.client, &ServeSpec { listen, ..ServeSpec::default() })?;
+        net.objects().label_namespace(SHOP, Some("enabled"))?;
+        pair.agents[0].wait_enrolled(&[&modest])?;
+        pair.agents[1].wait_enrolled(&[&pair.server])?;
+        let said = eventually(SOON, || {
+            let said = pair.agents[0].status()?.pod(&pair.client)?;
+            ensure!(said.code == "no_listener", "{said:?}");
+            Ok(said)
+        })?;
+        ensure!(said.reason.contains("does something in the pod listen"), "{said:?}");
+        answered(&dial(&modest, &pair.server)?)?;
+        // In plaintext it goes on as before, unless it is to be strict.
+        answered(&dial(&pair.client, &pair.server)?)?;
+        net.objects().annotate_pod(&pair.client, MODE, Some("strict"))?;
+        pair.agents[0].wait_state(&pair.client, "held")?;
+        let seen = dial(&pair.client, &pair.server)?;
+        ensure!(seen.end == End::Refused, "{seen:?}");
+        drop(taken);
+        pair.agents[0].wait_enrolled(&[&pair.client])?;
+        eventually(SOON, || answered(&dial(&pair.client, &pair.server)?))
+    });
+}
+
+#[test]
 fn a_node_may_refuse_pods_that_nobody_has_classified() {
     scenario("held-unclassified", |net| {
         let nodes = [net.node("node1")?, net.node("node2")?];
