@@ -272,8 +272,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         believed: Believed::default(),
     };
     keeper.step().await;
-    kernel.attach_cgroup(&host.pods_cgroup)?;
     kernel.tables().set_node(NODE_REFUSE_UNCLASSIFIED, refuse_unclassified.into())?;
+    kernel.attach_cgroup(&host.pods_cgroup)?;
     kernel.guard_unclassified(&host.pods_cgroup, refuse_unclassified)?;
     kernel.drop_other_layouts()?;
     if let Some(predecessor) = predecessor {

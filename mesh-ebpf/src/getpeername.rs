@@ -91,7 +91,7 @@ fn lookup(context: &SockAddrContext, remote: &Endpoint, own_port: u16) -> *mut b
             context.sock_addr.cast(),
             &raw mut tuple,
             size as u32,
-            BPF_F_CURRENT_NETNS as u64,
+            i64::from(BPF_F_CURRENT_NETNS).cast_unsigned(),
             0,
         )
     }

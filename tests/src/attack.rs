@@ -193,7 +193,7 @@ pub fn keep(place: &Place, listen: SocketAddr) -> Result<Process> {
 
 /// Makes requests to a server of lines and tells how long they took.
 pub fn measure(place: &Place, spec: &MeasureSpec) -> Result<Times> {
-    let stdout = place.run_for(Duration::from_mins(2), argv("measure", &to_args(spec)?))?;
+    let stdout = place.run_for(Duration::from_mins(6), argv("measure", &to_args(spec)?))?;
     let stdout = stdout.success()?;
     serde_json::from_str(stdout.trim()).with_context(|| format!("no times in {stdout}"))
 }

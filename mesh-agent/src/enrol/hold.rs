@@ -1,11 +1,14 @@
 //! Holding pods that may not talk yet: strict ones before they are enrolled, or as long as they cannot be.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{Enroller, Failure};
 use crate::{
     pod_cgroups::PodCgroups,
-    world::{LocalPod, PodUid, Snapshot},
+    world::{LocalPod, Membership, NotEnabledReason, PodUid, Snapshot},
 };
 
 impl Enroller {
@@ -13,7 +16,7 @@ impl Enroller {
     /// pod may be about to start.
     pub fn hold(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         for (uid, cgroup) in cgroups {
-            if self.held.contains_key(uid)
+            if self.held.get(uid) == Some(&cgroup.id)
                 || !world.local_pod(uid).is_some_and(|pod| self.must_be_held(pod))
             {
                 continue;
@@ -33,7 +36,7 @@ impl Enroller {
     /// Releases whoever need not be held any more, and says which cgroups are classified.
     pub(super) fn release_held(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         let stays = |this: &Self, uid: &PodUid| {
-            cgroups.contains_key(uid)
+            cgroups.get(uid).map(|cgroup| cgroup.id) == this.held.get(uid).copied()
                 && world.local_pod(uid).is_some_and(|pod| this.must_be_held(pod))
         };
         let over: Vec<_> = self.held.keys().filter(|uid| !stays(self, uid)).cloned().collect();
@@ -44,7 +47,12 @@ impl Enroller {
                 Err(error) => tracing::error!(%uid, %error, "pod cannot be released"),
             }
         }
-        let known = cgroups.iter().filter(|(uid, _)| world.local_pod(uid).is_some());
+        // Without its namespace nobody knows what a pod is meant to be.
+        let is_known = |pod: &Arc<LocalPod>| {
+            let missing = Membership::Disabled(NotEnabledReason::NamespaceMissing);
+            pod.workload.membership != missing
+        };
+        let known = cgroups.iter().filter(|(uid, _)| world.local_pod(uid).is_some_and(is_known));
         let classified: HashMap<u64, u32> = known.map(|(_, cgroup)| (cgroup.id, 1)).collect();
         let synced = self.mesh.kernel.tables().classified.sync(&classified);
         self.log_failure("classify pods", synced);

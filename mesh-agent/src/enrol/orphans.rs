@@ -23,8 +23,11 @@ impl Enroller {
         let local = self.mesh.kernel.tables().local.content();
         let mut taken = Vec::new();
         let unwanted = |pod: &&Arc<LocalPod>| {
-            let readable = !matches!(pod.workload.membership, Membership::Invalid { .. });
-            readable && matches!(pod.wanted, Wanted::Out)
+            // One that is meant to be strict stays as closed as it was.
+            let membership = &pod.workload.membership;
+            let leaves =
+                !matches!(membership, Membership::Invalid { .. }) && !membership.means_strict();
+            leaves && matches!(pod.wanted, Wanted::Out)
         };
         for pod in world.local_pods().iter().filter(unwanted) {
             let Some(netns) = &pod.netns else { continue };

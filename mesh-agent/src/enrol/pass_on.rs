@@ -45,6 +45,8 @@ impl Enroller {
             }
             let _tried_again_by_the_next_step = self.capture_dials_of(&enrolled.pod);
         }
+        let held = self.mesh.kernel.held().unwrap_or_default();
+        self.held.retain(|_, id| held.contains(id)); // whom the heir has released the next step holds again
         self.sweep_held(cgroups);
     }
 
@@ -62,6 +64,7 @@ impl Enroller {
             };
             if attached.contains(&cookie)
                 && tables.enrolled.contains(&cookie)
+                && !pod.workload.addresses.is_empty()
                 && pod.workload.addresses.iter().all(closed)
             {
                 self.closed_before.insert(pod.workload.uid.clone());

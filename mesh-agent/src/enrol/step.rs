@@ -148,8 +148,8 @@ impl Enroller {
     }
 
     /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. A pod whose
-    /// settings cannot be read now, or that could not be enrolled, stays as it was then: perhaps closed to plaintext, and
-    /// it was meant so.
+    /// settings cannot be read now, that could not be enrolled, or that is to be strict and waits for something, stays as it
+    /// was then: perhaps closed to plaintext, and it was meant so.
     async fn sweep(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         if std::mem::replace(&mut self.swept, true) {
             return;
@@ -159,7 +159,9 @@ impl Enroller {
         let ours = self.pods.values().chain(leaving);
         let mut kept: Vec<u64> = ours.map(|enrolled| enrolled.pod.netns.cookie()).collect();
         let stays = |pod: &&Arc<LocalPod>| {
-            matches!(pod.workload.membership, Membership::Invalid { .. })
+            let membership = &pod.workload.membership;
+            matches!(membership, Membership::Invalid { .. })
+                || membership.means_strict()
                 || self.failed.contains_key(&pod.workload.uid)
         };
         for pod in world.local_pods().iter().filter(stays) {

@@ -209,6 +209,7 @@ impl Tables {
     /// What the kernel said.
     pub fn reload(&self) -> Result<(), KernelError> {
         self.agent_cgroups.reload()?;
+        self.classified.reload()?;
         self.enrolled.reload()?;
         self.local.reload()?;
         self.addresses.reload()?;

@@ -112,22 +112,31 @@ fn scan(root: &Path) -> io::Result<PodCgroups> {
 }
 
 fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<()> {
-    for entry in fs::read_dir(dir)?.flatten() {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let path = entry.path();
         match entry.file_name().to_str().and_then(name::pod_uid) {
-            Some(uid) => {
-                if let Ok(metadata) = entry.metadata() {
-                    found.insert(uid, PodCgroup { path, id: metadata.ino() });
-                }
-            }
-            None if levels > 1 => drop(scan_level(&path, levels - 1, found)), // gone again
+            Some(uid) => match entry.metadata() {
+                Err(error) if is_gone(&error) => {}
+                metadata => drop(found.insert(uid, PodCgroup { path, id: metadata?.ino() })),
+            },
+            None if levels > 1 => match scan_level(&path, levels - 1, found) {
+                // Gone again. Anything else must not pass for it: who is held would be released.
+                Err(error) if is_gone(&error) => {}
+                scanned => scanned?,
+            },
             None => {}
         }
     }
     Ok(())
+}
+
+/// What a directory says that went while it was read.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 #[cfg(test)]

@@ -78,7 +78,11 @@ pub(super) async fn serve(
     if to.port() == ports::PATH_PROBE {
         // Only an agent can be meant, and a reset would take the answer with it.
         if SockRef::from(&stream).set_linger(None).is_ok() {
-            Box::pin(path::answer(&mesh, &pod, stream, from, to)).await;
+            let claim = Claim { pod: pod.netns.cookie(), peer: from.ip() };
+            let answering = Box::pin(path::answer(&mesh, &pod, stream, from, to));
+            if !mesh.turns.run(claim, answering).await {
+                rest(slot).await;
+            }
         }
         return;
     }

@@ -100,15 +100,16 @@ async fn sent_and_seen(
     Ok((sent, seen))
 }
 
-/// Tells a peer's agent from where it is seen. Only what goes wrong becomes a record.
+/// Tells a peer's agent from where it is seen; whether it could be told. Only what goes wrong becomes a record.
 pub(in crate::proxy) async fn answer(
     mesh: &Mesh,
     pod: &Pod,
     stream: TcpStream,
     from: SocketAddr,
     to: SocketAddr,
-) {
-    if let Err(error) = tell(mesh, pod, stream, from).await {
+) -> bool {
+    let told = tell(mesh, pod, stream, from).await;
+    if let Err(error) = &told {
         let (mut client, mut server) = (Party::at(from), Party::at(to));
         mesh.name(&mut client);
         server.pod = Some(pod.name.to_string());
@@ -116,6 +117,7 @@ pub(in crate::proxy) async fn answer(
         let flow = mesh.flows.begin(Direction::Inbound, client, server, verdict);
         flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
     }
+    told.is_ok()
 }
 
 async fn tell(mesh: &Mesh, pod: &Pod, stream: TcpStream, from: SocketAddr) -> Result<(), AskError> {

@@ -127,6 +127,7 @@ fn is_allowed(record: &[u8]) -> bool {
         (0x02, fields) => fields_of(fields).is_some_and(|fields| {
             fields.iter().all(|(kind, value)| match kind {
                 0x84 => text(value, 64),
+                0x86 => [6, 18].contains(&value.len()),
                 kind => *kind >= 0x80,
             })
         }),
