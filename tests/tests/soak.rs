@@ -44,7 +44,7 @@ fn readers_that_do_not_read() {
         }
         // Until the server is stopped everywhere: nothing has moved for a while.
         let (mut last, mut same) = (0, 0);
-        eventually(SOON, || {
+        eventually(SOON * 6, || {
             let moved = loopback(&pair)?;
             same = if moved == last { same + 1 } else { 0 };
             last = moved;
