@@ -131,8 +131,7 @@ impl Keeper {
             }
         }
         tracing::warn!("the agent that was to take over is gone; this one goes on");
-        let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
-        self.enroller.take_back(&cgroups);
+        self.enroller.take_back();
         self.log("forget the heir", self.kernel.tables().agent_cgroups.sync(&own));
         self.log("take back the programs", self.kernel.attach_cgroup(&self.pods_cgroup));
         None

@@ -1,7 +1,7 @@
 //! Holding pods that may not talk yet: strict ones before they are enrolled, or as long as they cannot be.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -60,13 +60,11 @@ impl Enroller {
 
     /// Releases what an earlier agent held and nobody needs to be held for any more. Only what a complete source does not
     /// know may be taken for gone.
-    pub(super) fn sweep_held(&self, cgroups: &PodCgroups) {
+    pub(super) fn sweep_held(&self) {
         let held: BTreeSet<u64> = self.held.values().copied().collect();
-        let unknown: BTreeMap<u64, &PodUid> =
-            cgroups.iter().map(|(uid, cgroup)| (cgroup.id, uid)).collect();
         for id in self.mesh.kernel.held().unwrap_or_default() {
             if !held.contains(&id) {
-                tracing::debug!(cgroup = id, uid = ?unknown.get(&id), "an earlier agent's hold is over");
+                tracing::debug!(cgroup = id, "an earlier agent's hold is over");
                 self.log_failure("release", self.mesh.kernel.release(id));
             }
         }

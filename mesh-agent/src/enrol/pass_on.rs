@@ -6,7 +6,7 @@ use mesh_common::maps::OUTBOUND;
 use tokio::net::TcpListener;
 
 use super::{Enroller, Listeners, tables::is_strict};
-use crate::{handover::Listener, netns::Netns, pod_cgroups::PodCgroups, world::Snapshot};
+use crate::{handover::Listener, netns::Netns, world::Snapshot};
 
 impl Enroller {
     /// Whether a pod is leaving: whoever hands over waits until it has left.
@@ -34,7 +34,7 @@ impl Enroller {
     }
 
     /// Makes everything as it was before an heir that is gone began to change it.
-    pub fn take_back(&mut self, cgroups: &PodCgroups) {
+    pub fn take_back(&mut self) {
         self.follower.forget_written();
         let tables = self.mesh.kernel.tables();
         self.log_failure("look again", tables.reload());
@@ -47,7 +47,7 @@ impl Enroller {
         }
         let held = self.mesh.kernel.held().unwrap_or_default();
         self.held.retain(|_, id| held.contains(id)); // whom the heir has released the next step holds again
-        self.sweep_held(cgroups);
+        self.sweep_held();
     }
 
     /// Finds the strict pods that another agent has enrolled and that are closed by what it pinned: they need not be held

@@ -71,7 +71,7 @@ impl Enroller {
         self.hold(&world, cgroups); // whoever could not be enrolled
         self.release_held(&world, cgroups);
         if complete {
-            self.sweep(&world, cgroups).await;
+            self.sweep(&world).await;
         }
         self.identities.retain(&self.identity_ids());
         self.board.write(self.statuses(&world));
@@ -150,11 +150,11 @@ impl Enroller {
     /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. A pod whose
     /// settings cannot be read now, that could not be enrolled, or that is to be strict and waits for something, stays as it
     /// was then: perhaps closed to plaintext, and it was meant so.
-    async fn sweep(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
+    async fn sweep(&mut self, world: &Snapshot) {
         if std::mem::replace(&mut self.swept, true) {
             return;
         }
-        self.sweep_held(cgroups);
+        self.sweep_held();
         let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
         let ours = self.pods.values().chain(leaving);
         let mut kept: Vec<u64> = ours.map(|enrolled| enrolled.pod.netns.cookie()).collect();
