@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::document::{Object, parse_file};
 use super::error::SourceError;
@@ -228,10 +228,11 @@ fn is_read_as_json_is(text: &str) {
     }
 }
 
-/// Equal, where `-0` is 0 and 1.0 is 1: no field of the mesh's objects tells them apart.
+/// Equal, where `-0` is 0 and 1.0 is 1, and the last digits of a fraction may differ (serde_json rounds them in its own way unless told
+/// otherwise): no field of the mesh's objects tells them apart.
 fn same(left: &Value, right: &Value) -> bool {
     match (left, right) {
-        (Value::Number(left), Value::Number(right)) => left.as_f64() == right.as_f64(),
+        (Value::Number(left), Value::Number(right)) => same_number(left, right),
         (Value::Array(left), Value::Array(right)) => {
             left.len() == right.len() && left.iter().zip(right).all(|(l, r)| same(l, r))
         }
@@ -240,6 +241,15 @@ fn same(left: &Value, right: &Value) -> bool {
                 && left.iter().all(|(key, l)| right.get(key).is_some_and(|r| same(l, r)))
         }
         _ => left == right,
+    }
+}
+
+fn same_number(left: &Number, right: &Number) -> bool {
+    let whole = |number: &Number| number.is_i64() || number.is_u64();
+    match (left.as_f64(), right.as_f64()) {
+        _ if whole(left) && whole(right) => left == right,
+        (Some(left), Some(right)) => (left - right).abs() <= left.abs().max(right.abs()) * 4.0 * f64::EPSILON,
+        _ => false,
     }
 }
 
