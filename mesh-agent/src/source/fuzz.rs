@@ -228,7 +228,7 @@ fn is_read_as_json_is(text: &str) {
     }
 }
 
-/// Equal, where `-0` is 0 and 1.0 is 1, and the last digits of a fraction may differ (serde_json rounds them in its own way unless told
+/// Equal, where `-0` is 0 and 1.0 is 1, and the last digits of a fraction may differ (`serde_json` rounds them in its own way unless told
 /// otherwise): no field of the mesh's objects tells them apart.
 fn same(left: &Value, right: &Value) -> bool {
     match (left, right) {
@@ -248,7 +248,9 @@ fn same_number(left: &Number, right: &Number) -> bool {
     let whole = |number: &Number| number.is_i64() || number.is_u64();
     match (left.as_f64(), right.as_f64()) {
         _ if whole(left) && whole(right) => left == right,
-        (Some(left), Some(right)) => (left - right).abs() <= left.abs().max(right.abs()) * 4.0 * f64::EPSILON,
+        (Some(left), Some(right)) => {
+            (left - right).abs() <= left.abs().max(right.abs()) * 4.0 * f64::EPSILON
+        }
         _ => false,
     }
 }
