@@ -31,6 +31,16 @@ pub(crate) enum Profile {
     Release,
 }
 
+impl Profile {
+    /// Where its programs are, in the target directory.
+    pub(crate) fn directory(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// The eBPF programs, then all default members at once: built one by one, dependencies would get other features and be
 /// compiled again.
 pub(crate) fn everything(workspace: &Workspace, profile: Profile) -> Result<()> {
@@ -45,11 +55,7 @@ pub(crate) fn everything(workspace: &Workspace, profile: Profile) -> Result<()> 
 
 /// The program `name` of package `tests`, as [`everything`] has built it.
 pub(crate) fn program(workspace: &Workspace, profile: Profile, name: &str) -> Result<Process> {
-    let directory = match profile {
-        Profile::Dev => "debug",
-        Profile::Release => "release",
-    };
-    let file = workspace.programs(directory).join(name);
+    let file = workspace.programs(profile.directory()).join(name);
     if !process::is_executable(&file) {
         bail!("package tests has no program `{name}`: there is no {}", file.display());
     }

@@ -8,6 +8,7 @@ mod cargo_tools;
 mod demo;
 mod fuzz;
 mod gates;
+mod image;
 mod kernels;
 mod lint;
 mod needs;
@@ -32,6 +33,7 @@ const COMMANDS: &[Command] = &[
     demo::COMMAND,
     bench::COMMAND,
     fuzz::COMMAND,
+    image::COMMAND,
 ];
 
 /// The arguments were wrong; nothing was done.

@@ -41,10 +41,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program(
         "busybox",
         "busybox-static",
-        Purpose::Kernels,
-        "the rest of a virtual machine's programs",
+        Purpose::Test,
+        "a shell and small tools for containers and virtual machines",
     ),
     program("c++", "g++", Purpose::Test, "compiles libFuzzer"),
+    program("containerd", "containerd", Purpose::Test, "loads the images that we make"),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
     program(

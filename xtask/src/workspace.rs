@@ -36,6 +36,11 @@ impl Workspace {
         self.root.join("target/kernels")
     }
 
+    /// Container images, as archives.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("target/image")
+    }
+
     /// Where cargo puts host programs of `profile` (`debug` or `release`). `CARGO_TARGET_DIR` moves it.
     pub(crate) fn programs(&self, profile: &str) -> PathBuf {
         let target =
