@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 
 use crate::build_ebpf;
 use crate::gates::Gates;
@@ -159,16 +160,14 @@ fn build_tests(workspace: &Workspace) -> Result<Vec<TestProgram>> {
     Ok(messages.lines().filter_map(|line| test_program(line, workspace)).collect())
 }
 
-/// A test program out of one of cargo's messages. Read by hand: a JSON parser would be most of xtask's build time.
+/// A test program out of one of cargo's messages.
 fn test_program(message: &str, workspace: &Workspace) -> Option<TestProgram> {
-    let field = |name: &str| {
-        let (_, value) = message.split_once(&format!("\"{name}\":\""))?;
-        value.split('"').next()
-    };
-    let source = field("src_path")?.strip_prefix(workspace.root.to_str()?)?.trim_start_matches('/');
+    let message: Value = serde_json::from_str(message).ok()?;
+    let source = message["target"]["src_path"].as_str()?;
+    let source = source.strip_prefix(workspace.root.to_str()?)?.trim_start_matches('/');
     let is_system_test = source.starts_with("tests/tests/") || source == VERIFIER;
     is_system_test.then_some(())?;
-    Some(TestProgram { source: source.to_owned(), file: field("executable")?.into() })
+    Some(TestProgram { source: source.to_owned(), file: message["executable"].as_str()?.into() })
 }
 
 /// The test programs to take along: for tests by name all, since any may have them.
@@ -176,4 +175,27 @@ fn chosen<'a>(tests: &'a [TestProgram], names: &[&String]) -> Vec<&'a TestProgra
     let is_wanted =
         |test: &&TestProgram| !names.is_empty() || [STORY, VERIFIER].contains(&&*test.source);
     tests.iter().filter(is_wanted).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_system_tests_are_found_among_cargos_messages() {
+        let workspace = Workspace { root: "/w".into() };
+        let message = |source: &str, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["test"],"src_path":"{source}"}},"executable":{executable}}}"#
+            )
+        };
+        let found = |source: &str, executable: &str| {
+            test_program(&message(source, executable), &workspace).map(|it| (it.source, it.file))
+        };
+        let expected = ("tests/tests/cli.rs".to_owned(), PathBuf::from("/w/target/debug/deps/cli"));
+        assert_eq!(found("/w/tests/tests/cli.rs", r#""/w/target/debug/deps/cli""#), Some(expected));
+        assert_eq!(found("/w/tests/src/lib.rs", r#""/w/target/debug/deps/tests""#), None);
+        assert_eq!(found("/w/tests/tests/cli.rs", "null"), None, "checked and not built");
+        assert!(test_program("a line that is no message", &workspace).is_none());
+    }
 }
