@@ -1,11 +1,12 @@
 //! The only place that knows all parts: makes them, joins them, stops them.
 
+mod cleanup;
 mod keep;
 
 use std::{
     fs, io,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +17,6 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use mesh_common::maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
     net::UnixStream,
@@ -25,15 +25,19 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-use self::keep::{Believed, Feeds, Keeper};
+pub use self::cleanup::{CleanedUp, cleanup};
+use self::{
+    cleanup::Note,
+    keep::{Believed, Feeds, Keeper},
+};
 use crate::{
     admin,
-    enrol::{self, Enroller, restore_all},
+    enrol::{self, Enroller},
     flows::{Direction, Ended, FlowStore, Refused},
     handover::{self, Ask, Desk, Inherited, Predecessor, Switched, TakeOverError},
     heartbeat,
     identity::{FileCa, Identities, TlsConfigs, TrustDomain, file_ca::CaError},
-    kernel::{self, Before, Kernel, KernelError, Refusal, Refusals, Removed},
+    kernel::{Before, Kernel, KernelError, Refusal, Refusals},
     lock::{LockError, NodeLock, PinLock},
     netns::Factory,
     pod_cgroups,
@@ -516,94 +520,4 @@ async fn tell_of_floods(mesh: Arc<Mesh>) {
         second.tick().await;
         mesh.flows.sweep();
     }
-}
-
-/// What `cleanup` has to know of the agent that ran.
-#[derive(Debug, Serialize, Deserialize)]
-struct Note {
-    node: String,
-    announcement: PathBuf,
-    pin_dir: PathBuf,
-    /// The cgroup that was made for the agent.
-    cgroup: Option<PathBuf>,
-}
-
-impl Note {
-    fn of(settings: &Settings, host: &Host) -> Self {
-        let earlier = Self::read(&settings.runtime_dir).and_then(|note| note.cgroup);
-        Self {
-            node: settings.node.to_string(),
-            announcement: FileAnnouncer::path(&settings.announce_dir, &settings.node),
-            pin_dir: settings.pin_dir.clone(),
-            cgroup: host.own_cgroup.made().map(Path::to_owned).or(earlier),
-        }
-    }
-
-    fn write(&self, runtime_dir: &Path) -> io::Result<()> {
-        fs::write(runtime_dir.join("agent.json"), serde_json::to_vec(self)?)
-    }
-
-    fn read(runtime_dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(runtime_dir.join("agent.json")).ok()?).ok()
-    }
-
-    fn saved_dir(runtime_dir: &Path) -> PathBuf {
-        runtime_dir.join("namespaces")
-    }
-}
-
-/// What [`cleanup`] did.
-#[derive(Debug, Serialize)]
-pub struct CleanedUp {
-    /// Links detached.
-    pub links: usize,
-    /// Maps freed.
-    pub maps: usize,
-    /// Namespaces whose settings were put back.
-    pub namespaces: usize,
-    /// Whether an announcement was taken back.
-    pub announcement: bool,
-}
-
-/// Takes away all that an agent left on the node, once its peers have had time to hear of it. The agent must have been stopped.
-///
-/// # Errors
-/// An agent runs, or something could not be removed.
-pub async fn cleanup(
-    runtime_dir: &Path,
-    pin_dir: Option<&Path>,
-    default_pin_dir: &Path,
-) -> Result<CleanedUp, DaemonError> {
-    let lock = NodeLock::take(runtime_dir)?;
-    let note = Note::read(runtime_dir);
-    let noted = note.as_ref().map(|note| note.pin_dir.as_path());
-    let pins = pin_dir.or(noted).unwrap_or(default_pin_dir);
-    let announcement =
-        note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
-    let Removed { links, maps } = if pins.exists() {
-        let _locked = PinLock::take(pins)?;
-        if announcement {
-            // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications.
-            sleep(enrol::LEAVE_GRACE).await;
-        }
-        kernel::cleanup(pins).map_err(os("cannot remove the pins"))?
-    } else {
-        Removed::default()
-    };
-    let factory = Factory::start().map_err(os("cannot start threads"))?;
-    let restored = restore_all(&factory, &Note::saved_dir(runtime_dir), &[]).await;
-    let namespaces = restored.map_err(os("cannot put back settings of namespaces"))?;
-    if let Some(cgroup) = note.as_ref().and_then(|note| note.cgroup.as_ref()) {
-        drop(fs::remove_dir(cgroup)); // one that is not there is removed
-    }
-    for file in
-        [admin::socket_path(runtime_dir), runtime_dir.join("agent.json"), runtime_dir.join("lock")]
-    {
-        drop(fs::remove_file(file)); // one that is not there is removed
-    }
-    for dir in [&Note::saved_dir(runtime_dir), runtime_dir] {
-        drop(fs::remove_dir(dir)); // somebody else's files in it keep it
-    }
-    drop(lock);
-    Ok(CleanedUp { links, maps, namespaces, announcement })
 }
