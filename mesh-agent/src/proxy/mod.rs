@@ -12,6 +12,7 @@ mod look;
 mod memory;
 mod outbound;
 mod path;
+mod peer;
 pub mod pod;
 pub mod relay;
 mod source_ports;

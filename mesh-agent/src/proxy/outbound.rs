@@ -24,6 +24,7 @@ use super::{
     limits::{Admitted, LimitReached},
     load::Counted,
     path::{self, MeshedPeer, Path, PathError},
+    peer::PeerError,
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     source_ports::PortLease,
@@ -31,9 +32,9 @@ use super::{
 };
 use crate::{
     flows::{self, Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
-    identity::{SpiffeId, tls::TlsConfigError},
+    identity::SpiffeId,
     kernel::{MEMORY, MEMORY_OF_AGENT},
-    wire::{HandshakeError, Open, Refusal, Refused, Session, SessionError, SourcePod},
+    wire::{Open, Refusal, Refused, Session, SourcePod},
     world::{Endpoint, Mode, ServicePort, pick},
 };
 
@@ -55,38 +56,32 @@ enum Failure {
     ClientGone,
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The peer's agent: it listens in the place of the application.
     #[error(transparent)]
-    Peer(DialError),
+    Peer(#[from] PeerError),
     #[error(transparent)]
     Path(#[from] PathError),
     #[error("the names of the destination's namespace and service account make no SPIFFE id")]
     NoIdentity,
-    #[error(transparent)]
-    Config(#[from] TlsConfigError),
-    #[error(transparent)]
-    Handshake(#[from] HandshakeError),
-    #[error(transparent)]
-    Session(#[from] SessionError),
 }
 
 impl Failure {
     /// Whether it is what happens when TLS meets an application, which may speak TLS of its own, or a strict pod's kernel
     /// that takes it for plaintext.
     fn smells_of_masquerade(&self) -> bool {
-        matches!(self, Self::Peer(DialError::Refused { .. }) | Self::Handshake(_))
+        matches!(
+            self,
+            Self::Peer(PeerError::Dial(DialError::Refused { .. }) | PeerError::Handshake(_))
+        )
     }
 
     fn ended(&self) -> Ended {
         let code = match self {
             Self::NoEndpoint(_) => "no_endpoint",
             Self::ClientGone => "client_gone",
-            Self::Dial(error) | Self::Peer(error) => error.code(),
+            Self::Dial(error) => error.code(),
+            Self::Peer(error) => error.code(),
             Self::Path(error) => error.code(),
             Self::NoIdentity => "no_peer_identity",
-            Self::Config(_) => "no_certificate",
-            Self::Handshake(error) => error.as_code(),
-            Self::Session(error) => error.as_code(),
         };
         Ended::new(code, self.to_string())
     }
@@ -96,18 +91,14 @@ impl Failure {
     fn errno(&self) -> Option<(u32, Duration)> {
         let dial = match self {
             Self::NoEndpoint(_) => return Some((errno::ECONNREFUSED, MEMORY)),
-            Self::Peer(DialError::Refused { .. }) => {
+            Self::Peer(PeerError::Dial(DialError::Refused { .. })) => {
                 return Some((errno::ECONNREFUSED, MEMORY_OF_AGENT));
             }
-            Self::Dial(error) | Self::Peer(error) => error,
-            Self::ClientGone
+            Self::Dial(error) | Self::Peer(PeerError::Dial(error)) => error,
+            Self::Peer(PeerError::Config(_) | PeerError::Handshake(_) | PeerError::Session(_))
+            | Self::ClientGone
             | Self::Path(_)
-            | Self::NoIdentity
-            | Self::Config(_)
-            | Self::Handshake(_)
-            | Self::Session(_) => {
-                return None;
-            }
+            | Self::NoIdentity => return None,
         };
         let errno = match dial {
             DialError::Refused { .. } => errno::ECONNREFUSED,
@@ -130,7 +121,7 @@ impl Failure {
         matches!(
             self,
             Self::Dial(DialError::Refused { .. })
-                | Self::Peer(DialError::Refused { .. })
+                | Self::Peer(PeerError::Dial(DialError::Refused { .. }))
                 | Self::Path(_)
         )
     }
@@ -457,7 +448,8 @@ async fn to_meshed(
         mesh.counters.plaintext_masqueraded.fetch_add(1, Ordering::Relaxed);
         return Ok(Way::Plain(stream, None));
     }
-    match to_peer(mesh, pod, dialled, peer.target, &peer.expected, flow).await {
+    let reached = to_peer(mesh, pod, dialled, peer.target, &peer.expected, flow).await;
+    match reached.map_err(Failure::Peer) {
         Ok((session, lease)) => Ok(Way::Mesh(Box::new(session), lease)),
         Err(failure) if failure.smells_of_masquerade() => {
             Err(path::explain(mesh, pod, peer).await.map_or(failure, Failure::Path))
@@ -473,9 +465,9 @@ async fn to_peer(
     target: SocketAddr,
     expected: &SpiffeId,
     flow: &Flow,
-) -> Result<(Session, PortLease), Failure> {
+) -> Result<(Session, PortLease), PeerError> {
     let tls = mesh.tls.client(&pod.identity, Some(expected))?;
-    let (stream, lease) = dial::to_peer(mesh, pod, target).await.map_err(Failure::Peer)?;
+    let (stream, lease) = dial::to_peer(mesh, pod, target).await?;
     let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
     flow.note(|record| {
         record.security = Security::Mtls(facts(&session));

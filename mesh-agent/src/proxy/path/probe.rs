@@ -11,50 +11,19 @@ use tokio::{
 use super::{Answer, MeshedPeer, Seen};
 use crate::{
     flows::{Bytes, Direction, Ended, Party},
-    identity::tls::TlsConfigError,
     proxy::{
         Mesh,
         dial::{self, DialError},
         outbound::HANDSHAKE_TIMEOUT,
+        peer::PeerError,
         pod::Pod,
     },
-    wire::{Accepted, Frame, HandshakeError, Open, Session, SessionError},
+    wire::{Accepted, Frame, Open, Session},
 };
 
 /// How long an answer may take in all: somebody's connection waits for it. A SYN that was lost is sent again after a second,
 /// which is not waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error(transparent)]
-    Config(#[from] TlsConfigError),
-    #[error(transparent)]
-    Handshake(#[from] HandshakeError),
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error("the socket has no address: {0}")]
-    Address(#[source] std::io::Error),
-    #[error("the peer's agent did not say what it sees")]
-    NotSaid,
-    #[error("no answer within {} s", ASK_TIMEOUT.as_secs())]
-    Late,
-}
-
-impl AskError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Dial(error) => error.code(),
-            Self::Config(_) => "no_certificate",
-            Self::Handshake(error) => error.as_code(),
-            Self::Session(error) => error.as_code(),
-            Self::Address(_) | Self::NotSaid | Self::Late => "path_unproven",
-        }
-    }
-}
 
 /// Asks a pod's agent from where it is reached: dials exactly as for an application.
 ///
@@ -63,17 +32,22 @@ impl AskError {
 pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
     let deadline = Instant::now() + ASK_TIMEOUT;
     let asked = timeout_at(deadline, sent_and_seen(mesh, pod, peer, deadline)).await;
-    match asked.unwrap_or(Err(AskError::Late)) {
-        Ok((sent, seen)) if sent == seen => Answer::Intact,
-        Ok((sent, seen)) => Answer::Masqueraded(Seen {
-            pod: pod.name.to_string(),
-            node: peer.node.clone(),
-            target: peer.target.ip(),
-            sent,
-            arrived: seen,
-        }),
-        Err(error) => Answer::Unanswered { detail: error.to_string() },
-    }
+    let detail = match asked {
+        Ok(Ok((sent, Some(seen)))) if sent == seen => return Answer::Intact,
+        Ok(Ok((sent, Some(seen)))) => {
+            return Answer::Masqueraded(Seen {
+                pod: pod.name.to_string(),
+                node: peer.node.clone(),
+                target: peer.target.ip(),
+                sent,
+                arrived: seen,
+            });
+        }
+        Ok(Ok((_sent, None))) => "the peer's agent did not say what it sees".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_elapsed) => format!("no answer within {} s", ASK_TIMEOUT.as_secs()),
+    };
+    Answer::Unanswered { detail }
 }
 
 async fn sent_and_seen(
@@ -81,11 +55,11 @@ async fn sent_and_seen(
     pod: &Pod,
     peer: &MeshedPeer,
     deadline: Instant,
-) -> Result<(SocketAddr, SocketAddr), AskError> {
+) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
     let to = SocketAddr::new(peer.target.ip(), ports::PATH_PROBE);
     let tls = mesh.tls.client(&pod.identity, Some(&peer.expected))?;
     let (stream, _lease) = dial::to_peer(mesh, pod, to).await?;
-    let sent = stream.local_addr().map_err(AskError::Address)?;
+    let sent = stream.local_addr().map_err(DialError::Socket)?;
     let mut session = Session::connect(stream, &tls, deadline).await?;
     session.send_open(&Open {
         source: sent,
@@ -95,9 +69,8 @@ async fn sent_and_seen(
     })?;
     session.channel.send(&Frame::Fin)?;
     let accepted = session.recv_accepted(deadline).await?;
-    let seen = accepted.seen_source.ok_or(AskError::NotSaid)?;
     session.close().await;
-    Ok((sent, seen))
+    Ok((sent, accepted.seen_source))
 }
 
 /// Tells a peer's agent from where it is seen; whether it could be told. Only what goes wrong becomes a record.
@@ -120,7 +93,12 @@ pub(in crate::proxy) async fn answer(
     told.is_ok()
 }
 
-async fn tell(mesh: &Mesh, pod: &Pod, stream: TcpStream, from: SocketAddr) -> Result<(), AskError> {
+async fn tell(
+    mesh: &Mesh,
+    pod: &Pod,
+    stream: TcpStream,
+    from: SocketAddr,
+) -> Result<(), PeerError> {
     let tls = mesh.tls.server(&pod.identity)?;
     let mut session = Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
     drop(tls);
