@@ -2,7 +2,10 @@
 //! through, others are served, memory stays in its bound, and all is as before when it stops.
 #![expect(clippy::print_stdout, reason = "figures, for who reads the output")]
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -22,6 +25,9 @@ use tests::{
 /// Memory that the agent may need for one connection that is not busy, and beside all connections: docs/security.md.
 const CONNECTION_KIB: u64 = 64;
 const BESIDE_KIB: u64 = 64 * 1024;
+
+/// Where peers' agents ask from where they are seen.
+const PATH_PROBE: u16 = 60_998;
 
 /// By how much the slowest hundredth of another pod's requests may get slower. The aim is 2 (docs/security.md has what was
 /// measured); here other tests run at the same time, on two cores.
@@ -178,6 +184,34 @@ fn handshakes_that_are_never_finished() {
 fn garbage() {
     let spec = |scene: &Scene<'_>| AttackSpec { workers: 4, ..scene.against_victim(Kind::Garbage) };
     withstands("attack-garbage", spec, 100);
+}
+
+/// Failed handshakes that one client may have with one pod in a second: docs/security.md.
+const FAILURES_PER_SECOND: u64 = 64;
+
+#[test]
+fn garbage_on_the_port_of_the_path_probe() {
+    scenario("attack-probe", |net| {
+        let scene = Scene::new(net)?;
+        scene.others(50)?;
+        let before = Usage::of(scene.agent())?;
+        let to = scene.victim.at(PATH_PROBE);
+        let garbage = AttackSpec { workers: 4, ..AttackSpec::new(Kind::Garbage, to) };
+        let garbage = garbage.from(IpAddr::V4(scene.attacker.v4));
+        others_are_served("attack-probe", &scene, &before, &scene.attacker, &garbage, 100)?;
+        // Each failure keeps its place for a second, on this port as on any other.
+        let count = 5 * FAILURES_PER_SECOND;
+        let attack = attack::start(&scene.attacker, &garbage)?;
+        let begun = Instant::now();
+        attack.wait("heard to its end", |tally| tally.ended >= count)?;
+        let took = begun.elapsed();
+        let tally = attack.stop()?;
+        println!("attack-probe: {tally:?} in {took:?}");
+        let least = Duration::from_secs(count / FAILURES_PER_SECOND - 2);
+        ensure!(took >= least, "{tally:?} in {took:?}, which should take {least:?}");
+        scene.unharmed()?;
+        scene.recovered(&before)
+    });
 }
 
 #[test]

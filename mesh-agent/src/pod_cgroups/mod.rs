@@ -162,4 +162,22 @@ mod tests {
         stop.cancel();
         running.wait().await;
     }
+
+    #[test]
+    fn a_tree_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut root = temporary.path().to_owned();
+        while root.as_os_str().len() < 3850 {
+            root.push("d".repeat(180));
+        }
+        fs::create_dir_all(root.join("podheld")).unwrap();
+        let uid = PodUid::parse("held").unwrap();
+        assert!(scan(&root).unwrap().contains_key(&uid));
+        // There, and not to be read, by root neither: its path is longer than the kernel takes.
+        let class = "c".repeat(250);
+        let made = std::process::Command::new("mkdir").current_dir(&root).arg(&class).status();
+        assert!(made.unwrap().success());
+        let error = scan(&root).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG), "{error}");
+    }
 }
