@@ -40,7 +40,8 @@ pub enum NotEnabledReason {
     PodOptedOut,
     /// The namespace's label says `disabled`.
     NamespaceOptedOut,
-    /// The Namespace object is unknown, and with it the settings that the pod would inherit.
+    /// The Namespace object is unknown, and with it the settings that the pod would inherit. A pod that says for itself that
+    /// it is to be in the mesh, and in which mode, waits for it; of any other nobody knows what it is meant to be.
     NamespaceMissing,
     /// It shares the node's network.
     HostNetwork,
@@ -139,8 +140,11 @@ impl Membership {
     fn try_decide(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Result<Self, Self> {
         let above = namespace.map(|namespace| &namespace.mesh);
         let label = inherit(&pod.mesh.mesh, above.map(|above| &above.mesh))?;
+        // A pod that says all of it by itself inherits nothing that matters.
+        let says_its_mode = !matches!(pod.mesh.mode.in_force(), Ok(None));
         let not_wanted = match (label, namespace) {
             (Some((MeshLabel::Enabled, _)), Some(_)) => None,
+            (Some((MeshLabel::Enabled, _)), None) if says_its_mode => None,
             (Some((MeshLabel::Disabled, Level::Pod)), _) => Some(NotEnabledReason::PodOptedOut),
             (Some((MeshLabel::Disabled, Level::Namespace)), _) => {
                 Some(NotEnabledReason::NamespaceOptedOut)
@@ -164,10 +168,14 @@ impl Membership {
             mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
             exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
         };
-        Ok(if pod.ips.is_empty() {
-            Self::Waiting { reason: NotEnabledReason::NoAddress, settings }
-        } else {
-            Self::Enabled(settings)
+        let waits_for = [
+            (namespace.is_none(), NotEnabledReason::NamespaceMissing),
+            (pod.ips.is_empty(), NotEnabledReason::NoAddress),
+        ];
+        let reason = waits_for.into_iter().find_map(|(waits, reason)| waits.then_some(reason));
+        Ok(match reason {
+            Some(reason) => Self::Waiting { reason, settings },
+            None => Self::Enabled(settings),
         })
     }
 }
@@ -216,8 +224,6 @@ mod tests {
         assert_eq!(code(&plain(OFF), &namespace("shop", ON)), "pod_opted_out");
         assert_eq!(code(&plain(&[]), &namespace("shop", OFF)), "namespace_opted_out");
         assert_eq!(code(&plain(&[]), &namespace("shop", &[])), "not_labelled");
-        let missing = Membership::decide(&plain(ON), None);
-        assert_eq!(missing, Membership::Disabled(NotEnabledReason::NamespaceMissing));
         let slip = plain(&[("nodemesh.dev/mesh", "enable")]);
         assert_eq!(code(&slip, &namespace("shop", ON)), "invalid_setting");
     }
@@ -256,6 +262,31 @@ mod tests {
         );
         assert_eq!(own, Some(Settings::default()), "an empty list undoes the namespace's");
         assert_eq!(settings(&[], &[(MODE_ANNOTATION, "strikt")]), None);
+    }
+
+    #[test]
+    fn without_its_namespace_a_pod_is_what_it_says_for_itself() {
+        let decide = |labels: &[&[(&str, &str)]]| {
+            Membership::decide(&pod("shop", "cart", "node1", "10.0.0.1", &labels.concat()), None)
+        };
+        let (strict, permissive) =
+            (&[(MODE_ANNOTATION, "strict")], &[(MODE_ANNOTATION, "permissive")]);
+        for nobody_knows in [decide(&[]), decide(&[ON]), decide(&[strict])] {
+            assert_eq!(nobody_knows, Membership::Disabled(NotEnabledReason::NamespaceMissing));
+        }
+        for (mode, waits) in
+            [(Mode::Strict, decide(&[ON, strict])), (Mode::Permissive, decide(&[ON, permissive]))]
+        {
+            let settings = Settings { mode, ..Settings::default() };
+            assert_eq!(waits.means_strict(), mode == Mode::Strict);
+            assert_eq!(waits.settings(), None, "not in the mesh yet");
+            assert_eq!(
+                waits,
+                Membership::Waiting { reason: NotEnabledReason::NamespaceMissing, settings }
+            );
+        }
+        assert!(decide(&[ON, &[(MODE_ANNOTATION, "strikt")]]).means_strict());
+        assert_eq!(decide(&[OFF, strict]).code(), "pod_opted_out");
     }
 
     #[test]
