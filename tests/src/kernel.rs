@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path, process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{Node, Pod, agent::Agent};
@@ -104,6 +104,57 @@ pub fn names(dir: &Path) -> Result<Vec<String>> {
         .collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
+}
+
+/// Ids of the programs that run on the cgroup above a node's pods.
+pub fn programs_on(node: &Node) -> Result<Vec<u64>> {
+    let on_cgroup = bpftool(&["cgroup", "show", &node.pods_cgroup().to_string_lossy()])?;
+    Ok(on_cgroup.as_array().into_iter().flatten().map(|program| number(program, "id")).collect())
+}
+
+/// All keys of a node's pinned map, and their values.
+pub fn entries(node: &Node, map: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let pin = layout(node)?.join("maps").join(map);
+    let dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()])?;
+    let bytes = |entry: &Value, of: &str| -> Result<Vec<u8>> {
+        let words = entry.get(of).and_then(Value::as_array).context("an entry without bytes")?;
+        let byte = |word: &Value| {
+            let word = word.as_str().and_then(|word| word.strip_prefix("0x"));
+            Ok(u8::from_str_radix(word.context("no byte")?, 16)?)
+        };
+        words.iter().map(byte).collect()
+    };
+    dump.as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| Ok((bytes(entry, "key")?, bytes(entry, "value")?)))
+        .collect()
+}
+
+/// Writes entries of a node's pinned map, or deletes those without a value.
+pub fn write(node: &Node, map: &str, entries: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<()> {
+    let pin = layout(node)?.join("maps").join(map);
+    let hex =
+        |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    let line = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| {
+        let pin = pin.display();
+        match value {
+            Some(value) => {
+                format!("map update pinned {pin} key hex {} value hex {}\n", hex(key), hex(value))
+            }
+            None => format!("map delete pinned {pin} key hex {}\n", hex(key)),
+        }
+    };
+    let batch = node.runtime_dir().with_extension("bpftool");
+    fs::write(&batch, entries.iter().map(line).collect::<String>())?;
+    let output = Command::new("bpftool").args(["batch", "file"]).arg(&batch).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Pins of what holds a node's pods.
+pub fn holds(node: &Node) -> Result<Vec<String>> {
+    names(&layout(node)?.join("held"))
 }
 
 fn bpftool(words: &[&str]) -> Result<Value> {

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use aya::{Ebpf, maps::MapError};
+use aya::{
+    Ebpf,
+    maps::{self, MapData, MapError},
+};
 use mesh_common::maps::{Failed, FailedKey, limits};
 
 use super::{
@@ -75,6 +78,28 @@ impl FailedTable {
         }
         let value = Failed { until_boot_ns, errno, zero: 0 };
         sys::bpf::put(self.map.as_fd(), &key, &value).map_err(failed)
+    }
+}
+
+impl FailedTable {
+    /// Takes out what another agent has remembered, which is gone and took its own memory along.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn forget_others(&self) -> Result<(), KernelError> {
+        let failed = |source| map_error("FAILED", source);
+        let fd = self.map.try_clone().map_err(|error| failed(MapError::IoError(error)))?;
+        let map = maps::Map::HashMap(MapData::from_fd(fd).map_err(failed)?);
+        let mut map = maps::HashMap::<_, FailedKey, Failed>::try_from(map).map_err(failed)?;
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<FailedKey> = map.keys().filter_map(Result::ok).collect();
+        for key in all.iter().filter(|key| !remembered.keys.contains(key)) {
+            match map.remove(key) {
+                Err(MapError::KeyNotFound) => {}
+                removed => removed.map_err(failed)?,
+            }
+        }
+        Ok(())
     }
 }
 

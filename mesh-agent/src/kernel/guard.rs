@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::PoisonError};
 
-use super::programs::{Kernel, KernelError, hang_on, open_cgroup, unpin};
+use super::programs::{Kernel, KernelError, attached_to, hang_on, open_cgroup, unpin};
 
 /// Programs on a held pod's cgroup.
 const HELD_PROGRAMS: [&str; 3] = ["nm_held_ingress", "nm_held_connect4", "nm_held_connect6"];
@@ -40,6 +40,15 @@ impl Kernel {
         self.pins
             .held_ids()
             .map_err(|source| KernelError::Link { path: self.pins.held(0, ""), source })
+    }
+
+    /// Whether a cgroup is there and held.
+    pub fn is_held(&self, id: u64) -> bool {
+        HELD_PROGRAMS.into_iter().any(|name| {
+            let pin = self.pins.held(id, name);
+            let elsewhere = self.pins.elsewhere(&pin);
+            elsewhere.iter().chain([&pin]).any(|pin| attached_to(pin) == Some(id))
+        })
     }
 
     /// Whether packets that begin a connection with a pod nobody has classified are dropped.

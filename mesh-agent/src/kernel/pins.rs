@@ -12,6 +12,9 @@ pub(super) struct PinDir {
     root: PathBuf,
 }
 
+/// How the name begins under which a link is pinned for a moment, before it takes another one's place.
+const UNFINISHED: &str = "new_";
+
 /// What a layout consists of.
 const PARTS: [&str; 4] = ["maps", "links", "pods", "held"];
 
@@ -112,6 +115,28 @@ impl PinDir {
     /// A program that holds a cgroup, which is named by its id.
     pub(super) fn held(&self, cgroup: u64, program: &str) -> PathBuf {
         self.root.join("held").join(format!("{cgroup}-{program}"))
+    }
+
+    /// Where a link is pinned for a moment, before it takes another one's place: two agents may do so at the same time.
+    pub(super) fn unfinished(pin: &Path) -> PathBuf {
+        let name = pin.file_name().unwrap_or_default().to_string_lossy();
+        pin.with_file_name(format!("{UNFINISHED}{}_{name}", std::process::id()))
+    }
+
+    /// Removes what agents that were killed in such a moment have left. Nobody else may be pinning.
+    ///
+    /// # Errors
+    /// The first pin that could not be removed.
+    pub(super) fn remove_unfinished(&self) -> io::Result<()> {
+        for part in PARTS {
+            for entry in fs::read_dir(self.root.join(part))? {
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED)) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The cgroups that are held, perhaps by some of the programs only.

@@ -132,6 +132,9 @@ impl Kernel {
         }
         let pins = PinDir::create(pin_dir)
             .map_err(|source| KernelError::PinDir { path: pin_dir.to_owned(), source })?;
+        if before == Before::Gone {
+            pins.remove_unfinished().map_err(|source| unusable(&pins, source))?;
+        }
         layout::set_aside_misfits(OBJECT, &pins)?;
         layout::report_others(&pins);
         let mut loader = EbpfLoader::new();
@@ -246,8 +249,15 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn drop_other_layouts(&self) -> Result<(), KernelError> {
-        let failed = |source| KernelError::Link { path: self.pins.link(""), source };
-        self.pins.remove_others().map_err(failed)
+        self.pins.remove_others().map_err(|source| unusable(&self.pins, source))
+    }
+
+    /// Takes away what an agent that is gone was just about to pin.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn forget_unfinished(&self) -> Result<(), KernelError> {
+        self.pins.remove_unfinished().map_err(|source| unusable(&self.pins, source))
     }
 
     /// The namespaces that have `sk_lookup` attached, perhaps by an earlier agent.
@@ -302,8 +312,8 @@ pub(super) fn hang_on(
         _ => return Err(KernelError::Missing(name.to_owned())),
     };
     // A pin on another cgroup is an earlier setting's; it is replaced, in one step, once the new link is there.
-    let unfinished = pin.with_file_name(format!("new_{name}"));
-    remove(&unfinished)?; // of an agent that was killed just here
+    let unfinished = PinDir::unfinished(pin);
+    remove(&unfinished)?;
     link.pin(&unfinished).map_err(|error| link_error(pin, error))?;
     let renamed = std::fs::rename(&unfinished, pin);
     renamed.map_err(|source| KernelError::Link { path: pin.to_owned(), source })
@@ -367,7 +377,7 @@ fn refusals_have_reasons() -> bool {
 }
 
 /// Id of the cgroup that a pinned link is attached to, if it is one.
-fn attached_to(pin: &Path) -> Option<u64> {
+pub(super) fn attached_to(pin: &Path) -> Option<u64> {
     let link = sys::bpf::open_pinned(pin).ok()?;
     sys::bpf::link_cgroup(link.as_fd()).ok()
 }
@@ -392,6 +402,10 @@ fn took_over(pin: &Path, program: &Program) -> Result<bool, KernelError> {
         }
         Err(source) => Err(failed(source)),
     }
+}
+
+fn unusable(pins: &PinDir, source: io::Error) -> KernelError {
+    KernelError::Link { path: pins.link(""), source }
 }
 
 fn program_error(program: &str, source: ProgramError) -> KernelError {
