@@ -231,6 +231,67 @@ fn a_node_may_refuse_pods_that_nobody_has_classified() {
 }
 
 #[test]
+fn without_its_namespace_nobody_knows_a_pod_that_does_not_say_it_all_itself() {
+    scenario("held-namespace", |net| {
+        let nodes = [net.node("node1")?, net.node("node2")?];
+        let server = net.pod(&nodes[0], PodSpec::new(SHOP, "server"))?;
+        let agent = Agent::start(&nodes[1], Dirs::of(net), &["--unclassified", "refuse"])?;
+        let _service = probe::serve(&server, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        let silent = net.pod(&nodes[1], PodSpec::new("lost", "silent"))?;
+        let strict = |name: &str| PodSpec::new("lost", name).annotation(MODE, "strict");
+        let unlabelled = net.pod(&nodes[1], strict("unlabelled"))?;
+        eventually(SOON, || answered(&dial(&silent, &server)?))?;
+        let refused = |pod: &Pod, verdict: &str| {
+            let before = agent.status()?.verdict(verdict);
+            let seen = dial(pod, &server)?;
+            ensure!(seen.end == End::Refused, "{seen:?}");
+            let after = agent.status()?.verdict(verdict);
+            ensure!(after > before, "not {verdict}: {before}, {after}");
+            Ok(())
+        };
+        net.objects().remove("namespace-lost.yaml")?;
+        for pod in [&silent, &unlabelled] {
+            eventually(SOON, || refused(pod, "refused_unclassified"))?;
+            ensure!(agent.status()?.pod(pod)?.code == "namespace_missing");
+        }
+        // One that says for itself what it is meant to be.
+        let strict = net.pod(&nodes[1], strict("strict").label(MESH, "enabled"))?;
+        let said = agent.wait_state(&strict, "held")?;
+        ensure!(said.code == "namespace_missing", "{said:?}");
+        refused(&strict, "refused_held")?;
+        // Its namespace is there: it is in the mesh, and the others are known to be outside it.
+        net.objects().label_namespace("lost", None)?;
+        agent.wait_enrolled(&[&strict])?;
+        eventually(SOON, || answered(&dial(&silent, &server)?))?;
+        eventually(SOON, || answered(&dial(&unlabelled, &server)?))
+    });
+}
+
+#[test]
+fn a_strict_pod_whose_namespace_object_goes_is_never_open() {
+    scenario("held-never", |net| {
+        let pair = Pair::new(net)?;
+        let strict = net.pod(&pair.nodes[1], strict_spec("strict"))?;
+        pair.join_with(&strict)?;
+        let _own = probe::serve(&strict, &ServeSpec::both_families(PORT, Talk::Lines))?;
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        let probing = DialSpec { timeout_s: 1, ..DialSpec::new(strict.at(PORT), Talk::Lines) };
+        let prober = probe::load(&stranger, &probing)?;
+        for _ in 0..3 {
+            net.objects().remove("namespace-vault.yaml")?;
+            let said = pair.agents[1].wait_state(&strict, "leaving")?;
+            ensure!(said.code == "leaving", "{said:?}");
+            pair.agents[1].wait_state(&strict, "held")?;
+            net.objects().label_namespace("vault", None)?;
+            pair.agents[1].wait_enrolled(&[&strict])?;
+        }
+        let seen = prober.finish()?;
+        ensure!(seen.ok == 0 && seen.failed > 0, "the strict pod was open: {seen:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn refusing_the_unclassified_needs_a_cgroup_of_the_pods_alone() {
     scenario("held-root", |net| {
         let node = net.node("node1")?;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tests::{
     PORT, Pair, PodSpec, SHOP,
     flow::Flow,
-    objects,
+    kernel, objects,
     probe::{self, Client, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
@@ -208,5 +208,33 @@ fn a_vanished_namespace_and_a_reused_address_leave_nothing_behind() {
             flow.is_mtls() && flow.server.identity.as_ref() == Some(&id)
         })?;
         Ok(())
+    });
+}
+
+/// How many pods of a node the kernel's tables have room for.
+const LOCAL_PODS: usize = 1024;
+
+#[test]
+fn dials_that_could_not_be_captured_are_captured_as_soon_as_they_can() {
+    scenario("membership-full", |net| {
+        let pair = Pair::new(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        // No room for one more pod whose dials are redirected.
+        let size = |of: usize| vec![0xff; of];
+        let strangers = (0..LOCAL_PODS as u64).map(|number| !number);
+        let keys: Vec<_> = strangers.map(|cookie| cookie.to_ne_bytes().to_vec()).collect();
+        let fill: Vec<_> = keys.iter().map(|key| (key.clone(), Some(size(32)))).collect();
+        kernel::write(&pair.nodes[0], "ENROLLED", &fill)?;
+        pair.join()?;
+        let captured = || -> Result<u64> { Ok(pair.agents[0].status()?.verdict("redirect_peer")) };
+        let dial = || probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "req 1\n"));
+        ensure!((dial()?.end, captured()?) == (End::Fin, 0), "there was room");
+        let free: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
+        kernel::write(&pair.nodes[0], "ENROLLED", &free)?;
+        tests::eventually(tests::agent::SOON, || {
+            let seen = dial()?;
+            ensure!(seen.end == End::Fin && captured()? > 0, "not captured: {seen:?}");
+            Ok(())
+        })
     });
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Write as _},
+    net::IpAddr,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -131,6 +132,99 @@ fn back_as(pair: &Pair<'_>, before: &Inventory) -> Result<()> {
     let layouts = kernel::names(&pair.nodes[1].pin_dir())?;
     ensure!(layouts.len() == 1, "{layouts:?}");
     Ok(())
+}
+
+/// A pod object elsewhere that has had these addresses for longer.
+fn thief(net: &Net, addresses: &[IpAddr]) -> Result<()> {
+    let ips = addresses.iter().map(|address| format!("  - ip: \"{address}\"\n"));
+    net.objects().write(
+        THIEF,
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: thief\n  namespace: other\n  uid: {THIEF}\n  \
+             creationTimestamp: \"2001-01-01T00:00:00Z\"\nspec:\n  nodeName: node1\n  \
+             containers:\n  - {{name: main, image: none}}\nstatus:\n  phase: Running\n  \
+             podIP: \"{}\"\n  podIPs:\n{}",
+            addresses[0],
+            ips.collect::<String>()
+        ),
+    )
+}
+
+/// Its file, and its UID.
+const THIEF: &str = "thief.yaml";
+
+#[test]
+fn a_strict_pod_whose_address_is_taken_while_the_agent_is_away_stays_closed() {
+    scenario("restarts-taken", |net| {
+        let (pair, stranger) = strict(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        answered(&dial(&pair.client, &pair)?)?;
+        let agent = &pair.agents[1];
+        let all = pair.server.addresses();
+        while_probed(&pair, &stranger, || {
+            for taken in [&all[..1], &all[..]] {
+                agent.kill9()?;
+                thief(net, taken)?;
+                agent.start_again()?;
+                // One that has an address left is closed as it was, the other is held besides.
+                let said = eventually(SOON, || {
+                    let said = agent.status()?.pod(&pair.server)?;
+                    ensure!(said.code == "address_taken", "{said:?}");
+                    Ok(said)
+                })?;
+                let is_held = taken.len() == all.len();
+                ensure!((said.state == "held") == is_held, "{said:?}");
+                for to in [pair.server.at(PORT), pair.server.at6(PORT)] {
+                    let spec = DialSpec { timeout_s: 1, ..DialSpec::say(to, "req 1\n") };
+                    let seen = probe::dial(&stranger, &spec)?;
+                    ensure!(seen.received == 0 && seen.end != End::Fin, "{to}: {seen:?}");
+                }
+                net.objects().remove(THIEF)?;
+                agent.wait_enrolled(&[&pair.server])?;
+                eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+            }
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_to_be() {
+    scenario("restarts-unlabelled", |net| {
+        let (pair, stranger) = strict(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        answered(&dial(&pair.client, &pair)?)?;
+        let agent = &pair.agents[1];
+        agent.kill9()?;
+        // What the pod can do to itself: the next agent finds no place for its listeners.
+        let listen = ([127, 7, 0, 1], 60_989).into();
+        let taken = probe::serve(&pair.server, &ServeSpec { listen, ..ServeSpec::default() })?;
+        while_probed(&pair, &stranger, || {
+            agent.start_again()?;
+            eventually(SOON, || {
+                let said = agent.status()?.pod(&pair.server)?;
+                ensure!(said.code == "no_listener", "{said:?}");
+                Ok(())
+            })
+        })?;
+        // Nobody wants it closed any more.
+        net.objects().label_pod(&pair.server, Some("disabled"))?;
+        agent.wait_state(&pair.server, "not_enrolled")?;
+        eventually(SOON, || answered(&dial(&stranger, &pair)?))?;
+        let reserved = pair.server.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])?;
+        ensure!(reserved.success()?.trim().is_empty(), "the ports are still reserved");
+        // And if somebody does again, it is not believed to be closed still.
+        net.objects().label_pod(&pair.server, None)?;
+        agent.wait_state(&pair.server, "held")?;
+        let seen = dial(&stranger, &pair)?;
+        ensure!(seen.end != End::Fin, "{seen:?}");
+        drop(taken);
+        agent.wait_enrolled(&[&pair.server])?;
+        eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+        let seen = dial(&stranger, &pair)?;
+        ensure!(seen.end == End::Refused, "{seen:?}");
+        Ok(())
+    });
 }
 
 #[test]

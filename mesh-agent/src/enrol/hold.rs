@@ -5,10 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{Enroller, Failure};
+use super::{Enrolled, Enroller, Failure, leave::is_another};
 use crate::{
     pod_cgroups::PodCgroups,
-    world::{LocalPod, Membership, NotEnabledReason, PodUid, Snapshot},
+    world::{
+        Announcements, LocalPod, Membership, NotEnabledReason, Objects, PodUid, Snapshot, Wanted,
+    },
 };
 
 impl Enroller {
@@ -31,6 +33,20 @@ impl Enroller {
                 }
             }
         }
+    }
+
+    /// Holds whoever must be held by these, and changes nothing else: another agent is about to take over.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: run it to its end.
+    pub async fn only_hold(
+        &mut self,
+        objects: &Arc<Objects>,
+        announcements: &Arc<Announcements>,
+        cgroups: &PodCgroups,
+    ) {
+        let world = self.build(objects, announcements).await;
+        self.hold(&world, cgroups);
     }
 
     /// Releases whoever need not be held any more, and says which cgroups are classified.
@@ -58,23 +74,32 @@ impl Enroller {
         self.log_failure("classify pods", synced);
     }
 
-    /// Releases what an earlier agent held and nobody needs to be held for any more. Only what a complete source does not
-    /// know may be taken for gone.
-    pub(super) fn sweep_held(&self) {
+    /// Releases what another agent held and need not be held any more: it is over with the cgroup, or once the pod is known.
+    /// Of a pod that is not known yet, whoever held it knew more.
+    pub(super) fn sweep_held(&self, world: &Snapshot, cgroups: &PodCgroups) {
         let held: BTreeSet<u64> = self.held.values().copied().collect();
         for id in self.mesh.kernel.held().unwrap_or_default() {
-            if !held.contains(&id) {
-                tracing::debug!(cgroup = id, "an earlier agent's hold is over");
+            let of_pod = cgroups.iter().find(|(_, cgroup)| cgroup.id == id);
+            let is_over = match of_pod {
+                Some((uid, _)) => world.local_pod(uid).is_some_and(|pod| !self.must_be_held(pod)),
+                None => !self.mesh.kernel.is_held(id),
+            };
+            if is_over && !held.contains(&id) {
+                tracing::debug!(cgroup = id, "another agent's hold is over");
                 self.log_failure("release", self.mesh.kernel.release(id));
             }
         }
     }
 
-    /// Whether a pod may neither send nor take plaintext and nothing else sees to that yet.
+    /// Whether a pod may neither send nor take plaintext and nothing else sees to that, or will not for long.
     fn must_be_held(&self, pod: &LocalPod) -> bool {
         let workload = &pod.workload;
-        let enrolled = self.pods.get(&workload.uid).is_some_and(|enrolled| enrolled.captured);
-        let seen_to = enrolled || self.closed_before.contains(&workload.uid);
+        let is_closed = |enrolled: &Enrolled| {
+            let stays = matches!(pod.wanted, Wanted::In(_)) && !is_another(pod, &enrolled.pod);
+            enrolled.captured && stays
+        };
+        let seen_to = self.closed_before.contains(&workload.uid)
+            || self.pods.get(&workload.uid).is_some_and(is_closed);
         !seen_to && workload.membership.means_strict()
     }
 

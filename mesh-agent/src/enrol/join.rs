@@ -35,6 +35,7 @@ impl Enroller {
                     let pod = &enrolled.pod;
                     tracing::info!(pod = %pod.name, %uid, mode = %settings.mode, identity = %pod.identity, "pod enrolled");
                     self.failed.remove(uid);
+                    self.left_closed.remove(uid);
                     let netns = pod.netns.cookie();
                     self.left.retain(|_, left| left.pod.netns.cookie() != netns);
                     self.no_orphan(netns);
@@ -94,7 +95,10 @@ impl Enroller {
             generation: self.generation,
             captured: false,
         };
-        self.take_addresses(&enrolled)?;
+        if let Err(error) = self.take_addresses(&enrolled) {
+            self.leave_closed(&enrolled.pod);
+            return Err(error.into());
+        }
         Ok(enrolled)
     }
 
@@ -106,6 +110,7 @@ impl Enroller {
         let enrolled = Enrolled { settings, since, generation, captured: false, ..leaving };
         if let Err(error) = self.take_addresses(&enrolled) {
             self.release(&enrolled);
+            self.leave_closed(&enrolled.pod);
             return Err(error.into());
         }
         Ok(enrolled)
@@ -122,18 +127,22 @@ impl Enroller {
         self.set_mode(pod, flags)
     }
 
-    /// The last of joining: the pod's own dials.
-    pub(super) fn capture_dials(&mut self, uid: &PodUid) {
-        let Some(enrolled) = self.pods.get(uid) else { return };
-        let captured = self.capture_dials_of(&enrolled.pod);
-        if let Some(enrolled) = self.pods.get_mut(uid) {
-            enrolled.captured = captured;
-            self.closed_before.remove(uid); // should it ever be let go, it is not closed any more
+    /// The last of joining: the own dials of all whose dials are not redirected yet.
+    pub(super) fn capture_dials(&mut self) {
+        let free = self.pods.iter().filter(|(_, enrolled)| !enrolled.captured);
+        let free: Vec<_> =
+            free.map(|(uid, enrolled)| (uid.clone(), Arc::clone(&enrolled.pod))).collect();
+        for (uid, pod) in free {
+            let captured = self.capture_dials_of(&pod);
+            if let Some(enrolled) = self.pods.get_mut(&uid) {
+                enrolled.captured = captured;
+            }
+            self.closed_before.remove(&uid); // should it ever be let go, it is not closed any more
         }
     }
 
     /// Whether it could be done.
-    pub(super) fn capture_dials_of(&self, pod: &Pod) -> bool {
+    fn capture_dials_of(&self, pod: &Pod) -> bool {
         let entry = EnrolledPod {
             v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
             v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Enrolled, Enroller, LEAVE_GRACE, Saved};
 use crate::{
     proxy::{Pod, owns},
-    world::{PodUid, Snapshot, Wanted},
+    world::{LocalPod, PodUid, Snapshot, Wanted},
 };
 
 impl Enroller {
@@ -88,7 +88,11 @@ fn is_gone(world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
     if !pod.netns.still_there() {
         return true;
     }
-    let Some(local) = world.local_pod(uid) else { return false };
+    world.local_pod(uid).is_some_and(|local| is_another(local, pod))
+}
+
+/// Whether a pod's object says another namespace, or other addresses, than those that were enrolled.
+pub(super) fn is_another(local: &LocalPod, pod: &Pod) -> bool {
     let elsewhere = local.netns.as_ref().is_none_or(|netns| netns.path() != pod.netns.path());
     let mut now: Vec<IpAddr> = local.workload.addresses.clone();
     let mut then: Vec<IpAddr> = pod.addresses().collect();

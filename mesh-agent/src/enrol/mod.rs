@@ -71,6 +71,10 @@ pub struct Enroller {
     swept: bool,
     /// Strict pods that an earlier agent has closed, until this one has enrolled them.
     closed_before: BTreeSet<PodUid>,
+    /// Pods that are not enrolled and of whose namespaces (their cookies) the kernel has something all the same: an earlier
+    /// agent left it and this one could not enrol them, or an enrolment failed half-way. They stay as closed as they are, as
+    /// long as they are meant to be.
+    left_closed: BTreeMap<PodUid, u64>,
     looked_back: bool,
     board: Board,
     follower: Follower,
@@ -259,6 +263,7 @@ impl Enroller {
             generation: 0,
             swept: false,
             closed_before: BTreeSet::new(),
+            left_closed: BTreeMap::new(),
             looked_back: false,
             board: Board::default(),
             follower: Follower::default(),

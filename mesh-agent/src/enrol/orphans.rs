@@ -2,15 +2,25 @@
 //! made to leave since, or their object is gone. Peers may not have heard of it, so the rule about agents' source ports
 //! stays as long as their network namespaces live. All that is known of them is what the kernel's tables say.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use mesh_common::{addr::Addr, maps::LOCAL_LEFT};
 
-use super::{Enroller, tables};
+use super::{Enroller, saved::restore, tables};
 use crate::{
     netns::Netns,
+    proxy::Pod,
     world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted},
 };
+
+/// Whether what an earlier agent left of a pod stays: its settings cannot be read now, it is meant to be strict and waits for
+/// something, or it could not be enrolled.
+pub(super) fn stays_closed(pod: &LocalPod) -> bool {
+    let membership = &pod.workload.membership;
+    matches!(membership, Membership::Invalid { .. })
+        || membership.means_strict()
+        || matches!(pod.wanted, Wanted::In(_))
+}
 
 /// Their namespaces' cookies.
 #[derive(Default)]
@@ -20,41 +30,77 @@ impl Enroller {
     /// Pods that an earlier agent had in the mesh, and that are not wanted there now, are taken in, only to leave in order:
     /// peers still dial them over TLS. Returns who; those that cannot be taken in are left to [`Enroller::adopt`].
     pub(super) async fn take_in_to_leave(&mut self, world: &Snapshot) -> Vec<PodUid> {
-        let local = self.mesh.kernel.tables().local.content();
         let mut taken = Vec::new();
-        let unwanted = |pod: &&Arc<LocalPod>| {
-            // One that is meant to be strict stays as closed as it was.
-            let membership = &pod.workload.membership;
-            let leaves =
-                !matches!(membership, Membership::Invalid { .. }) && !membership.means_strict();
-            leaves && matches!(pod.wanted, Wanted::Out)
-        };
-        for pod in world.local_pods().iter().filter(unwanted) {
-            let Some(netns) = &pod.netns else { continue };
-            let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await else { continue };
-            let had = || local.iter().filter(|(_, entry)| entry.netns == netns.cookie());
-            let is_its_own = |address: &Addr| {
-                pod.workload.addresses.iter().any(|own| Addr::from(*own) == *address)
-            };
-            let leaves = had().next().is_some()
-                && had().all(|(own, entry)| entry.flags & LOCAL_LEFT == 0 && is_its_own(own));
-            if !leaves {
-                continue;
-            }
-            let uid = &pod.workload.uid;
-            match self.enrol(pod, &Settings::default()).await {
-                Ok(enrolled) => {
-                    self.pods.insert(uid.clone(), enrolled);
-                    taken.push(uid.clone());
-                }
-                Err(error) => tracing::warn!(%uid, %error, "a pod cannot leave in order"),
+        for pod in world.local_pods().iter().filter(|pod| !stays_closed(pod)) {
+            if self.took_in_to_leave(pod).await {
+                taken.push(pod.workload.uid.clone());
             }
         }
         taken
     }
 
+    /// The same later, for pods that stayed closed since they were meant to and that nobody wants closed any more. What
+    /// cannot be taken in is let go at once.
+    pub(super) async fn open_unwanted(&mut self, world: &Snapshot) -> Vec<PodUid> {
+        let is_over =
+            |uid: &PodUid, _: &mut u64| !world.local_pod(uid).is_some_and(|pod| stays_closed(pod));
+        let over: Vec<_> = self.left_closed.extract_if(.., is_over).collect();
+        let mut taken = Vec::new();
+        for (uid, netns) in over {
+            tracing::info!(%uid, "a pod that stayed closed is opened");
+            self.closed_before.remove(&uid);
+            match world.local_pod(&uid) {
+                Some(pod) if self.took_in_to_leave(pod).await => taken.push(uid),
+                _ => {
+                    self.left_closed.remove(&uid); // it has failed once more
+                    self.let_go(netns).await;
+                }
+            }
+        }
+        taken
+    }
+
+    async fn took_in_to_leave(&mut self, pod: &LocalPod) -> bool {
+        let Some(netns) = &pod.netns else { return false };
+        let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await else { return false };
+        let local = self.mesh.kernel.tables().local.content();
+        let had = || local.iter().filter(|(_, entry)| entry.netns == netns.cookie());
+        let is_its_own =
+            |address: &Addr| pod.workload.addresses.iter().any(|own| Addr::from(*own) == *address);
+        let leaves = had().next().is_some()
+            && had().all(|(own, entry)| entry.flags & LOCAL_LEFT == 0 && is_its_own(own));
+        if !leaves {
+            return false;
+        }
+        let uid = &pod.workload.uid;
+        match self.enrol(pod, &Settings::default()).await {
+            Ok(enrolled) => {
+                self.pods.insert(uid.clone(), enrolled);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%uid, %error, "a pod cannot leave in order");
+                false
+            }
+        }
+    }
+
+    /// Notes that the kernel has something of a pod that is not enrolled.
+    pub(super) fn leave_closed(&mut self, pod: &Pod) {
+        self.left_closed.insert(pod.uid.clone(), pod.netns.cookie());
+    }
+
+    /// Lets go what an earlier agent left of a namespace: its own dials at once, arrivals as those of a pod that leaves.
+    pub(super) async fn let_go(&mut self, netns: u64) {
+        self.log_failure("let go", self.mesh.kernel.tables().enrolled.remove(&netns));
+        if !self.adopt(netns) {
+            self.forget_namespace(netns);
+        }
+        restore(&self.mesh.factory, &self.saved_dir, netns).await;
+    }
+
     /// Lets an earlier agent's pod go, as one that leaves; `false` if its namespace is gone.
-    pub(super) fn adopt(&mut self, netns: u64) -> bool {
+    fn adopt(&mut self, netns: u64) -> bool {
         if !self.mesh.kernel.keep_attached(netns).unwrap_or(false) {
             return false;
         }
@@ -85,7 +131,7 @@ impl Enroller {
     }
 
     /// Takes away all that the kernel has of a namespace.
-    pub(super) fn forget_namespace(&self, netns: u64) {
+    fn forget_namespace(&self, netns: u64) {
         let tables = self.mesh.kernel.tables();
         for (address, entry) in tables.local.content() {
             if entry.netns == netns {

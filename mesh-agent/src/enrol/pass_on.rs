@@ -36,6 +36,11 @@ impl Enroller {
     /// Makes everything as it was before an heir that is gone began to change it.
     pub fn take_back(&mut self) {
         self.follower.forget_written();
+        // It may have announced something else: said again by the next step.
+        self.wish.send_if_modified(|said| {
+            *said = None;
+            false
+        });
         let tables = self.mesh.kernel.tables();
         self.log_failure("look again", tables.reload());
         for enrolled in self.pods.values() {
@@ -43,11 +48,12 @@ impl Enroller {
             if let Listeners::Steered(steered) = &enrolled.listeners {
                 self.log_failure("take back", steered.again(&self.mesh));
             }
-            let _tried_again_by_the_next_step = self.capture_dials_of(&enrolled.pod);
         }
-        let held = self.mesh.kernel.held().unwrap_or_default();
-        self.held.retain(|_, id| held.contains(id)); // whom the heir has released the next step holds again
-        self.sweep_held();
+        for enrolled in self.pods.values_mut() {
+            enrolled.captured = false;
+        }
+        self.capture_dials();
+        self.held.clear(); // the next step takes over what is there, and holds again whom the heir has released
     }
 
     /// Finds the strict pods that another agent has enrolled and that are closed by what it pinned: they need not be held

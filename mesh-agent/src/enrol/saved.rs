@@ -61,26 +61,26 @@ pub async fn restore_all(factory: &Factory, dir: &Path, keep: &[u64]) -> io::Res
     let mut restored = 0;
     for entry in entries {
         let cookie = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let Some(saved) = cookie
-            .filter(|cookie| !keep.contains(cookie))
-            .and_then(|cookie| Saved::read(dir, cookie))
-        else {
-            continue;
-        };
-        match restore(factory, &saved).await {
-            Ok(true) => restored += 1,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(%error, netns = %saved.netns.display(), "cannot put back the reserved ports");
-            }
+        if let Some(cookie) = cookie.filter(|cookie| !keep.contains(cookie)) {
+            restored += usize::from(restore(factory, dir, cookie).await);
         }
-        Saved::forget(dir, saved.cookie);
     }
     Ok(restored)
 }
 
-/// Puts back one namespace's settings; `false` if the namespace is gone.
-async fn restore(factory: &Factory, saved: &Saved) -> Result<bool, NetnsError> {
+/// Puts back one namespace's settings if they are noted; `false` if there was nothing to do or it was refused, which is logged.
+pub(super) async fn restore(factory: &Factory, dir: &Path, cookie: u64) -> bool {
+    let Some(saved) = Saved::read(dir, cookie) else { return false };
+    let restored = put_back(factory, &saved).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, netns = %saved.netns.display(), "cannot put back the reserved ports");
+        false
+    });
+    Saved::forget(dir, cookie);
+    restored
+}
+
+/// `false` if the namespace is gone.
+async fn put_back(factory: &Factory, saved: &Saved) -> Result<bool, NetnsError> {
     let Ok(netns) = Netns::open(factory, &saved.netns).await else {
         return Ok(false);
     };

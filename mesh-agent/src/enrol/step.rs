@@ -4,13 +4,13 @@ use std::{collections::BTreeSet, os::fd::AsFd as _, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Enrolled, Enroller, Listeners, RETRY, restore_all, tables};
+use super::{Enrolled, Enroller, Listeners, RETRY, orphans::stays_closed, restore_all, tables};
 use crate::{
     kernel::KernelError,
     netns::Netns,
     pod_cgroups::PodCgroups,
     proxy::{ListenError, Mesh, Pod, owns},
-    world::{Announcements, LocalPod, Membership, Objects, PodUid, Snapshot, Wanted},
+    world::{Announcements, LocalPod, Objects, PodUid, Snapshot, Wanted},
 };
 
 impl Enrolled {
@@ -52,8 +52,11 @@ impl Enroller {
         let ranges = self.follower.write_ranges(&self.mesh, &world);
         self.log_failure("write the ranges of pod addresses", ranges);
         self.remove_vanished(&world).await;
-        let first = complete && !self.swept;
-        let leaving = if first { self.take_in_to_leave(&world).await } else { Vec::new() };
+        let leaving = match (complete, self.swept) {
+            (true, false) => self.take_in_to_leave(&world).await,
+            (true, true) => self.open_unwanted(&world).await,
+            (false, _) => Vec::new(),
+        };
         self.withdraw_unwanted(&world);
         let joined = self.enrol_wanted(&world).await;
         self.change_settings(&world);
@@ -64,14 +67,13 @@ impl Enroller {
         self.steer(&joined);
         self.steer_leaving(&leaving);
         self.publish(&world).await;
-        for uid in &joined {
-            self.capture_dials(uid);
-        }
+        self.capture_dials();
         self.finish_leaving().await;
         self.hold(&world, cgroups); // whoever could not be enrolled
         self.release_held(&world, cgroups);
         if complete {
             self.sweep(&world).await;
+            self.sweep_held(&world, cgroups);
         }
         self.identities.retain(&self.identity_ids());
         self.board.write(self.statuses(&world));
@@ -112,6 +114,7 @@ impl Enroller {
             let Some(enrolled) = self.pods.get_mut(uid) else { continue };
             if let Err(error) = enrolled.steer(&self.mesh) {
                 let Some(enrolled) = self.pods.remove(uid) else { continue };
+                self.leave_closed(&enrolled.pod);
                 self.failed_to_join(uid, &enrolled.pod.name.to_string(), &error.into());
             }
         }
@@ -147,40 +150,34 @@ impl Enroller {
         }
     }
 
-    /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. A pod whose
-    /// settings cannot be read now, that could not be enrolled, or that is to be strict and waits for something, stays as it
-    /// was then: perhaps closed to plaintext, and it was meant so.
+    /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. What
+    /// [`stays_closed`] stays as it was then, until [`Enroller::open_unwanted`].
     async fn sweep(&mut self, world: &Snapshot) {
         if std::mem::replace(&mut self.swept, true) {
             return;
         }
-        self.sweep_held();
         let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
         let ours = self.pods.values().chain(leaving);
         let mut kept: Vec<u64> = ours.map(|enrolled| enrolled.pod.netns.cookie()).collect();
-        let stays = |pod: &&Arc<LocalPod>| {
-            let membership = &pod.workload.membership;
-            matches!(membership, Membership::Invalid { .. })
-                || membership.means_strict()
-                || self.failed.contains_key(&pod.workload.uid)
-        };
+        let stays =
+            |pod: &&Arc<LocalPod>| stays_closed(pod) && !self.pods.contains_key(&pod.workload.uid);
+        let mut left_closed = Vec::new();
         for pod in world.local_pods().iter().filter(stays) {
             let Some(netns) = &pod.netns else { continue };
             if let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await {
-                kept.push(netns.cookie());
+                left_closed.push((pod.workload.uid.clone(), netns.cookie()));
             }
         }
+        self.left_closed.extend(left_closed);
+        kept.extend(self.left_closed.values());
+        self.closed_before.retain(|uid| world.local_pod(uid).is_some_and(|pod| stays_closed(pod)));
         let tables = self.mesh.kernel.tables();
-        for netns in tables.enrolled.content().keys().filter(|netns| !kept.contains(netns)) {
-            self.log_failure("sweep", tables.enrolled.remove(netns));
-        }
         let attached = self.mesh.kernel.attached_pods().unwrap_or_default();
-        let local = tables.local.content();
-        let earlier = local.values().map(|entry| entry.netns).chain(attached);
-        for netns in earlier.filter(|netns| !kept.contains(netns)).collect::<BTreeSet<_>>() {
-            if !self.adopt(netns) {
-                self.forget_namespace(netns);
-            }
+        let (enrolled, local) = (tables.enrolled.content(), tables.local.content());
+        let local = local.values().map(|entry| entry.netns);
+        let earlier: BTreeSet<u64> = enrolled.into_keys().chain(local).chain(attached).collect();
+        for netns in earlier.into_iter().filter(|netns| !kept.contains(netns)) {
+            self.let_go(netns).await;
         }
         if let Err(error) = restore_all(&self.mesh.factory, &self.saved_dir, &kept).await {
             tracing::warn!(%error, "cannot read the notes of an earlier agent");
