@@ -1,6 +1,7 @@
 //! The only place that knows all parts: makes them, joins them, stops them.
 
 mod cleanup;
+mod hooks;
 mod keep;
 
 use std::{
@@ -16,7 +17,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use mesh_common::maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED};
 use thiserror::Error;
 use tokio::{
     net::UnixStream,
@@ -28,6 +28,7 @@ use tokio::{
 pub use self::cleanup::{CleanedUp, cleanup};
 use self::{
     cleanup::Note,
+    hooks::Hooks,
     keep::{Believed, Feeds, Keeper},
 };
 use crate::{
@@ -188,10 +189,12 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let before = if predecessor.is_some() { Before::Lives } else { Before::Gone };
     let (kernel, refusals) = Kernel::load(&settings.pin_dir, before)?;
     let kernel = Arc::new(kernel);
+    if let Some(predecessor) = &predecessor {
+        predecessor.in_time(async {}).await?; // loading may take long, and changes nothing
+    }
     let passed = predecessor.iter().map(|predecessor| predecessor.cgroup).chain([own_cgroup]);
     kernel.tables().agent_cgroups.sync(&passed.map(|cgroup| (cgroup, 1)).collect())?;
     let own_netns = sys::sock::own_netns_cookie().map_err(os("cannot name the agent's netns"))?;
-    kernel.tables().set_node(NODE_OWN_NETNS, own_netns)?;
     let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
         .map_err(os("cannot read the cgroup of the pods"))?;
     for program in kernel.programs() {
@@ -270,19 +273,27 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         enroller,
         feeds: Feeds { objects, announcements, cgroups },
         state: Arc::clone(&state),
-        kernel: Arc::clone(&kernel),
-        pods_cgroup: host.pods_cgroup.clone(),
+        hooks: Hooks {
+            kernel: Arc::clone(&kernel),
+            pods_cgroup: host.pods_cgroup.clone(),
+            own_netns,
+            refuse_unclassified,
+        },
         wishes,
         believed: Believed::default(),
     };
-    keeper.step().await;
-    kernel.tables().set_node(NODE_REFUSE_UNCLASSIFIED, refuse_unclassified.into())?;
-    kernel.attach_cgroup(&host.pods_cgroup)?;
-    kernel.guard_unclassified(&host.pods_cgroup, refuse_unclassified)?;
+    match &predecessor {
+        Some(predecessor) => predecessor.in_time(keeper.step()).await?,
+        None => keeper.step().await,
+    }
+    keeper.hooks.attach()?;
     kernel.drop_other_layouts()?;
     if let Some(predecessor) = predecessor {
         locks = Some(succeed(predecessor, &settings, &state, &answering).await?);
         keeper.enroller.disclaim_rest();
+        if let Err(error) = kernel.forget_unfinished() {
+            tracing::warn!(%error, "what the predecessor was just about to pin cannot be removed");
+        }
         answer(&settings, &host, &state, (&answering, &asked))?;
     }
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
@@ -404,8 +415,12 @@ async fn succeed(
     answering.spawn("predecessor", async move {
         predecessor.ended().await;
         tracing::info!(pid = predecessor.pid, "the predecessor has ended");
-        if let Err(error) = mesh.kernel.tables().agent_cgroups.sync(&[(own, 1)].into()) {
+        let tables = mesh.kernel.tables();
+        if let Err(error) = tables.agent_cgroups.sync(&[(own, 1)].into()) {
             tracing::error!(%error, "the predecessor's cgroup cannot be forgotten");
+        }
+        if let Err(error) = tables.failed.forget_others() {
+            tracing::error!(%error, "what the predecessor could not reach cannot be forgotten");
         }
     });
     Ok(locks)

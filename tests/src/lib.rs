@@ -22,6 +22,7 @@ pub mod certs;
 pub mod cgroup;
 pub mod exec;
 pub mod flow;
+pub mod heir;
 pub mod kernel;
 pub mod masquerade;
 pub mod memory;

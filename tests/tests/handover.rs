@@ -3,16 +3,21 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 use tests::{
     Net, Node, PORT, Pair, Pod, PodSpec, SHOP,
     agent::{Agent, Dirs, SOON},
     eventually,
     exec::Place,
-    kernel::Inventory,
-    objects::MODE,
-    probe::{self, Client, Conn, DialSpec, End, Talk},
+    heir::Heir,
+    kernel::{self, Inventory},
+    objects::{MESH, MODE},
+    probe::{self, Client, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
+
+/// Longer than an agent waits for its heir: 30 s.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How long an agent lets open connections end: `--drain-seconds`.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -169,6 +174,166 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
         let attempts = prober.finish()?;
         ensure!(attempts.ok == 0, "the strict pod was open: {attempts:?}");
         wait_back(&pair.nodes[1], &before)
+    });
+}
+
+/// A strict pod that is starting.
+fn starting(pair: &Pair<'_>) -> Result<Pod> {
+    let spec = PodSpec::new("vault", "held").label(MESH, "enabled").annotation(MODE, "strict");
+    pair.net.pod(&pair.nodes[1], spec.starting())
+}
+
+/// Whether somebody who is held or refused says something that is answered all the same.
+fn refused(from: &Pod, to: &Pod) -> Result<()> {
+    let seen =
+        probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(to.at(PORT), "req 1\n") })?;
+    ensure!(seen.end == End::Refused, "{}: {seen:?}", from.name);
+    Ok(())
+}
+
+#[test]
+fn what_a_dead_heir_has_changed_is_as_it_was() {
+    scenario("handover-undone", |net| {
+        let nodes = [net.node("node1")?, net.node("node2")?];
+        let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
+        let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server").annotation(MODE, "strict"))?;
+        let known = net.pod(&nodes[1], PodSpec::new("other", "known"))?;
+        let refuse = ["--unclassified", "refuse"];
+        let agents = [net.agent(&nodes[0])?, Agent::start(&nodes[1], Dirs::of(net), &refuse)?];
+        let pair = Pair { net, nodes, agents, client, server };
+        pair.join()?;
+        let held = starting(&pair)?;
+        let (node, agent) = (&pair.nodes[1], &pair.agents[1]);
+        agent.wait_state(&held, "held")?;
+        let _service = pair.serve(Talk::Lines)?;
+        let open = ServeSpec::both_families(PORT, Talk::Lines);
+        let _open = probe::serve(&pair.client, &open)?;
+        let unknown = net.pod(node, PodSpec::new("other", "unknown").unknown())?;
+        let works = || {
+            answered(&dial(&pair.client, &pair)?)?;
+            let to_client = DialSpec::say(pair.client.at(PORT), "req 1\n");
+            answered(&probe::dial(&known, &DialSpec { timeout_s: 2, ..to_client })?)?;
+            refused(&known, &pair.server)?;
+            refused(&held, &pair.client)?;
+            refused(&unknown, &pair.client)
+        };
+        works()?;
+        let facts = || -> Result<_> {
+            let beats = |(key, _): &(Vec<u8>, Vec<u8>)| key.iter().all(|byte| *byte == 0);
+            let mut told = kernel::entries(node, "NODE")?;
+            told.retain(|entry| !beats(entry));
+            Ok((at_rest(node)?, kernel::holds(node)?, told))
+        };
+        let before = facts()?;
+        ensure!(before.1.len() == 3, "three programs hold a pod: {before:?}");
+
+        let heir = Heir::ask(node)?;
+        // Another world and other settings, as far as an heir has its way: nobody known, held or refused.
+        for map in ["CLASSIFIED", "ENROLLED", "LOCAL", "ADDRESSES", "PORTS"] {
+            let all = kernel::entries(node, map)?;
+            let empty: Vec<_> = all.into_iter().map(|(key, _)| (key, None)).collect();
+            kernel::write(node, map, &empty)?;
+        }
+        let told = kernel::entries(node, "NODE")?;
+        let nothing = |(key, value): (Vec<u8>, Vec<u8>)| (key, Some(vec![0; value.len()]));
+        kernel::write(node, "NODE", &told.into_iter().map(nothing).collect::<Vec<_>>())?;
+        let layout = kernel::layout(node)?;
+        for pin in kernel::holds(node)? {
+            std::fs::remove_file(layout.join("held").join(pin))?;
+        }
+        std::fs::remove_file(layout.join("links/nm_unclassified_ingress"))?;
+        ensure!(works().is_err(), "nothing has changed");
+        drop(heir);
+        eventually(SOON, || {
+            let now = facts()?;
+            ensure!(now == before, "{before:#?} became {now:#?}");
+            Ok(())
+        })?;
+        eventually(SOON, works)?; // what failed is remembered for a moment
+        net.objects().pod_runs(&held)?;
+        agent.wait_enrolled(&[&held])?;
+        eventually(SOON, || answered(&dial(&held, &pair)?))
+    });
+}
+
+#[test]
+fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
+    scenario("handover-appears", |net| {
+        let (pair, _) = strict(net)?;
+        let open = ServeSpec::both_families(PORT, Talk::Lines);
+        let _services = (pair.serve(Talk::Lines)?, probe::serve(&pair.client, &open)?);
+        let heir = Heir::ask(&pair.nodes[1])?;
+        let held = starting(&pair)?;
+        eventually(SOON, || refused(&held, &pair.client))?;
+        // Connections that have nothing to do with it go on.
+        answered(&dial(&pair.client, &pair)?)?;
+        drop(heir);
+        let agent = &pair.agents[1];
+        agent.wait_state(&held, "held")?;
+        refused(&held, &pair.client)?;
+        // An heir that lives finds it held, keeps it so, and lets it go when it is enrolled.
+        let old = agent.take_over()?;
+        agent.wait_state(&held, "held")?;
+        refused(&held, &pair.client)?;
+        net.objects().pod_runs(&held)?;
+        agent.wait_enrolled(&[&held])?;
+        eventually(SOON, || answered(&dial(&held, &pair)?))?;
+        eventually(SOON, || {
+            let holds = kernel::holds(&pair.nodes[1])?;
+            ensure!(holds.is_empty(), "{holds:?}");
+            Ok(())
+        })?;
+        old.wait(SOON)?.success().map(drop)
+    });
+}
+
+#[test]
+fn an_heir_that_is_too_slow_changes_nothing_any_more() {
+    scenario("handover-slow", |net| {
+        let (pair, _) = strict(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let (node, agent) = (&pair.nodes[1], &pair.agents[1]);
+        let mut heir = agent.spawn_heir()?;
+        heir.wait_for_line("taking over", SOON)?;
+        heir.signal(Signal::SIGSTOP)?;
+        eventually(PATIENCE, || {
+            ensure!(agent.log().contains("this one goes on"), "it waits: {}", agent.log());
+            Ok(())
+        })?;
+        eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+        let (before, programs) = (at_rest(node)?, kernel::programs_on(node)?);
+        heir.signal(Signal::SIGCONT)?;
+        let output = heir.wait(SOON)?;
+        ensure!(!output.status.success(), "{output}");
+        ensure!(output.stderr.contains("was not ready to take over within 20 s"), "{output}");
+        let now = kernel::programs_on(node)?;
+        ensure!(now == programs, "the heir has swapped programs: {programs:?} became {now:?}");
+        wait_back(node, &before)?;
+        answered(&dial(&pair.client, &pair)?)
+    });
+}
+
+#[test]
+fn what_an_agent_could_not_reach_goes_with_it() {
+    scenario("handover-failed", |net| {
+        let (pair, _) = strict(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let (node, agent) = (&pair.nodes[0], &pair.agents[0]);
+        for port in 9_000..9_010 {
+            let nobody = DialSpec::say(pair.server.at(port), "hello");
+            let seen = probe::dial(&pair.client, &nobody)?;
+            ensure!(matches!(seen.end, End::Reset | End::Refused), "{seen:?}");
+        }
+        let remembered = || -> Result<usize> { Ok(kernel::entries(node, "FAILED")?.len()) };
+        ensure!(remembered()? > 0, "nothing is remembered");
+        let old = agent.take_over()?;
+        old.wait(SOON)?.success()?;
+        eventually(SOON, || {
+            let left = remembered()?;
+            ensure!(left == 0, "{left} are left");
+            Ok(())
+        })?;
+        answered(&dial(&pair.client, &pair)?)
     });
 }
 

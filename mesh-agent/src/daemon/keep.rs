@@ -1,18 +1,19 @@
 //! The task that keeps the node's pods as the world wants them, until the agent stops or another one takes over.
 
-use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, ops::ControlFlow, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, watch, watch::error::RecvError},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
+use super::hooks::Hooks;
 use crate::{
     admin::{self, ProblemFacts},
     enrol::Enroller,
     handover::{Switched, Wish},
-    kernel::Kernel,
+    kernel::KernelError,
     pod_cgroups::PodCgroups,
     source::{AnnouncementState, SourceError, SourceState},
     world::{Announcements, Objects, of_this_boot},
@@ -28,14 +29,29 @@ pub(super) struct Feeds {
     pub(super) cgroups: watch::Receiver<Arc<PodCgroups>>,
 }
 
+impl Feeds {
+    /// Resolves when one of them has something new.
+    ///
+    /// # Errors
+    /// One of them has ended: the agent is stopping.
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again.
+    async fn changed(&mut self) -> Result<(), RecvError> {
+        tokio::select! {
+            changed = self.cgroups.changed() => changed,
+            changed = self.objects.changed() => changed,
+            changed = self.announcements.changed() => changed,
+        }
+    }
+}
+
 /// What the task works with.
 pub(super) struct Keeper {
     pub(super) enroller: Enroller,
     pub(super) feeds: Feeds,
     pub(super) state: Arc<admin::State>,
-    pub(super) kernel: Arc<Kernel>,
-    /// The cgroup above the pods.
-    pub(super) pods_cgroup: PathBuf,
+    pub(super) hooks: Hooks,
     /// Agents that want to take over.
     pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) believed: Believed,
@@ -77,25 +93,37 @@ impl Keeper {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return None,
-                changed = self.feeds.objects.changed() => changed.ok()?,
-                changed = self.feeds.announcements.changed() => changed.ok()?,
-                changed = self.feeds.cgroups.changed() => {
+                changed = self.feeds.changed() => {
                     changed.ok()?;
-                    // By what is known already: building the world anew takes time that a starting pod does not give.
-                    let world = self.state.mesh.world.load();
-                    self.enroller.hold(&world, &self.feeds.cgroups.borrow().clone());
+                    self.hold_known();
                 }
                 () = self.enroller.due() => {}
                 _ = look.tick() => {}
                 wish = self.wishes.recv() => {
-                    let switched = self.hand_over(wish?, &stop).await;
-                    if switched.is_some() {
+                    if let ControlFlow::Break(switched) = self.hand_over(wish?, &stop).await {
                         return switched;
                     }
                 }
             }
             self.step().await;
         }
+    }
+
+    /// Holds by what is known already: building the world anew takes time that a starting pod does not give.
+    fn hold_known(&mut self) {
+        let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+        self.enroller.hold(&self.state.mesh.world.load(), &cgroups);
+    }
+
+    /// Holds whoever must be held by the newest there is, and does nothing else of [`Keeper::step`].
+    async fn only_hold(&mut self) {
+        self.hold_known();
+        let objects = Arc::clone(&self.feeds.objects.borrow());
+        let announced = Arc::clone(&self.feeds.announcements.borrow());
+        let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+        self.believed.update(&objects.objects, &announced.announcements);
+        let announcements = &self.believed.announcements;
+        self.enroller.only_hold(&objects.objects, announcements, &cgroups).await;
     }
 
     /// Brings the node's pods to what the world wants.
@@ -113,31 +141,55 @@ impl Keeper {
         self.enroller.step(&objects.objects, announcements, &cgroups, complete).await;
     }
 
-    /// Gives an heir the listeners and stands still until it has switched. `None`: it has not, and all is as it was.
-    async fn hand_over(&mut self, wish: Wish, stop: &CancellationToken) -> Option<Switched> {
+    /// Gives an heir the listeners and stands still until it has switched, but for strict pods that appear: they are held.
+    /// To be broken off: with what the heir has said, or without if this agent is to stop. To go on: the heir is gone, and all
+    /// is as it was.
+    async fn hand_over(
+        &mut self,
+        mut wish: Wish,
+        stop: &CancellationToken,
+    ) -> ControlFlow<Option<Switched>> {
         while self.enroller.is_anyone_leaving() {
-            self.enroller.due().await;
+            tokio::select! {
+                () = stop.cancelled() => return ControlFlow::Break(None),
+                changed = self.feeds.changed() => {
+                    if changed.is_err() {
+                        return ControlFlow::Break(None);
+                    }
+                    self.hold_known();
+                }
+                () = self.enroller.due() => {}
+            }
             self.step().await;
         }
-        let passes = &self.kernel.tables().agent_cgroups;
+        let kernel = Arc::clone(&self.state.mesh.kernel);
+        let passes = &kernel.tables().agent_cgroups;
         let own = passes.content();
         self.log("let the heir dial", passes.put(wish.heir, 1));
-        if wish.listeners.send(self.enroller.listeners()).is_ok() {
+        let mut is_there = wish.listeners.send(self.enroller.listeners()).is_ok();
+        while is_there {
             tokio::select! {
-                () = stop.cancelled() => return None,
-                switched = wish.switched => if let Ok(switched) = switched {
-                    return Some(switched);
+                () = stop.cancelled() => return ControlFlow::Break(None),
+                switched = &mut wish.switched => match switched {
+                    Ok(switched) => return ControlFlow::Break(Some(switched)),
+                    Err(_gone) => is_there = false,
+                },
+                changed = self.feeds.changed() => match changed {
+                    Ok(()) => self.only_hold().await,
+                    Err(_stopping) => return ControlFlow::Break(None),
                 },
             }
         }
         tracing::warn!("the agent that was to take over is gone; this one goes on");
+        self.log("forget what it began", kernel.forget_unfinished());
         self.enroller.take_back();
-        self.log("forget the heir", self.kernel.tables().agent_cgroups.sync(&own));
-        self.log("take back the programs", self.kernel.attach_cgroup(&self.pods_cgroup));
-        None
+        self.log("forget the heir", kernel.tables().agent_cgroups.sync(&own));
+        self.log("forget what it could not reach", kernel.tables().failed.forget_others());
+        self.log("take back the programs", self.hooks.attach());
+        ControlFlow::Continue(())
     }
 
-    fn log<T>(&self, what: &str, result: Result<T, crate::kernel::KernelError>) {
+    fn log<T>(&self, what: &str, result: Result<T, KernelError>) {
         if let Err(error) = result {
             tracing::error!(node = self.state.node, what, %error, "the kernel's side could not be changed");
         }

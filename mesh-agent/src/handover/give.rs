@@ -18,7 +18,7 @@ use crate::{
 
 /// How long the heir may take from the first answer until it has switched: it loads programs and enrols every pod. Nobody
 /// is enrolled meanwhile.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest line of the heir.
 const MAX_LINE_BYTES: u64 = 4096;

@@ -7,12 +7,12 @@
 //! |---|---|
 //! | asks; says which cgroup it dials from | lets who is leaving leave; enrols and announces nobody any more; makes the heir's dials pass |
 //! | | gives its listeners |
-//! | enrols the same pods over them, swaps the programs behind the links | goes on with all connections, new ones too |
+//! | enrols the same pods over them, swaps the programs behind the links | goes on with all connections, new ones too; holds strict pods that appear |
 //! | says that it has switched | stops accepting, gives up its locks, drains until its deadline |
 //! | takes the locks and the admin socket; copies the records of what still ends | ends |
 //!
-//! If the heir is gone before it has switched, the predecessor puts everything back as it was and goes on. If the predecessor
-//! is gone, the heir has the node.
+//! If the heir is gone before it has switched, the predecessor puts everything back as it was and goes on. So it does with one
+//! that takes too long, which has ended by itself before. If the predecessor is gone, the heir has the node.
 
 mod give;
 mod protocol;

@@ -13,10 +13,10 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest},
     net::UnixStream,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
-use super::{Ask, Estate};
+use super::{Ask, Estate, give};
 use crate::{
     admin::{Request, Response, socket_path},
     flows::FlowStore,
@@ -25,6 +25,11 @@ use crate::{
 
 /// How long the predecessor may take for each answer: who is leaving is given 3 s to leave.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long an heir may take from the predecessor's first answer until it has switched. The predecessor waits longer: who is
+/// late finds it out itself, and never goes on changing what the predecessor has put back.
+const SWITCH_WITHIN: Duration = Duration::from_secs(20);
+const _: () = assert!(SWITCH_WITHIN.as_secs() < give::PATIENCE.as_secs());
 
 /// Why the node was not taken over.
 #[derive(Debug, Error)]
@@ -56,6 +61,11 @@ pub enum TakeOverError {
     /// The connection to it failed.
     #[error("the agent that runs for this node broke off the hand-over: {0}")]
     Broken(#[from] io::Error),
+    /// This agent was not ready in time.
+    #[error(
+        "this agent was not ready to take over within {} s, so the one that runs for this node goes on; is the machine too busy? Try again", SWITCH_WITHIN.as_secs()
+    )]
+    TooSlow,
     /// It has gone on by itself.
     #[error(
         "the agent that runs for this node has taken it back: this one was too slow; try again"
@@ -69,6 +79,7 @@ pub type Inherited = HashMap<u64, Vec<(ListenerKey, Socket)>>;
 /// The agent that is in charge until [`Predecessor::release`].
 pub struct Predecessor {
     stream: BufReader<UnixStream>,
+    until: Instant,
     /// Its process.
     pub pid: u32,
     /// The id of the cgroup that it dials from.
@@ -90,11 +101,26 @@ impl Predecessor {
             Response::Error(said) => return Err(TakeOverError::Refused { said }),
             other => return Err(TakeOverError::Answer { said: format!("{other:?}") }),
         };
+        let until = Instant::now() + SWITCH_WITHIN;
         // Only now, so that no descriptor comes along with the line that was just read into a buffer.
         write(&mut stream, &Request::Give).await?;
         let inherited = timeout(PATIENCE, receive(stream.get_ref(), &estate)).await;
         let inherited = inherited.map_err(io::Error::from)??;
-        Ok((Self { stream, pid: estate.pid, cgroup: estate.cgroup }, inherited))
+        Ok((Self { stream, until, pid: estate.pid, cgroup: estate.cgroup }, inherited))
+    }
+
+    /// Runs a part of what has to be done before [`Predecessor::release`].
+    ///
+    /// # Errors
+    /// [`TakeOverError::TooSlow`]: the predecessor may go on by itself from now on. This agent must end and change nothing
+    /// more.
+    ///
+    /// # Cancel safety
+    /// That of the part; it is dropped when the time is over.
+    pub async fn in_time<T>(&self, part: impl Future<Output = T>) -> Result<T, TakeOverError> {
+        let done = timeout_at(self.until, part).await;
+        // Also if all of the process has stood still meanwhile.
+        done.ok().filter(|_| Instant::now() < self.until).ok_or(TakeOverError::TooSlow)
     }
 
     /// Says that we have switched; returns once the predecessor has released everything, or is gone.
