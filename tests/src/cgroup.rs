@@ -38,7 +38,7 @@ pub fn remove_tree(root: &Path) -> Result<()> {
 }
 
 /// Processes leave a cgroup only while they die, which takes a moment after they were told to.
-fn remove_empty(dir: &Path) -> Result<()> {
+pub(crate) fn remove_empty(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             remove_empty(&entry.path())?;

@@ -20,6 +20,7 @@ pub mod attack;
 pub mod capture;
 pub mod certs;
 pub mod cgroup;
+pub mod cluster;
 pub mod exec;
 pub mod flow;
 pub mod heir;

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod cargo_tools;
+mod cluster;
 mod demo;
 mod fuzz;
 mod gates;
@@ -31,6 +32,7 @@ const COMMANDS: &[Command] = &[
     lint::COMMAND,
     test::COMMAND,
     demo::COMMAND,
+    cluster::COMMAND,
     bench::COMMAND,
     fuzz::COMMAND,
     image::COMMAND,

@@ -7,6 +7,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run the demo and the benchmark, or some tests.
     Demo,
+    /// Build and run the tests' Kubernetes.
+    Cluster,
     /// Pass every gate of `cargo xtask test`.
     Test,
     /// Test on other kernels.
@@ -14,13 +16,14 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    pub(crate) const NAMES: &[&str] = &["build", "demo", "test", "kernels"];
+    pub(crate) const NAMES: &[&str] = &["build", "demo", "cluster", "test", "kernels"];
 
     /// The purpose that the command line calls `name`, one of [`Self::NAMES`].
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "build" => Self::Build,
             "demo" => Self::Demo,
+            "cluster" => Self::Cluster,
             "kernels" => Self::Kernels,
             _ => Self::Test,
         }
@@ -41,12 +44,24 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program(
         "busybox",
         "busybox-static",
-        Purpose::Test,
-        "a shell and small tools for containers and virtual machines",
+        Purpose::Cluster,
+        "the programs in a cluster's pods, and most of a virtual machine's",
     ),
     program("c++", "g++", Purpose::Test, "compiles libFuzzer"),
-    program("containerd", "containerd", Purpose::Test, "loads the images that we make"),
+    program(
+        "containerd",
+        "containerd",
+        Purpose::Cluster,
+        "runs the containers of a cluster's node",
+    ),
+    program("conntrack", "conntrack", Purpose::Cluster, "ends a service's old connections"),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
+    program(
+        "host-local",
+        "containernetworking-plugins",
+        Purpose::Cluster,
+        "the network of a cluster's pods",
+    ),
     program("ip", "iproute2", Purpose::Demo, "nodes and pods out of network namespaces"),
     program(
         "javac",
@@ -56,7 +71,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     ),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
     program("nghttpd", "nghttp2-server", Purpose::Demo, "HTTP/2 server in a pod"),
-    program("nft", "nftables", Purpose::Test, "a pod's own firewall rules"),
+    program(
+        "nft",
+        "nftables",
+        Purpose::Cluster,
+        "a cluster's services, and a pod's own firewall rules",
+    ),
     program("nginx", "nginx-light", Purpose::Demo, "a real HTTP server in a pod"),
     program(
         "openssl",
@@ -74,6 +94,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("psql", "postgresql-client", Purpose::Test, "what a database client hears of failures"),
     program("redis-cli", "redis-tools", Purpose::Demo, "the database's own client"),
     program("redis-server", "redis-server", Purpose::Demo, "a real database in a pod"),
+    program("runc", "runc", Purpose::Cluster, "starts a cluster's containers"),
     program("tcpdump", "tcpdump", Purpose::Demo, "captures of the link between the nodes"),
     program("wget", "wget", Purpose::Test, "what another HTTP client hears of failures"),
 ];
@@ -94,7 +115,9 @@ mod tests {
     #[test]
     fn every_purpose_has_its_name() {
         let named: Vec<_> = Purpose::NAMES.iter().map(|name| Purpose::named(name)).collect();
-        assert_eq!(named, [Purpose::Build, Purpose::Demo, Purpose::Test, Purpose::Kernels]);
+        let all =
+            [Purpose::Build, Purpose::Demo, Purpose::Cluster, Purpose::Test, Purpose::Kernels];
+        assert_eq!(named, all);
         assert!(named.is_sorted(), "each purpose includes the ones before it");
     }
 }

@@ -9,8 +9,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::build_ebpf;
 use crate::workspace::Workspace;
 
-/// Where Debian keeps programs of administrators; not on everybody's `PATH`.
-const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+/// Where programs are that are not on everybody's `PATH`: Debian's for administrators and for containers' networks, and Go's
+/// own if it was installed as its makers say.
+const ELSEWHERE: [&str; 5] =
+    ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/cni", "/usr/local/go/bin"];
 
 /// The cargo that runs us (rustup's choice is already made in it), in the work tree.
 pub(crate) fn cargo(workspace: &Workspace) -> Command {
@@ -73,7 +75,7 @@ pub(crate) fn read_aloud(command: &mut Command) -> Result<String> {
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    directories.extend(SBIN.iter().map(PathBuf::from));
+    directories.extend(ELSEWHERE.iter().map(PathBuf::from));
     directories
         .into_iter()
         .map(|directory| directory.join(program))

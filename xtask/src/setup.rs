@@ -9,6 +9,7 @@ use crate::apt;
 use crate::args::{Args, Command, Opt};
 use crate::build_ebpf;
 use crate::cargo_tools::{self, CargoTool};
+use crate::cluster::go;
 use crate::needs::{PROGRAMS, Purpose};
 use crate::process;
 use crate::say;
@@ -42,6 +43,9 @@ pub(crate) fn ensure(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     if purpose >= Purpose::Demo {
         ensure_programs(purpose)?;
         ensure_bpffs()?;
+    }
+    if purpose >= Purpose::Cluster {
+        go::find(workspace)?;
     }
     if purpose >= Purpose::Test {
         ensure_tool(workspace, &cargo_tools::cargo_deny())?;

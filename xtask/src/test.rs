@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::args::{Args, Command, Opt};
 use crate::build_ebpf;
 use crate::cargo_tools;
+use crate::cluster;
 use crate::fuzz;
 use crate::gates::Gates;
 use crate::kernels;
@@ -57,7 +58,14 @@ fn run(args: &Args) -> Result<ExitCode> {
     }
     let everything = names.is_empty();
     let lint = everything && !args.has("--no-lint");
-    setup::ensure(&workspace, if lint { Purpose::Test } else { Purpose::Demo })?;
+    setup::ensure(
+        &workspace,
+        match (lint, everything) {
+            (true, _) => Purpose::Test,
+            (false, true) => Purpose::Cluster,
+            (false, false) => Purpose::Demo,
+        },
+    )?;
 
     let mut gates = Gates::of("test");
     let mut tally = Tally::default();
@@ -67,7 +75,8 @@ fn run(args: &Args) -> Result<ExitCode> {
     }
     // Tests of an agent that is not what the sources say would prove nothing.
     let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
-        && gates.run("build for the host", || programs_and_tests(&workspace));
+        && gates.run("build for the host", || programs_and_tests(&workspace))
+        && (!everything || gates.run("the cluster's programs", || cluster::build(&workspace)));
     if built {
         gates.run("tests", || tests(&workspace, names, &mut tally));
     }

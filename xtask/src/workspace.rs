@@ -31,6 +31,16 @@ impl Workspace {
         self.root.join("target/bpf-build")
     }
 
+    /// The programs of the tests' Kubernetes, and what each was built from.
+    pub(crate) fn cluster(&self) -> PathBuf {
+        self.root.join("target/cluster")
+    }
+
+    /// The Go module that says which they are.
+    pub(crate) fn cluster_module(&self) -> PathBuf {
+        self.root.join("tests/cluster")
+    }
+
     /// The kernels that `cargo xtask test --kernels` boots, a directory each, with the logs of their last run.
     pub(crate) fn kernels(&self) -> PathBuf {
         self.root.join("target/kernels")

@@ -1,0 +1,122 @@
+//! The cluster's programs, out of the Go module in `tests/cluster`. Nothing is built again that was built from the same.
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use super::go::{self, Go};
+use crate::process;
+use crate::say;
+use crate::workspace::Workspace;
+
+/// A program, and the package of Go that it is.
+struct Program {
+    name: &'static str,
+    package: &'static str,
+}
+
+/// The API server first: it compiles most of what the others share.
+const PROGRAMS: [Program; 8] = [
+    Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver" },
+    Program { name: "kubelet", package: "k8s.io/kubernetes/cmd/kubelet" },
+    Program {
+        name: "kube-controller-manager",
+        package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+    },
+    Program { name: "kube-scheduler", package: "k8s.io/kubernetes/cmd/kube-scheduler" },
+    Program { name: "kube-proxy", package: "k8s.io/kubernetes/cmd/kube-proxy" },
+    Program { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl" },
+    Program { name: "etcd", package: "go.etcd.io/etcd/server/v3" },
+    Program { name: "coredns", package: "./coredns" },
+];
+
+/// The packages whose variables are Kubernetes' version. Left alone they say v0.0.0, and the parts do not trust each other.
+const VERSIONS: [&str; 2] = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
+
+/// Builds what is missing or was built from something else. Silent, and a moment, when that is nothing.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    let go = go::find(workspace)?;
+    let module = workspace.cluster_module();
+    let read = |file: &str| {
+        fs::read_to_string(module.join(file)).with_context(|| format!("tests/cluster/{file}"))
+    };
+    let go_mod = read("go.mod")?;
+    let version = kubernetes(&go_mod).context("tests/cluster/go.mod has no k8s.io/kubernetes")?;
+    let flags = flags(version);
+    let source = [
+        go.version.as_str(),
+        &flags.join(" "),
+        &go_mod,
+        &read("go.sum")?,
+        &read("coredns/main.go")?,
+    ]
+    .join("\n");
+
+    let (bin, from) = (workspace.cluster().join("bin"), workspace.cluster().join("from"));
+    fs::create_dir_all(&bin)?;
+    fs::create_dir_all(&from)?;
+    for program in &PROGRAMS {
+        let (file, record) = (bin.join(program.name), from.join(program.name));
+        let is_built = process::is_executable(&file)
+            && fs::read_to_string(&record).is_ok_and(|built_from| built_from == source);
+        if is_built {
+            continue;
+        }
+        say::progress("cluster", &format!("building {} ...", program.name));
+        let start = Instant::now();
+        compile(&go, &module, &flags, program, &file)?;
+        let took = start.elapsed().as_secs_f64();
+        say::progress("cluster", &format!("{} is built ({took:.0} s)", program.name));
+        fs::write(&record, &source)?;
+    }
+    Ok(())
+}
+
+fn compile(go: &Go, module: &Path, flags: &[String], program: &Program, to: &Path) -> Result<()> {
+    let mut command = Command::new(&go.program);
+    command.arg("build").args(flags).arg("-o").arg(to).arg(program.package);
+    // What somebody has set for their own programs would make others of these; statically linked, they run in any image.
+    command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "").env("GOWORK", "off");
+    process::run(&mut command).with_context(|| format!("{} could not be built", program.name))
+}
+
+fn flags(version: &str) -> Vec<String> {
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let mut linker = "-s -w".to_owned();
+    for package in VERSIONS {
+        for (name, value) in [("Version", version), ("Major", major), ("Minor", minor)] {
+            let _ = write!(linker, " -X {package}.git{name}={value}");
+        }
+        let _ = write!(linker, " -X {package}.gitTreeState=clean");
+    }
+    ["-trimpath", "-buildvcs=false", "-ldflags", &linker].map(str::to_owned).to_vec()
+}
+
+/// The version of Kubernetes that the module requires.
+fn kubernetes(go_mod: &str) -> Option<&str> {
+    go_mod
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes ")?.split(' ').next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_say_the_version_that_the_module_requires() {
+        let go_mod = "require (\n\tk8s.io/kubelet v0.37.2 // indirect\n\tk8s.io/kubernetes v1.37.2 // indirect\n)\n";
+        assert_eq!(kubernetes(go_mod), Some("v1.37.2"));
+        let linker = flags("v1.37.2").pop().unwrap();
+        assert!(linker.starts_with("-s -w -X "), "{linker}");
+        assert!(
+            linker.contains(" -X k8s.io/component-base/version.gitVersion=v1.37.2 "),
+            "{linker}"
+        );
+        assert!(linker.contains(" -X k8s.io/client-go/pkg/version.gitMinor=37 "), "{linker}");
+    }
+}
