@@ -112,10 +112,12 @@ fn controllers() -> Vec<String> {
     ])
 }
 
+/// There are no names but the cluster's.
 fn dns_server(machine: &Machine) -> Result<Vec<String>> {
     let corefile = format!(
         ".:{DNS_PORT} {{\n  errors\n  ready 127.0.0.1:8181\n  cache 5\n  \
-         kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    kubeconfig {PKI}/coredns.conf\n  }}\n}}\n"
+         kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    kubeconfig {PKI}/coredns.conf\n  }}\n  \
+         template ANY ANY {{\n    rcode NXDOMAIN\n  }}\n}}\n"
     );
     let file = "/etc/coredns/Corefile";
     let path = machine.file(file);

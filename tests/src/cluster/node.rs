@@ -136,6 +136,8 @@ fn kubelet(name: &str) -> Value {
             "imagefs.available": "0%",
         },
         "imageGCHighThresholdPercent": 100,
+        // The default is below the host's /usr.
+        "volumePluginDir": "/var/lib/kubelet/plugins",
         // Lowering it needs CAP_SYS_RESOURCE.
         "oomScoreAdj": 0,
     })

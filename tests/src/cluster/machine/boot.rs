@@ -22,14 +22,14 @@ use super::{Spec, mounts};
 /// What the init says when everything is in its place.
 const READY: &str = "ready";
 
-/// Makes the machine's namespaces, starts its init and prints its process id, as the host sees it.
-pub fn boot(spec: &str) -> Result<()> {
-    let parsed: Spec = serde_json::from_str(spec)?;
-    for cgroup in &parsed.cgroups {
+/// Makes the namespaces of the machine that a file describes, starts its init and prints its process id, as the host sees it.
+pub fn boot(file: &str) -> Result<()> {
+    let spec: Spec = serde_json::from_str(&fs::read_to_string(file)?)?;
+    for cgroup in &spec.cgroups {
         let procs = cgroup.join("cgroup.procs");
         fs::write(&procs, "0").with_context(|| procs.display().to_string())?;
     }
-    setns(File::open(&parsed.netns)?, CloneFlags::CLONE_NEWNET)?;
+    setns(File::open(&spec.netns)?, CloneFlags::CLONE_NEWNET)?;
     // The cgroups that we are in now are the roots of those that the machine sees.
     unshare(
         CloneFlags::CLONE_NEWNS
@@ -40,7 +40,7 @@ pub fn boot(spec: &str) -> Result<()> {
     )
     .context("new namespaces")?;
     let mut init = Command::new(env::current_exe()?)
-        .args(["init", spec])
+        .args(["init", file])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -55,8 +55,8 @@ pub fn boot(spec: &str) -> Result<()> {
 }
 
 /// The machine's first process: mounts what belongs to it, and then waits for whoever has no parent any more.
-pub fn init(spec: &str) -> Result<()> {
-    let spec: Spec = serde_json::from_str(spec)?;
+pub fn init(file: &str) -> Result<()> {
+    let spec: Spec = serde_json::from_str(&fs::read_to_string(file)?)?;
     mounts::make(&spec)?;
     fs::write("/proc/sys/kernel/hostname", &spec.name)?;
     let mut children = SigSet::empty();

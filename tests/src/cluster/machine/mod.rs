@@ -63,7 +63,7 @@ pub struct Machine {
 
 /// What [`boot`] has to know of a machine.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Spec {
+struct Spec {
     name: String,
     netns: PathBuf,
     dir: PathBuf,
@@ -117,9 +117,11 @@ impl Machine {
             cgroups: cgroups::dirs(&self.cgroup)?,
             programs: programs::dir(),
         };
-        let log = self.dir.join("init.log");
+        let (file, log) = (self.dir.join("spec.json"), self.dir.join("init.log"));
+        fs::write(&file, serde_json::to_string_pretty(&spec)?)?;
         let booted = Command::new(bin_dir().join("cluster"))
-            .args(["boot", &serde_json::to_string(&spec)?])
+            .arg("boot")
+            .arg(&file)
             .stdin(Stdio::null())
             .stderr(fs::File::create(&log)?)
             .output()
