@@ -9,7 +9,7 @@ mod tls;
 
 use std::{
     fs,
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -30,7 +30,8 @@ const DISCARD: u16 = 9;
 pub struct Capture {
     tcpdump: Process,
     file: PathBuf,
-    node: Node,
+    place: Place,
+    everyone: Ipv4Addr,
 }
 
 /// A finished recording.
@@ -41,8 +42,8 @@ pub struct Recording {
 }
 
 impl Capture {
-    /// Returns when tcpdump listens on the node's interface.
-    pub(crate) fn start(node: &Node, interface: &str) -> Result<Self> {
+    /// Returns when tcpdump listens on the interface. `everyone` is the broadcast address there.
+    pub(crate) fn start(place: &Place, interface: &str, everyone: Ipv4Addr) -> Result<Self> {
         let stamp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let file = node.logs.with_file_name(format!("{}-{stamp}.pcap", node.name));
         // -Z root: else it gives up root, and then may not write here. The buffer (-B, KiB) holds bursts on a busy machine.
@@ -62,7 +63,7 @@ impl Capture {
         let mut tcpdump =
             node.spawn(options.iter().map(AsRef::as_ref).chain([file.as_os_str()]))?;
         tcpdump.wait_for_line("listening on", Duration::from_secs(5))?;
-        Ok(Self { tcpdump, file, node: node.clone() })
+        Ok(Self { tcpdump, file, place: place.clone(), everyone })
     }
 
     /// Ends the recording. All that went over the link before this call is in it.
@@ -72,8 +73,7 @@ impl Capture {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_broadcast(true)?;
             // Broadcast, so that no neighbour need answer for its address first.
-            let everyone = SocketAddr::from(([192, 168, 100, 255], DISCARD));
-            socket.send_to(sentinel.as_bytes(), everyone)?;
+            socket.send_to(sentinel.as_bytes(), (self.everyone, DISCARD))?;
             Ok(())
         })??;
         eventually(Duration::from_secs(10), || {

@@ -385,7 +385,7 @@ impl Node {
 
     /// Starts listening on the link, at this node's end of it.
     pub fn capture(&self) -> Result<Capture> {
-        Capture::start(self, "uplink")
+        Capture::start(self, "uplink", Ipv4Addr::new(192, 168, 100, 255))
     }
 
     fn route_to(&self, node: u8) -> Result<()> {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use crate::{cgroup::remove_empty, eventually};
 
 /// How long killed processes may take to leave.
-const END: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_mins(1);
 
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -57,8 +57,11 @@ pub(super) fn write(to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+/// The SHA-256 of some bytes, as it is written in names.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let digits: Vec<_> =
+        digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }
 
 /// Files and headers fill whole blocks.

@@ -80,7 +80,8 @@ fn routes(plan: &Plan, node: u8) -> String {
     let (v4, v6) = plan.node(node);
     let via = [IpAddr::from(v4), IpAddr::from(v6)];
     let ranges = pod_ranges(node);
-    ranges.iter().zip(via).map(|(range, via)| format!("route add {range} via {via}\n")).collect()
+    let routes = ranges.iter().zip(via);
+    routes.map(|(range, via)| format!("route add {range} via {via}\n")).collect::<Vec<_>>().concat()
 }
 
 /// The host is on the link too, so that kubectl works there.

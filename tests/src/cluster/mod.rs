@@ -13,6 +13,7 @@ mod node;
 mod pki;
 mod plan;
 mod programs;
+mod traces;
 
 use std::{
     fs::{self, File},
@@ -174,6 +175,11 @@ impl Cluster {
         &self.control
     }
 
+    /// Everything on this machine that carries the cluster's name, and its processes: empty when it has been taken down.
+    pub fn traces(&self) -> Result<Vec<String>> {
+        traces::of(&self.plan)
+    }
+
     /// The kubeconfig of the administrator. It works on the host.
     pub fn kubeconfig(&self) -> PathBuf {
         pki::admin(&self.plan)
@@ -276,7 +282,11 @@ impl Cluster {
     /// Takes it down; an error if something of it is still there.
     pub fn down(mut self) -> Result<()> {
         self.kept = true;
-        remove(self.plan.name())
+        let processes = traces::processes(&self.plan)?;
+        remove(self.plan.name())?;
+        let left = [traces::of(&self.plan)?, traces::alive(&processes)].concat();
+        ensure!(left.is_empty(), "still there: {left:#?}");
+        Ok(())
     }
 
     /// Prints the end of every program's log.

@@ -50,7 +50,7 @@ const MAX_NAME: usize = 20;
 
 /// What the names and addresses of one cluster are made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub(super) struct Plan {
     name: String,
     number: u8,
 }
@@ -82,12 +82,12 @@ impl Plan {
     }
 
     /// The cluster's name.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
     /// The directory with everything that it keeps.
-    pub fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         Path::new(ROOT).join(&self.name)
     }
 

@@ -22,7 +22,8 @@ pub use boot::{boot, init};
 
 use crate::{
     bin_dir,
-    cluster::{cgroups, plan::Plan, programs},
+    capture::Capture,
+    cluster::{cgroups, image, plan::Plan, programs},
     eventually,
     exec::{Output, Place},
     netns,
@@ -40,7 +41,7 @@ const PATH: &str =
 const NOTE: &str = ".started";
 
 /// How long a program may take to be started, or to be gone when killed. It takes milliseconds where nothing else runs.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// How long a command may run, in seconds.
 const RUN_TIME_S: &str = "120";
@@ -99,11 +100,7 @@ impl Machine {
         let copied = Command::new("cp").args(["-a", "/etc/."]).arg(&etc).output()?;
         ensure!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         fs::write(etc.join("hostname"), format!("{}\n", self.name))?;
-        let id = aws_lc_rs::digest::digest(
-            &aws_lc_rs::digest::SHA256,
-            self.dir.to_string_lossy().as_bytes(),
-        );
-        let id: String = id.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let id = &image::hex(self.dir.to_string_lossy().as_bytes())[..32];
         fs::write(etc.join("machine-id"), format!("{id}\n"))?;
         mounts::prepare_settings(&self.dir)
     }
@@ -150,8 +147,8 @@ impl Machine {
     pub fn command<S: Into<OsString>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Command> {
         let pid = self.init().with_context(|| format!("{} does not run", self.name))?;
         let dirs = cgroups::dirs(&self.cgroup.join(SYSTEM))?;
-        let joined: String =
-            dirs.iter().map(|dir| format!("echo 0 > {}/cgroup.procs; ", dir.display())).collect();
+        let join = |dir: &PathBuf| format!("echo 0 > {}/cgroup.procs; ", dir.display());
+        let joined = dirs.iter().map(join).collect::<Vec<_>>().concat();
         let enter = "exec nsenter --mount --uts --ipc --net --pid --cgroup";
         let mut command = Command::new("sh");
         command
@@ -187,6 +184,12 @@ impl Machine {
         fs::create_dir_all(&logs)?;
         let cgroup = crate::cgroup::mount().join(&self.cgroup).join(SYSTEM);
         Ok(Place { netns: self.netns.clone(), cgroup, logs, name: self.name.clone() })
+    }
+
+    /// Starts listening on the link between the machines, at a node's end of it.
+    pub fn capture(&self) -> Result<Capture> {
+        let [a, b, c, _] = self.address.octets();
+        Capture::start(&self.place()?, "uplink", Ipv4Addr::new(a, b, c, 255))
     }
 
     /// Starts a program that runs on. Its output goes to `/var/log/NAME.log`.
@@ -269,5 +272,5 @@ fn last_lines(file: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    last.iter().map(|line| format!("    {name}: {line}\n")).collect()
+    last.iter().map(|line| format!("    {name}: {line}\n")).collect::<Vec<_>>().concat()
 }

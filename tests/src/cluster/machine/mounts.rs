@@ -21,7 +21,7 @@ const COVERED: [&str; 4] = ["/proc", "/sys", "/run", "/dev/shm"];
 const CNI_PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
 /// Settings of the kernel that have no namespace. A kubelet wants these values, and would write them: it finds them there,
-/// and the host keeps its own (`setupKernelTunables` in pkg/kubelet/cm/container_manager_linux.go).
+/// and the host keeps its own (`setupKernelTunables` in `pkg/kubelet/cm/container_manager_linux.go`).
 const SETTINGS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
