@@ -137,7 +137,8 @@ fn exec<const N: usize>(cluster: &Cluster, pod: &str, argv: [&str; N]) -> Result
 
 fn get(cluster: &Cluster, from: &WebPod, host: &str) -> Result<String> {
     let url = format!("http://{host}/");
-    Ok(exec(cluster, &from.name, ["wget", "-T", "10", "-qO-", &url])?.trim().to_owned())
+    // Not wget's own `-T`: with it Debian's static busybox 1.35 dereferences null.
+    Ok(exec(cluster, &from.name, ["timeout", "10", "wget", "-qO-", &url])?.trim().to_owned())
 }
 
 fn nodes_are_told_apart(cluster: &Cluster) -> Result<()> {
@@ -196,7 +197,7 @@ fn a_pod_is_answerable(cluster: &Cluster, pod: &WebPod) -> Result<()> {
     ensure!(exec(cluster, &pod.name, ["hostname"])?.trim() == pod.name);
     ensure!(cluster.kubectl(["logs", &pod.name])?.contains("serving"));
     // A service account's token says on which node its pod is: what an agent's certificate will rest upon.
-    let token = "cut -d. -f2 /run/secrets/kubernetes.io/serviceaccount/token | tr _- /+ | base64 -d 2>/dev/null; true";
+    let token = "cut -d. -f2 /var/run/secrets/kubernetes.io/serviceaccount/token | tr _- /+ | base64 -d 2>/dev/null; true";
     let token = exec(cluster, &pod.name, ["sh", "-c", token])?;
     ensure!(token.contains(r#""node":{"name":"node1""#), "{token}");
     Ok(())
@@ -253,7 +254,7 @@ fn a_privileged_pod_sees_its_own_node(cluster: &Cluster) -> Result<()> {
 fn programs_can_be_stopped_and_started(cluster: &Cluster, pods: &[WebPod; 2]) -> Result<()> {
     let page = |node: &Machine, pod: &WebPod| -> Result<()> {
         let url = format!("http://{}/", pod.v4);
-        ensure!(node.run(["busybox", "wget", "-T", "10", "-qO-", &url])?.trim() == pod.name);
+        ensure!(node.run(["timeout", "10", "busybox", "wget", "-qO-", &url])?.trim() == pod.name);
         Ok(())
     };
     cluster.stop_api_server()?;

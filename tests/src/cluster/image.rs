@@ -28,9 +28,10 @@ pub(super) fn write(to: &Path) -> Result<()> {
         Command::new(BUSYBOX).arg("--list").output().context("busybox (busybox-static)")?;
     ensure!(applets.status.success(), "busybox has no list of its programs");
     let mut layer = Vec::new();
-    for directory in ["bin/", "etc/", "root/", "tmp/", "var/", "www/"] {
+    for directory in ["bin/", "etc/", "root/", "run/", "tmp/", "var/", "www/"] {
         entry(&mut layer, directory, &Entry::Directory)?;
     }
+    entry(&mut layer, "var/run", &Entry::Link("/run"))?;
     entry(&mut layer, "etc/passwd", &Entry::File(b"root:x:0:0:root:/root:/bin/sh\n"))?;
     entry(&mut layer, "etc/group", &Entry::File(b"root:x:0:\n"))?;
     entry(&mut layer, "bin/busybox", &Entry::File(&fs::read(BUSYBOX)?))?;

@@ -99,6 +99,9 @@ impl Cluster {
         let plan = &self.plan;
         link::make(plan)?;
         pki::make(plan)?;
+        for machine in self.nodes.iter().chain([&self.control]) {
+            machine.make_cgroups()?;
+        }
         let busybox = plan.dir().join("busybox.tar");
         image::write(&busybox)?;
         self.say("its network and its certificates are made");
@@ -284,9 +287,12 @@ impl Cluster {
         self.kept = true;
         let processes = traces::processes(&self.plan)?;
         remove(self.plan.name())?;
-        let left = [traces::of(&self.plan)?, traces::alive(&processes)].concat();
-        ensure!(left.is_empty(), "still there: {left:#?}");
-        Ok(())
+        // What has ended stays a process until its parent, the host's init, has asked for it.
+        eventually(SOON, || {
+            let left = [traces::of(&self.plan)?, traces::alive(&processes)].concat();
+            ensure!(left.is_empty(), "still there: {left:#?}");
+            Ok(())
+        })
     }
 
     /// Prints the end of every program's log.

@@ -90,9 +90,13 @@ impl Machine {
         self.dir.join("root").join(path)
     }
 
+    /// Makes its cgroups. Machines come one after the other, since they share the one above.
+    pub(super) fn make_cgroups(&self) -> Result<()> {
+        cgroups::create(&self.cgroup, SYSTEM)
+    }
+
     /// Makes the directories that it has for itself.
     pub(super) fn prepare(&self) -> Result<()> {
-        cgroups::create(&self.cgroup, SYSTEM)?;
         for own in mounts::OWN {
             fs::create_dir_all(self.file(own))?;
         }
