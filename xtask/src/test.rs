@@ -76,7 +76,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     // Tests of an agent that is not what the sources say would prove nothing.
     let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
         && gates.run("build for the host", || programs_and_tests(&workspace))
-        && (!everything || gates.run("the cluster's programs", || cluster::build(&workspace)));
+        && (!everything || gates.run("build for the cluster", || cluster::build(&workspace)));
     if built {
         gates.run("tests", || tests(&workspace, names, &mut tally));
     }
