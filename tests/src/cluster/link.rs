@@ -17,7 +17,8 @@ use crate::netns;
 /// Makes the machines' namespaces and what is between them.
 pub(super) fn make(plan: &Plan) -> Result<()> {
     let control = plan.netns(CONTROL);
-    netns::add(&control, false)?;
+    // A router that knows no way to elsewhere, and says so: what pods dial outside fails at once.
+    netns::add(&control, true)?;
     let (v4, v6) = plan.control();
     netns::ip(
         Some(&control),

@@ -222,8 +222,11 @@ impl Machine {
 
     /// The same of all programs that were started and not killed by us.
     pub(super) fn check_all(&self) -> Result<()> {
-        let notes = self.init().map(|pid| PathBuf::from(format!("/proc/{pid}/root/run")));
-        for note in notes.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten() {
+        if !self.pid_file().exists() {
+            return Ok(());
+        }
+        let init = self.init().with_context(|| format!("the init of {} has ended", self.name))?;
+        for note in fs::read_dir(format!("/proc/{init}/root/run")).into_iter().flatten().flatten() {
             let file = note.file_name().to_string_lossy().into_owned();
             if let Some(name) = file.strip_suffix(NOTE) {
                 self.check(name)?;
