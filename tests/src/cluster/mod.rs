@@ -138,7 +138,11 @@ impl Cluster {
         })?;
         let mut objects: Vec<Value> = (1..=NODES).map(node::object).collect();
         objects.extend(control::dns_objects(plan));
-        self.create(&objects)?;
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string();
+        // A ready server makes its namespaces and the range of services' addresses a moment later.
+        self.wait_until("its first objects", || {
+            self.kubectl_with(&list, ["apply", "--validate=false", "-f", "-"])
+        })?;
         for n in 1..=NODES {
             for program in [node::KUBELET, node::PROXY] {
                 node::start(self.node(n), plan, n, program)?;
@@ -216,10 +220,19 @@ impl Cluster {
         Output::of(&line, &output).success()
     }
 
-    /// Creates objects, and does not ask the server first whether it understands them.
-    fn create(&self, objects: &[Value]) -> Result<()> {
-        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
-        self.kubectl_with(&list.to_string(), ["create", "--validate=false", "-f", "-"]).map(drop)
+    /// The same by nothing but a token.
+    pub fn kubectl_by_token(&self, token: &str, input: &str, argv: &[&str]) -> Result<String> {
+        let api = self.plan.api();
+        let ca = pki::admin(&self.plan).with_file_name("ca.crt");
+        let ca = ca.to_string_lossy();
+        let server = ["--kubeconfig=/dev/null", "--server", &api, "--certificate-authority", &ca];
+        let all = server.into_iter().chain(["--token", token]).chain(argv.iter().copied());
+        self.kubectl_with(input, all)
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> PathBuf {
+        self.plan.dir()
     }
 
     /// Gives an archive's images (of `docker save`, or OCI) to the containers of all nodes.
