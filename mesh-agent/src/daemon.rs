@@ -1,6 +1,7 @@
 //! The only place that knows all parts: makes them, joins them, stops them.
 
 mod cleanup;
+mod feeds;
 mod hooks;
 mod keep;
 
@@ -21,15 +22,17 @@ use thiserror::Error;
 use tokio::{
     net::UnixStream,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 pub use self::cleanup::{CleanedUp, cleanup};
+pub use self::feeds::World;
 use self::{
     cleanup::Note,
+    feeds::Followed,
     hooks::Hooks,
-    keep::{Believed, Feeds, Keeper},
+    keep::{Believed, Keeper, Over},
 };
 use crate::{
     admin,
@@ -44,7 +47,7 @@ use crate::{
     pod_cgroups,
     preflight::{self, Host, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
-    source::{Announcer as _, FileAnnouncer, FileSource, OpenError},
+    source::OpenError,
     sys::{self, descriptors},
     tasks::Tasks,
     watchdog,
@@ -60,6 +63,12 @@ const LOCKS_PAUSE: Duration = Duration::from_millis(5);
 /// How long those who follow the flows may take to read the last of them.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// How long the API server may take to tell the others that this node has left the mesh.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// How much later than SIGTERM the news may be that the installation has been deleted: the two come by different ways.
+const LATE_NEWS: Duration = Duration::from_secs(1);
+
 /// How many of the connections that a drain cuts are logged; `flows` has all.
 const CUT_TOLD: usize = 100;
 
@@ -68,10 +77,8 @@ const CUT_TOLD: usize = 100;
 pub struct Settings {
     /// This node's name.
     pub node: NodeName,
-    /// Directory of Kubernetes objects.
-    pub source: PathBuf,
-    /// Directory of all nodes' announcements.
-    pub announce_dir: PathBuf,
+    /// Where the world comes from.
+    pub world: World,
     /// Directory of the CA.
     pub ca_dir: PathBuf,
     /// The trust domain, if it was given.
@@ -92,6 +99,8 @@ pub struct Settings {
     pub max_connections: Option<usize>,
     /// Whether to take over from an agent that runs for this node.
     pub take_over: bool,
+    /// Whether to go on, doing nothing, after having handed over: a container that ends is started again.
+    pub stays_until_told: bool,
 }
 
 /// What becomes of the TCP connections of a pod whose object the agent has not seen yet.
@@ -137,6 +146,11 @@ pub enum DaemonError {
     /// A directory cannot be watched.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Nobody has said where the API server is.
+    #[error(
+        "there is no API server to ask: {0}; as a pod the agent needs its service account's token, elsewhere KUBECONFIG"
+    )]
+    NoApiServer(#[from] kube::Error),
     /// The kernel side failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -164,7 +178,7 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let started = Timestamp::now();
     // From the beginning: who is told to stop while he starts does both in order.
-    let signals = Signals::listen().map_err(os("cannot listen for signals"))?;
+    let mut signals = Signals::listen().map_err(os("cannot listen for signals"))?;
     let host =
         preflight::check(settings.node.as_str(), &settings.pin_dir, settings.cgroup.as_deref())?;
     let refuse_unclassified = settings.unclassified == Unclassified::Refuse;
@@ -172,17 +186,23 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         return Err(PreflightError::UnclassifiedAtRoot.into());
     }
     let own_cgroup = host.own_cgroup.enter()?;
+    let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
+        .map_err(os("cannot read the cgroup of the pods"))?;
+    // Four groups, stopped one after another: what feeds the world, what accepts for pods, their connections, and what
+    // answers questions.
+    let (feeding, accepting, serving, answering) =
+        (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
+    let stop = feeding.stopped();
+    feeding.spawn("pod-cgroups", watch.run(stop.clone()));
+    let Followed { feeds, announcer, finder, is_removed } =
+        settings.world.follow(&settings.node, cgroups, &feeding).await?;
     let Begun { mut locks, predecessor, inherited } = begin(&settings, own_cgroup).await?;
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
     if let Some(wanted) = settings.trust_domain.clone().filter(|wanted| *wanted != trust_domain) {
         return Err(DaemonError::TrustDomain { dir: settings.ca_dir, found: trust_domain, wanted });
     }
-    tracing::warn!(ca = %settings.ca_dir.display(), "file mode: this agent holds the CA's key and signs for itself; for one machine, not for a cluster");
-    let (source, objects) = FileSource::open(&settings.source)?;
-    let (announcer, announcing) =
-        FileAnnouncer::open(&settings.announce_dir, settings.node.clone())?;
-    let announcements = announcer.subscribe();
+    tracing::warn!(ca = %settings.ca_dir.display(), "this agent holds the CA's key and signs for itself; whoever takes over this node can be anybody in the mesh");
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(os("cannot read the boot id"))?;
 
@@ -195,8 +215,6 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let passed = predecessor.iter().map(|predecessor| predecessor.cgroup).chain([own_cgroup]);
     kernel.tables().agent_cgroups.sync(&passed.map(|cgroup| (cgroup, 1)).collect())?;
     let own_netns = sys::sock::own_netns_cookie().map_err(os("cannot name the agent's netns"))?;
-    let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
-        .map_err(os("cannot read the cgroup of the pods"))?;
     for program in kernel.programs() {
         tracing::debug!(program = program.name, instructions = ?program.verified_instructions, "program loaded");
     }
@@ -216,15 +234,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         limits(&settings)?,
     ));
 
-    // Four groups, stopped one after another: what feeds the world, what accepts for pods, their connections, and what
-    // answers questions.
-    let (feeding, accepting, serving, answering) =
-        (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
     let asked = answering.child();
-    let stop = feeding.stopped();
-    feeding.spawn("source", source.run(stop.clone().cancelled_owned()));
-    feeding.spawn("announcements", announcing.run(stop.clone().cancelled_owned()));
-    feeding.spawn("pod-cgroups", watch.run(stop.clone()));
     feeding.spawn("renewal", {
         let (identities, stop) = (Arc::clone(&identities), stop.clone());
         async move { identities.renew_loop(stop).await }
@@ -236,10 +246,11 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let enroller = Enroller::new(enrol::Parts {
         mesh: Arc::clone(&mesh),
         identities: Arc::clone(&identities),
-        announcer: Arc::new(announcer),
+        announcer: announcer.clone(),
         node: settings.node.clone(),
         boot_id: boot_id.trim().to_owned(),
         saved_dir: Note::saved_dir(&settings.runtime_dir),
+        finder,
         accepting: accepting.clone(),
         serving: serving.clone(),
         inherited,
@@ -252,6 +263,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         board: enroller.board(),
         identities,
         problems: ArcSwap::default(),
+        ready: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         desk: Desk {
             wishes: wish,
@@ -271,7 +283,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     // The tables are right before the hooks on the cgroup begin to decide.
     let mut keeper = Keeper {
         enroller,
-        feeds: Feeds { objects, announcements, cgroups },
+        feeds,
         state: Arc::clone(&state),
         hooks: Hooks {
             kernel: Arc::clone(&kernel),
@@ -281,6 +293,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         },
         wishes,
         believed: Believed::default(),
+        is_removed: is_removed.clone(),
     };
     match &predecessor {
         Some(predecessor) => predecessor.in_time(keeper.step()).await?,
@@ -305,25 +318,38 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     });
     tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
 
-    let ended = tokio::select! {
-        () = signals.wait() => None,
-        switched = ended => Some(switched),
+    let mut ended = ended;
+    let (ended, is_told) = tokio::select! {
+        () = signals.wait() => (is_being_removed(is_removed, &mut ended).await, true),
+        over = &mut ended => (Some(over), false),
     };
     state.draining.store(true, Ordering::Relaxed);
+    let is_removed = matches!(ended, Some(Ok(Over::Removed)));
+    if is_removed {
+        // With the CustomResourceDefinition all announcements go, so that this may well be done.
+        match timeout(LAST_WORD, announcer.withdraw()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the announcement stays"),
+            Err(_elapsed) => {
+                tracing::warn!("the announcement stays: the API server does not answer");
+            }
+        }
+    }
     feeding.stop();
     feeding.wait().await;
     enrolling.wait().await;
     accepting.stop();
     accepting.wait().await;
+    let handed_over = matches!(ended, Some(Ok(Over::Switched(_))));
     let outcome = match ended {
-        Some(Ok(Switched { released })) => {
+        Some(Ok(Over::Switched(Switched { released }))) => {
             tracing::info!("handed over; what is open may end by itself until the deadline");
             drop(locks.take());
             let _: Result<(), ()> = released.send(()); // an heir that is gone finds the locks free
             Ok(())
         }
         Some(Err(_gone)) => Err(DaemonError::NobodyEnrols),
-        None => Ok(()),
+        Some(Ok(Over::Removed)) | None => Ok(()),
     };
     drain(settings.drain, &serving, &mesh.flows).await;
     mesh.flows.close();
@@ -331,8 +357,29 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     answering.stop();
     answering.wait().await;
     watched.stop();
+    if is_removed {
+        let removed = cleanup::take_away(&settings.runtime_dir, &settings.pin_dir).await?;
+        let CleanedUp { links, maps, namespaces, .. } = removed;
+        tracing::info!(links, maps, namespaces, "everything is taken away");
+    }
     drop(locks);
+    if (handed_over || is_removed) && settings.stays_until_told && !is_told {
+        tracing::info!("nothing is left to do; waiting to be told to stop");
+        signals.wait().await;
+    }
     outcome
+}
+
+/// After SIGTERM: how it ends if that is because the installation has been deleted. Then the pods leave first.
+async fn is_being_removed(
+    mut is_removed: watch::Receiver<bool>,
+    ended: &mut oneshot::Receiver<Over>,
+) -> Option<Result<Over, oneshot::error::RecvError>> {
+    match timeout(LATE_NEWS, is_removed.wait_for(|is_removed| *is_removed)).await {
+        Ok(Ok(_is_removed)) => Some(ended.await),
+        Ok(Err(_nobody_can_say)) => None,
+        Err(_elapsed) => None,
+    }
 }
 
 /// The two locks of an agent that is in charge of its node.
@@ -462,7 +509,7 @@ impl Signals {
         Ok(Self { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
     }
 
-    async fn wait(mut self) {
+    async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

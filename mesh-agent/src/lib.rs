@@ -13,6 +13,7 @@ pub mod heartbeat;
 pub mod identity;
 pub mod kernel;
 pub mod lock;
+pub mod manifest;
 pub mod netns;
 pub mod pod_cgroups;
 pub mod preflight;

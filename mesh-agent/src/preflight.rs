@@ -138,17 +138,78 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::Mounts)?;
     let mounts = Mounts::parse(&mounts);
-    let mount = mounts.first("cgroup2").ok_or(PreflightError::NoCgroup2)?.to_owned();
-    let pods_cgroup = cgroup.unwrap_or(&mount).to_owned();
-    if mounts.kind_of(&pods_cgroup) != Some("cgroup2") || !pods_cgroup.join("cgroup.procs").exists()
-    {
-        return Err(PreflightError::NotACgroup { path: pods_cgroup, mount });
-    }
     if mounts.kind_of(pin_dir) != Some("bpf") {
         return Err(PreflightError::NoBpffs { path: pin_dir.to_owned() });
     }
-    let own_cgroup = own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?;
+    let around = Container::around();
+    let mount = match &around {
+        Some(around) => around.mount.clone(),
+        None => mounts.first("cgroup2").ok_or(PreflightError::NoCgroup2)?.to_owned(),
+    };
+    let pods_cgroup = match (cgroup, &around) {
+        (Some(given), _) => given.to_owned(),
+        (None, Some(around)) => around.pods.clone(),
+        (None, None) => mount.clone(),
+    };
+    if !is_cgroup2(&pods_cgroup) {
+        return Err(PreflightError::NotACgroup { path: pods_cgroup, mount });
+    }
+    let own_cgroup = match around {
+        Some(around) => OwnCgroup::Given(around.own), // a container's is its alone, and whoever `exec`s into it is the agent's
+        None => own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?,
+    };
     Ok(Host { pods_cgroup_is_root: pods_cgroup == mount, pods_cgroup, own_cgroup })
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    let is = nix::sys::statfs::statfs(path)
+        .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC);
+    is && path.join("cgroup.procs").exists()
+}
+
+/// The container that the agent runs in as a pod of its node with `hostPID`. What it sees of cgroups is its own: process 1
+/// of the node sees them all, and /proc leads to what that sees.
+struct Container {
+    /// Where cgroup v2 is mounted.
+    mount: PathBuf,
+    /// The cgroup above the node's pods.
+    pods: PathBuf,
+    /// The container's own.
+    own: PathBuf,
+}
+
+impl Container {
+    /// `None` where the agent is none of a kubelet's pods.
+    fn around() -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/1/mountinfo").ok()?;
+        let mount = Mounts::parse(&mounts).first("cgroup2")?.to_owned();
+        let mount = Path::new("/proc/1/root").join(mount.strip_prefix("/").ok()?);
+        let own = own_cgroup_as_process_1_sees_it()?;
+        let pods = pods_cgroup_of(&own)?;
+        Some(Self { pods: mount.join(pods), own: mount.join(&own), mount })
+    }
+}
+
+/// The agent's cgroup, without the leading `/`. In a container of its own cgroup namespace /proc/self/cgroup says `/`.
+fn own_cgroup_as_process_1_sees_it() -> Option<PathBuf> {
+    let look = || {
+        let theirs = fs::File::open("/proc/1/ns/cgroup").ok()?;
+        nix::sched::setns(theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP).ok()?;
+        let lines = fs::read_to_string("/proc/thread-self/cgroup").ok()?;
+        lines.lines().find_map(|line| line.strip_prefix("0::/").map(PathBuf::from))
+    };
+    // A thread that ends afterwards: nobody else is to be moved.
+    std::thread::spawn(look).join().ok()?
+}
+
+/// The part of a pod's cgroup that is above all pods: up to `kubepods` of the cgroupfs driver, or `kubepods.slice` (in a
+/// node made of a container `kubelet-kubepods.slice`) of the systemd driver.
+fn pods_cgroup_of(own: &Path) -> Option<PathBuf> {
+    let is_above = |part: &std::ffi::OsStr| {
+        part.to_str().is_some_and(|part| part == "kubepods" || part.ends_with("kubepods.slice"))
+    };
+    let above = own.iter().position(is_above)?;
+    Some(own.iter().take(above + 1).collect())
 }
 
 /// Whether a kernel of this release is older than [`OLDEST_KERNEL`]. One that numbers itself otherwise may try: loading
@@ -226,6 +287,21 @@ mod tests {
         for new in ["5.15.0-91-generic", "5.15-rc1", "6.1.0", "6.12.95+deb12", "10.0", "custom"] {
             assert!(!is_too_old(new), "{new}");
         }
+    }
+
+    #[test]
+    fn the_cgroup_above_all_pods_is_seen_from_any_of_them() {
+        let above = |own: &str| pods_cgroup_of(Path::new(own));
+        let is = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(above("kubepods/besteffort/podu/c"), is("kubepods"));
+        assert_eq!(above("node1/kubepods/podu/c"), is("node1/kubepods"));
+        let slices =
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podu.slice/c.scope";
+        assert_eq!(above(slices), is("kubepods.slice"));
+        let nested = "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podu.slice/c.scope";
+        assert_eq!(above(nested), is("kubelet.slice/kubelet-kubepods.slice"));
+        assert_eq!(above("user.slice/session-1.scope"), None);
+        assert_eq!(above(""), None);
     }
 
     #[test]

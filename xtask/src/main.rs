@@ -12,6 +12,7 @@ mod gates;
 mod image;
 mod kernels;
 mod lint;
+mod manifest;
 mod needs;
 mod process;
 mod say;
@@ -32,6 +33,7 @@ const COMMANDS: &[Command] = &[
     lint::COMMAND,
     test::COMMAND,
     demo::COMMAND,
+    manifest::COMMAND,
     cluster::COMMAND,
     bench::COMMAND,
     fuzz::COMMAND,

@@ -59,6 +59,9 @@ pub struct Status {
     pub trust_domain: String,
     /// The CA certificates that peers may be signed by: SHA-256, hexadecimal.
     pub anchors: Vec<String>,
+    /// Whether it is in charge of its node and has read the world.
+    #[serde(default)]
+    pub ready: bool,
     /// Whether it is draining.
     pub draining: bool,
     /// Pods of this node.

@@ -52,6 +52,8 @@ pub struct State {
     pub identities: Arc<Identities>,
     /// What is wrong with the sources.
     pub problems: ArcSwap<Vec<ProblemFacts>>,
+    /// Whether the agent is in charge of its node and has read the world.
+    pub ready: AtomicBool,
     /// Whether the agent is draining.
     pub draining: AtomicBool,
     /// Where an heir is received.
@@ -186,6 +188,7 @@ fn status(state: &State) -> Status {
         started: state.started,
         trust_domain: mesh.trust_domain.as_str().to_owned(),
         anchors: state.identities.anchors().fingerprints(),
+        ready: state.ready.load(Ordering::Relaxed),
         draining: state.draining.load(Ordering::Relaxed),
         remote_peers: world.remote_pods(),
         counters: NodeCounters {

@@ -4,6 +4,8 @@
 mod ca;
 mod cleanup;
 mod flows;
+mod manifest;
+mod ready;
 mod run;
 mod status;
 mod table;
@@ -15,6 +17,11 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::{
+    admin::{self, Request, Response, ask},
+    identity::{SpiffeIdError, TrustDomain},
+};
 
 /// Where the running agent keeps its socket, lock and notes.
 const RUNTIME_DIR: &str = "/run/nodemesh";
@@ -37,9 +44,13 @@ enum Command {
     Flows(flows::Flows),
     /// Show the agent, its pods and what is wrong
     Status(status::Status),
+    /// Say whether the agent is ready: in charge, and with the world read
+    Ready(ready::Ready),
+    /// Print the Kubernetes objects of an installation
+    Manifest(manifest::Print),
     /// Take away all that a stopped agent left: links, maps, settings, its announcement
     Cleanup(cleanup::Cleanup),
-    /// The certificate authority of file mode
+    /// The certificate authority whose key every agent has
     #[command(subcommand)]
     Ca(ca::Ca),
     /// Print the version
@@ -62,6 +73,22 @@ struct Asked {
     /// The agent's runtime directory
     #[arg(long, env = "NODEMESH_RUNTIME_DIR", default_value = RUNTIME_DIR, value_name = "DIR")]
     runtime_dir: PathBuf,
+}
+
+impl Asked {
+    /// How the agent is.
+    fn status(&self) -> anyhow::Result<Box<admin::Status>> {
+        let mut answer = None;
+        ask(&self.runtime_dir, &Request::Status, |response| {
+            if let Response::Status(status) = response {
+                answer = Some(status);
+            }
+            false
+        })?;
+        answer.ok_or_else(|| {
+            anyhow::anyhow!("the agent closed without an answer; it may be stopping")
+        })
+    }
 }
 
 /// The program: parses, runs, and says in one line what went wrong. 0: done; 1: failed; 2: the arguments are wrong.
@@ -88,6 +115,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Run(run) => run.execute(),
         Command::Flows(flows) => flows.execute(),
         Command::Status(status) => status.execute(),
+        Command::Ready(ready) => ready.execute(),
+        Command::Manifest(manifest) => manifest.execute(),
         Command::Cleanup(cleanup) => cleanup.execute(),
         Command::Ca(ca) => ca.execute(),
         Command::Version => print_line(&format!("mesh-agent {}", env!("CARGO_PKG_VERSION"))),
@@ -96,6 +125,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    text.parse().map_err(|error: SpiffeIdError| error.to_string())
 }
 
 /// One line on standard output; unlike `println!` an end of the pipe is an error and not a panic.

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{PIN_DIR, RUNTIME_DIR};
 use crate::{
-    daemon::{self, Settings},
+    daemon::{self, Settings, World},
     identity::TrustDomain,
     world::NodeName,
 };
@@ -18,25 +18,29 @@ pub(super) struct Run {
     /// This node's name, as in the pods' spec.nodeName
     #[arg(long, env = "NODE_NAME", value_parser = node, value_name = "NAME")]
     node: NodeName,
+    /// Take the world from the API server, and announce there: in a pod by its service account, elsewhere by KUBECONFIG
+    #[arg(long, conflicts_with_all = ["source", "announce_dir"])]
+    kubernetes: bool,
     /// Directory of Kubernetes objects (Namespace, Node, Pod, Service, EndpointSlice) in YAML or JSON; watched
-    #[arg(long, value_name = "DIR")]
-    source: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
+    source: Option<PathBuf>,
     /// Directory shared by all nodes, where each announces the pods it has captured
-    #[arg(long, value_name = "DIR")]
-    announce_dir: PathBuf,
-    /// Directory of the CA made by `mesh-agent ca init`: this agent signs for itself, the mode without a cluster
+    #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
+    announce_dir: Option<PathBuf>,
+    /// Directory of the CA made by `mesh-agent ca init`: this agent signs for itself
     #[arg(long, value_name = "DIR")]
     ca_dir: PathBuf,
     /// The trust domain that the CA must be of; without it, the CA says
-    #[arg(long, env = "NODEMESH_TRUST_DOMAIN", value_parser = trust_domain, value_name = "NAME")]
+    #[arg(long, env = "NODEMESH_TRUST_DOMAIN", value_parser = super::trust_domain, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
     /// Where the agent keeps its socket, lock and notes; one per agent
     #[arg(long, env = "NODEMESH_RUNTIME_DIR", default_value = RUNTIME_DIR, value_name = "DIR")]
     runtime_dir: PathBuf,
     /// Where programs and maps are pinned, on a bpffs; one per agent
-    #[arg(long, default_value = PIN_DIR, value_name = "DIR")]
+    #[arg(long, env = "NODEMESH_PIN_DIR", default_value = PIN_DIR, value_name = "DIR")]
     pin_dir: PathBuf,
-    /// The cgroup v2 directory above this node's pods; the root of cgroup v2 without it
+    /// The cgroup v2 directory above this node's pods. Without it, an agent that is a pod finds it, and any other takes the root
+    /// of cgroup v2
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// What becomes of TCP connections of a pod that the agent has not heard of yet; strict pods it has heard of are refused
@@ -90,8 +94,10 @@ impl Run {
         }
         let settings = Settings {
             node: self.node,
-            source: self.source,
-            announce_dir: self.announce_dir,
+            world: match (self.source, self.announce_dir) {
+                (Some(source), Some(announce_dir)) => World::Files { source, announce_dir },
+                _ => World::Kubernetes,
+            },
             ca_dir: self.ca_dir,
             trust_domain: self.trust_domain,
             runtime_dir: self.runtime_dir,
@@ -105,6 +111,7 @@ impl Run {
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
             max_connections: self.max_connections,
             take_over: self.take_over,
+            stays_until_told: self.kubernetes,
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;
@@ -115,8 +122,4 @@ impl Run {
 
 fn node(text: &str) -> Result<NodeName, String> {
     NodeName::parse(text)
-}
-
-fn trust_domain(text: &str) -> Result<TrustDomain, String> {
-    text.parse().map_err(|error: crate::identity::SpiffeIdError| error.to_string())
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::{Asked, Output, print_line, table};
 use crate::{
-    admin::{self, Request, Response, ask},
+    admin,
     enrol::{PodState, PodStatus},
 };
 
@@ -21,16 +21,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn execute(self) -> anyhow::Result<()> {
-        let mut answer = None;
-        ask(&self.asked.runtime_dir, &Request::Status, |response| {
-            if let Response::Status(status) = response {
-                answer = Some(status);
-            }
-            false
-        })?;
-        let status = answer.ok_or_else(|| {
-            anyhow::anyhow!("the agent closed without an answer; it may be stopping")
-        })?;
+        let status = self.asked.status()?;
         match self.output {
             Output::Json => print_line(&serde_json::to_string(&status)?),
             Output::Table => print(&status),

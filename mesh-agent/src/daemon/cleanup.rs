@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{DaemonError, Settings, os};
+use super::{DaemonError, Settings, World, os};
 use crate::{
     admin,
     enrol::{self, restore_all},
@@ -16,7 +16,7 @@ use crate::{
     lock::{NodeLock, PinLock},
     netns::Factory,
     preflight::Host,
-    source::FileAnnouncer,
+    source::announcement_file,
 };
 
 /// What [`cleanup`] did.
@@ -45,14 +45,24 @@ pub async fn cleanup(
     let note = Note::read(runtime_dir);
     let noted = note.as_ref().map(|note| note.pin_dir.as_path());
     let pins = pin_dir.or(noted).unwrap_or(default_pin_dir);
-    let announcement =
-        note.as_ref().is_some_and(|note| fs::remove_file(&note.announcement).is_ok());
+    let announcement = note
+        .as_ref()
+        .and_then(|note| note.announcement.as_ref())
+        .is_some_and(|file| fs::remove_file(file).is_ok());
+    let locked = if pins.exists() { Some(PinLock::take(pins)?) } else { None };
+    if announcement && locked.is_some() {
+        // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications.
+        sleep(enrol::LEAVE_GRACE).await;
+    }
+    let removed = take_away(runtime_dir, pins).await?;
+    drop((locked, lock));
+    Ok(CleanedUp { announcement, ..removed })
+}
+
+/// The same without a word to the peers, for whoever holds the locks.
+pub(super) async fn take_away(runtime_dir: &Path, pins: &Path) -> Result<CleanedUp, DaemonError> {
+    let note = Note::read(runtime_dir);
     let Removed { links, maps } = if pins.exists() {
-        let _locked = PinLock::take(pins)?;
-        if announcement {
-            // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications.
-            sleep(enrol::LEAVE_GRACE).await;
-        }
         kernel::cleanup(pins).map_err(os("cannot remove the pins"))?
     } else {
         Removed::default()
@@ -71,15 +81,15 @@ pub async fn cleanup(
     for dir in [&Note::saved_dir(runtime_dir), runtime_dir] {
         drop(fs::remove_dir(dir)); // somebody else's files in it keep it
     }
-    drop(lock);
-    Ok(CleanedUp { links, maps, namespaces, announcement })
+    Ok(CleanedUp { links, maps, namespaces, announcement: false })
 }
 
 /// What `cleanup` has to know of the agent that ran.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Note {
     node: String,
-    announcement: PathBuf,
+    /// The file in which the node announced itself, in file mode.
+    announcement: Option<PathBuf>,
     pin_dir: PathBuf,
     /// The cgroup that was made for the agent.
     cgroup: Option<PathBuf>,
@@ -90,7 +100,12 @@ impl Note {
         let earlier = Self::read(&settings.runtime_dir).and_then(|note| note.cgroup);
         Self {
             node: settings.node.to_string(),
-            announcement: FileAnnouncer::path(&settings.announce_dir, &settings.node),
+            announcement: match &settings.world {
+                World::Files { announce_dir, .. } => {
+                    Some(announcement_file(announce_dir, &settings.node))
+                }
+                World::Kubernetes => None,
+            },
             pin_dir: settings.pin_dir.clone(),
             cgroup: host.own_cgroup.made().map(Path::to_owned).or(earlier),
         }

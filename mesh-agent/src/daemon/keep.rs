@@ -1,50 +1,31 @@
 //! The task that keeps the node's pods as the world wants them, until the agent stops or another one takes over.
 
-use std::{borrow::Cow, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    future::pending,
+    ops::ControlFlow,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
-    sync::{mpsc, watch, watch::error::RecvError},
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::hooks::Hooks;
+use super::{feeds::Feeds, hooks::Hooks};
 use crate::{
     admin::{self, ProblemFacts},
     enrol::Enroller,
     handover::{Switched, Wish},
     kernel::KernelError,
-    pod_cgroups::PodCgroups,
-    source::{AnnouncementState, SourceError, SourceState},
+    source::SourceError,
     world::{Announcements, Objects, of_this_boot},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their object.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// What enrolment goes by.
-pub(super) struct Feeds {
-    pub(super) objects: watch::Receiver<Arc<SourceState>>,
-    pub(super) announcements: watch::Receiver<Arc<AnnouncementState>>,
-    pub(super) cgroups: watch::Receiver<Arc<PodCgroups>>,
-}
-
-impl Feeds {
-    /// Resolves when one of them has something new.
-    ///
-    /// # Errors
-    /// One of them has ended: the agent is stopping.
-    ///
-    /// # Cancel safety
-    /// Can be dropped and called again.
-    async fn changed(&mut self) -> Result<(), RecvError> {
-        tokio::select! {
-            changed = self.cgroups.changed() => changed,
-            changed = self.objects.changed() => changed,
-            changed = self.announcements.changed() => changed,
-        }
-    }
-}
 
 /// What the task works with.
 pub(super) struct Keeper {
@@ -55,6 +36,23 @@ pub(super) struct Keeper {
     /// Agents that want to take over.
     pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) believed: Believed,
+    /// Turns true when the installation is taken away.
+    pub(super) is_removed: watch::Receiver<bool>,
+}
+
+/// Why there is nothing to keep any more.
+pub(super) enum Over {
+    /// Another agent has taken over.
+    Switched(Switched),
+    /// The installation has been taken away, and all pods have left the mesh.
+    Removed,
+}
+
+/// Resolves when the installation is taken away.
+async fn removed(is_removed: &mut watch::Receiver<bool>) {
+    if is_removed.wait_for(|is_removed| *is_removed).await.is_err() {
+        pending::<()>().await; // nobody can say so
+    }
 }
 
 /// What nodes have announced in the boot that they are in; found out again only when objects or announcements change, and
@@ -86,8 +84,10 @@ impl Believed {
 }
 
 impl Keeper {
-    /// Follows the world until `stop`, or until another agent has taken over.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Option<Switched> {
+    /// Follows the world until `stop`, until another agent has taken over, or until the installation is taken away and
+    /// everybody has left.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Option<Over> {
+        self.say_whether_ready();
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -101,11 +101,13 @@ impl Keeper {
                 _ = look.tick() => {}
                 wish = self.wishes.recv() => {
                     if let ControlFlow::Break(switched) = self.hand_over(wish?, &stop).await {
-                        return switched;
+                        return switched.map(Over::Switched);
                     }
                 }
+                () = removed(&mut self.is_removed) => return self.let_everybody_go(&stop).await,
             }
             self.step().await;
+            self.say_whether_ready();
         }
     }
 
@@ -126,19 +128,39 @@ impl Keeper {
         self.enroller.only_hold(&objects.objects, announcements, &cgroups).await;
     }
 
+    fn say_whether_ready(&self) {
+        let has_read = self.feeds.objects.borrow().revision > 0;
+        self.state.ready.store(has_read, Ordering::Relaxed);
+    }
+
     /// Brings the node's pods to what the world wants.
     pub(super) async fn step(&mut self) {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
         let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
         self.believed.update(&objects.objects, &announced.announcements);
-        let problems = objects.errors.iter().chain(&announced.errors).map(bad_file);
+        let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
         let problems: Vec<_> = problems.chain(self.believed.void.iter().cloned()).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
-        let complete = objects.errors.is_empty();
         let announcements = &self.believed.announcements;
-        self.enroller.step(&objects.objects, announcements, &cgroups, complete).await;
+        self.enroller.step(&objects.objects, announcements, &cgroups, objects.complete).await;
+    }
+
+    /// The world has no pods any more: those that are in the mesh leave in order, and what is held is released.
+    async fn let_everybody_go(&mut self, stop: &CancellationToken) -> Option<Over> {
+        let (nothing, nobody) = (Arc::default(), Arc::default());
+        loop {
+            let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+            self.enroller.step(&nothing, &nobody, &cgroups, true).await;
+            if !self.enroller.is_anyone_leaving() {
+                return Some(Over::Removed);
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = self.enroller.due() => {}
+            }
+        }
     }
 
     /// Gives an heir the listeners and stands still until it has switched, but for strict pods that appear: they are held.
@@ -196,8 +218,8 @@ impl Keeper {
     }
 }
 
-fn bad_file(error: &SourceError) -> ProblemFacts {
-    ProblemFacts { code: "bad_file".to_owned(), message: error.to_string() }
+fn of_source(error: &SourceError) -> ProblemFacts {
+    ProblemFacts { code: error.code.to_owned(), message: error.to_string() }
 }
 
 fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {

@@ -95,7 +95,8 @@ impl Enroller {
     fn must_be_held(&self, pod: &LocalPod) -> bool {
         let workload = &pod.workload;
         let is_closed = |enrolled: &Enrolled| {
-            let stays = matches!(pod.wanted, Wanted::In(_)) && !is_another(pod, &enrolled.pod);
+            let stays = matches!(pod.wanted, Wanted::In(_))
+                && !is_another(&self.finder, pod, &enrolled.pod);
             enrolled.captured && stays
         };
         let seen_to = self.closed_before.contains(&workload.uid)

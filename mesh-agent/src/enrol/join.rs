@@ -67,8 +67,7 @@ impl Enroller {
         settings: &Settings,
     ) -> Result<Enrolled, EnrolError> {
         let workload = &local.workload;
-        let path = local.netns.as_ref().ok_or(EnrolError::NoNetns)?.path();
-        let netns = Netns::open(&self.mesh.factory, path).await?;
+        let netns = self.finder.find(&self.mesh.factory, local).await?;
         if let Some(holder) = self.holder_of(&netns, &workload.uid) {
             return Err(EnrolError::NetnsTaken(holder));
         }

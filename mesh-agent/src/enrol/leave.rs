@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mesh_common::maps::LOCAL_LEFT;
 use tokio::time::Instant;
 
-use super::{Enrolled, Enroller, LEAVE_GRACE, Saved};
+use super::{Enrolled, Enroller, Finder, LEAVE_GRACE, Saved};
 use crate::{
     proxy::{Pod, owns},
     world::{LocalPod, PodUid, Snapshot, Wanted},
@@ -14,7 +14,8 @@ use crate::{
 impl Enroller {
     /// Pods whose namespace or address is gone leave nothing behind.
     pub(super) async fn remove_vanished(&mut self, world: &Snapshot) {
-        let gone = |uid: &PodUid, enrolled: &Enrolled| is_gone(world, uid, &enrolled.pod);
+        let finder = &self.finder;
+        let gone = |uid: &PodUid, enrolled: &Enrolled| is_gone(finder, world, uid, &enrolled.pod);
         let mut removed: Vec<Enrolled> =
             self.pods.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e).collect();
         let leaving = self.leaving.extract_if(.., |uid, (enrolled, _)| gone(uid, enrolled));
@@ -84,19 +85,18 @@ impl Enroller {
 }
 
 /// Whether a pod is not any more what was enrolled. One whose object alone is gone still runs, and leaves in order.
-fn is_gone(world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
-    if !pod.netns.still_there() {
+fn is_gone(finder: &Finder, world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
+    if !finder.is_still_there(uid, &pod.netns) {
         return true;
     }
-    world.local_pod(uid).is_some_and(|local| is_another(local, pod))
+    world.local_pod(uid).is_some_and(|local| is_another(finder, local, pod))
 }
 
 /// Whether a pod's object says another namespace, or other addresses, than those that were enrolled.
-pub(super) fn is_another(local: &LocalPod, pod: &Pod) -> bool {
-    let elsewhere = local.netns.as_ref().is_none_or(|netns| netns.path() != pod.netns.path());
+pub(super) fn is_another(finder: &Finder, local: &LocalPod, pod: &Pod) -> bool {
     let mut now: Vec<IpAddr> = local.workload.addresses.clone();
     let mut then: Vec<IpAddr> = pod.addresses().collect();
     now.sort();
     then.sort();
-    elsewhere || now != then
+    finder.is_elsewhere(local, &pod.netns) || now != then
 }

@@ -4,6 +4,7 @@
 //! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
 //! is open goes on. A pod that vanished leaves nothing behind.
 
+mod find;
 mod follow;
 mod hold;
 mod join;
@@ -22,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+pub use find::Finder;
 use follow::Follower;
 use jiff::Timestamp;
 pub use saved::{Saved, restore_all};
@@ -56,6 +58,7 @@ pub struct Enroller {
     node: NodeName,
     boot_id: String,
     saved_dir: PathBuf,
+    finder: Finder,
     accepting: Tasks,
     serving: Tasks,
     inherited: Inherited,
@@ -171,12 +174,23 @@ pub enum EnrolError {
         "the pod has no annotation nodemesh.dev/netns, which names its network namespace in file mode"
     )]
     NoNetns,
+    /// None of its processes leads to it.
+    #[error(
+        "none of its processes has a network namespace with the address {} ({looked_at} looked at); it may be starting or ending, or run in a kernel of its own (gVisor, Kata), where the mesh cannot reach",
+        find::list(addresses)
+    )]
+    NoProcess {
+        /// The pod's addresses.
+        addresses: Vec<std::net::IpAddr>,
+        /// How many namespaces its processes have.
+        looked_at: usize,
+    },
     /// Its network namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// Two pods name one namespace.
     #[error(
-        "pod {0} has the same network namespace; correct the annotation nodemesh.dev/netns of one of them"
+        "pod {0} has the same network namespace; in file mode, correct the annotation nodemesh.dev/netns of one of them"
     )]
     NetnsTaken(String),
     /// Its names make no identity.
@@ -203,6 +217,7 @@ impl EnrolError {
     fn code(&self) -> &'static str {
         match self {
             Self::NoNetns => "no_netns_annotation",
+            Self::NoProcess { .. } => "netns_not_found",
             Self::Netns(_) => "netns_unusable",
             Self::NetnsTaken(_) => "netns_taken",
             Self::Name(_) => "no_identity",
@@ -222,13 +237,15 @@ pub struct Parts {
     /// The certificates.
     pub identities: Arc<Identities>,
     /// Tells other nodes.
-    pub announcer: Arc<dyn Announcer>,
+    pub announcer: Announcer,
     /// This node's name.
     pub node: NodeName,
     /// This boot.
     pub boot_id: String,
     /// Where the settings that were there before are kept.
     pub saved_dir: PathBuf,
+    /// How pods' network namespaces are found.
+    pub finder: Finder,
     /// The group of the accept loops.
     pub accepting: Tasks,
     /// The group of the pods' connections.
@@ -240,7 +257,7 @@ pub struct Parts {
 impl Enroller {
     /// An enroller that has enrolled nobody yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, .. } = parts;
+        let Parts { mesh, identities, announcer, node, boot_id, saved_dir, finder, .. } = parts;
         let (accepting, serving, inherited) = (parts.accepting, parts.serving, parts.inherited);
         let (wish, wishes) = watch::channel(None);
         accepting.spawn("announce", announce(announcer, wishes));
@@ -250,6 +267,7 @@ impl Enroller {
             node,
             boot_id,
             saved_dir,
+            finder,
             accepting,
             serving,
             inherited,
@@ -305,7 +323,7 @@ impl Enroller {
 }
 
 /// Publishes the latest wish, one after another.
-async fn announce(announcer: Arc<dyn Announcer>, mut wishes: watch::Receiver<Option<MeshNode>>) {
+async fn announce(announcer: Announcer, mut wishes: watch::Receiver<Option<MeshNode>>) {
     while wishes.changed().await.is_ok() {
         let Some(wish) = wishes.borrow_and_update().clone() else { continue };
         if let Err(error) = announcer.publish(wish).await {

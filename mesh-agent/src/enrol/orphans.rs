@@ -8,7 +8,6 @@ use mesh_common::{addr::Addr, maps::LOCAL_LEFT};
 
 use super::{Enroller, saved::restore, tables};
 use crate::{
-    netns::Netns,
     proxy::Pod,
     world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted},
 };
@@ -61,8 +60,7 @@ impl Enroller {
     }
 
     async fn took_in_to_leave(&mut self, pod: &LocalPod) -> bool {
-        let Some(netns) = &pod.netns else { return false };
-        let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await else { return false };
+        let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await else { return false };
         let local = self.mesh.kernel.tables().local.content();
         let had = || local.iter().filter(|(_, entry)| entry.netns == netns.cookie());
         let is_its_own =

@@ -6,7 +6,7 @@ use mesh_common::maps::OUTBOUND;
 use tokio::net::TcpListener;
 
 use super::{Enroller, Listeners, tables::is_strict};
-use crate::{handover::Listener, netns::Netns, world::Snapshot};
+use crate::{handover::Listener, world::Snapshot};
 
 impl Enroller {
     /// Whether a pod is leaving: whoever hands over waits until it has left.
@@ -61,8 +61,7 @@ impl Enroller {
     pub(super) async fn look_for_closed(&mut self, world: &Snapshot) {
         let attached = self.mesh.kernel.attached_pods().unwrap_or_default();
         for pod in world.local_pods().iter().filter(|pod| pod.workload.membership.means_strict()) {
-            let Some(netns) = &pod.netns else { continue };
-            let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await else { continue };
+            let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await else { continue };
             let (tables, cookie) = (self.mesh.kernel.tables(), netns.cookie());
             let closed = |address: &IpAddr| {
                 let entry = tables.local.get(&(*address).into());

@@ -7,7 +7,6 @@ use tokio::time::{Instant, sleep_until};
 use super::{Enrolled, Enroller, Listeners, RETRY, orphans::stays_closed, restore_all, tables};
 use crate::{
     kernel::KernelError,
-    netns::Netns,
     pod_cgroups::PodCgroups,
     proxy::{ListenError, Mesh, Pod, owns},
     world::{Announcements, LocalPod, Objects, PodUid, Snapshot, Wanted},
@@ -163,8 +162,7 @@ impl Enroller {
             |pod: &&Arc<LocalPod>| stays_closed(pod) && !self.pods.contains_key(&pod.workload.uid);
         let mut left_closed = Vec::new();
         for pod in world.local_pods().iter().filter(stays) {
-            let Some(netns) = &pod.netns else { continue };
-            if let Ok(netns) = Netns::open(&self.mesh.factory, netns.path()).await {
+            if let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await {
                 left_closed.push((pod.workload.uid.clone(), netns.cookie()));
             }
         }

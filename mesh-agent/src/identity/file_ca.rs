@@ -7,6 +7,7 @@
 mod error;
 mod init;
 mod rotate;
+mod secret;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -27,6 +28,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 pub use error::CaError;
 pub use init::{CA_LIFETIME, CaInfo, init};
 pub use rotate::{add_anchor, remove_anchor, use_ca};
+pub use secret::init_secret;
 
 use super::anchors::{Anchors, system_time};
 use super::signer::{IssuedCertificate, SignError, SignFuture, Signer};

@@ -2,17 +2,22 @@
 //!
 //! Nothing on the data path's threads ever changes its namespace. A few threads of our own do, and go home when they rest.
 
+mod addresses;
 mod factory;
 mod reserved;
 
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+pub use addresses::own_addresses;
 pub use factory::{Factory, FactoryGone};
 pub use reserved::{reserve_ports, reserved_ports, restore_ports};
 use thiserror::Error;
@@ -63,6 +68,7 @@ pub enum NetnsError {
 pub struct Netns {
     path: Arc<Path>,
     file: Arc<File>,
+    inode: (u64, u64),
     cookie: u64,
 }
 
@@ -75,13 +81,17 @@ impl Netns {
         let path = Path::new(NAMED).join(name_or_path); // an absolute path replaces the first
         let file =
             File::open(&path).map_err(|source| NetnsError::Open { path: path.clone(), source })?;
+        let metadata = file.metadata();
+        let metadata =
+            metadata.map_err(|source| NetnsError::Open { path: path.clone(), source })?;
+        let inode = (metadata.dev(), metadata.ino());
         let file = Arc::new(file);
         let cookie = factory
             .run(&file, crate::sys::sock::own_netns_cookie)
             .await?
             .map_err(|source| NetnsError::Enter { path: path.clone(), source })?
             .map_err(|source| NetnsError::Cookie { path: path.clone(), source })?;
-        Ok(Self { path: path.into(), file, cookie })
+        Ok(Self { path: path.into(), file, inode, cookie })
     }
 
     /// The number by which eBPF programs know this namespace. Never given twice in one boot.
@@ -94,13 +104,14 @@ impl Netns {
         &self.path
     }
 
+    /// Device and inode, by which the kernel's file system of namespaces knows it.
+    pub fn inode(&self) -> (u64, u64) {
+        self.inode
+    }
+
     /// Whether its path still leads to it. `false` means that the pod is gone or has another namespace.
     pub fn still_there(&self) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        match (std::fs::metadata(&self.path), self.file.metadata()) {
-            (Ok(now), Ok(then)) => (now.dev(), now.ino()) == (then.dev(), then.ino()),
-            _ => false,
-        }
+        std::fs::metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.inode)
     }
 
     /// Runs a short job inside the namespace, on one of the factory's threads.

@@ -8,6 +8,10 @@ use mesh_common::ports::RESERVED_FIRST;
 
 const SETTING: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
+/// The same, where a container's /proc/sys is read-only: through the eyes of the node's process 1. Which namespace is meant
+/// goes by who opens the file, not by the path.
+const SETTING_OF_NODE: &str = "/proc/1/root/proc/sys/net/ipv4/ip_local_reserved_ports";
+
 /// What the current namespace reserves. Call inside the namespace.
 ///
 /// # Errors
@@ -23,7 +27,7 @@ pub fn reserved_ports() -> io::Result<String> {
 pub fn reserve_ports() -> io::Result<()> {
     let before = reserved_ports()?;
     let ours = format!("{RESERVED_FIRST}-65535");
-    fs::write(SETTING, if before.is_empty() { ours } else { format!("{before},{ours}") })
+    write(&if before.is_empty() { ours } else { format!("{before},{ours}") })
 }
 
 /// Puts back what [`reserved_ports`] returned. Call inside the namespace.
@@ -32,5 +36,14 @@ pub fn reserve_ports() -> io::Result<()> {
 /// What the kernel said.
 pub fn restore_ports(before: &str) -> io::Result<()> {
     // An empty write is ignored by the kernel; a lone newline empties the list.
-    fs::write(SETTING, format!("{before}\n"))
+    write(&format!("{before}\n"))
+}
+
+fn write(ports: &str) -> io::Result<()> {
+    match fs::write(SETTING, ports) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            fs::write(SETTING_OF_NODE, ports)
+        }
+        written => written,
+    }
 }

@@ -5,6 +5,7 @@
 //! runtime, no kubelet), none is found and none is held; `status` shows what is.
 
 mod name;
+mod processes;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+
+pub use processes::processes_of;
 
 use crate::world::PodUid;
 

@@ -7,7 +7,7 @@ use crate::world::PodUid;
 pub(super) fn pod_uid(directory: &str) -> Option<PodUid> {
     let uid = match directory.strip_suffix(".slice") {
         // A slice's name holds its ancestors'; the UID is what follows the last `-pod`.
-        Some(slice) => slice.strip_prefix("kubepods-")?.rsplit_once("pod")?.1.replace('_', "-"),
+        Some(slice) => slice.split_once("kubepods-")?.1.rsplit_once("pod")?.1.replace('_', "-"),
         None => directory.strip_prefix("pod")?.to_owned(),
     };
     PodUid::parse(&uid).ok()
@@ -27,6 +27,8 @@ mod tests {
         for name in ["kubepods.slice", "kubepods-burstable.slice", "besteffort", "pod", "app", ""] {
             assert_eq!(pod_uid(name), None, "{name}");
         }
+        let nested = format!("kubelet-{}", slice("-burstable"));
+        assert_eq!(pod_uid(&nested).unwrap().as_str(), UID, "a node that is a container");
         assert_eq!(pod_uid("cri-containerd-pod1.scope"), None);
         assert_eq!(pod_uid("system-pod1.slice"), None);
     }

@@ -1,17 +1,20 @@
-//! How a node tells the others what it has captured, and hears it from them: the interface.
+//! How a node tells the others what it has captured, and hears it from them.
+//!
+//! One handle ([`Announcer`]), wherever announcements are kept: what it is asked to do a task does, which knows the place.
 
-use std::future::Future;
-use std::path::PathBuf;
-use std::pin::Pin;
+use std::error::Error;
+use std::future::{Future, pending};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::error::SourceError;
 use crate::world::{Announcements, MeshNode, NodeName};
 
-/// A future behind a pointer: the implementation is chosen when the agent starts.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// Least time between two writes of an announcement: every other agent reads each of them.
+pub(super) const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What all nodes announce, this one included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,23 +27,13 @@ pub struct AnnouncementState {
     pub revision: u64,
 }
 
-/// The channel between the nodes' agents. One implementation writes files, one will write
-/// `MeshNode` objects.
-pub trait Announcer: Send + Sync {
-    /// Announces that this and nothing else is captured here. Done when it, or what was published
-    /// after it, is where others can read it; at most one write a second, the first at once.
-    ///
-    /// Cancel safety: dropping the future does not take the wish back. After an error the write
-    /// is tried again every second until it succeeds or something else is wished.
-    fn publish(&self, announcement: MeshNode) -> BoxFuture<'_, Result<(), AnnounceError>>;
-
-    /// Takes this node's announcement back, at once. Done when others can no longer read it.
-    ///
-    /// Cancel safety: as [`Self::publish`].
-    fn withdraw(&self) -> BoxFuture<'_, Result<(), AnnounceError>>;
-
-    /// What all nodes announce, now and from now on.
-    fn subscribe(&self) -> watch::Receiver<Arc<AnnouncementState>>;
+/// This node's voice, and its ear.
+#[derive(Clone)]
+pub struct Announcer {
+    own_node: NodeName,
+    wish: Arc<watch::Sender<Wish>>,
+    outcome: watch::Receiver<Outcome>,
+    state: watch::Receiver<Arc<AnnouncementState>>,
 }
 
 /// Why an announcement is not where it should be.
@@ -54,25 +47,223 @@ pub enum AnnounceError {
         /// The node named in the announcement.
         other: NodeName,
     },
-    /// Fault: the host.
-    #[error("{} cannot be written: {cause}", path.display())]
+    /// Fault: the host, or the API server.
+    #[error("{place} cannot be written: {cause}")]
     Write {
-        /// The file.
-        path: PathBuf,
+        /// The file or object.
+        place: String,
         /// What the system said.
         #[source]
-        cause: Arc<std::io::Error>,
+        cause: Arc<dyn Error + Send + Sync>,
     },
-    /// Fault: the host.
-    #[error("{} cannot be removed: {cause}", path.display())]
+    /// Fault: the host, or the API server.
+    #[error("{place} cannot be removed: {cause}")]
     Remove {
-        /// The file.
-        path: PathBuf,
+        /// The file or object.
+        place: String,
         /// What the system said.
         #[source]
-        cause: Arc<std::io::Error>,
+        cause: Arc<dyn Error + Send + Sync>,
     },
     /// Nothing can be published any more: the agent is stopping.
     #[error("the announcer has been stopped")]
     Stopped,
+}
+
+impl Announcer {
+    /// Announces that this and nothing else is captured here. Done when it, or what was published after it, is where others
+    /// can read it; at most one write a second, the first at once.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the wish back. After an error the write is tried again every second until it
+    /// succeeds or something else is wished.
+    pub async fn publish(&self, announcement: MeshNode) -> Result<(), AnnounceError> {
+        if announcement.node != self.own_node {
+            let (own, other) = (self.own_node.clone(), announcement.node);
+            return Err(AnnounceError::OtherNode { own, other });
+        }
+        self.fulfil(What::Announce(Arc::new(announcement))).await
+    }
+
+    /// Takes this node's announcement back, at once. Done when others can no longer read it.
+    ///
+    /// # Cancel safety
+    /// As [`Self::publish`].
+    pub async fn withdraw(&self) -> Result<(), AnnounceError> {
+        self.fulfil(What::Withdraw).await
+    }
+
+    /// What all nodes announce, now and from now on.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<AnnouncementState>> {
+        self.state.clone()
+    }
+
+    async fn fulfil(&self, what: What) -> Result<(), AnnounceError> {
+        let mut number = 0;
+        self.wish.send_modify(|wish| {
+            number = wish.number + 1;
+            *wish = Wish { number, what };
+        });
+        let mut outcomes = self.outcome.clone();
+        match outcomes.wait_for(|outcome| outcome.number >= number).await {
+            Ok(outcome) => outcome.result.clone(),
+            Err(_) => Err(AnnounceError::Stopped),
+        }
+    }
+}
+
+/// What was asked for last. Numbers rise by one.
+#[derive(Default)]
+struct Wish {
+    number: u64,
+    what: What,
+}
+
+#[derive(Clone, Default)]
+enum What {
+    #[default]
+    Nothing,
+    Announce(Arc<MeshNode>),
+    Withdraw,
+}
+
+/// The number of the last wish that was attempted, and how that ended.
+struct Outcome {
+    number: u64,
+    result: Result<(), AnnounceError>,
+}
+
+/// Where this node's announcement is put.
+pub(super) trait Place: Send {
+    /// Whole or not at all: a reader sees what was there before, or this.
+    fn write(
+        &mut self,
+        announcement: &MeshNode,
+    ) -> impl Future<Output = Result<(), AnnounceError>> + Send;
+
+    /// One that is not there is removed.
+    fn remove(&mut self) -> impl Future<Output = Result<(), AnnounceError>> + Send;
+}
+
+/// The half of an [`Announcer`] that does what it is asked.
+pub(super) struct Publisher<P> {
+    place: P,
+    written: Option<Arc<MeshNode>>,
+    /// When the next write may be.
+    not_before: Instant,
+    /// `None` once every handle is gone.
+    wishes: Option<watch::Receiver<Wish>>,
+    outcome: watch::Sender<Outcome>,
+    /// When the present wish is to be fulfilled, if it is not yet.
+    due: Option<Instant>,
+}
+
+/// What all nodes announce, for those who listen.
+pub(super) struct Heard(watch::Sender<Arc<AnnouncementState>>);
+
+/// The parts of an announcer.
+pub(super) fn announcer<P: Place>(
+    own_node: NodeName,
+    place: P,
+) -> (Announcer, Publisher<P>, Heard) {
+    let (said, state) = watch::channel(Arc::default());
+    let (wish, wishes) = watch::channel(Wish::default());
+    let (outcome, outcomes) = watch::channel(Outcome { number: 0, result: Ok(()) });
+    let not_before = Instant::now();
+    let wishes = Some(wishes);
+    let publisher = Publisher { place, written: None, not_before, wishes, outcome, due: None };
+    let announcer = Announcer { own_node, wish: Arc::new(wish), outcome: outcomes, state };
+    (announcer, publisher, Heard(said))
+}
+
+impl<P: Place> Publisher<P> {
+    /// Resolves when there is something to [`Self::fulfil`].
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again.
+    pub(super) async fn due(&mut self) {
+        loop {
+            let due = self.due;
+            tokio::select! {
+                there_are_handles = next_wish(&mut self.wishes) => {
+                    if there_are_handles { self.schedule() } else { self.wishes = None }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => return,
+            }
+        }
+    }
+
+    /// Attempts what is wished.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: await it outside `select!`.
+    pub(super) async fn fulfil(&mut self) {
+        let Some(wishes) = &mut self.wishes else {
+            return;
+        };
+        let (number, what) = {
+            let wish = wishes.borrow_and_update();
+            (wish.number, wish.what.clone())
+        };
+        let result = match what {
+            What::Nothing => Ok(()),
+            What::Announce(announcement) => self.write(&announcement).await,
+            What::Withdraw => {
+                self.written = None;
+                self.place.remove().await
+            }
+        };
+        self.due = result.is_err().then(|| Instant::now() + WRITE_INTERVAL);
+        if let Err(error) = &result {
+            tracing::warn!(%error, "the announcement is not what it should be; trying again");
+        }
+        self.outcome.send_replace(Outcome { number, result });
+    }
+
+    /// Somebody else has changed what stands there: it is to be written again.
+    pub(super) fn has_been_changed(&mut self) {
+        self.written = None;
+        self.schedule();
+    }
+
+    async fn write(&mut self, announcement: &Arc<MeshNode>) -> Result<(), AnnounceError> {
+        if self.written.as_ref() == Some(announcement) {
+            return Ok(());
+        }
+        let result = self.place.write(announcement).await;
+        self.not_before = Instant::now() + WRITE_INTERVAL;
+        self.written = result.is_ok().then(|| Arc::clone(announcement));
+        result
+    }
+
+    fn schedule(&mut self) {
+        let Some(wishes) = &self.wishes else { return };
+        self.due = match wishes.borrow().what {
+            What::Nothing => None,
+            What::Announce(_) => Some(self.not_before),
+            What::Withdraw => Some(Instant::now()),
+        };
+    }
+}
+
+/// Waits for the next wish; false if none can come.
+async fn next_wish(wishes: &mut Option<watch::Receiver<Wish>>) -> bool {
+    match wishes {
+        Some(wishes) => wishes.changed().await.is_ok(),
+        None => pending().await,
+    }
+}
+
+impl Heard {
+    /// Tells if this differs from what was told last.
+    pub(super) fn tell(&self, announcements: Announcements, errors: Vec<SourceError>) {
+        let before = Arc::clone(&self.0.borrow());
+        super::last_good::log_new(&errors, &before.errors);
+        let first = before.revision == 0;
+        if first || announcements != *before.announcements || errors != before.errors {
+            let revision = before.revision + 1;
+            let announcements = Arc::new(announcements);
+            self.0.send_replace(Arc::new(AnnouncementState { announcements, errors, revision }));
+        }
+    }
 }

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use super::error::SourceError;
 use super::tree::{self, Tree};
 use crate::world::{
-    EndpointSliceObject, FieldError, FileLines, NamespaceObject, NodeObject, Origin, PodObject,
-    ServiceObject,
+    EndpointSliceObject, FieldError, FileLines, NamespaceObject, NodeObject, Objects, Origin,
+    PodObject, ServiceObject,
 };
 
 /// One object of a kind that the mesh needs, shared with the world.
@@ -31,6 +31,17 @@ impl Object {
             Self::Pod(object) => &object.origin,
             Self::Service(object) => &object.origin,
             Self::EndpointSlice(object) => &object.origin,
+        }
+    }
+
+    /// Puts it in force.
+    pub(super) fn insert_into(&self, objects: &mut Objects) {
+        match self {
+            Self::Namespace(object) => objects.insert_namespace(Arc::clone(object)),
+            Self::Node(object) => objects.insert_node(Arc::clone(object)),
+            Self::Pod(object) => objects.insert_pod(Arc::clone(object)),
+            Self::Service(object) => objects.insert_service(Arc::clone(object)),
+            Self::EndpointSlice(object) => objects.insert_slice(Arc::clone(object)),
         }
     }
 }

@@ -41,7 +41,10 @@ pub enum OpenError {
 /// One thing that is wrong with one file. What the file said before stays in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
-    /// The file's name, without the directory; empty if the directory itself is meant.
+    /// Stable code for `status`: `bad_file`, `bad_object` or `api_server_away`.
+    pub code: &'static str,
+    /// The file's name, without the directory; empty if the directory itself is meant. Of the API server the object, as
+    /// `Pod shop/cart`.
     pub file: Arc<str>,
     /// Where in it, if that is known.
     pub place: Option<Place>,
@@ -57,7 +60,14 @@ impl SourceError {
     /// An error about the file as a whole.
     pub(super) fn whole_file(file: &Arc<str>, message: impl Into<String>) -> Self {
         let message = printable(message.into());
-        Self { file: Arc::clone(file), place: None, field: String::new(), message, hint: None }
+        Self {
+            code: "bad_file",
+            file: Arc::clone(file),
+            place: None,
+            field: String::new(),
+            message,
+            hint: None,
+        }
     }
 
     /// An error at a place, but in no field.
@@ -72,11 +82,23 @@ impl SourceError {
             object => format!("{} (in {object})", error.message),
         };
         Self {
+            code: "bad_file",
             file: Arc::clone(file),
             place: Some(place),
             field: printable(error.field),
             message: printable(message),
             hint: error.hint,
+        }
+    }
+
+    /// An error in a field of an object of the API server, which stands for the file.
+    pub(super) fn in_object(object: &Arc<str>, error: FieldError) -> Self {
+        Self {
+            field: printable(error.field),
+            message: printable(error.message),
+            hint: error.hint,
+            code: "bad_object",
+            ..Self::whole_file(object, "")
         }
     }
 

@@ -16,22 +16,11 @@ use tokio::sync::watch;
 
 use super::directory::{Change, Directory};
 use super::document::{Object, parse_file};
-use super::error::{OpenError, SourceError};
+use super::error::OpenError;
 use super::last_good::{LastGood, log_new};
 use super::merge::Merged;
+use super::state::SourceState;
 use crate::tasks::off_the_workers;
-use crate::world::Objects;
-
-/// What the directory says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SourceState {
-    /// The objects in force.
-    pub objects: Arc<Objects>,
-    /// What is wrong with the files, by file name.
-    pub errors: Vec<SourceError>,
-    /// Rises by one with every state that differs from the one before; the first is 1.
-    pub revision: u64,
-}
 
 /// The watched directory.
 pub struct FileSource {
@@ -91,7 +80,8 @@ impl FileContent {
         let objects = self.merged.objects();
         if first || *objects != *before.objects || errors != before.errors {
             let (objects, revision) = (Arc::new(objects.clone()), before.revision + 1);
-            self.state.send_replace(Arc::new(SourceState { objects, errors, revision }));
+            let complete = errors.is_empty();
+            self.state.send_replace(Arc::new(SourceState { objects, errors, complete, revision }));
         }
     }
 }

@@ -9,18 +9,18 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::testing::{TestDir, soon, until};
-use super::{AnnounceError, AnnouncementState, Announcer, FileAnnouncer};
+use super::{AnnounceError, AnnouncementState, Announcer, file_announcer};
 use crate::world::{MeshNode, NodeName};
 
 type State = watch::Receiver<Arc<AnnouncementState>>;
 
-fn start(dir: &TestDir, node: &str) -> (JoinSet<()>, Arc<dyn Announcer>, State) {
+fn start(dir: &TestDir, node: &str) -> (JoinSet<()>, Announcer, State) {
     let node = NodeName::parse(node).unwrap();
-    let (announcer, task) = FileAnnouncer::open(dir.path(), node).unwrap();
+    let (announcer, task) = file_announcer(dir.path(), node).unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run(std::future::pending()));
     let state = announcer.subscribe();
-    (tasks, Arc::new(announcer), state)
+    (tasks, announcer, state)
 }
 
 fn announcement(node: &str, pods: usize) -> MeshNode {
@@ -55,7 +55,7 @@ fn is(node: &str, pods: usize) -> (String, usize) {
 fn a_missing_directory_is_a_clear_error() {
     let dir = TestDir::new();
     let missing = dir.path().join("missing");
-    let error = FileAnnouncer::open(&missing, NodeName::parse("node1").unwrap()).map(|_| ());
+    let error = file_announcer(&missing, NodeName::parse("node1").unwrap()).map(|_| ());
     assert_eq!(
         error.unwrap_err().to_string(),
         format!(
@@ -95,7 +95,8 @@ async fn the_first_change_is_written_at_once_and_the_next_ones_together_a_second
     let first_done = Instant::now();
 
     let mut publishes = Vec::new();
-    for mut publish in (1..=5).map(|pods| node.publish(announcement("node1", pods))) {
+    for pods in 1..=5 {
+        let mut publish = Box::pin(node.publish(announcement("node1", pods)));
         // Polled once, so that the wish is out; then left until the others are out, too.
         assert!(poll_once(&mut publish).await.is_none());
         publishes.push(publish);

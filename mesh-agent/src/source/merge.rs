@@ -145,7 +145,7 @@ impl Merged {
             }
         }
         for object in in_force {
-            insert(&mut self.objects, object);
+            object.insert_into(&mut self.objects);
         }
     }
 }
@@ -153,16 +153,6 @@ impl Merged {
 /// Whether the object at a spot is the one in force.
 pub(super) fn owns(owner: Option<&Owner>, (file, index): &Spot) -> bool {
     owner.is_some_and(|(of, at)| of == file && at.is_none_or(|at| at == *index))
-}
-
-fn insert(objects: &mut Objects, object: &Object) {
-    match object {
-        Object::Namespace(object) => objects.insert_namespace(Arc::clone(object)),
-        Object::Node(object) => objects.insert_node(Arc::clone(object)),
-        Object::Pod(object) => objects.insert_pod(Arc::clone(object)),
-        Object::Service(object) => objects.insert_service(Arc::clone(object)),
-        Object::EndpointSlice(object) => objects.insert_slice(Arc::clone(object)),
-    }
 }
 
 /// Removes what was in force under a key. A pod goes by its UID, as the world knows it.

@@ -2,8 +2,8 @@
 //!
 //! A source delivers [`crate::world::Objects`] and announcements over `tokio::sync::watch`
 //! channels, each value complete in itself; a reader that is slow misses intermediate states and
-//! nothing else. `file.rs` and `announce.rs` do this for directories, with one watching mechanism
-//! (`directory.rs`); Kubernetes will do it through the same types and the [`Announcer`] interface.
+//! nothing else. `file.rs` and `file_announcer.rs` do this for directories, with one watching mechanism
+//! (`directory.rs`), `kubernetes/` for an API server.
 
 mod announce;
 mod directory;
@@ -17,15 +17,21 @@ mod file_announcer_tests;
 mod file_tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod kubernetes;
 mod last_good;
 mod merge;
 #[cfg(test)]
 mod merge_tests;
+mod state;
 #[cfg(test)]
 mod testing;
 mod tree;
 
-pub use announce::{AnnounceError, AnnouncementState, Announcer, BoxFuture};
+pub use announce::{AnnounceError, AnnouncementState, Announcer};
 pub use error::{OpenError, SourceError};
-pub use file::{FileSource, SourceState};
-pub use file_announcer::{FileAnnouncer, FileAnnouncerTask};
+pub use file::FileSource;
+pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer};
+pub use kubernetes::{
+    Installation, KubeAnnouncerTask, KubeSource, kube_announcer, listed, mesh_node_crd,
+};
+pub use state::SourceState;

@@ -10,6 +10,14 @@ use crate::identity::{TrustDomain, date_of};
 /// Why a CA directory cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
+    /// The API server does not make the Secret.
+    #[error("Secret {secret} cannot be made: {error}")]
+    Secret {
+        /// Its namespace and name.
+        secret: String,
+        /// What the API server said.
+        error: Box<kube::Error>,
+    },
     /// There is no such file.
     #[error("{} does not exist; make a CA with `mesh-agent ca init --ca-dir {}`", .file.display(), directory(.file))]
     Missing {

@@ -81,7 +81,7 @@ pub(super) fn trust_domain_of(certificate: &X509Certificate<'_>) -> Option<Trust
 }
 
 /// Certificate and key as PEM.
-fn make(
+pub(super) fn make(
     trust_domain: &TrustDomain,
     not_after: SystemTime,
 ) -> Result<(String, Zeroizing<String>), String> {

@@ -1,0 +1,37 @@
+//! `mesh-agent ready`.
+
+use std::fs;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::{Asked, print_line};
+
+/// Say whether this container's agent is in charge of its node and has read the world; 0 if so, for a readiness probe.
+#[derive(Debug, Args)]
+pub(super) struct Ready {
+    #[command(flatten)]
+    asked: Asked,
+}
+
+impl Ready {
+    pub(super) fn execute(self) -> anyhow::Result<()> {
+        let status = self.asked.status()?;
+        // In an update the agent that goes and the one that comes share a runtime directory, and one answers.
+        if cgroup("self") != cgroup(&status.pid.to_string()) {
+            bail!("another agent is in charge of {} (pid {})", status.node, status.pid);
+        }
+        if status.draining {
+            bail!("the agent is draining");
+        }
+        if !status.ready {
+            bail!("the agent is starting");
+        }
+        print_line("ready")
+    }
+}
+
+fn cgroup(process: &str) -> Option<String> {
+    let lines = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+    lines.lines().find(|line| line.starts_with("0::")).map(str::to_owned)
+}

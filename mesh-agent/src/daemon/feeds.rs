@@ -1,0 +1,110 @@
+//! What enrolment goes by, from wherever this agent's world comes.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::watch::{self, error::RecvError};
+
+use super::DaemonError;
+use crate::{
+    enrol::Finder,
+    pod_cgroups::PodCgroups,
+    source::{
+        AnnouncementState, Announcer, FileSource, Installation, KubeSource, SourceState,
+        file_announcer, kube_announcer, listed,
+    },
+    tasks::Tasks,
+    world::NodeName,
+};
+
+/// How long the start waits for the API server. One that is away then must not keep the node's connections waiting: what
+/// the kernel's tables say stays in force.
+const LIST_WAIT: Duration = Duration::from_secs(10);
+
+/// Where the world comes from.
+#[derive(Clone, Debug)]
+pub enum World {
+    /// Directories.
+    Files {
+        /// Of Kubernetes objects.
+        source: PathBuf,
+        /// Of all nodes' announcements.
+        announce_dir: PathBuf,
+    },
+    /// The API server.
+    Kubernetes,
+}
+
+/// What enrolment goes by.
+pub(super) struct Feeds {
+    pub(super) objects: watch::Receiver<Arc<SourceState>>,
+    pub(super) announcements: watch::Receiver<Arc<AnnouncementState>>,
+    pub(super) cgroups: watch::Receiver<Arc<PodCgroups>>,
+}
+
+impl Feeds {
+    /// Resolves when one of them has something new.
+    ///
+    /// # Errors
+    /// One of them has ended: the agent is stopping.
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again.
+    pub(super) async fn changed(&mut self) -> Result<(), RecvError> {
+        tokio::select! {
+            changed = self.cgroups.changed() => changed,
+            changed = self.objects.changed() => changed,
+            changed = self.announcements.changed() => changed,
+        }
+    }
+}
+
+/// A world that is being followed.
+pub(super) struct Followed {
+    pub(super) feeds: Feeds,
+    pub(super) announcer: Announcer,
+    pub(super) finder: Finder,
+    /// Turns true when the installation is taken away.
+    pub(super) is_removed: watch::Receiver<bool>,
+}
+
+impl World {
+    /// Begins to follow it, and waits for its first state.
+    pub(super) async fn follow(
+        &self,
+        node: &NodeName,
+        cgroups: watch::Receiver<Arc<PodCgroups>>,
+        feeding: &Tasks,
+    ) -> Result<Followed, DaemonError> {
+        let stop = || feeding.stopped().cancelled_owned();
+        let (objects, announcer, finder, is_removed) = match self {
+            Self::Files { source, announce_dir } => {
+                let (source, objects) = FileSource::open(source)?;
+                let (announcer, announcing) = file_announcer(announce_dir, node.clone())?;
+                feeding.spawn("source", source.run(stop()));
+                feeding.spawn("announcements", announcing.run(stop()));
+                (objects, announcer, Finder::Named, watch::channel(false).1)
+            }
+            Self::Kubernetes => {
+                let client = kube::Client::try_default().await?;
+                let (source, mut objects) = KubeSource::new(client.clone(), node);
+                let (installation, is_removed) = Installation::new(client.clone());
+                let (announcer, announcing) = kube_announcer(client, node.clone());
+                feeding.spawn("source", source.run(stop()));
+                feeding.spawn("announcements", announcing.run(stop()));
+                feeding.spawn("installation", installation.run(stop()));
+                let mut announcements = announcer.subscribe();
+                let all = listed(&mut objects, &mut announcements, LIST_WAIT).await;
+                if !all {
+                    tracing::error!(
+                        waited = ?LIST_WAIT,
+                        "the API server has not told what is there; going on by what the kernel's tables say"
+                    );
+                }
+                (objects, announcer, Finder::Processes(cgroups.clone()), is_removed)
+            }
+        };
+        let announcements = announcer.subscribe();
+        let feeds = Feeds { objects, announcements, cgroups };
+        Ok(Followed { feeds, announcer, finder, is_removed })
+    }
+}

@@ -1,0 +1,73 @@
+//! What the agents may ask of the API server: to read what the world is made of, and to write their MeshNode.
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use serde_json::{Value, json};
+
+use super::{AGENT, ManifestError, NAMESPACE, Part, part};
+
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
+
+pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
+    Ok(vec![
+        part::<ServiceAccount>("The agents.", account(AGENT))?,
+        part::<ClusterRole>(
+            "What agents read of the cluster, and the one thing they write. No write to pods or nodes.",
+            json!({
+                "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(AGENT)},
+                "rules": [
+                    {"apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services"], "verbs": ["get", "list", "watch"]},
+                    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+                    {"apiGroups": ["nodemesh.dev"], "resources": ["meshnodes"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+                ],
+            }),
+        )?,
+        part::<ClusterRoleBinding>(
+            "",
+            json!({
+                "apiVersion": RBAC, "kind": "ClusterRoleBinding", "metadata": {"name": cluster_name(AGENT)},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_name(AGENT)},
+                "subjects": [{"kind": "ServiceAccount", "name": AGENT, "namespace": NAMESPACE}],
+            }),
+        )?,
+        part::<Role>(
+            "An agent watches its own DaemonSet: when that is deleted, it takes everything away that it has put on its node.",
+            role(
+                AGENT,
+                &json!([{
+                    "apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [AGENT], "verbs": ["get", "list", "watch"],
+                }]),
+            ),
+        )?,
+        part::<RoleBinding>("", role_binding(AGENT))?,
+    ])
+}
+
+/// The name of a cluster-wide object.
+fn cluster_name(name: &str) -> String {
+    format!("{NAMESPACE}-{name}")
+}
+
+pub(super) fn account(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "automountServiceAccountToken": false,
+    })
+}
+
+pub(super) fn role(name: &str, rules: &Value) -> Value {
+    json!({
+        "apiVersion": RBAC, "kind": "Role",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "rules": rules,
+    })
+}
+
+pub(super) fn role_binding(name: &str) -> Value {
+    json!({
+        "apiVersion": RBAC, "kind": "RoleBinding",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE}],
+    })
+}

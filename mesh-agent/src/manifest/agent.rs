@@ -1,0 +1,84 @@
+//! The DaemonSet.
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use serde_json::json;
+
+use super::authority::SECRET;
+use super::{AGENT, Manifest, ManifestError, NAMESPACE, Part, part};
+
+/// How long open connections may take to end when an agent is told to stop.
+const DRAIN_SECONDS: u32 = 25;
+/// The kubelet's patience: the drain, and some seconds to put things in order.
+const GRACE_SECONDS: u32 = DRAIN_SECONDS + 10;
+
+pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+    let about = "One agent per node, not in the node's network. An update starts the new agent beside the old one and lets it take over:\nno connection is refused meanwhile.";
+    let labels = json!({"app.kubernetes.io/name": AGENT, "app.kubernetes.io/part-of": "nodemesh"});
+    let selector = json!({"app.kubernetes.io/name": AGENT});
+    let from = |field: &str| json!({"fieldRef": {"fieldPath": field}});
+    let object = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": {"name": AGENT, "namespace": NAMESPACE, "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": selector},
+            "updateStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
+            "template": {
+                "metadata": {"labels": labels, "annotations": {
+                    "kubectl.kubernetes.io/default-container": AGENT,
+                }},
+                "spec": {
+                    "serviceAccountName": AGENT,
+                    "automountServiceAccountToken": true,
+                    // Sees the pods' processes, and through process 1 the node's cgroups. No hostNetwork.
+                    "hostPID": true,
+                    "priorityClassName": "system-node-critical",
+                    "terminationGracePeriodSeconds": GRACE_SECONDS,
+                    "nodeSelector": {"kubernetes.io/os": "linux"},
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [{
+                        "name": AGENT,
+                        "image": chosen.image,
+                        "imagePullPolicy": "IfNotPresent",
+                        "args": [
+                            "run", "--kubernetes", "--take-over",
+                            "--ca-dir", "/etc/nodemesh/ca",
+                            "--drain-seconds", DRAIN_SECONDS.to_string(),
+                        ],
+                        "env": [{"name": "NODE_NAME", "valueFrom": from("spec.nodeName")}],
+                        // Ready: the world has been read and the node's pods are as it wants them. There is no liveness probe: an
+                        // agent that is stuck ends itself, and one that is only slow must not lose its connections for it.
+                        "startupProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 1, "failureThreshold": 300, "timeoutSeconds": 5},
+                        "readinessProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 10, "timeoutSeconds": 5},
+                        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
+                        "securityContext": {
+                            "privileged": false,
+                            "allowPrivilegeEscalation": false,
+                            "readOnlyRootFilesystem": true,
+                            "runAsUser": 0,
+                            "capabilities": {
+                                "drop": ["ALL"],
+                                "add": ["BPF", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"],
+                            },
+                            "seccompProfile": {"type": "RuntimeDefault"},
+                            "appArmorProfile": {"type": "Unconfined"},
+                        },
+                        "volumeMounts": [
+                            {"name": "run", "mountPath": "/run/nodemesh"},
+                            {"name": "bpf", "mountPath": "/sys/fs/bpf"},
+                            {"name": "ca", "mountPath": "/etc/nodemesh/ca", "readOnly": true},
+                        ],
+                    }],
+                    "volumes": [
+                        {"name": "run", "hostPath": {"path": "/run/nodemesh", "type": "DirectoryOrCreate"}},
+                        {"name": "bpf", "hostPath": {"path": "/sys/fs/bpf", "type": "Directory"}},
+                        {"name": "ca", "secret": {"secretName": SECRET, "defaultMode": 0o400}},
+                    ],
+                },
+            },
+        },
+    });
+    Ok(vec![part::<DaemonSet>(about, object)?])
+}

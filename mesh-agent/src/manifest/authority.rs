@@ -1,0 +1,71 @@
+//! The interim CA: its key lies in a Secret that every agent reads. A CA as a service will take its place.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use serde_json::json;
+
+use super::access::{account, role, role_binding};
+use super::{Manifest, ManifestError, NAMESPACE, Part, part};
+
+/// The Secret with `ca.crt`, `ca.key` and `anchors.pem`.
+pub(super) const SECRET: &str = "nodemesh-ca";
+/// Makes it, once.
+const MAKER: &str = "make-ca";
+
+pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+    Ok(vec![
+        part::<ServiceAccount>(
+            "INTERIM: the CA's key is in the Secret nodemesh-ca, and every agent signs with it. Whoever reads that Secret, or takes over\na node, can be anybody in the mesh. A CA of its own, which only signs for pods that run on the asking node, replaces this.",
+            account(MAKER),
+        )?,
+        part::<Role>(
+            "",
+            role(
+                MAKER,
+                &json!([
+                    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+                    {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["get"]},
+                ]),
+            ),
+        )?,
+        part::<RoleBinding>("", role_binding(MAKER))?,
+        part::<Job>(
+            "Makes the Secret if it is not there; does nothing if it is.",
+            json!({
+                "apiVersion": "batch/v1", "kind": "Job",
+                "metadata": {"name": MAKER, "namespace": NAMESPACE},
+                "spec": {
+                    "backoffLimit": 20,
+                    // So that the next apply makes it anew: a Job cannot be changed.
+                    "ttlSecondsAfterFinished": 60,
+                    "template": {
+                        "metadata": {"labels": {"app.kubernetes.io/name": MAKER, "app.kubernetes.io/part-of": "nodemesh"}},
+                        "spec": {
+                            "serviceAccountName": MAKER,
+                            "automountServiceAccountToken": true,
+                            "restartPolicy": "OnFailure",
+                            "tolerations": [{"operator": "Exists"}],
+                            "containers": [{
+                                "name": MAKER,
+                                "image": chosen.image,
+                                "imagePullPolicy": "IfNotPresent",
+                                "args": ["ca", "init", "--secret", format!("{NAMESPACE}/{SECRET}"), "--trust-domain", chosen.trust_domain],
+                                "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
+                                "securityContext": {
+                                    "allowPrivilegeEscalation": false,
+                                    "readOnlyRootFilesystem": true,
+                                    "runAsNonRoot": true,
+                                    "runAsUser": 65532,
+                                    "runAsGroup": 65532,
+                                    "capabilities": {"drop": ["ALL"]},
+                                    "seccompProfile": {"type": "RuntimeDefault"},
+                                },
+                            }],
+                        },
+                    },
+                },
+            }),
+        )?,
+    ])
+}

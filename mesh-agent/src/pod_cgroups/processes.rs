@@ -1,0 +1,91 @@
+//! The processes of a pod.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{PodCgroups, name};
+use crate::world::PodUid;
+
+/// Where processes are listed.
+const PROC: &str = "/proc";
+
+/// The ids of a pod's processes, the oldest first: that is the sandbox's own, where the runtime starts one. Found by the
+/// pod's cgroup; where pods have none of their own in cgroup v2, by what each process says of its cgroups, v1 included.
+pub fn processes_of(uid: &PodUid, cgroups: &PodCgroups) -> Vec<u32> {
+    let mut pids = Vec::new();
+    match cgroups.get(uid) {
+        Some(cgroup) => below(&cgroup.path, &mut pids),
+        None => pids.extend(listed().filter(|pid| is_of(*pid, uid))),
+    }
+    pids.sort_by_cached_key(|pid| (started(*pid), *pid));
+    pids
+}
+
+/// Whatever vanishes meanwhile has no processes any more.
+fn below(cgroup: &Path, pids: &mut Vec<u32>) {
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(
+        processes.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0),
+    );
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            below(&entry.path(), pids);
+        }
+    }
+}
+
+fn listed() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir(PROC).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn is_of(pid: u32, uid: &PodUid) -> bool {
+    let cgroups = fs::read_to_string(file(pid, "cgroup")).unwrap_or_default();
+    cgroups.lines().any(|line| says(line, uid))
+}
+
+/// Whether a line of /proc/PID/cgroup (`0::/kubepods/besteffort/podUID/CONTAINER`) names a pod's cgroup.
+fn says(line: &str, uid: &PodUid) -> bool {
+    line.split('/').any(|directory| name::pod_uid(directory).as_ref() == Some(uid))
+}
+
+/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)). The last for one that is gone.
+fn started(pid: u32) -> u64 {
+    let stat = fs::read_to_string(file(pid, "stat")).unwrap_or_default();
+    // The second field is the program's name in brackets, with anything in it.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(u64::MAX)
+}
+
+fn file(pid: u32, name: &str) -> PathBuf {
+    Path::new(PROC).join(pid.to_string()).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_a_pods_cgroup_with_either_driver_and_version() {
+        let uid = PodUid::parse("0a1b2c3d-0000-4000-8000-00000000000f").unwrap();
+        for line in [
+            "0::/kubepods/burstable/pod0a1b2c3d-0000-4000-8000-00000000000f/c1",
+            "4:memory:/node1/kubepods/pod0a1b2c3d-0000-4000-8000-00000000000f/c1",
+            "1:name=systemd:/kubepods.slice/kubepods-pod0a1b2c3d_0000_4000_8000_00000000000f.slice/cri-containerd-c1.scope",
+        ] {
+            assert!(says(line, &uid), "{line}");
+        }
+        assert!(!says("0::/kubepods/burstable/pod0a1b2c3d-0000-4000-8000-000000000010/c1", &uid));
+        assert!(!says("0::/", &uid));
+    }
+
+    #[test]
+    fn the_age_of_a_process_is_known() {
+        let own = std::process::id();
+        assert!(started(1) <= started(own) && started(own) < u64::MAX);
+        assert_eq!(started(u32::MAX), u64::MAX);
+        assert!(listed().any(|pid| pid == own));
+    }
+}

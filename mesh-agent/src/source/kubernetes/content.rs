@@ -1,0 +1,142 @@
+//! What the watches have said so far.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::super::document::Object;
+use super::super::error::SourceError;
+use crate::world::{FieldError, ObjectName, Objects, PodUid};
+
+/// The kinds that must have been listed before anything can be told.
+pub(super) const KINDS: [&str; 5] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];
+
+/// An object's kind, namespace and name.
+pub(super) type Name = (&'static str, Option<Arc<str>>, Arc<str>);
+
+/// What a watch says.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// All objects of a kind follow: the first time, or since the API server has forgotten what came between (410).
+    ListBegins(&'static str),
+    /// An object is there, and this is what it says.
+    Is(Name, Result<Object, FieldError>),
+    /// An object is gone.
+    Gone(Name),
+    /// Objects that have not come by now are gone.
+    ListEnds(&'static str),
+    /// A watch has been broken off; it is begun again by itself.
+    Failed { kind: &'static str, error: String },
+}
+
+impl Change {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::ListBegins(kind)
+            | Self::ListEnds(kind)
+            | Self::Failed { kind, .. }
+            | Self::Is((kind, ..), _)
+            | Self::Gone((kind, ..)) => kind,
+        }
+    }
+}
+
+/// The objects in force.
+#[derive(Default)]
+pub(super) struct Content {
+    objects: Objects,
+    /// What is in force, and for a pod which.
+    in_force: HashMap<Name, Option<PodUid>>,
+    errors: BTreeMap<Name, SourceError>,
+    /// What has come since a list began, by kind.
+    listing: HashMap<&'static str, HashSet<Name>>,
+    listed: BTreeSet<&'static str>,
+}
+
+impl Content {
+    pub(super) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// What is wrong with objects; what they said before stays in force.
+    pub(super) fn errors(&self) -> impl Iterator<Item = &SourceError> {
+        self.errors.values()
+    }
+
+    /// Whether every kind has been listed once.
+    pub(super) fn is_listed(&self) -> bool {
+        KINDS.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    pub(super) fn apply(&mut self, change: Change) {
+        match change {
+            Change::ListBegins(kind) => drop(self.listing.insert(kind, HashSet::new())),
+            Change::Is(name, object) => {
+                if let Some(seen) = self.listing.get_mut(name.0) {
+                    seen.insert(name.clone());
+                }
+                self.put(name, object);
+            }
+            Change::Gone(name) => self.remove(&name),
+            Change::ListEnds(kind) => {
+                let seen = self.listing.remove(kind).unwrap_or_default();
+                let known = self.in_force.keys().chain(self.errors.keys());
+                let gone = known.filter(|name| name.0 == kind && !seen.contains(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.remove(&name);
+                }
+                self.listed.insert(kind);
+            }
+            Change::Failed { .. } => {}
+        }
+    }
+
+    fn put(&mut self, name: Name, object: Result<Object, FieldError>) {
+        let object = match object {
+            Ok(object) => object,
+            Err(error) => {
+                let error = SourceError::in_object(&display(&name), error);
+                self.errors.insert(name, error);
+                return;
+            }
+        };
+        self.errors.remove(&name);
+        let uid = match &object {
+            Object::Pod(pod) => Some(pod.uid.clone()),
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_) => None,
+        };
+        // A pod that was deleted and made again under its name while nobody watched is another pod.
+        if let Some(Some(before)) = self.in_force.get(&name)
+            && Some(before) != uid.as_ref()
+        {
+            self.objects.remove_pod(before);
+        }
+        object.insert_into(&mut self.objects);
+        self.in_force.insert(name, uid);
+    }
+
+    fn remove(&mut self, name: &Name) {
+        self.errors.remove(name);
+        let Some(uid) = self.in_force.remove(name) else { return };
+        let (kind, namespace, object) = name;
+        let named = || ObjectName::new(namespace.as_deref().unwrap_or_default(), object);
+        match (*kind, uid) {
+            (_, Some(uid)) => self.objects.remove_pod(&uid),
+            ("Namespace", _) => self.objects.remove_namespace(object),
+            ("Node", _) => self.objects.remove_node(object),
+            ("Service", _) => self.objects.remove_service(&named()),
+            ("EndpointSlice", _) => self.objects.remove_slice(&named()),
+            _ => {}
+        }
+    }
+}
+
+/// `Pod shop/cart`.
+fn display((kind, namespace, name): &Name) -> Arc<str> {
+    match namespace {
+        Some(namespace) => format!("{kind} {namespace}/{name}").into(),
+        None => format!("{kind} {name}").into(),
+    }
+}

@@ -1,0 +1,214 @@
+//! Announcements as `MeshNode` objects of the API server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
+use super::super::error::SourceError;
+use super::watches::events;
+use crate::world::{FieldError, MeshNode, NodeName};
+
+/// Whose fields these are, for server-side apply.
+const FIELD_MANAGER: &str = "mesh-agent";
+/// How long the API server may take for one write.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An announcer that writes and watches `MeshNode` objects.
+pub fn kube_announcer(client: Client, own_node: NodeName) -> (Announcer, KubeAnnouncerTask) {
+    let api = Api::<DynamicObject>::all_with(client.clone(), &mesh_nodes());
+    let place = OwnObject { client, api: api.clone(), node: own_node.clone(), owner: None };
+    let (announcer, publisher, heard) = announcer(own_node.clone(), place);
+    let events = events(api, watcher::Config::default()).boxed();
+    let (known, listing) = (BTreeMap::new(), None);
+    (announcer, KubeAnnouncerTask { own_node, events, known, listing, heard, publisher })
+}
+
+fn mesh_nodes() -> ApiResource {
+    let kind = GroupVersionKind::gvk("nodemesh.dev", "v1alpha1", "MeshNode");
+    ApiResource::from_gvk_with_plural(&kind, "meshnodes")
+}
+
+/// Writes this node's object and follows those of all nodes. Objects are read leniently, one by one: what one node writes
+/// must not hide what the others say.
+pub struct KubeAnnouncerTask {
+    own_node: NodeName,
+    events: BoxStream<'static, watcher::Result<Event<DynamicObject>>>,
+    /// By the object's name; an object that cannot be used keeps what it said before.
+    known: BTreeMap<String, Known>,
+    /// What has come since a list began.
+    listing: Option<BTreeSet<String>>,
+    heard: Heard,
+    publisher: Publisher<OwnObject>,
+}
+
+#[derive(Default)]
+struct Known {
+    good: Option<Arc<MeshNode>>,
+    error: Option<SourceError>,
+}
+
+impl KubeAnnouncerTask {
+    /// Works until `cancel` is done. What is announced by then stays announced.
+    pub async fn run(mut self, cancel: impl Future<Output = ()>) {
+        let mut cancel = pin!(cancel);
+        loop {
+            tokio::select! {
+                () = &mut cancel => return,
+                event = self.events.next() => match event {
+                    Some(Ok(event)) => self.take_in(event),
+                    Some(Err(error)) => tracing::debug!(%error, "MeshNodes cannot be watched; trying again"),
+                    None => return,
+                },
+                () = self.publisher.due() => self.publisher.fulfil().await,
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: Event<DynamicObject>) {
+        match event {
+            Event::Init => self.listing = Some(BTreeSet::new()),
+            Event::InitApply(object) => {
+                if let Some(seen) = &mut self.listing {
+                    seen.insert(object.name_any());
+                }
+                self.put(&object);
+            }
+            Event::InitDone => {
+                let seen = self.listing.take().unwrap_or_default();
+                self.known.retain(|name, _| seen.contains(name));
+                self.tell();
+            }
+            Event::Apply(object) => {
+                self.put(&object);
+                self.tell();
+            }
+            Event::Delete(object) => {
+                let name = object.name_any();
+                if name == self.own_node.as_str() {
+                    self.publisher.has_been_changed(); // not by us: we withdraw only to leave
+                }
+                self.known.remove(&name);
+                self.tell();
+            }
+        }
+    }
+
+    fn put(&mut self, object: &DynamicObject) {
+        let name = object.name_any();
+        let known = self.known.entry(name.clone()).or_default();
+        match parse(object) {
+            Ok(announcement) => *known = Known { good: Some(Arc::new(announcement)), error: None },
+            Err(error) => {
+                let object: Arc<str> = format!("MeshNode {name}").into();
+                known.error = Some(SourceError::in_object(&object, error));
+            }
+        }
+    }
+
+    fn tell(&self) {
+        if self.listing.is_some() {
+            return; // the rest is still to come
+        }
+        let good = self.known.values().filter_map(|known| known.good.as_ref());
+        let announcements = good.map(|good| (good.node.clone(), Arc::clone(good))).collect();
+        let errors = self.known.values().filter_map(|known| known.error.clone()).collect();
+        self.heard.tell(announcements, errors);
+    }
+}
+
+fn parse(object: &DynamicObject) -> Result<MeshNode, FieldError> {
+    let value = json!({
+        "apiVersion": "nodemesh.dev/v1alpha1",
+        "kind": "MeshNode",
+        "metadata": {"name": object.name_any()},
+        "spec": object.data.get("spec").unwrap_or(&Value::Null),
+    });
+    let read = serde_path_to_error::deserialize(value);
+    read.map_err(|error| FieldError::new(error.path().to_string(), error.inner().to_string()))
+}
+
+/// This node's object.
+struct OwnObject {
+    client: Client,
+    api: Api<DynamicObject>,
+    node: NodeName,
+    /// The Node, so that the object goes with it.
+    owner: Option<Value>,
+}
+
+impl OwnObject {
+    async fn owner(&mut self) -> kube::Result<Value> {
+        if let Some(owner) = &self.owner {
+            return Ok(owner.clone());
+        }
+        let node = Api::<Node>::all(self.client.clone()).get(self.node.as_str()).await?;
+        let owner = json!({
+            "apiVersion": "v1", "kind": "Node", "name": self.node.as_str(),
+            "uid": node.metadata.uid.unwrap_or_default(),
+        });
+        Ok(self.owner.insert(owner).clone())
+    }
+
+    async fn apply(&mut self, announcement: &MeshNode) -> Result<(), Arc<Failure>> {
+        let owner = self.owner().await.map_err(|error| Arc::new(Failure::Api(error)))?;
+        let mut object =
+            serde_json::to_value(announcement).map_err(|error| Arc::new(Failure::Json(error)))?;
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("ownerReferences".to_owned(), json!([owner]));
+        }
+        let ours = PatchParams::apply(FIELD_MANAGER).force();
+        let written = self.api.patch(self.node.as_str(), &ours, &Patch::Apply(object)).await;
+        written.map(drop).map_err(|error| Arc::new(Failure::Api(error)))
+    }
+
+    fn place(&self) -> String {
+        format!("MeshNode {}", self.node)
+    }
+}
+
+/// Why the API server has not taken it.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Api(kube::Error),
+    #[error(transparent)]
+    Json(serde_json::Error),
+    #[error("the API server has not answered for {WRITE_TIMEOUT:?}")]
+    Timeout,
+}
+
+impl Place for OwnObject {
+    async fn write(&mut self, announcement: &MeshNode) -> Result<(), AnnounceError> {
+        let written = timeout(WRITE_TIMEOUT, self.apply(announcement)).await;
+        let written = written.unwrap_or_else(|_elapsed| Err(Arc::new(Failure::Timeout)));
+        written.map_err(|cause| {
+            self.owner = None; // the Node may have been made anew
+            AnnounceError::Write { place: self.place(), cause }
+        })
+    }
+
+    async fn remove(&mut self) -> Result<(), AnnounceError> {
+        let now = DeleteParams::default();
+        let removed = self.api.delete(self.node.as_str(), &now);
+        let cause = match timeout(WRITE_TIMEOUT, removed).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => return Ok(()),
+            Ok(Err(error)) => Failure::Api(error),
+            Err(_elapsed) => Failure::Timeout,
+        };
+        Err(AnnounceError::Remove { place: self.place(), cause: Arc::new(cause) })
+    }
+}

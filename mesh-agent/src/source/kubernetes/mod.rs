@@ -1,0 +1,128 @@
+//! The world from the API server.
+//!
+//! Watched are whole pods of this node, and of the cluster Namespaces (their metadata), Nodes, Services, `EndpointSlice`s and
+//! `MeshNode`s. Each object is trimmed as it comes. While the API server is away, what it said last stays in force.
+
+mod away;
+mod content;
+#[cfg(test)]
+mod content_tests;
+mod crd;
+mod installation;
+mod mesh_nodes;
+mod watches;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::{BoxStream, SelectAll};
+use kube::Client;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use self::away::Away;
+use self::content::{Change, Content};
+pub use self::crd::mesh_node_crd;
+pub use self::installation::Installation;
+pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
+use super::announce::AnnouncementState;
+use super::state::SourceState;
+use crate::world::NodeName;
+
+/// How long after a change more are waited for, so that a rollout is not a hundred worlds.
+const QUIET: Duration = Duration::from_millis(5);
+/// The longest that a change waits for others.
+const MAX_WAIT_FOR_QUIET: Duration = Duration::from_millis(50);
+
+/// The watches of everything but announcements.
+pub struct KubeSource {
+    client: Client,
+    changes: SelectAll<BoxStream<'static, Change>>,
+    content: Content,
+    away: Away,
+    state: watch::Sender<Arc<SourceState>>,
+}
+
+impl KubeSource {
+    /// Watches for the agent of `node`; [`Self::run`] has to be run for anything to happen. Until everything has been listed
+    /// once, the state is the empty one of revision 0.
+    pub fn new(client: Client, node: &NodeName) -> (Self, watch::Receiver<Arc<SourceState>>) {
+        let (state, receiver) = watch::channel(Arc::default());
+        let changes = watches::all(&client, node);
+        let (content, away) = (Content::default(), Away::default());
+        (Self { client, changes, content, away, state }, receiver)
+    }
+
+    /// Follows the API server until `cancel` is done.
+    pub async fn run(mut self, cancel: impl Future<Output = ()>) {
+        let mut cancel = pin!(cancel);
+        loop {
+            tokio::select! {
+                () = &mut cancel => return,
+                change = self.changes.next() => {
+                    let Some(change) = change else { return };
+                    self.take_in(change);
+                    self.take_in_more().await;
+                }
+                () = self.away.look(&self.client) => {}
+            }
+            self.tell();
+        }
+    }
+
+    /// What comes right after a change belongs to it.
+    async fn take_in_more(&mut self) {
+        let latest = Instant::now() + MAX_WAIT_FOR_QUIET;
+        while Instant::now() < latest {
+            match timeout(QUIET, self.changes.next()).await {
+                Ok(Some(change)) => self.take_in(change),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    fn take_in(&mut self, change: Change) {
+        match change {
+            Change::Failed { kind, error } => self.away.failed(kind, error),
+            change => {
+                self.away.heard_of(change.kind());
+                self.content.apply(change);
+            }
+        }
+    }
+
+    /// Tells what is known once all has been listed, and then whenever it changes.
+    fn tell(&self) {
+        let before = Arc::clone(&self.state.borrow());
+        if !self.content.is_listed() {
+            return;
+        }
+        let errors: Vec<_> = self.content.errors().cloned().chain(self.away.error()).collect();
+        super::last_good::log_new(&errors, &before.errors);
+        let first = before.revision == 0;
+        if first || *self.content.objects() != *before.objects || errors != before.errors {
+            self.state.send_replace(Arc::new(SourceState {
+                objects: Arc::new(self.content.objects().clone()),
+                complete: self.content.errors().next().is_none(),
+                errors,
+                revision: before.revision + 1,
+            }));
+        }
+    }
+}
+
+/// Waits until everything has been listed once, but not longer than `limit`.
+pub async fn listed(
+    objects: &mut watch::Receiver<Arc<SourceState>>,
+    announcements: &mut watch::Receiver<Arc<AnnouncementState>>,
+    limit: Duration,
+) -> bool {
+    let both = async {
+        objects.wait_for(|state| state.revision > 0).await.is_ok()
+            && announcements.wait_for(|state| state.revision > 0).await.is_ok()
+    };
+    timeout(limit, both).await.unwrap_or(false)
+}

@@ -1,0 +1,120 @@
+//! One watch per kind, each a stream of [`Change`]s that mends itself.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::{BoxStream, SelectAll};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt as _, utils::Backoff};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+
+use super::super::document::Object;
+use super::content::{Change, Name};
+use crate::world::{
+    EndpointSliceObject, FieldError, NamespaceObject, NodeName, NodeObject, PodObject,
+    ServiceObject,
+};
+
+/// Pauses between attempts to reach an API server that is away: soon at first, then this long at most. It is hit by all
+/// agents at once when it comes back, so each pause is between half and all of its length.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// All watches of the source for the agent of `node`.
+pub(super) fn all(client: &Client, node: &NodeName) -> SelectAll<BoxStream<'static, Change>> {
+    let everything = watcher::Config::default;
+    let own = everything().fields(&format!("spec.nodeName={node}"));
+    let mut all = SelectAll::new();
+    all.push(follow(client, "Namespace", everything(), |meta: &PartialObjectMeta<Namespace>| {
+        let namespace = Namespace { metadata: meta.metadata.clone(), ..Namespace::default() };
+        NamespaceObject::try_from(&namespace).map(|it| Object::Namespace(Arc::new(it)))
+    }));
+    all.push(follow(client, "Node", everything(), |node: &Node| {
+        NodeObject::try_from(node).map(|it| Object::Node(Arc::new(it)))
+    }));
+    all.push(follow(client, "Pod", own, |pod: &Pod| {
+        PodObject::try_from(pod).map(|it| Object::Pod(Arc::new(it)))
+    }));
+    all.push(follow(client, "Service", everything(), |service: &Service| {
+        ServiceObject::try_from(service).map(|it| Object::Service(Arc::new(it)))
+    }));
+    all.push(follow(client, "EndpointSlice", everything(), |slice: &EndpointSlice| {
+        EndpointSliceObject::try_from(slice).map(|it| Object::EndpointSlice(Arc::new(it)))
+    }));
+    all
+}
+
+fn follow<K>(
+    client: &Client,
+    kind: &'static str,
+    which: watcher::Config,
+    trim: impl Fn(&K) -> Result<Object, FieldError> + Send + 'static,
+) -> BoxStream<'static, Change>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let is = move |object: &K| Change::Is(name(kind, object), trim(object));
+    events(Api::all(client.clone()), which)
+        .map(move |event| match event {
+            Ok(Event::Init) => Change::ListBegins(kind),
+            Ok(Event::InitApply(object) | Event::Apply(object)) => is(&object),
+            Ok(Event::Delete(object)) => Change::Gone(name(kind, &object)),
+            Ok(Event::InitDone) => Change::ListEnds(kind),
+            Err(error) => Change::Failed { kind, error: error.to_string() },
+        })
+        .boxed()
+}
+
+/// A watch that is begun again after failures, with pauses.
+pub(super) fn events<K>(
+    api: Api<K>,
+    which: watcher::Config,
+) -> impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    watcher(api, which).backoff(Pauses::default())
+}
+
+fn name(kind: &'static str, object: &impl Resource) -> Name {
+    let meta = object.meta();
+    let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
+    (kind, meta.namespace.as_deref().map(Into::into), text(&meta.name))
+}
+
+/// Twice as long each time.
+#[derive(Default)]
+struct Pauses {
+    attempts: u32,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = SHORTEST_PAUSE.saturating_mul(1 << self.attempts.min(10)).min(LONGEST_PAUSE);
+        self.attempts = self.attempts.saturating_add(1);
+        Some(pause.mul_f64(0.5 + fraction() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+/// A random number from 0 to 1; when there are no random bytes, 1.
+fn fraction() -> f64 {
+    let mut bytes = [0_u8; 4];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
+        Err(_unspecified) => 1.0,
+    }
+}
