@@ -20,7 +20,11 @@ use nix::sys::signal::Signal;
 pub use tcp::Conn;
 pub use tls::Tls;
 
-use crate::{Node, eventually, exec::Process, netns};
+use crate::{
+    eventually,
+    exec::{Place, Process},
+    netns,
+};
 
 /// The discard port: nobody listens, and the answer is of no interest.
 const DISCARD: u16 = 9;
@@ -45,7 +49,7 @@ impl Capture {
     /// Returns when tcpdump listens on the interface. `everyone` is the broadcast address there.
     pub(crate) fn start(place: &Place, interface: &str, everyone: Ipv4Addr) -> Result<Self> {
         let stamp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
-        let file = node.logs.with_file_name(format!("{}-{stamp}.pcap", node.name));
+        let file = place.logs.with_file_name(format!("{}-{stamp}.pcap", place.name));
         // -Z root: else it gives up root, and then may not write here. The buffer (-B, KiB) holds bursts on a busy machine.
         let options = [
             "tcpdump",
@@ -61,7 +65,7 @@ impl Capture {
             "-w",
         ];
         let mut tcpdump =
-            node.spawn(options.iter().map(AsRef::as_ref).chain([file.as_os_str()]))?;
+            place.spawn(options.iter().map(AsRef::as_ref).chain([file.as_os_str()]))?;
         tcpdump.wait_for_line("listening on", Duration::from_secs(5))?;
         Ok(Self { tcpdump, file, place: place.clone(), everyone })
     }
@@ -69,7 +73,7 @@ impl Capture {
     /// Ends the recording. All that went over the link before this call is in it.
     pub fn stop(self) -> Result<Recording> {
         let sentinel = format!("nodemesh-sentinel-{}", self.file.display());
-        netns::inside(&self.node.netns, || -> Result<()> {
+        netns::inside(&self.place.netns, || -> Result<()> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_broadcast(true)?;
             // Broadcast, so that no neighbour need answer for its address first.

@@ -1,7 +1,7 @@
 //! Cgroups in every hierarchy: a kubelet on a machine with version 1 wants its root in each controller.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -81,11 +81,13 @@ pub(super) fn create(path: &Path, leaf: &str) -> Result<()> {
 }
 
 fn create_one(dir: &Path) -> Result<()> {
-    if !dir.exists() {
-        fs::create_dir(dir).with_context(|| dir.display().to_string())?;
-        copy_cpuset(dir)?;
+    // Several machines of a cluster are made at once, and whoever comes second waits for nothing: a cpuset is copied by both.
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| dir.display().to_string())
+        }
+        _ => copy_cpuset(dir),
     }
-    Ok(())
 }
 
 /// The same directory in every hierarchy.

@@ -9,6 +9,7 @@ mod control;
 mod image;
 mod link;
 pub mod machine;
+mod mesh;
 mod node;
 mod pki;
 mod plan;
@@ -30,6 +31,7 @@ use serde_json::{Value, json};
 
 pub use image::NAME as BUSYBOX;
 pub use machine::Machine;
+pub use mesh::{Mesh, PATIENCE, TEST_IMAGE};
 pub use plan::{NODES, test_name};
 pub use programs::kubectl;
 

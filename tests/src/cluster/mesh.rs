@@ -1,0 +1,162 @@
+//! Nodemesh in a cluster, as its users install it: an image, and one file to apply.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Cluster;
+use crate::{bin_dir, eventually, exec::Output, flow::Flow};
+
+/// How long an agent may take to be ready: it waits for its CA, which a Job makes.
+const READY_LIMIT: &str = "--timeout=180s";
+
+/// How long the cluster may take to tell an agent something, and the agent to act on it, on a machine that does other things
+/// too.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The image of pods with clients and servers: busybox, curl, mesh-probe.
+pub const TEST_IMAGE: &str = "nodemesh.dev/test:dev";
+
+/// The agents' image, of the programs that the tests test.
+const AGENT_IMAGE: &str = "nodemesh.dev/mesh-agent:dev";
+
+/// An installation. It ends with its cluster, or by [`Mesh::delete`].
+#[derive(Debug)]
+pub struct Mesh<'a> {
+    cluster: &'a Cluster,
+    manifest: String,
+}
+
+impl<'a> Mesh<'a> {
+    /// Gives the nodes the images of the agent and of the tests' pods.
+    pub fn import_images(cluster: &Cluster) -> Result<()> {
+        for image in [&["--profile", "dev"][..], &["--test-image"]] {
+            cluster.import_image(&make_image(cluster, image)?)?;
+        }
+        Ok(())
+    }
+
+    /// Applies the manifest, and waits until the agents are ready. The images are there.
+    pub fn install(cluster: &'a Cluster) -> Result<Self> {
+        let agent = bin_dir().join("mesh-agent");
+        let manifest = Command::new(agent).args(["manifest", "--image", AGENT_IMAGE]).output()?;
+        let manifest = String::from_utf8(manifest.stdout)?;
+        let mesh = Self { cluster, manifest };
+        mesh.apply()?;
+        mesh.wait_ready()?;
+        Ok(mesh)
+    }
+
+    /// `kubectl apply -f`; again, it changes nothing.
+    pub fn apply(&self) -> Result<String> {
+        self.cluster.kubectl_with(&self.manifest, ["apply", "-f", "-"])
+    }
+
+    /// `kubectl delete -f`.
+    pub fn delete(&self) -> Result<String> {
+        self.cluster.kubectl_with(&self.manifest, ["delete", "--wait", "-f", "-"])
+    }
+
+    /// Waits until every agent is of the newest template and ready.
+    pub fn wait_ready(&self) -> Result<()> {
+        let rollout = ["-n", "nodemesh", "rollout", "status", "ds/mesh-agent", READY_LIMIT];
+        self.cluster.kubectl(rollout).map(drop).with_context(|| self.told())
+    }
+
+    /// The pod of a node's agent.
+    pub fn agent(&self, node: u8) -> Result<String> {
+        let of_node = format!("spec.nodeName=node{node},status.phase=Running");
+        let pods = self.cluster.kubectl([
+            "-n",
+            "nodemesh",
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=mesh-agent",
+            "--field-selector",
+            &of_node,
+            "--sort-by=.metadata.creationTimestamp",
+            "-o",
+            "name",
+        ])?;
+        let newest = pods.lines().last().context("the node has no agent")?;
+        Ok(newest.to_owned())
+    }
+
+    /// Runs a command of the agent's in its container, as a user would.
+    pub fn exec(&self, node: u8, argv: &[&str]) -> Result<String> {
+        let agent = self.agent(node)?;
+        let exec = ["-n", "nodemesh", "exec", &agent, "--", "mesh-agent"];
+        self.cluster.kubectl(exec.into_iter().chain(argv.iter().copied()))
+    }
+
+    /// `mesh-agent status -o json`.
+    pub fn status(&self, node: u8) -> Result<Value> {
+        Ok(serde_json::from_str(&self.exec(node, &["status", "-o", "json"])?)?)
+    }
+
+    /// The same, asked on the node itself: the API server may be away.
+    pub fn status_on_node(&self, node: u8) -> Result<Value> {
+        let agent = bin_dir().join("mesh-agent").into_os_string();
+        let ask = [agent, "status".into(), "-o".into(), "json".into()];
+        Ok(serde_json::from_str(&self.cluster.node(node).run(ask)?)?)
+    }
+
+    /// The state of a pod, `namespace/name`, as its node's agent has it.
+    pub fn state_of(&self, node: u8, pod: &str) -> Result<Value> {
+        let status = self.status(node)?;
+        let pods = status["pods"].as_array().cloned().unwrap_or_default();
+        let is = |found: &&Value| {
+            format!(
+                "{}/{}",
+                found["namespace"].as_str().unwrap_or_default(),
+                found["name"].as_str().unwrap_or_default()
+            ) == pod
+        };
+        pods.iter().find(is).cloned().with_context(|| format!("no pod {pod} in {status:#}"))
+    }
+
+    /// Waits until pods (node, `namespace/name`) are in a state: `enrolled`, `not_enrolled`, `held`.
+    pub fn wait_state(&self, pods: &[(u8, &str)], state: &str) -> Result<()> {
+        eventually(PATIENCE, || {
+            for (node, pod) in pods {
+                let found = self.state_of(*node, pod)?;
+                ensure!(found["state"] == state, "{pod} is not {state}: {found:#}");
+            }
+            Ok(())
+        })
+    }
+
+    /// `mesh-agent flows -o json`.
+    pub fn flows(&self, node: u8) -> Result<Vec<Flow>> {
+        lines(&self.exec(node, &["flows", "-o", "json"])?)
+    }
+
+    /// What the agents and the API server said, for a failure.
+    fn told(&self) -> String {
+        let get = ["-n", "nodemesh", "get", "pods,events", "-o", "wide"];
+        let logs = ["-n", "nodemesh", "logs", "-l", "app.kubernetes.io/part-of=nodemesh"];
+        let all = [self.cluster.kubectl(get), self.cluster.kubectl(logs)];
+        all.map(|told| told.unwrap_or_else(|error| error.to_string())).join("\n")
+    }
+}
+
+fn lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// Has `xtask` make an image of the programs that are built; returns the archive.
+fn make_image(cluster: &Cluster, arguments: &[&str]) -> Result<PathBuf> {
+    let dir = cluster.dir().join("images").join(arguments.join(""));
+    fs::create_dir_all(&dir)?;
+    let mut xtask = Command::new(bin_dir().join("xtask"));
+    xtask.arg("image").args(arguments).arg("--no-build").arg("--to").arg(&dir);
+    let output = xtask.output().context("starting `xtask` (cargo build -p xtask)")?;
+    Output::of(&["xtask".into(), "image".into()], &output).success()?;
+    let mut files = fs::read_dir(&dir)?.filter_map(|entry| Some(entry.ok()?.path()));
+    files
+        .find(|path| path.extension().is_some_and(|extension| extension == "tar"))
+        .with_context(|| format!("no image in {}", dir.display()))
+}

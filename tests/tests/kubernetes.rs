@@ -1,0 +1,404 @@
+//! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real ones.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tests::{
+    cluster::{Cluster, Mesh, PATIENCE, TEST_IMAGE, test_name},
+    eventually,
+    flow::Flow,
+};
+
+/// Stands in what servers answer.
+const GREETING: &str = "greetings-from-cart";
+
+fn up() -> Result<Cluster> {
+    let cluster = Cluster::up(&test_name())?;
+    Mesh::import_images(&cluster)?;
+    Ok(cluster)
+}
+
+/// A pod that runs a script of busybox's shell.
+fn pod(name: &str, node: u8, script: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+        "spec": {
+            "nodeName": format!("node{node}"),
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container(script)],
+        },
+    })
+}
+
+fn container(script: &str) -> Value {
+    json!({
+        "name": "main", "image": TEST_IMAGE, "imagePullPolicy": "Never",
+        "command": ["/bin/sh", "-c", script],
+    })
+}
+
+fn server() -> String {
+    format!(
+        "mkdir -p /tmp/www && echo {GREETING} > /tmp/www/index.html && exec httpd -f -p 8080 -h /tmp/www"
+    )
+}
+
+const IDLE: &str = "exec sleep 100000";
+
+/// `shop/web` on node 1; `shop/cart`, a server, on node 2; `shop/near`, a server, on node 1; a service for each of the two.
+fn shop(cluster: &Cluster) -> Result<()> {
+    let service = |name: &str, more: Value| {
+        let mut spec =
+            json!({"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]});
+        merge(&mut spec, more);
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+    };
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
+        pod("web", 1, IDLE), pod("cart", 2, &server()), pod("near", 1, &server()),
+        service("cart", json!({"type": "NodePort"})), service("near", json!({})),
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "headless", "namespace": "shop"},
+            "spec": {"clusterIP": "None", "selector": {"app": "cart"}}},
+    ]});
+    cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
+    ready(cluster, "shop")
+}
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) {
+        into.extend(from);
+    }
+}
+
+fn ready(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"];
+    cluster.kubectl(["-n", namespace].into_iter().chain(wait)).map(drop)
+}
+
+/// What a client in a pod of namespace shop gets.
+fn curl(cluster: &Cluster, from: &str, url: &str) -> Result<String> {
+    let command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "10", url];
+    cluster.kubectl(["-n", "shop", "exec", from, "--"].into_iter().chain(command))
+}
+
+fn address(cluster: &Cluster, pod: &str) -> Result<IpAddr> {
+    let of = ["-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"];
+    cluster.kubectl(of)?.parse().context("no address")
+}
+
+/// UIDs, start times and restarts of the shop's pods.
+fn lives(cluster: &Cluster) -> Result<String> {
+    let of = "jsonpath={range .items[*]}{.metadata.uid} {.status.startTime} {.status.containerStatuses[*].restartCount} {.status.containerStatuses[*].containerID}{'\\n'}{end}";
+    cluster.kubectl(["-n", "shop", "get", "pods", "-o", of])
+}
+
+const WEB_AND_CART: [(u8, &str); 2] = [(1, "shop/web"), (2, "shop/cart")];
+
+#[test]
+fn one_apply_and_one_label() -> Result<()> {
+    let cluster = up()?;
+    shop(&cluster)?;
+    let before = lives(&cluster)?;
+    let nodes_before = nodes(&cluster)?;
+    let mesh = Mesh::install(&cluster)?;
+    let again = mesh.apply()?;
+    ensure!(!again.contains("configured"), "applied again, it changes something: {again}");
+
+    let cart = SocketAddr::new(address(&cluster, "cart")?, 8080);
+    let get = || curl(&cluster, "web", "http://cart/");
+    let capture = cluster.node(1).capture()?;
+    ensure!(get()?.contains(GREETING));
+    let recording = capture.stop()?;
+    ensure!(recording.contains(GREETING), "unlabelled, it is not plaintext");
+
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    // The peers' announcements travel by themselves.
+    eventually(PATIENCE, || {
+        get()?;
+        let flows = mesh.flows(1)?;
+        let last = flows.last().context("no flow")?;
+        ensure!(last.is_mtls() && last.server.pod.as_deref() == Some("shop/cart"), "{last:#?}");
+        Ok(())
+    })?;
+    let capture = cluster.node(1).capture()?;
+    ensure!(get()?.contains(GREETING));
+    ensure!(curl(&cluster, "near", "http://cart.shop.svc.cluster.local/")?.contains(GREETING));
+    let recording = capture.stop()?;
+    ensure!(!recording.contains(GREETING), "{:?}", recording.quote(GREETING));
+    let to_cart = recording.to(cart);
+    ensure!(
+        !to_cart.is_empty()
+            && to_cart.iter().all(|conn| conn.tls().is_some_and(|tls| tls.is_1_3())),
+        "{to_cart:?}"
+    );
+    let flow = mesh
+        .flows(2)?
+        .into_iter()
+        .rev()
+        .find(|flow| flow.client.pod.as_deref() == Some("shop/web"));
+    let flow = flow.context("cart's node knows no flow")?;
+    ensure!(
+        flow.client.identity.as_deref() == Some("spiffe://cluster.local/ns/shop/sa/default"),
+        "{flow:#?}"
+    );
+    ensure!(lives(&cluster)? == before, "pods were restarted: {before}, {}", lives(&cluster)?);
+
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
+    mesh.wait_state(&WEB_AND_CART, "not_enrolled")?;
+    let capture = cluster.node(1).capture()?;
+    ensure!(get()?.contains(GREETING));
+    ensure!(capture.stop()?.contains(GREETING), "unlabelled again, it is not plaintext");
+    ensure!(lives(&cluster)? == before, "pods were restarted");
+
+    // Taken away while pods are in the mesh, strict, and in use.
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+    cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
+    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    ensure!(nodes(&cluster)? != nodes_before, "what the mesh changes is not looked at");
+    mesh.delete()?;
+    eventually(PATIENCE, || {
+        let after = nodes(&cluster)?;
+        ensure!(after == nodes_before, "before: {nodes_before:#?}\nafter: {after:#?}");
+        Ok(())
+    })?;
+    ensure!(get()?.contains(GREETING), "strict pods stay closed without a mesh");
+    ensure!(lives(&cluster)? == before, "pods were restarted");
+    cluster.down()
+}
+
+/// All that the mesh could leave on the nodes and in the shop's pods.
+fn nodes(cluster: &Cluster) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for node in cluster.nodes() {
+        for command in [
+            "find /sys/fs/bpf -mindepth 1 | sort",
+            "ls -A /run/nodemesh 2>/dev/null || true",
+            "ip rule; ip -6 rule; ip route; ip -6 route",
+            "find /sys/fs/cgroup/unified -maxdepth 1 -type d | sort",
+            "nft list tables",
+        ] {
+            found.push(format!("{}: {command}\n{}", node.name, node.run(["sh", "-c", command])?));
+        }
+    }
+    for pod in ["web", "cart", "near"] {
+        let setting = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+        let command = ["-n", "shop", "exec", pod, "--", "cat", setting];
+        found.push(format!("{pod}: {}", cluster.kubectl(command)?));
+    }
+    Ok(found)
+}
+
+#[test]
+fn services_and_workloads_of_every_kind() -> Result<()> {
+    let cluster = up()?;
+    shop(&cluster)?;
+    let mesh = Mesh::install(&cluster)?;
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+    mesh.wait_state(&[(1, "shop/web"), (2, "shop/cart"), (1, "shop/near")], "enrolled")?;
+    let is = |path: &str| cluster.kubectl(["-n", "shop", "get", "service", "cart", "-o", path]);
+    let cluster_ip = is("jsonpath={.spec.clusterIP}")?;
+    let node_port = is("jsonpath={.spec.ports[0].nodePort}")?;
+    let cart = address(&cluster, "cart")?;
+    let urls = [
+        format!("http://{cluster_ip}/"),
+        "http://cart/".to_owned(),
+        "http://headless:8080/".to_owned(),
+        format!("http://{cart}:8080/"),
+        "http://near/".to_owned(), // on the client's own node
+    ];
+    for url in &urls {
+        let told = eventually(PATIENCE, || {
+            ensure!(curl(&cluster, "web", url)?.contains(GREETING), "{url}");
+            let flows = mesh.flows(1)?;
+            let mut of_web = flows.iter().rev().filter(|flow| flow.direction == "outbound");
+            let last = of_web.next().context("no flow")?;
+            ensure!(last.is_mtls(), "{url}: {last:#?}");
+            Ok(())
+        });
+        told.with_context(|| url.clone())?;
+    }
+    // From outside the cluster: not from the mesh, and let in by a permissive pod.
+    for node in cluster.nodes() {
+        let url = format!("http://{}:{node_port}/", node.address);
+        let outside = ["curl", "--silent", "--fail", "--max-time", "10", &url];
+        let got = cluster.control().place()?.run(outside)?.success()?;
+        ensure!(got.contains(GREETING), "{url}: {got}");
+    }
+
+    let workloads = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once", "namespace": "shop"}, "spec": {
+            "template": {"metadata": {"labels": {"app": "once"}}, "spec": {"restartPolicy": "OnFailure",
+                "containers": [container("curl --fail --silent --retry 5 --retry-all-errors http://cart/")]}}}},
+        {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "shop"}, "spec": {
+            "serviceName": "headless", "replicas": 2, "selector": {"matchLabels": {"app": "db"}},
+            "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"terminationGracePeriodSeconds": 0,
+                "containers": [container(&server())]}}}},
+    ]});
+    cluster.kubectl_with(&workloads.to_string(), ["apply", "-f", "-"])?;
+    let done = ["-n", "shop", "wait", "--for=condition=Complete", "job/once", "--timeout=120s"];
+    cluster.kubectl(done)?;
+    let rolled = ["-n", "shop", "rollout", "status", "statefulset/db", "--timeout=120s"];
+    cluster.kubectl(rolled)?;
+    let db = address(&cluster, "db-1")?;
+    ensure!(curl(&cluster, "web", &format!("http://{db}:8080/"))?.contains(GREETING));
+    cluster.down()
+}
+
+#[test]
+fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
+    let cluster = up()?;
+    let mesh = Mesh::install(&cluster)?;
+    let token = |node| {
+        let agent = mesh.agent(node)?;
+        let bound = agent.strip_prefix("pod/").context("not a pod")?;
+        cluster.kubectl([
+            "-n",
+            "nodemesh",
+            "create",
+            "token",
+            "mesh-agent",
+            "--bound-object-kind=Pod",
+            "--bound-object-name",
+            bound,
+        ])
+    };
+    let token = token(1)?;
+    let mesh_node = |name: &str| {
+        json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": name},
+            "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": []}})
+        .to_string()
+    };
+    // The administrator's kubeconfig has a certificate; a token is believed only without one.
+    let as_agent = |input: &str, argv: &[&str]| cluster.kubectl_by_token(token.trim(), input, argv);
+    let apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=test", "-f", "-"];
+    for other in ["node2", "node3"] {
+        let refused = as_agent(&mesh_node(other), &apply).unwrap_err().to_string();
+        let why = format!("the agent of node node1 may not write the MeshNode {other}");
+        ensure!(refused.contains(&why), "{refused}");
+    }
+    let refused = as_agent("", &["delete", "meshnode", "node2"]).unwrap_err().to_string();
+    ensure!(refused.contains("may not write the MeshNode node2"), "{refused}");
+    as_agent(&mesh_node("node1"), &apply)?;
+    // It may not write anything else, nor read secrets.
+    for (verb, what) in
+        [("patch", "nodes"), ("patch", "pods"), ("get", "secrets"), ("create", "pods")]
+    {
+        let may = as_agent("", &["auth", "can-i", verb, what, "--all-namespaces"]);
+        ensure!(may.is_err(), "an agent may {verb} {what}");
+    }
+    cluster.down()
+}
+
+#[test]
+fn agents_are_replaced_under_load() -> Result<()> {
+    let cluster = up()?;
+    shop(&cluster)?;
+    let mesh = Mesh::install(&cluster)?;
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    let load = Load::start(&cluster, &mesh)?;
+    let (start, failed_before) = load.more(0)?;
+    let since = Instant::now();
+    cluster.kubectl(["-n", "nodemesh", "rollout", "restart", "ds/mesh-agent"])?;
+    mesh.wait_ready()?;
+    let took = since.elapsed();
+    let (end, failed) = load.more(start)?;
+    println!(
+        "{} requests while both agents were replaced in {took:?}, {} failed",
+        end - start,
+        failed.len() - failed_before.len()
+    );
+    ensure!(failed == failed_before, "{failed:?}");
+    let flows = mesh.flows(2)?;
+    ensure!(flows.iter().rev().take(5).all(Flow::is_mtls), "{flows:#?}");
+    cluster.down()
+}
+
+#[test]
+fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
+    let cluster = up()?;
+    shop(&cluster)?;
+    let mesh = Mesh::install(&cluster)?;
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+    cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
+    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    let load = Load::start(&cluster, &mesh)?;
+    let cart = format!("http://{}:8080/", address(&cluster, "cart")?);
+    let from_outside = || {
+        let curl = ["curl", "--silent", "--show-error", "--max-time", "5", &cart];
+        cluster.node(1).place()?.run(curl)
+    };
+    let (start, before) = load.more(0)?; // its first dials were refused: it was held
+
+    cluster.stop_api_server()?;
+    let problems = |node: u8| -> Result<Vec<String>> {
+        let status = mesh.status_on_node(node)?;
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        Ok(problems
+            .iter()
+            .filter_map(|problem| Some(problem["code"].as_str()?.to_owned()))
+            .collect())
+    };
+    for node in [1, 2] {
+        eventually(PATIENCE, || {
+            let found = problems(node)?;
+            ensure!(found.contains(&"api_server_away".to_owned()), "node{node}: {found:?}");
+            Ok(())
+        })?;
+    }
+    let (end, failed) = load.more(start)?;
+    ensure!(failed == before && end > start, "{failed:?}");
+    let refused = from_outside()?;
+    ensure!(!refused.status.success(), "strict is open: {refused}");
+
+    cluster.start_api_server()?;
+    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
+    mesh.wait_state(&WEB_AND_CART, "not_enrolled")?;
+    for node in [1, 2] {
+        eventually(PATIENCE, || {
+            let found = problems(node)?;
+            ensure!(found.is_empty(), "node{node}: {found:?}");
+            Ok(())
+        })?;
+    }
+    ensure!(from_outside()?.success()?.contains(GREETING));
+    cluster.down()
+}
+
+/// A pod on node 1 that asks `shop/cart` again and again.
+struct Load<'a> {
+    cluster: &'a Cluster,
+}
+
+impl<'a> Load<'a> {
+    /// Returns when it is in the mesh.
+    fn start(cluster: &'a Cluster, mesh: &Mesh<'_>) -> Result<Self> {
+        let script = "while :; do curl --silent --max-time 10 --output /dev/null --write-out '%{http_code} %{exitcode}\n' http://cart/; done";
+        let items = json!({"apiVersion": "v1", "kind": "List", "items": [pod("load", 1, script)]});
+        cluster.kubectl_with(&items.to_string(), ["apply", "-f", "-"])?;
+        mesh.wait_state(&[(1, "shop/load")], "enrolled")?;
+        Ok(Self { cluster })
+    }
+
+    /// Waits until there are 50 more answers than these. How many there are then, and those that are none. Asks the node, since
+    /// the API server may be away.
+    fn more(&self, than: usize) -> Result<(usize, Vec<String>)> {
+        eventually(PATIENCE, || {
+            let log = "cat /var/log/pods/shop_load_*/main/0.log";
+            let log = self.cluster.node(1).run(["sh", "-c", log])?;
+            // TIME stdout F 200 0
+            let answers: Vec<_> =
+                log.lines().filter_map(|line| line.splitn(4, ' ').last()).collect();
+            ensure!(answers.len() > than + 50, "{} answers", answers.len());
+            let bad =
+                answers.iter().filter(|line| **line != "200 0").map(|line| (*line).to_owned());
+            Ok((answers.len(), bad.collect()))
+        })
+    }
+}
