@@ -30,7 +30,7 @@ pub use self::cleanup::{CleanedUp, cleanup};
 pub use self::feeds::World;
 use self::{
     cleanup::Note,
-    feeds::Followed,
+    feeds::{Feeds, Followed},
     hooks::Hooks,
     keep::{Believed, Keeper, Over},
 };
@@ -47,7 +47,7 @@ use crate::{
     pod_cgroups,
     preflight::{self, Host, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
-    source::OpenError,
+    source::{OpenError, Question},
     sys::{self, descriptors},
     tasks::Tasks,
     watchdog,
@@ -63,11 +63,21 @@ const LOCKS_PAUSE: Duration = Duration::from_millis(5);
 /// How long those who follow the flows may take to read the last of them.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// How often an agent that waits for its world looks whether the one in charge has ended meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long the API server may take to tell the others that this node has left the mesh.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// How much later than SIGTERM the news may be that the installation has been deleted: the two come by different ways.
-const LATE_NEWS: Duration = Duration::from_secs(1);
+/// How long the API server may take to say whether the installation has been deleted, when an agent is told to stop.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// How long pods may take to leave then: the grace, and what a hand-over under way takes.
+const LEAVE: Duration = Duration::from_secs(15);
+
+/// How often an agent that has handed over looks whether anybody is in charge. Twice nobody is long enough for the kubelet to
+/// start a container again that has failed once.
+const LOOK_AFTER_HEIR: Duration = Duration::from_secs(5);
 
 /// How many of the connections that a drain cuts are logged; `flows` has all.
 const CUT_TOLD: usize = 100;
@@ -128,6 +138,11 @@ pub enum DaemonError {
     /// The task that keeps pods enrolled is gone.
     #[error("the task that keeps pods enrolled has ended by itself; the log says why")]
     NobodyEnrols,
+    /// The agent that had taken over is gone.
+    #[error(
+        "the agent that took over is gone, and no other has come; this one has to be started again"
+    )]
+    NobodyInCharge,
     /// The CA directory is not usable.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -185,6 +200,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if refuse_unclassified && host.pods_cgroup_is_root {
         return Err(PreflightError::UnclassifiedAtRoot.into());
     }
+    if refuse_unclassified && matches!(settings.world, World::Kubernetes { .. }) {
+        return Err(PreflightError::UnclassifiedInCluster.into());
+    }
     let own_cgroup = host.own_cgroup.enter()?;
     let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
         .map_err(os("cannot read the cgroup of the pods"))?;
@@ -194,8 +212,12 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
     let stop = feeding.stopped();
     feeding.spawn("pod-cgroups", watch.run(stop.clone()));
-    let Followed { feeds, announcer, finder, is_removed } =
+    let Followed { mut feeds, announcer, finder, is_removed, question } =
         settings.world.follow(&settings.node, cgroups, &feeding).await?;
+    tokio::select! {
+        () = signals.wait() => return Ok(()),
+        () = has_read_or_is_alone(&settings, &mut feeds) => {}
+    }
     let Begun { mut locks, predecessor, inherited } = begin(&settings, own_cgroup).await?;
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
@@ -310,7 +332,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         answer(&settings, &host, &state, (&answering, &asked))?;
     }
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
-    let (end, ended) = oneshot::channel();
+    let (end, mut over) = oneshot::channel();
     enrolling.spawn("enrolment", async move {
         if let Some(switched) = keeper.run(stop).await {
             drop(end.send(switched)); // a signal came first
@@ -318,10 +340,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     });
     tracing::info!(node = %settings.node, cgroup = %host.pods_cgroup.display(), pins = %settings.pin_dir.display(), "agent ready");
 
-    let mut ended = ended;
     let (ended, is_told) = tokio::select! {
-        () = signals.wait() => (is_being_removed(is_removed, &mut ended).await, true),
-        over = &mut ended => (Some(over), false),
+        () = signals.wait() => (is_being_removed(&is_removed, question, &mut over).await, true),
+        over = &mut over => (Some(over), false),
     };
     state.draining.store(true, Ordering::Relaxed);
     let is_removed = matches!(ended, Some(Ok(Over::Removed)));
@@ -338,6 +359,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     feeding.stop();
     feeding.wait().await;
     enrolling.wait().await;
+    // A hand-over that came to its end meanwhile is one, whoever else has told us to stop.
+    let ended = ended.or_else(|| over.try_recv().ok().map(Ok));
     accepting.stop();
     accepting.wait().await;
     let handed_over = matches!(ended, Some(Ok(Over::Switched(_))));
@@ -365,20 +388,38 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     drop(locks);
     if (handed_over || is_removed) && settings.stays_until_told && !is_told {
         tracing::info!("nothing is left to do; waiting to be told to stop");
-        signals.wait().await;
+        tokio::select! {
+            () = signals.wait() => {}
+            () = nobody_is_in_charge(&settings), if handed_over => {
+                return Err(DaemonError::NobodyInCharge);
+            }
+        }
     }
     outcome
 }
 
 /// After SIGTERM: how it ends if that is because the installation has been deleted. Then the pods leave first.
 async fn is_being_removed(
-    mut is_removed: watch::Receiver<bool>,
-    ended: &mut oneshot::Receiver<Over>,
+    is_removed: &watch::Receiver<bool>,
+    question: Option<Question>,
+    over: &mut oneshot::Receiver<Over>,
 ) -> Option<Result<Over, oneshot::error::RecvError>> {
-    match timeout(LATE_NEWS, is_removed.wait_for(|is_removed| *is_removed)).await {
-        Ok(Ok(_is_removed)) => Some(ended.await),
-        Ok(Err(_nobody_can_say)) => None,
-        Err(_elapsed) => None,
+    // Known already, as a rule; by now the agent's own rights may have been deleted too.
+    let known = *is_removed.borrow();
+    let removed = known || timeout(ANSWER, question?.ask()).await.unwrap_or(false);
+    if removed { timeout(LEAVE, over).await.ok() } else { None }
+}
+
+/// Resolves when the agent that has taken over is gone and no other has come: the container is to be started again then.
+async fn nobody_is_in_charge(settings: &Settings) {
+    let mut free_before = false;
+    loop {
+        sleep(LOOK_AFTER_HEIR).await;
+        let is_free = lock(settings).is_ok();
+        if is_free && free_before {
+            return;
+        }
+        free_before = is_free;
     }
 }
 
@@ -394,6 +435,22 @@ struct Begun {
     locks: Option<Locks>,
     predecessor: Option<Predecessor>,
     inherited: Inherited,
+}
+
+/// Resolves when this agent may begin. One that has not read the world yet would enrol nobody: it must not take over from
+/// one that knows.
+async fn has_read_or_is_alone(settings: &Settings, feeds: &mut Feeds) {
+    let mut is_told = false;
+    while !feeds.have_been_read()
+        && matches!(lock(settings), Err(LockError::Held { .. } | LockError::PinsHeld { .. }))
+    {
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(
+                "an agent runs for this node, and this one has not been told of any pod; it waits"
+            );
+        }
+        drop(timeout(LOOK_AGAIN, feeds.changed()).await); // whichever comes first
+    }
 }
 
 /// Takes the locks, or asks the agent that has them to hand over if that is wanted. One that is just starting does not answer

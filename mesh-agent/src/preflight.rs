@@ -60,6 +60,11 @@ pub enum PreflightError {
         "--unclassified refuse needs --cgroup, the cgroup above the pods alone: below the root of cgroup v2 it would refuse the node's own services"
     )]
     UnclassifiedAtRoot,
+    /// Static pods would be cut off.
+    #[error(
+        "--unclassified refuse cannot be used with --kubernetes yet: static pods, the API server's own among them, would be refused their connections"
+    )]
+    UnclassifiedInCluster,
     /// The agent's own cgroup cannot be found.
     #[error("cannot find or make a cgroup for the agent alone: {0}")]
     OwnCgroup(#[source] io::Error),

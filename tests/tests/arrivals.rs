@@ -213,7 +213,7 @@ fn an_agent_that_is_told_to_stop_while_it_starts_does_both_in_order() {
         net.agent(&node)?.stop()?; // there are a CA and its directories
         let again = node.agent_place().spawn(agent::run_argv(&node, &Dirs::of(net)))?;
         eventually(SOON, || {
-            ensure!(again.stderr().contains("file mode"), "not begun: {}", again.stderr());
+            ensure!(again.stderr().contains("holds the CA's key"), "not begun: {}", again.stderr());
             Ok(())
         })?;
         again.stop()?.success().map(drop)

@@ -107,7 +107,11 @@ fn one_apply_and_one_label() -> Result<()> {
     let nodes_before = nodes(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
     let again = mesh.apply()?;
-    ensure!(!again.contains("configured"), "applied again, it changes something: {again}");
+    let unchanged = |line: &&str| line.ends_with("unchanged") || line.starts_with("job.batch/");
+    ensure!(
+        again.lines().all(|line| unchanged(&line)),
+        "applied again, it changes something: {again}"
+    );
 
     let cart = SocketAddr::new(address(&cluster, "cart")?, 8080);
     let get = || curl(&cluster, "web", "http://cart/");
@@ -159,7 +163,9 @@ fn one_apply_and_one_label() -> Result<()> {
     // Taken away while pods are in the mesh, strict, and in use.
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
-    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    wait_strict(&mesh)?;
+    let load = Load::start(&cluster, &mesh)?;
+    load.more(0)?;
     ensure!(nodes(&cluster)? != nodes_before, "what the mesh changes is not looked at");
     mesh.delete()?;
     eventually(PATIENCE, || {
@@ -168,8 +174,21 @@ fn one_apply_and_one_label() -> Result<()> {
         Ok(())
     })?;
     ensure!(get()?.contains(GREETING), "strict pods stay closed without a mesh");
-    ensure!(lives(&cluster)? == before, "pods were restarted");
+    let (end, _) = load.more(0)?;
+    load.more(end)?;
     cluster.down()
+}
+
+/// Waits until the shop takes nothing but mutual TLS.
+fn wait_strict(mesh: &Mesh<'_>) -> Result<()> {
+    eventually(PATIENCE, || {
+        for (node, pod) in WEB_AND_CART {
+            let found = mesh.state_of(node, pod)?;
+            let is_strict = found["state"] == "enrolled" && found["mode"] == "strict";
+            ensure!(is_strict, "{pod} is not strict: {found:#}");
+        }
+        Ok(())
+    })
 }
 
 /// All that the mesh could leave on the nodes and in the shop's pods.
@@ -179,7 +198,7 @@ fn nodes(cluster: &Cluster) -> Result<Vec<String>> {
         for command in [
             "find /sys/fs/bpf -mindepth 1 | sort",
             "ls -A /run/nodemesh 2>/dev/null || true",
-            "ip rule; ip -6 rule; ip route; ip -6 route",
+            "ip rule; ip -6 rule; ip route; ip -6 route | grep -v ' dev veth'", // a pod's own
             "find /sys/fs/cgroup/unified -maxdepth 1 -type d | sort",
             "nft list tables",
         ] {
@@ -304,6 +323,7 @@ fn agents_are_replaced_under_load() -> Result<()> {
     mesh.wait_state(&WEB_AND_CART, "enrolled")?;
     let load = Load::start(&cluster, &mesh)?;
     let (start, failed_before) = load.more(0)?;
+    let agents = [mesh.agent(1)?, mesh.agent(2)?];
     let since = Instant::now();
     cluster.kubectl(["-n", "nodemesh", "rollout", "restart", "ds/mesh-agent"])?;
     mesh.wait_ready()?;
@@ -315,8 +335,9 @@ fn agents_are_replaced_under_load() -> Result<()> {
         failed.len() - failed_before.len()
     );
     ensure!(failed == failed_before, "{failed:?}");
+    ensure!(mesh.agent(1)? != agents[0] && mesh.agent(2)? != agents[1], "the same agents");
     let flows = mesh.flows(2)?;
-    ensure!(flows.iter().rev().take(5).all(Flow::is_mtls), "{flows:#?}");
+    ensure!(flows.len() > 5 && flows.iter().rev().take(5).all(Flow::is_mtls), "{flows:#?}");
     cluster.down()
 }
 
@@ -327,7 +348,7 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     let mesh = Mesh::install(&cluster)?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
-    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    wait_strict(&mesh)?;
     let load = Load::start(&cluster, &mesh)?;
     let cart = format!("http://{}:8080/", address(&cluster, "cart")?);
     let from_outside = || {
@@ -357,7 +378,30 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     let refused = from_outside()?;
     ensure!(!refused.status.success(), "strict is open: {refused}");
 
+    // An agent that begins now knows nothing. What is closed stays closed, and nobody talks in plaintext instead.
+    let capture = cluster.node(1).capture()?;
+    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    let (start, _) = load.more(end)?;
+    eventually(PATIENCE, || {
+        let status = mesh.status_on_node(1)?;
+        ensure!(status["ready"] == false && status["pods"] == json!([]), "{status:#}");
+        Ok(())
+    })?;
+    ensure!(problems(1)?.contains(&"api_server_away".to_owned()), "{:?}", problems(1)?);
+    let (_, failed) = load.more(start)?;
+    ensure!(failed.len() > before.len(), "an agent that knows nothing carries connections");
+    ensure!(!capture.stop()?.contains(GREETING), "plaintext");
+    let refused = from_outside()?;
+    ensure!(!refused.status.success(), "strict is open: {refused}");
+
     cluster.start_api_server()?;
+    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    eventually(PATIENCE, || {
+        let (count, failed) = load.more(0)?;
+        let (_, later) = load.more(count)?;
+        ensure!(failed == later, "the load still fails");
+        Ok(())
+    })?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
     mesh.wait_state(&WEB_AND_CART, "not_enrolled")?;
     for node in [1, 2] {

@@ -6,7 +6,10 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use super::print_line;
-use crate::identity::{TrustDomain, file_ca};
+use crate::{
+    identity::{TrustDomain, file_ca},
+    source::api_server,
+};
 
 /// The certificate authority of file mode.
 #[derive(Debug, Subcommand)]
@@ -106,7 +109,7 @@ impl Init {
     fn in_secret(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let made = runtime.block_on(async {
-            let client = kube::Client::try_default().await?;
+            let client = api_server().await?;
             anyhow::Ok(file_ca::init_secret(client, namespace, name, &self.trust_domain).await?)
         })?;
         if !made {

@@ -21,6 +21,10 @@ pub(super) struct Run {
     /// Take the world from the API server, and announce there: in a pod by its service account, elsewhere by KUBECONFIG
     #[arg(long, conflicts_with_all = ["source", "announce_dir"])]
     kubernetes: bool,
+    /// The DaemonSet of its own namespace that this agent belongs to: when it is deleted, the agent takes away everything that
+    /// it has put on the node
+    #[arg(long, requires = "kubernetes", value_name = "NAME")]
+    daemon_set: Option<String>,
     /// Directory of Kubernetes objects (Namespace, Node, Pod, Service, EndpointSlice) in YAML or JSON; watched
     #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
     source: Option<PathBuf>,
@@ -96,7 +100,7 @@ impl Run {
             node: self.node,
             world: match (self.source, self.announce_dir) {
                 (Some(source), Some(announce_dir)) => World::Files { source, announce_dir },
-                _ => World::Kubernetes,
+                _ => World::Kubernetes { daemon_set: self.daemon_set },
             },
             ca_dir: self.ca_dir,
             trust_domain: self.trust_domain,

@@ -104,7 +104,7 @@ impl Note {
                 World::Files { announce_dir, .. } => {
                     Some(announcement_file(announce_dir, &settings.node))
                 }
-                World::Kubernetes => None,
+                World::Kubernetes { .. } => None,
             },
             pin_dir: settings.pin_dir.clone(),
             cgroup: host.own_cgroup.made().map(Path::to_owned).or(earlier),

@@ -9,8 +9,8 @@ use crate::{
     enrol::Finder,
     pod_cgroups::PodCgroups,
     source::{
-        AnnouncementState, Announcer, FileSource, Installation, KubeSource, SourceState,
-        file_announcer, kube_announcer, listed,
+        AnnouncementState, Announcer, FileSource, Installation, KubeSource, Question, SourceState,
+        api_server, file_announcer, kube_announcer, listed,
     },
     tasks::Tasks,
     world::NodeName,
@@ -31,7 +31,10 @@ pub enum World {
         announce_dir: PathBuf,
     },
     /// The API server.
-    Kubernetes,
+    Kubernetes {
+        /// The DaemonSet whose deletion means that the agent is to take everything away.
+        daemon_set: Option<String>,
+    },
 }
 
 /// What enrolment goes by.
@@ -42,6 +45,11 @@ pub(super) struct Feeds {
 }
 
 impl Feeds {
+    /// Whether objects and announcements have been told once.
+    pub(super) fn have_been_read(&self) -> bool {
+        self.objects.borrow().revision > 0 && self.announcements.borrow().revision > 0
+    }
+
     /// Resolves when one of them has something new.
     ///
     /// # Errors
@@ -65,6 +73,8 @@ pub(super) struct Followed {
     pub(super) finder: Finder,
     /// Turns true when the installation is taken away.
     pub(super) is_removed: watch::Receiver<bool>,
+    /// Asks whether it is.
+    pub(super) question: Option<Question>,
 }
 
 impl World {
@@ -76,35 +86,39 @@ impl World {
         feeding: &Tasks,
     ) -> Result<Followed, DaemonError> {
         let stop = || feeding.stopped().cancelled_owned();
-        let (objects, announcer, finder, is_removed) = match self {
+        let (mut question, mut is_removed) = (None, watch::channel(false).1);
+        let (objects, announcer, finder) = match self {
             Self::Files { source, announce_dir } => {
                 let (source, objects) = FileSource::open(source)?;
                 let (announcer, announcing) = file_announcer(announce_dir, node.clone())?;
                 feeding.spawn("source", source.run(stop()));
                 feeding.spawn("announcements", announcing.run(stop()));
-                (objects, announcer, Finder::Named, watch::channel(false).1)
+                (objects, announcer, Finder::Named)
             }
-            Self::Kubernetes => {
-                let client = kube::Client::try_default().await?;
+            Self::Kubernetes { daemon_set } => {
+                let client = api_server().await?;
                 let (source, mut objects) = KubeSource::new(client.clone(), node);
-                let (installation, is_removed) = Installation::new(client.clone());
+                if let Some(daemon_set) = daemon_set {
+                    let (installation, asks, removed) =
+                        Installation::new(client.clone(), daemon_set);
+                    feeding.spawn("installation", installation.run(stop()));
+                    (question, is_removed) = (Some(asks), removed);
+                }
                 let (announcer, announcing) = kube_announcer(client, node.clone());
                 feeding.spawn("source", source.run(stop()));
                 feeding.spawn("announcements", announcing.run(stop()));
-                feeding.spawn("installation", installation.run(stop()));
                 let mut announcements = announcer.subscribe();
-                let all = listed(&mut objects, &mut announcements, LIST_WAIT).await;
-                if !all {
+                if !listed(&mut objects, &mut announcements, LIST_WAIT).await {
                     tracing::error!(
                         waited = ?LIST_WAIT,
-                        "the API server has not told what is there; going on by what the kernel's tables say"
+                        "the API server has not told what is there; until it does, all stays as the kernel's tables say"
                     );
                 }
-                (objects, announcer, Finder::Processes(cgroups.clone()), is_removed)
+                (objects, announcer, Finder::Processes(cgroups.clone()))
             }
         };
         let announcements = announcer.subscribe();
         let feeds = Feeds { objects, announcements, cgroups };
-        Ok(Followed { feeds, announcer, finder, is_removed })
+        Ok(Followed { feeds, announcer, finder, is_removed, question })
     }
 }

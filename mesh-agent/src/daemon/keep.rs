@@ -129,11 +129,11 @@ impl Keeper {
     }
 
     fn say_whether_ready(&self) {
-        let has_read = self.feeds.objects.borrow().revision > 0;
-        self.state.ready.store(has_read, Ordering::Relaxed);
+        self.state.ready.store(self.feeds.have_been_read(), Ordering::Relaxed);
     }
 
-    /// Brings the node's pods to what the world wants.
+    /// Brings the node's pods to what the world wants. While nobody has told what that is, all stays as an earlier agent has
+    /// left it: by an empty world, pods in the mesh would talk to each other in plaintext.
     pub(super) async fn step(&mut self) {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
@@ -143,6 +143,9 @@ impl Keeper {
         let problems: Vec<_> = problems.chain(self.believed.void.iter().cloned()).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
+        if !self.feeds.have_been_read() {
+            return;
+        }
         let announcements = &self.believed.announcements;
         self.enroller.step(&objects.objects, announcements, &cgroups, objects.complete).await;
     }

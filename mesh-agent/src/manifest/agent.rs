@@ -8,8 +8,8 @@ use super::{AGENT, Manifest, ManifestError, NAMESPACE, Part, part};
 
 /// How long open connections may take to end when an agent is told to stop.
 const DRAIN_SECONDS: u32 = 25;
-/// The kubelet's patience: the drain, and some seconds to put things in order.
-const GRACE_SECONDS: u32 = DRAIN_SECONDS + 10;
+/// The kubelet's patience: the drain, and time to let pods leave and to put things in order on a busy node.
+const GRACE_SECONDS: u32 = DRAIN_SECONDS + 35;
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
     let about = "One agent per node, not in the node's network. An update starts the new agent beside the old one and lets it take over:\nno connection is refused meanwhile.";
@@ -43,12 +43,12 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                         "image": chosen.image,
                         "imagePullPolicy": "IfNotPresent",
                         "args": [
-                            "run", "--kubernetes", "--take-over",
+                            "run", "--kubernetes", "--daemon-set", AGENT, "--take-over",
                             "--ca-dir", "/etc/nodemesh/ca",
                             "--drain-seconds", DRAIN_SECONDS.to_string(),
                         ],
                         "env": [{"name": "NODE_NAME", "valueFrom": from("spec.nodeName")}],
-                        // Ready: the world has been read and the node's pods are as it wants them. There is no liveness probe: an
+                        // Ready: in charge of the node, and the world has been read. There is no liveness probe: an
                         // agent that is stuck ends itself, and one that is only slow must not lose its connections for it.
                         "startupProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 1, "failureThreshold": 300, "timeoutSeconds": 5},
                         "readinessProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 10, "timeoutSeconds": 5},

@@ -14,6 +14,8 @@ pub(super) const SECRET: &str = "nodemesh-ca";
 const MAKER: &str = "make-ca";
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+    // A Job cannot be changed: another image, say one that exists, is another Job.
+    let job = format!("{MAKER}-{}", short_hash(&[&chosen.image, &chosen.trust_domain]));
     Ok(vec![
         part::<ServiceAccount>(
             "INTERIM: the CA's key is in the Secret nodemesh-ca, and every agent signs with it. Whoever reads that Secret, or takes over\na node, can be anybody in the mesh. A CA of its own, which only signs for pods that run on the asking node, replaces this.",
@@ -34,10 +36,9 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             "Makes the Secret if it is not there; does nothing if it is.",
             json!({
                 "apiVersion": "batch/v1", "kind": "Job",
-                "metadata": {"name": MAKER, "namespace": NAMESPACE},
+                "metadata": {"name": job, "namespace": NAMESPACE},
                 "spec": {
                     "backoffLimit": 20,
-                    // So that the next apply makes it anew: a Job cannot be changed.
                     "ttlSecondsAfterFinished": 60,
                     "template": {
                         "metadata": {"labels": {"app.kubernetes.io/name": MAKER, "app.kubernetes.io/part-of": "nodemesh"}},
@@ -68,4 +69,12 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             }),
         )?,
     ])
+}
+
+/// Eight hexadecimal digits of a SHA-256.
+fn short_hash(texts: &[&str]) -> String {
+    let all = texts.join("\n");
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, all.as_bytes());
+    let first = hash.as_ref().first_chunk().copied().unwrap_or_default();
+    format!("{:08x}", u32::from_be_bytes(first))
 }

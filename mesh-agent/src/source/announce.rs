@@ -220,6 +220,11 @@ impl<P: Place> Publisher<P> {
         self.outcome.send_replace(Outcome { number, result });
     }
 
+    /// Where it writes to.
+    pub(super) fn place(&mut self) -> &mut P {
+        &mut self.place
+    }
+
     /// Somebody else has changed what stands there: it is to be written again.
     pub(super) fn has_been_changed(&mut self) {
         self.written = None;
@@ -255,6 +260,18 @@ async fn next_wish(wishes: &mut Option<watch::Receiver<Wish>>) -> bool {
 }
 
 impl Heard {
+    /// Tells what is wrong, beside what was told last.
+    pub(super) fn complain(&self, errors: Vec<SourceError>) {
+        let before = Arc::clone(&self.0.borrow());
+        if errors != before.errors {
+            super::last_good::log_new(&errors, &before.errors);
+            // Of revision 0 while nothing has been heard.
+            let revision = if before.revision == 0 { 0 } else { before.revision + 1 };
+            let announcements = Arc::clone(&before.announcements);
+            self.0.send_replace(Arc::new(AnnouncementState { announcements, errors, revision }));
+        }
+    }
+
     /// Tells if this differs from what was told last.
     pub(super) fn tell(&self, announcements: Announcements, errors: Vec<SourceError>) {
         let before = Arc::clone(&self.0.borrow());

@@ -62,6 +62,12 @@ impl Content {
         self.errors.values()
     }
 
+    /// Whether no pod is unknown because something is wrong with it or with its namespace. Other kinds say nothing about
+    /// which pods there are, and whoever may write them must not keep the agent from tidying up.
+    pub(super) fn knows_all_pods(&self) -> bool {
+        !self.errors.keys().any(|(kind, ..)| matches!(*kind, "Pod" | "Namespace"))
+    }
+
     /// Whether every kind has been listed once.
     pub(super) fn is_listed(&self) -> bool {
         KINDS.iter().all(|kind| self.listed.contains(kind))

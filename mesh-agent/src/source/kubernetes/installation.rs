@@ -1,5 +1,6 @@
 //! Whether this agent's installation is being taken away, as against updated: its DaemonSet has been deleted, or its
-//! namespace is going. Known only from what the API server says. Silence, 401 and 403 mean nothing: everything stays closed.
+//! namespace is going. Known only from what the API server says: it is watched, and asked once more when the agent is told to
+//! stop. Silence, 401 and 403 mean nothing: everything stays closed.
 
 use std::fmt::Debug;
 use std::future::{Future, ready};
@@ -9,14 +10,14 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::watches::events;
-use crate::manifest::AGENT;
+use super::watches::{events, settled};
 
 /// Follows the agent's DaemonSet and namespace.
 pub struct Installation {
@@ -25,20 +26,35 @@ pub struct Installation {
     is_removed: watch::Sender<bool>,
 }
 
+/// Asks the API server without waiting for a watch.
+pub struct Question {
+    daemon_sets: Api<DaemonSet>,
+    daemon_set: String,
+    namespaces: Api<Namespace>,
+    namespace: String,
+    is_removed: watch::Sender<bool>,
+}
+
 impl Installation {
-    /// Watches the installation in the client's own namespace; [`Self::run`] has to be run for anything to happen. The
-    /// receiver turns true once and stays so.
-    pub fn new(client: Client) -> (Self, watch::Receiver<bool>) {
+    /// Watches a DaemonSet of the client's own namespace; [`Self::run`] has to be run for anything to happen. The receiver
+    /// turns true once and stays so.
+    pub fn new(client: Client, daemon_set: &str) -> (Self, Question, watch::Receiver<bool>) {
         let (is_removed, receiver) = watch::channel(false);
         let namespace = client.default_namespace().to_owned();
-        let named =
-            |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let daemon_set =
-            Api::<PartialObjectMeta<DaemonSet>>::namespaced(client.clone(), &namespace);
-        let daemon_set = going(events(daemon_set, named(AGENT)));
-        let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client);
-        let namespace = going(events(namespaces, named(&namespace)));
-        (Self { signs: stream::select(daemon_set, namespace).boxed(), is_removed }, receiver)
+        let named = |name: &str| settled().fields(&format!("metadata.name={name}"));
+        let watched = Api::<PartialObjectMeta<DaemonSet>>::namespaced(client.clone(), &namespace);
+        let daemon_sets = going(events(watched, named(daemon_set)));
+        let watched = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+        let namespaces = going(events(watched, named(&namespace)));
+        let signs = stream::select(daemon_sets, namespaces).boxed();
+        let question = Question {
+            daemon_sets: Api::namespaced(client.clone(), &namespace),
+            daemon_set: daemon_set.to_owned(),
+            namespaces: Api::all(client),
+            namespace,
+            is_removed: is_removed.clone(),
+        };
+        (Self { signs, is_removed }, question, receiver)
     }
 
     /// Follows the installation until `cancel` is done.
@@ -54,27 +70,50 @@ impl Installation {
     }
 }
 
-/// When an object that has been there is gone or going.
+impl Question {
+    /// Whether it is known now that the installation is being taken away. Whoever follows the receiver hears of it, too.
+    pub async fn ask(&self) -> bool {
+        let daemon_set = self.daemon_sets.get_metadata_opt(&self.daemon_set).await;
+        let namespace = self.namespaces.get_metadata_opt(&self.namespace).await;
+        let is_going = matches!(&daemon_set, Ok(None))
+            || matches!(&daemon_set, Ok(Some(found)) if is_going(found.meta()))
+            || matches!(&namespace, Ok(Some(found)) if is_going(found.meta()));
+        if is_going {
+            self.is_removed.send_replace(true);
+        }
+        is_going
+    }
+}
+
+/// Whether an object is being deleted together with what belongs to it (`--cascade=orphan` leaves that).
+fn is_going(meta: &ObjectMeta) -> bool {
+    meta.deletion_timestamp.is_some() && !is_orphaning(meta)
+}
+
+fn is_orphaning(meta: &ObjectMeta) -> bool {
+    meta.finalizers.iter().flatten().any(|finalizer| finalizer == "orphan")
+}
+
+/// When an object is gone or going.
 fn going<K: Resource + Clone + Debug + DeserializeOwned + Send + 'static>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
 ) -> BoxStream<'static, ()> {
-    // One that was never there (an agent that somebody runs by hand) cannot go.
-    let (mut was_there, mut is_listed) = (false, false);
+    let (mut is_listed, mut is_orphaned) = (false, false);
     let is_going = move |event: watcher::Result<Event<K>>| {
         let going = match event {
             Ok(Event::Apply(object) | Event::InitApply(object)) => {
-                (was_there, is_listed) = (true, true);
-                object.meta().deletion_timestamp.is_some()
+                (is_listed, is_orphaned) = (true, is_orphaning(object.meta()));
+                is_going(object.meta())
             }
-            Ok(Event::Delete(_)) => true,
+            Ok(Event::Delete(_)) => !is_orphaned,
             Ok(Event::Init) => {
                 is_listed = false;
                 false
             }
-            Ok(Event::InitDone) => !is_listed,
+            Ok(Event::InitDone) => !is_listed && !is_orphaned,
             Err(_unknown) => false,
         };
-        ready((going && was_there).then_some(()))
+        ready(going.then_some(()))
     };
     events.filter_map(is_going).boxed()
 }
@@ -105,7 +144,11 @@ mod tests {
         assert_eq!(signs(there().collect()).await, 0);
         let refused = || [Err(watcher::Error::NoResourceVersion)];
         assert_eq!(signs(there().chain(refused()).collect()).await, 0);
-        assert_eq!(signs(lists(None).collect()).await, 0, "it has never been there");
+        assert_eq!(signs(lists(None).collect()).await, 1, "deleted before the agent began");
+        let mut orphaning = daemon_set(true);
+        orphaning.metadata.finalizers = Some(vec!["orphan".into()]);
+        let orphaned = [Ok(Event::Apply(orphaning.clone())), Ok(Event::Delete(orphaning))];
+        assert_eq!(signs(there().chain(orphaned).collect()).await, 0, "its pods stay");
         let deleted = [Ok(Event::Delete(daemon_set(false)))];
         assert_eq!(signs(there().chain(deleted).collect()).await, 1);
         let in_foreground = [Ok(Event::Apply(daemon_set(true)))];

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
 use super::super::error::SourceError;
-use super::watches::events;
+use super::watches::{events, settled};
 use crate::world::{FieldError, MeshNode, NodeName};
 
 /// Whose fields these are, for server-side apply.
@@ -31,9 +31,9 @@ pub fn kube_announcer(client: Client, own_node: NodeName) -> (Announcer, KubeAnn
     let api = Api::<DynamicObject>::all_with(client.clone(), &mesh_nodes());
     let place = OwnObject { client, api: api.clone(), node: own_node.clone(), owner: None };
     let (announcer, publisher, heard) = announcer(own_node.clone(), place);
-    let events = events(api, watcher::Config::default()).boxed();
-    let (known, listing) = (BTreeMap::new(), None);
-    (announcer, KubeAnnouncerTask { own_node, events, known, listing, heard, publisher })
+    let events = events(api, settled()).boxed();
+    let (known, listing, broken) = (BTreeMap::new(), None, None);
+    (announcer, KubeAnnouncerTask { own_node, events, known, listing, broken, heard, publisher })
 }
 
 fn mesh_nodes() -> ApiResource {
@@ -50,6 +50,8 @@ pub struct KubeAnnouncerTask {
     known: BTreeMap<String, Known>,
     /// What has come since a list began.
     listing: Option<BTreeSet<String>>,
+    /// Why they cannot be watched, until they can.
+    broken: Option<SourceError>,
     heard: Heard,
     publisher: Publisher<OwnObject>,
 }
@@ -69,7 +71,7 @@ impl KubeAnnouncerTask {
                 () = &mut cancel => return,
                 event = self.events.next() => match event {
                     Some(Ok(event)) => self.take_in(event),
-                    Some(Err(error)) => tracing::debug!(%error, "MeshNodes cannot be watched; trying again"),
+                    Some(Err(error)) => self.broken(&error),
                     None => return,
                 },
                 () = self.publisher.due() => self.publisher.fulfil().await,
@@ -77,7 +79,17 @@ impl KubeAnnouncerTask {
         }
     }
 
+    fn broken(&mut self, error: &watcher::Error) {
+        let message = format!("cannot be watched: {error}; what they said before stays in force");
+        let told = SourceError::whole_file(&Arc::from("MeshNodes"), message);
+        self.broken = Some(SourceError { code: "api_server_away", ..told });
+        self.heard.complain(self.errors());
+    }
+
     fn take_in(&mut self, event: Event<DynamicObject>) {
+        if !matches!(event, Event::Init) {
+            self.broken = None; // that a list begins says nothing yet
+        }
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
             Event::InitApply(object) => {
@@ -89,6 +101,9 @@ impl KubeAnnouncerTask {
             Event::InitDone => {
                 let seen = self.listing.take().unwrap_or_default();
                 self.known.retain(|name, _| seen.contains(name));
+                if !seen.contains(self.own_node.as_str()) {
+                    self.own_is_gone();
+                }
                 self.tell();
             }
             Event::Apply(object) => {
@@ -98,7 +113,7 @@ impl KubeAnnouncerTask {
             Event::Delete(object) => {
                 let name = object.name_any();
                 if name == self.own_node.as_str() {
-                    self.publisher.has_been_changed(); // not by us: we withdraw only to leave
+                    self.own_is_gone();
                 }
                 self.known.remove(&name);
                 self.tell();
@@ -124,8 +139,18 @@ impl KubeAnnouncerTask {
         }
         let good = self.known.values().filter_map(|known| known.good.as_ref());
         let announcements = good.map(|good| (good.node.clone(), Arc::clone(good))).collect();
-        let errors = self.known.values().filter_map(|known| known.error.clone()).collect();
-        self.heard.tell(announcements, errors);
+        self.heard.tell(announcements, self.errors());
+    }
+
+    fn errors(&self) -> Vec<SourceError> {
+        let objects = self.known.values().filter_map(|known| known.error.clone());
+        self.broken.iter().cloned().chain(objects).collect()
+    }
+
+    /// Not by us, who withdraw only to leave: somebody has deleted it, or it went with a Node that is made anew.
+    fn own_is_gone(&mut self) {
+        self.publisher.place().owner = None;
+        self.publisher.has_been_changed();
     }
 }
 

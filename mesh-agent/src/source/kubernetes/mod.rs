@@ -19,14 +19,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll};
-use kube::Client;
+use kube::{Client, Config};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::away::Away;
 use self::content::{Change, Content};
 pub use self::crd::mesh_node_crd;
-pub use self::installation::Installation;
+pub use self::installation::{Installation, Question};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
 use super::announce::AnnouncementState;
 use super::state::SourceState;
@@ -34,6 +34,8 @@ use crate::world::NodeName;
 
 /// How long after a change more are waited for, so that a rollout is not a hundred worlds.
 const QUIET: Duration = Duration::from_millis(5);
+/// How long a connection to the API server may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a change waits for others.
 const MAX_WAIT_FOR_QUIET: Duration = Duration::from_millis(50);
 
@@ -48,7 +50,7 @@ pub struct KubeSource {
 
 impl KubeSource {
     /// Watches for the agent of `node`; [`Self::run`] has to be run for anything to happen. Until everything has been listed
-    /// once, the state is the empty one of revision 0.
+    /// once, the state is of revision 0, without objects.
     pub fn new(client: Client, node: &NodeName) -> (Self, watch::Receiver<Arc<SourceState>>) {
         let (state, receiver) = watch::channel(Arc::default());
         let changes = watches::all(&client, node);
@@ -88,30 +90,46 @@ impl KubeSource {
         match change {
             Change::Failed { kind, error } => self.away.failed(kind, error),
             change => {
-                self.away.heard_of(change.kind());
+                if !matches!(change, Change::ListBegins(_)) {
+                    self.away.heard_of(change.kind()); // that a list begins says nothing yet
+                }
                 self.content.apply(change);
             }
         }
     }
 
-    /// Tells what is known once all has been listed, and then whenever it changes.
+    /// Tells what is known once all has been listed, and then whenever it changes. Before that, only what is wrong.
     fn tell(&self) {
         let before = Arc::clone(&self.state.borrow());
-        if !self.content.is_listed() {
-            return;
-        }
         let errors: Vec<_> = self.content.errors().cloned().chain(self.away.error()).collect();
         super::last_good::log_new(&errors, &before.errors);
+        if !self.content.is_listed() {
+            if errors != before.errors {
+                self.state.send_replace(Arc::new(SourceState { errors, ..SourceState::default() }));
+            }
+            return;
+        }
         let first = before.revision == 0;
         if first || *self.content.objects() != *before.objects || errors != before.errors {
             self.state.send_replace(Arc::new(SourceState {
                 objects: Arc::new(self.content.objects().clone()),
-                complete: self.content.errors().next().is_none(),
+                complete: self.content.knows_all_pods(),
                 errors,
                 revision: before.revision + 1,
             }));
         }
     }
+}
+
+/// A client of the API server that this agent is to ask.
+///
+/// # Errors
+/// Nobody says where it is.
+pub async fn api_server() -> kube::Result<Client> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.read_timeout = Some(watches::READ_TIMEOUT);
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config)
 }
 
 /// Waits until everything has been listed once, but not longer than `limit`.

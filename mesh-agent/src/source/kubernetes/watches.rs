@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll};
@@ -25,10 +25,17 @@ use crate::world::{
 /// agents at once when it comes back, so each pause is between half and all of its length.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+/// Longer than the longest pause and an attempt.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(15);
+
+/// How long one watch lasts, in seconds, and so (with kube's 5 s more) how long the silence of a dead connection can.
+const WATCH_S: u32 = 120;
+/// How long the API server may be silent in the middle of an answer: longer than a watch.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// All watches of the source for the agent of `node`.
 pub(super) fn all(client: &Client, node: &NodeName) -> SelectAll<BoxStream<'static, Change>> {
-    let everything = watcher::Config::default;
+    let everything = settled;
     let own = everything().fields(&format!("spec.nodeName={node}"));
     let mut all = SelectAll::new();
     all.push(follow(client, "Namespace", everything(), |meta: &PartialObjectMeta<Namespace>| {
@@ -71,6 +78,11 @@ where
         .boxed()
 }
 
+/// How a kind is watched: what an API server that has gone without a word leaves hanging is given up after [`WATCH_S`].
+pub(super) fn settled() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_S)
+}
+
 /// A watch that is begun again after failures, with pauses.
 pub(super) fn events<K>(
     api: Api<K>,
@@ -88,16 +100,21 @@ fn name(kind: &'static str, object: &impl Resource) -> Name {
     (kind, meta.namespace.as_deref().map(Into::into), text(&meta.name))
 }
 
-/// Twice as long each time.
+/// Twice as long each time, until there has been no failure for [`FORGIVEN_AFTER`]. That a list begins, which kube's own
+/// reset goes by, proves nothing.
 #[derive(Default)]
 struct Pauses {
     attempts: u32,
+    last: Option<Instant>,
 }
 
 impl Iterator for Pauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
+        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() > FORGIVEN_AFTER) {
+            self.attempts = 0;
+        }
         let pause = SHORTEST_PAUSE.saturating_mul(1 << self.attempts.min(10)).min(LONGEST_PAUSE);
         self.attempts = self.attempts.saturating_add(1);
         Some(pause.mul_f64(0.5 + fraction() / 2.0))
@@ -105,9 +122,7 @@ impl Iterator for Pauses {
 }
 
 impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.attempts = 0;
-    }
+    fn reset(&mut self) {}
 }
 
 /// A random number from 0 to 1; when there are no random bytes, 1.
