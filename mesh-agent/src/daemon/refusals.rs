@@ -1,0 +1,53 @@
+//! What the kernel refuses becomes flow records.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::flows::{Direction, Refused};
+use crate::kernel::{Refusal, Refusals};
+use crate::proxy::Mesh;
+
+/// A connection that the kernel refused becomes a record like any other, or one of many that are counted.
+pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
+    let each = |refusal: Refusal| {
+        let inbound = refusal.verdict.is_inbound();
+        let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
+        let (server, code) = (refusal.server, refusal.verdict.code());
+        let client = dialling(&refusal, &mesh);
+        let refused = Refused { direction, client, server, verdict: code, code };
+        mesh.flows.refuse(refused, |client, server| {
+            client.pod = mesh.pod_at(client.address);
+            server.pod = mesh.pod_at(server.address);
+            refusal.verdict.sentence().to_owned()
+        });
+    };
+    if let Err(error) = refusals.run(each).await {
+        tracing::error!(%error, "the kernel's refusals are not recorded any more");
+    }
+}
+
+/// Who dialled. A socket that was bound to no address has none yet: it is the pod's own.
+fn dialling(refusal: &Refusal, mesh: &Mesh) -> SocketAddr {
+    let client = refusal.client;
+    if !client.ip().is_unspecified() {
+        return client;
+    }
+    let pod = mesh.kernel.tables().enrolled.get(&refusal.netns);
+    let own = pod.map(|pod| if refusal.server.is_ipv4() { pod.v4 } else { pod.v6 });
+    own.filter(|own| !own.is_none()).map_or(client, |own| {
+        SocketAddr::from(mesh_common::addr::Endpoint::new(own, client.port()))
+    })
+}
+
+/// Tells, once a second, of the connections that were too many to be recorded one by one.
+pub(super) async fn tell_of_floods(mesh: Arc<Mesh>) {
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        second.tick().await;
+        mesh.flows.sweep();
+    }
+}
