@@ -1,5 +1,7 @@
 //! What the agent needs of its host, checked before anything is changed, so that each lack has a sentence of its own.
 
+mod bpffs;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -74,6 +76,11 @@ pub enum PreflightError {
         /// What was given.
         path: PathBuf,
     },
+    /// No bpffs on a node of a cluster, and none could be mounted.
+    #[error(
+        "the node has no bpffs, and the agent cannot mount one at /sys/fs/bpf: {0}; mount it on the node with: mount -t bpf bpf /sys/fs/bpf"
+    )]
+    MountBpffs(#[source] io::Error),
 }
 
 /// What was found.
@@ -128,7 +135,7 @@ impl OwnCgroup {
     }
 }
 
-/// Checks the host.
+/// Checks the host. Of what is missing on a cluster's node the bpffs alone is provided.
 ///
 /// # Errors
 /// See [`PreflightError`].
@@ -141,12 +148,15 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     if is_too_old(&release) {
         return Err(PreflightError::KernelTooOld { release });
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::Mounts)?;
-    let mounts = Mounts::parse(&mounts);
+    let around = Container::around();
+    let mut mounts = Mounts::read()?;
+    if mounts.kind_of(pin_dir) != Some("bpf") && around.is_some() {
+        bpffs::mount_on_node().map_err(PreflightError::MountBpffs)?;
+        mounts = Mounts::read()?;
+    }
     if mounts.kind_of(pin_dir) != Some("bpf") {
         return Err(PreflightError::NoBpffs { path: pin_dir.to_owned() });
     }
-    let around = Container::around();
     let mount = match &around {
         Some(around) => around.mount.clone(),
         None => mounts.first("cgroup2").ok_or(PreflightError::NoCgroup2)?.to_owned(),
@@ -247,6 +257,12 @@ fn own_cgroup(mount: &Path, node: &str) -> io::Result<OwnCgroup> {
 struct Mounts(Vec<(PathBuf, String)>);
 
 impl Mounts {
+    /// Those that the agent sees.
+    fn read() -> Result<Self, PreflightError> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(PreflightError::Mounts)?;
+        Ok(Self::parse(&mounts))
+    }
+
     fn parse(mountinfo: &str) -> Self {
         let parse = |line: &str| {
             let (before, after) = line.split_once(" - ")?;

@@ -60,14 +60,15 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                             "runAsUser": 0,
                             "capabilities": {
                                 "drop": ["ALL"],
-                                "add": ["BPF", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"],
+                                "add": ["BPF", "NET_ADMIN", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"],
                             },
                             "seccompProfile": {"type": "RuntimeDefault"},
                             "appArmorProfile": {"type": "Unconfined"},
                         },
                         "volumeMounts": [
                             {"name": "run", "mountPath": "/run/nodemesh"},
-                            {"name": "bpf", "mountPath": "/sys/fs/bpf"},
+                            // A bpffs that the agent has to mount on the node first is seen here then.
+                            {"name": "bpf", "mountPath": "/sys/fs/bpf", "mountPropagation": "HostToContainer"},
                             {"name": "ca", "mountPath": "/etc/nodemesh/ca", "readOnly": true},
                         ],
                     }],
