@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
+use pcap::Frame;
 pub use tcp::Conn;
 pub use tls::Tls;
 
@@ -41,7 +42,7 @@ pub struct Capture {
 /// A finished recording.
 #[derive(Debug)]
 pub struct Recording {
-    frames: Vec<Vec<u8>>,
+    frames: Vec<Frame>,
     conns: Vec<Conn>,
 }
 
@@ -102,7 +103,7 @@ impl Recording {
     /// Whether these bytes occur in any frame or, across frames, in any direction of any connection.
     pub fn contains(&self, marker: &str) -> bool {
         let marker = marker.as_bytes();
-        self.frames.iter().any(|frame| find(frame, marker))
+        self.frames.iter().any(|frame| find(&frame.bytes, marker))
             || self.conns.iter().any(|c| find(&c.to_server, marker) || find(&c.to_client, marker))
     }
 

@@ -106,7 +106,8 @@ impl Place {
 }
 
 impl Output {
-    pub(crate) fn of(argv: &[OsString], output: &std::process::Output) -> Self {
+    /// What `argv` has left.
+    pub fn of(argv: &[OsString], output: &std::process::Output) -> Self {
         Self {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

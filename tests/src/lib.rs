@@ -36,6 +36,7 @@ pub mod programs;
 pub mod races;
 mod scenario;
 pub mod tag;
+pub mod tell;
 pub mod topology;
 
 pub use pair::{PORT, Pair, SHOP};

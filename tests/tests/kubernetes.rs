@@ -1,20 +1,18 @@
 //! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real ones.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::{
-    cluster::{Cluster, Mesh, PATIENCE, TEST_IMAGE, test_name},
+    cluster::{
+        Cluster, Mesh, PATIENCE,
+        shop::{self, GREETING, Load, address, container, curl, lives, server},
+        test_name,
+    },
     eventually,
     flow::Flow,
 };
-
-/// Stands in what servers answer.
-const GREETING: &str = "greetings-from-cart";
 
 fn up() -> Result<Cluster> {
     let cluster = Cluster::up(&test_name())?;
@@ -22,87 +20,12 @@ fn up() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A pod that runs a script of busybox's shell.
-fn pod(name: &str, node: u8, script: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
-        "spec": {
-            "nodeName": format!("node{node}"),
-            "terminationGracePeriodSeconds": 0,
-            "containers": [container(script)],
-        },
-    })
-}
-
-fn container(script: &str) -> Value {
-    json!({
-        "name": "main", "image": TEST_IMAGE, "imagePullPolicy": "Never",
-        "command": ["/bin/sh", "-c", script],
-    })
-}
-
-fn server() -> String {
-    format!(
-        "mkdir -p /tmp/www && echo {GREETING} > /tmp/www/index.html && exec httpd -f -p 8080 -h /tmp/www"
-    )
-}
-
-const IDLE: &str = "exec sleep 100000";
-
-/// `shop/web` on node 1; `shop/cart`, a server, on node 2; `shop/near`, a server, on node 1; a service for each of the two.
-fn shop(cluster: &Cluster) -> Result<()> {
-    let service = |name: &str, more: Value| {
-        let mut spec =
-            json!({"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]});
-        merge(&mut spec, more);
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
-    };
-    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
-        pod("web", 1, IDLE), pod("cart", 2, &server()), pod("near", 1, &server()),
-        service("cart", json!({"type": "NodePort"})), service("near", json!({})),
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "headless", "namespace": "shop"},
-            "spec": {"clusterIP": "None", "selector": {"app": "cart"}}},
-    ]});
-    cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
-    ready(cluster, "shop")
-}
-
-fn merge(into: &mut Value, from: Value) {
-    if let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) {
-        into.extend(from);
-    }
-}
-
-fn ready(cluster: &Cluster, namespace: &str) -> Result<()> {
-    let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"];
-    cluster.kubectl(["-n", namespace].into_iter().chain(wait)).map(drop)
-}
-
-/// What a client in a pod of namespace shop gets.
-fn curl(cluster: &Cluster, from: &str, url: &str) -> Result<String> {
-    let command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "10", url];
-    cluster.kubectl(["-n", "shop", "exec", from, "--"].into_iter().chain(command))
-}
-
-fn address(cluster: &Cluster, pod: &str) -> Result<IpAddr> {
-    let of = ["-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"];
-    cluster.kubectl(of)?.parse().context("no address")
-}
-
-/// UIDs, start times and restarts of the shop's pods.
-fn lives(cluster: &Cluster) -> Result<String> {
-    let of = "jsonpath={range .items[*]}{.metadata.uid} {.status.startTime} {.status.containerStatuses[*].restartCount} {.status.containerStatuses[*].containerID}{'\\n'}{end}";
-    cluster.kubectl(["-n", "shop", "get", "pods", "-o", of])
-}
-
 const WEB_AND_CART: [(u8, &str); 2] = [(1, "shop/web"), (2, "shop/cart")];
 
 #[test]
 fn one_apply_and_one_label() -> Result<()> {
     let cluster = up()?;
-    shop(&cluster)?;
+    shop::open(&cluster)?;
     let before = lives(&cluster)?;
     let nodes_before = nodes(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
@@ -122,14 +45,7 @@ fn one_apply_and_one_label() -> Result<()> {
 
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     mesh.wait_state(&WEB_AND_CART, "enrolled")?;
-    // The peers' announcements travel by themselves.
-    eventually(PATIENCE, || {
-        get()?;
-        let flows = mesh.flows(1)?;
-        let last = flows.last().context("no flow")?;
-        ensure!(last.is_mtls() && last.server.pod.as_deref() == Some("shop/cart"), "{last:#?}");
-        Ok(())
-    })?;
+    mesh.wait_mtls(1, "shop/cart", || get().map(drop))?;
     let capture = cluster.node(1).capture()?;
     ensure!(get()?.contains(GREETING));
     ensure!(curl(&cluster, "near", "http://cart.shop.svc.cluster.local/")?.contains(GREETING));
@@ -163,7 +79,7 @@ fn one_apply_and_one_label() -> Result<()> {
     // Taken away while pods are in the mesh, strict, and in use.
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
-    wait_strict(&mesh)?;
+    mesh.wait_strict(&WEB_AND_CART)?;
     let load = Load::start(&cluster, &mesh)?;
     load.more(0)?;
     ensure!(nodes(&cluster)? != nodes_before, "what the mesh changes is not looked at");
@@ -177,18 +93,6 @@ fn one_apply_and_one_label() -> Result<()> {
     let (end, _) = load.more(0)?;
     load.more(end)?;
     cluster.down()
-}
-
-/// Waits until the shop takes nothing but mutual TLS.
-fn wait_strict(mesh: &Mesh<'_>) -> Result<()> {
-    eventually(PATIENCE, || {
-        for (node, pod) in WEB_AND_CART {
-            let found = mesh.state_of(node, pod)?;
-            let is_strict = found["state"] == "enrolled" && found["mode"] == "strict";
-            ensure!(is_strict, "{pod} is not strict: {found:#}");
-        }
-        Ok(())
-    })
 }
 
 /// All that the mesh could leave on the nodes and in the shop's pods.
@@ -216,8 +120,14 @@ fn nodes(cluster: &Cluster) -> Result<Vec<String>> {
 #[test]
 fn services_and_workloads_of_every_kind() -> Result<()> {
     let cluster = up()?;
-    shop(&cluster)?;
+    shop::open(&cluster)?;
+    // A node whose init has mounted no bpffs, as some distributions do not: its agent mounts it.
+    let bpffs =
+        || cluster.node(2).run(["sh", "-c", "grep ' /sys/fs/bpf bpf ' /proc/mounts || true"]);
+    cluster.node(2).run(["umount", "/sys/fs/bpf"])?;
+    ensure!(bpffs()?.is_empty(), "there is another");
     let mesh = Mesh::install(&cluster)?;
+    ensure!(bpffs()?.lines().count() == 1, "{}", bpffs()?);
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     mesh.wait_state(&[(1, "shop/web"), (2, "shop/cart"), (1, "shop/near")], "enrolled")?;
     let is = |path: &str| cluster.kubectl(["-n", "shop", "get", "service", "cart", "-o", path]);
@@ -317,7 +227,7 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
 #[test]
 fn agents_are_replaced_under_load() -> Result<()> {
     let cluster = up()?;
-    shop(&cluster)?;
+    shop::open(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     mesh.wait_state(&WEB_AND_CART, "enrolled")?;
@@ -341,17 +251,57 @@ fn agents_are_replaced_under_load() -> Result<()> {
     let ended: Vec<&Flow> = flows.iter().filter(|flow| flow.outcome != "open").collect();
     let plain: Vec<_> = ended.iter().filter(|flow| !flow.is_mtls()).collect();
     ensure!(ended.len() > 50 && plain.is_empty(), "{} flows, of these {plain:#?}", ended.len());
+    killed_under_load(&cluster, &mesh, &load, end)?;
     cluster.down()
+}
+
+/// The kubelet starts a killed agent again. Until then dials into the mesh are refused; nothing goes in plaintext instead.
+fn killed_under_load(
+    cluster: &Cluster,
+    mesh: &Mesh<'_>,
+    load: &Load<'_>,
+    before: usize,
+) -> Result<()> {
+    let (start, failed_before) = load.more(before)?;
+    let restarts = || -> Result<String> {
+        let agent = mesh.agent(1)?;
+        let of = "jsonpath={.status.containerStatuses[0].restartCount}";
+        cluster.kubectl(["-n", "nodemesh", "get", &agent, "-o", of])
+    };
+    let restarted_before = restarts()?;
+    let capture = cluster.node(1).capture()?;
+    let since = Instant::now();
+    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    // Several in a row: what a dying agent still did is not meant.
+    let end = eventually(PATIENCE, || {
+        let answers = load.answers()?;
+        let failed = answers.iter().filter(|answer| *answer != "200 0").count();
+        let last = answers.iter().rev().take(20);
+        ensure!(failed > failed_before.len(), "nobody has noticed yet");
+        ensure!(last.clone().count() == 20 && last.clone().all(|answer| answer == "200 0"));
+        Ok(answers.len())
+    })?;
+    let took = since.elapsed();
+    let recording = capture.stop()?;
+    ensure!(!recording.contains(GREETING), "{:?}", recording.quote(GREETING));
+    ensure!(restarts()? != restarted_before, "the agent was not started again");
+    let (_, failed) = load.more(end)?;
+    println!(
+        "an agent killed under load: {} of {} requests failed, all right again after {took:.1?}",
+        failed.len() - failed_before.len(),
+        end - start
+    );
+    Ok(())
 }
 
 #[test]
 fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     let cluster = up()?;
-    shop(&cluster)?;
+    shop::open(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
-    wait_strict(&mesh)?;
+    mesh.wait_strict(&WEB_AND_CART)?;
     let load = Load::start(&cluster, &mesh)?;
     let cart = format!("http://{}:8080/", address(&cluster, "cart")?);
     let from_outside = || {
@@ -416,36 +366,4 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     }
     ensure!(from_outside()?.success()?.contains(GREETING));
     cluster.down()
-}
-
-/// A pod on node 1 that asks `shop/cart` again and again.
-struct Load<'a> {
-    cluster: &'a Cluster,
-}
-
-impl<'a> Load<'a> {
-    /// Returns when it is in the mesh.
-    fn start(cluster: &'a Cluster, mesh: &Mesh<'_>) -> Result<Self> {
-        let script = "while :; do curl --silent --max-time 10 --output /dev/null --write-out '%{http_code} %{exitcode}\n' http://cart/; done";
-        let items = json!({"apiVersion": "v1", "kind": "List", "items": [pod("load", 1, script)]});
-        cluster.kubectl_with(&items.to_string(), ["apply", "-f", "-"])?;
-        mesh.wait_state(&[(1, "shop/load")], "enrolled")?;
-        Ok(Self { cluster })
-    }
-
-    /// Waits until there are 50 more answers than these. How many there are then, and those that are none. Asks the node, since
-    /// the API server may be away.
-    fn more(&self, than: usize) -> Result<(usize, Vec<String>)> {
-        eventually(PATIENCE, || {
-            let log = "cat /var/log/pods/shop_load_*/main/0.log";
-            let log = self.cluster.node(1).run(["sh", "-c", log])?;
-            // TIME stdout F 200 0
-            let answers: Vec<_> =
-                log.lines().filter_map(|line| line.splitn(4, ' ').last()).collect();
-            ensure!(answers.len() > than + 50, "{} answers", answers.len());
-            let bad =
-                answers.iter().filter(|line| **line != "200 0").map(|line| (*line).to_owned());
-            Ok((answers.len(), bad.collect()))
-        })
-    }
 }

@@ -4,9 +4,10 @@ use std::{
     collections::HashMap,
     fmt::{self, Display},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::SystemTime,
 };
 
-use super::tls::Tls;
+use super::{pcap::Frame, tls::Tls};
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -18,6 +19,8 @@ const ACK: u8 = 16;
 pub struct Conn {
     /// Who sent the SYN: address and source port.
     pub client: SocketAddr,
+    /// When it did.
+    pub begun: SystemTime,
     /// To whom.
     pub server: SocketAddr,
     /// What the client sent.
@@ -41,7 +44,7 @@ impl Conn {
 
 impl Display for Conn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, server, to_server, to_client, accepted, reset, closed } = self;
+        let Self { client, server, to_server, to_client, accepted, reset, closed, .. } = self;
         let (sent, received) = (to_server.len(), to_client.len());
         write!(
             f,
@@ -87,11 +90,12 @@ impl Stream {
 }
 
 /// All connections of which the SYN is among the frames.
-pub(super) fn connections(frames: &[Vec<u8>]) -> Vec<Conn> {
+pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
     let mut conns: Vec<(Conn, [Stream; 2])> = Vec::new();
     // The newest connection of a pair of ends: ports are used again.
     let mut newest: HashMap<(SocketAddr, SocketAddr), usize> = HashMap::new();
-    for segment in frames.iter().filter_map(|frame| Segment::parse(frame)) {
+    for frame in frames {
+        let Some(segment) = Segment::parse(&frame.bytes) else { continue };
         let Segment { from, to, seq, flags, data } = segment;
         if flags & (SYN | ACK) == SYN {
             let start = seq.wrapping_add(1);
@@ -99,7 +103,7 @@ pub(super) fn connections(frames: &[Vec<u8>]) -> Vec<Conn> {
             if !again {
                 newest.insert((from, to), conns.len());
                 conns.push((
-                    Conn::new(from, to),
+                    Conn::new(from, to, frame.at),
                     [Stream { start, ..Stream::default() }, Stream::default()],
                 ));
             }
@@ -132,9 +136,10 @@ pub(super) fn connections(frames: &[Vec<u8>]) -> Vec<Conn> {
 }
 
 impl Conn {
-    fn new(client: SocketAddr, server: SocketAddr) -> Self {
+    fn new(client: SocketAddr, server: SocketAddr, begun: SystemTime) -> Self {
         let (to_server, to_client) = (Vec::new(), Vec::new());
-        Self { client, server, to_server, to_client, accepted: false, reset: false, closed: false }
+        let (accepted, reset, closed) = (false, false, false);
+        Self { client, begun, server, to_server, to_client, accepted, reset, closed }
     }
 }
 

@@ -129,6 +129,30 @@ impl<'a> Mesh<'a> {
         })
     }
 
+    /// Waits until pods take nothing but mutual TLS.
+    pub fn wait_strict(&self, pods: &[(u8, &str)]) -> Result<()> {
+        eventually(PATIENCE, || {
+            for (node, pod) in pods {
+                let found = self.state_of(*node, pod)?;
+                let is_strict = found["state"] == "enrolled" && found["mode"] == "strict";
+                ensure!(is_strict, "{pod} is not strict: {found:#}");
+            }
+            Ok(())
+        })
+    }
+
+    /// Has connections made until the newest that the node's agent knows is mutual TLS to that pod: the peers' announcements
+    /// travel by themselves.
+    pub fn wait_mtls(&self, node: u8, server: &str, dial: impl Fn() -> Result<()>) -> Result<()> {
+        eventually(PATIENCE, || {
+            dial()?;
+            let flows = self.flows(node)?;
+            let last = flows.last().context("no flow")?;
+            ensure!(last.is_mtls() && last.server.pod.as_deref() == Some(server), "{last:#?}");
+            Ok(())
+        })
+    }
+
     /// `mesh-agent flows -o json`.
     pub fn flows(&self, node: u8) -> Result<Vec<Flow>> {
         lines(&self.exec(node, &["flows", "-o", "json"])?)

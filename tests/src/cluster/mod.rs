@@ -14,6 +14,7 @@ mod node;
 mod pki;
 mod plan;
 mod programs;
+pub mod shop;
 mod traces;
 
 use std::{

@@ -17,55 +17,57 @@ pub(crate) use build::build;
 
 pub(crate) const COMMAND: Command = Command {
     name: "cluster",
-    about: "A real Kubernetes of two nodes on this machine: up, down, status; build makes its programs.",
+    about: "A real Kubernetes of two nodes on this machine: up, demo, down, and more.",
     details: "\
-  up        builds what is missing, brings the cluster up, and says how to use it
-  down      takes it down, also one that has crashed or was half made
-  status    what of it runs; fails if it is not all
-  build     only builds its programs: etcd, Kubernetes and CoreDNS, into target/cluster
+  up            builds what is missing, brings the cluster up, and says how to use it
+  demo          the same, then applies the mesh, labels a namespace, and tells what it observed; it stays up
+  load ARCHIVE  gives both nodes the images of an archive, e.g. of `cargo xtask image`
+  down          takes it down, also one that has crashed or was half made
+  status        what of it runs; fails if it is not all
+  build         only builds its programs: etcd, Kubernetes and CoreDNS, into target/cluster
 
 The programs are built from the Go modules in tests/cluster: 8 minutes on two cores the first time. A node
 is made of namespaces: it has its own processes, mounts, cgroups and network. Needs root.",
     options: &[Opt { flag: "--name", values: &["NAME"], about: "which cluster; there may be several (dev)" }],
-    operands: Some("up|down|status|build"),
+    operands: Some("up|demo|load ARCHIVE|down|status|build"),
     run,
 };
 
 fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::here();
-    let [what] = &args.operands[..] else {
-        bail!("one of up, down, status and build; see `cargo xtask cluster --help`");
-    };
-    match what.as_str() {
-        "build" => {
+    let words: Vec<&str> = args.operands.iter().map(String::as_str).collect();
+    match words[..] {
+        ["build"] => {
             setup::ensure(&workspace, Purpose::Cluster)?;
             build(&workspace)?;
             Ok(ExitCode::SUCCESS)
         }
-        "up" => {
+        ["up" | "demo"] => {
             setup::ensure(&workspace, Purpose::Cluster)?;
             build(&workspace)?;
             host::everything(&workspace, Profile::Dev)?;
-            ask(&workspace, what, args)
+            ask(&workspace, args)
         }
-        // Nothing is built to take something away, unless what does it has gone.
-        "down" | "status" => {
+        // Nothing is built for what needs a cluster that is there, unless what does it has gone.
+        ["down" | "status"] | ["load", _] => {
             if host::program(&workspace, Profile::Dev, "cluster").is_err() {
                 setup::ensure(&workspace, Purpose::Build)?;
                 host::everything(&workspace, Profile::Dev)?;
             }
-            ask(&workspace, what, args)
+            ask(&workspace, args)
         }
-        other => bail!("`{other}`? It is up, down, status or build"),
+        _ => bail!(
+            "one of up, demo, load ARCHIVE, down, status and build; see `cargo xtask cluster --help`"
+        ),
     }
 }
 
 /// Lets the tests' program do it.
-fn ask(workspace: &Workspace, what: &str, args: &Args) -> Result<ExitCode> {
+fn ask(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     use std::os::unix::process::CommandExt as _;
 
     let mut program = host::program(workspace, Profile::Dev, "cluster")?;
-    program.arg(what).args(args.value("--name"));
+    program.args(&args.operands).args(args.value("--name"));
     // In our place, so that its exit code and the terminal's signals are its own.
     Err(anyhow::Error::from(program.exec()).context("the program `cluster` cannot be started"))
 }

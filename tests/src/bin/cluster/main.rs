@@ -1,9 +1,11 @@
-//! A real Kubernetes of two nodes, for people: `cluster up | down | status [NAME]`.
+//! A real Kubernetes of two nodes, for people: `cluster up | demo | down | status [NAME]`, `cluster load ARCHIVE [NAME]`.
 //!
 //! `boot` and `init` are for the library, which starts this program as the first process of a node.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "telling is what it is for")]
 
-use std::{env, process::ExitCode};
+mod demo;
+
+use std::{env, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use tests::cluster::{self, Cluster, machine};
@@ -17,13 +19,19 @@ fn main() -> ExitCode {
     let outcome = match words[..] {
         ["up"] => up(NAME),
         ["up", name] => up(name),
+        ["demo"] => show(NAME),
+        ["demo", name] => show(name),
+        ["load", archive] => load(archive, NAME),
+        ["load", archive, name] => load(archive, name),
         ["down"] => down(NAME),
         ["down", name] => down(name),
         ["status"] => return status(NAME),
         ["status", name] => return status(name),
         ["boot", spec] => machine::boot(spec),
         ["init", spec] => machine::init(spec),
-        _ => Err(anyhow::anyhow!("usage: cluster up | down | status [NAME]")),
+        _ => Err(anyhow::anyhow!(
+            "usage: cluster up | demo | down | status [NAME], or cluster load ARCHIVE [NAME]"
+        )),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,6 +56,29 @@ fn up(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The demo, in a cluster that is there or is made.
+fn show(name: &str) -> Result<()> {
+    up(name)?;
+    demo::tell(&existing(name)?)?;
+    println!(
+        "\nAll of this was observed in this run. It goes on running; `cargo xtask cluster down --name {name}` ends it."
+    );
+    Ok(())
+}
+
+/// Gives an image to both nodes.
+fn load(archive: &str, name: &str) -> Result<()> {
+    existing(name)?.import_image(Path::new(archive)).with_context(|| archive.to_owned())?;
+    println!("Both nodes of the cluster {name} have the images of {archive}.");
+    Ok(())
+}
+
+fn existing(name: &str) -> Result<Cluster> {
+    Cluster::existing(name)?.with_context(|| {
+        format!("there is no cluster {name}; `cargo xtask cluster up --name {name}` makes it")
+    })
+}
+
 /// How to use it.
 fn tell(cluster: &Cluster, name: &str) {
     let node = cluster.node(1);
@@ -59,7 +90,7 @@ To use it:
    image of pods (imagePullPolicy: Never): {}
    on a node: nsenter --target {} --all PROGRAM
 To end it:
-   cargo xtask cluster down {name}",
+   cargo xtask cluster down --name {name}",
         cluster.kubeconfig().display(),
         cluster::kubectl().display(),
         cluster::BUSYBOX,
@@ -104,7 +135,7 @@ fn told_status(name: &str) -> Result<bool> {
         println!("{machine:<8} {program:<24} {}", if *runs { "runs" } else { "DOES NOT RUN" });
     }
     if programs.iter().any(|(_, _, runs)| !runs) {
-        bail!("the cluster {name} is not up; `cargo xtask cluster down {name}` removes it");
+        bail!("the cluster {name} is not up; `cargo xtask cluster down --name {name}` removes it");
     }
     println!("\n{}", cluster.kubectl(["get", "nodes", "-o", "wide"]).context("the API server")?);
     tell(&cluster, name);

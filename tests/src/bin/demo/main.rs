@@ -7,7 +7,6 @@
 mod keep;
 mod shop;
 mod story;
-mod tell;
 
 use std::{
     env,
@@ -23,9 +22,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::{SigSet, Signal},
 };
-use tests::{Net, tag::Tag};
-
-use crate::tell::Teller;
+use tests::{Net, tag::Tag, tell::Teller};
 
 /// One demo at a time: it has fixed names, so that people can use them.
 const LOCK: &str = "/run/nodemesh-demo.lock";

@@ -3,12 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::{capture::Recording, flow::spiffe_id};
+use tests::{capture::Recording, flow::spiffe_id, tell::Teller};
 
-use crate::{
-    shop::{CART_SERVICE, HTTP, REDIS, SECRET, Shop, curl},
-    tell::Teller,
-};
+use crate::shop::{CART_SERVICE, HTTP, REDIS, SECRET, Shop, curl};
 
 /// How many requests `legacy` makes.
 const LEGACY_REQUESTS: u64 = 10;

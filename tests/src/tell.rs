@@ -1,36 +1,45 @@
-//! How the story looks on a terminal.
+//! How the story of a demo looks on a terminal.
+#![expect(clippy::print_stdout, reason = "telling is what it is for")]
 
 use std::io::{self, IsTerminal as _};
 
 /// Prints headings and observations.
-pub(crate) struct Teller {
+#[derive(Debug)]
+pub struct Teller {
     colour: bool,
     chapter: u8,
 }
 
+impl Default for Teller {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Teller {
-    pub(crate) fn new() -> Self {
+    /// With colours, if they are seen.
+    pub fn new() -> Self {
         Self { colour: io::stdout().is_terminal(), chapter: 0 }
     }
 
     /// What is about to be shown.
-    pub(crate) fn chapter(&mut self, title: &str) {
+    pub fn chapter(&mut self, title: &str) {
         self.chapter += 1;
         println!("\n{}", self.paint("1", &format!("{}. {title}", self.chapter)));
     }
 
     /// A command as a user would give it.
-    pub(crate) fn command(&self, command: &str) {
+    pub fn command(&self, command: &str) {
         println!("   {}", self.paint("36", &format!("$ {command}")));
     }
 
     /// Something that has been seen. Called only after it was checked.
-    pub(crate) fn saw(&self, text: &str) {
+    pub fn saw(&self, text: &str) {
         println!("   {} {text}", self.paint("32", "✓"));
     }
 
     /// What it looked like: bytes, lines of a log.
-    pub(crate) fn quote(&self, text: &str) {
+    pub fn quote(&self, text: &str) {
         for line in text.lines() {
             println!("     {}", self.paint("2", line.trim_end()));
         }

@@ -1,0 +1,126 @@
+//! What docs/install.md and `cargo xtask cluster demo` say, done as they say it.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use tests::{
+    bin_dir,
+    cluster::{self, BUSYBOX, Cluster, shop, test_name},
+    exec::Output,
+};
+
+/// The project's directory, where its commands are given.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Takes a cluster down that a command has brought up, whatever becomes of the test.
+struct Remove(String);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        if let Err(error) = cluster::remove(&self.0) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn sh(script: &str) -> Result<String> {
+    let line = ["bash", "-euo", "pipefail", "-c", script];
+    let output = Command::new(line[0]).args(&line[1..]).current_dir(ROOT).output()?;
+    Output::of(&line.map(Into::into), &output).success()
+}
+
+/// The commands below a heading of a page, without their remarks.
+fn commands<'a>(page: &'a str, heading: &str) -> Result<Vec<&'a str>> {
+    let (_, below) = page.split_once(&format!("\n## {heading}")).context(heading.to_owned())?;
+    let block = below.split("```").nth(1).with_context(|| format!("{heading}: no commands"))?;
+    let command =
+        |line: &'a str| line.split_once("  #").map_or(line, |(command, _)| command).trim();
+    Ok(block.lines().map(command).filter(|line| !line.is_empty()).collect())
+}
+
+#[test]
+fn the_install_page_is_followed_to_the_letter() -> Result<()> {
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/install.md"))?;
+    let name = test_name();
+    let _removed = Remove(name.clone());
+    // Other clusters may be there: this one has a name of its own. xtask is the one that is tested.
+    let xtask = bin_dir().join("xtask");
+    let here = |command: &str| {
+        command
+            .replace("cargo xtask cluster", &format!("cargo xtask cluster --name {name}"))
+            .replace("cargo xtask", &xtask.to_string_lossy())
+            .replace("/dev/pki/", &format!("/{name}/pki/"))
+    };
+    let by_hand = commands(&page, "On one machine")?;
+    let environment: Vec<_> =
+        by_hand.iter().filter(|line| line.starts_with("export ")).map(|line| here(line)).collect();
+    let run = |command: &str| {
+        let script = [environment.clone(), vec![here(command)]].concat().join("\n");
+        sh(&script).with_context(|| command.to_owned())
+    };
+    for command in by_hand.iter().filter(|line| !line.starts_with("export ")) {
+        run(command)?;
+    }
+
+    // "With pods of yours in a namespace `shop`."
+    let cluster = Cluster::existing(&name)?.context("`cluster up` made none")?;
+    let mut pods = [shop::pod("web", 1, shop::IDLE), shop::pod("cart", 2, &server())];
+    for pod in &mut pods {
+        pod["spec"]["containers"][0]["image"] = json!(BUSYBOX);
+    }
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [namespace, pods[0], pods[1]]});
+    cluster.kubectl_with(&list.to_string(), ["apply", "-f", "-"])?;
+    shop::ready(&cluster, "shop")?;
+    let cart = format!("http://{}:8080/", shop::address(&cluster, "cart")?);
+    let get = ["-n", "shop", "exec", "web", "--", "timeout", "10", "wget", "-qO-", &cart];
+
+    let labelled = commands(&page, "3. Label")?;
+    ensure!(labelled.iter().any(|line| line.ends_with("flows -f")), "{labelled:?}");
+    for command in labelled {
+        match command.strip_suffix(" flows -f") {
+            // It follows until it is interrupted, and shows what has been.
+            Some(_) => tests::eventually(cluster::PATIENCE, || {
+                cluster.kubectl(get)?;
+                let told = run(&format!("timeout 5 {command} || test $? = 124"))?;
+                ensure!(told.contains("mtls"), "{told}");
+                Ok(())
+            })?,
+            None => drop(run(command)?),
+        }
+    }
+    for command in commands(&page, "Remove")? {
+        run(command)?;
+    }
+    let left = cluster.kubectl(["get", "namespaces", "-o", "name"])?;
+    ensure!(!left.contains("nodemesh"), "{left}");
+    ensure!(cluster.kubectl(get)?.contains(shop::GREETING));
+    drop(cluster);
+    run("cargo xtask cluster down")?;
+    ensure!(Cluster::existing(&name)?.is_none(), "it is still there");
+    Ok(())
+}
+
+/// The shop's server, of what is in the busybox image.
+fn server() -> String {
+    format!("echo {} > /www/index.html && exec httpd -f -p 8080 -h /www", shop::GREETING)
+}
+
+#[test]
+fn the_demo_tells_what_it_observes_and_leaves_it_running() -> Result<()> {
+    let name = test_name();
+    let _removed = Remove(name.clone());
+    let demo = format!("{} demo {name}", bin_dir().join("cluster").display());
+    for _ in 0..2 {
+        let told = sh(&demo)?;
+        for part in
+            ["X-Card: 4929-1234-5678-9012\n\n3.", "TLS 1.3 and nothing else", "web still gets"]
+        {
+            ensure!(told.contains(part), "{part:?} is not in {told}");
+        }
+    }
+    let cluster = Cluster::existing(&name)?.context("the demo's cluster has gone")?;
+    ensure!(cluster.programs().iter().all(|(.., runs)| *runs), "{:?}", cluster.programs());
+    Ok(())
+}

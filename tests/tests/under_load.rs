@@ -1,0 +1,194 @@
+//! What applications notice of the mesh in a cluster, under load: the label, and workloads that are scaled and rolled.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tests::{
+    capture::Conn,
+    cluster::{
+        Cluster, Mesh, PATIENCE,
+        shop::{self, address, answers, asking, pod},
+        test_name,
+    },
+    eventually,
+};
+
+/// How often the namespace is labelled, and how many clients are watched each time.
+const LABELLED: usize = 5;
+const CLIENTS: usize = 4;
+/// What the issue asks of the 95th percentile, and what a machine may take that does other things too.
+const TOLD_SOON: Duration = Duration::from_secs(2);
+const BUSY: u32 = 5;
+
+#[test]
+fn from_the_label_to_mutual_tls() -> Result<()> {
+    let cluster = Cluster::up(&test_name())?;
+    Mesh::import_images(&cluster)?;
+    shop::open(&cluster)?;
+    let cart = SocketAddr::new(address(&cluster, "cart")?, 8080);
+    let names: Vec<String> = (0..CLIENTS).map(|n| format!("client{n}")).collect();
+    let paths: Vec<String> = names.iter().map(|name| format!("shop/{name}")).collect();
+    let mut all: Vec<(u8, &str)> = paths.iter().map(|path| (1, path.as_str())).collect();
+    all.push((2, "shop/cart"));
+    let script = asking(&format!("http://{cart}/"), "sleep 0.05;");
+    let clients: Vec<Value> = names.iter().map(|name| pod(name, 1, &script)).collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": clients});
+    cluster.kubectl_with(&list.to_string(), ["apply", "-f", "-"])?;
+    shop::ready(&cluster, "shop")?;
+    let mesh = Mesh::install(&cluster)?;
+    let lives = shop::lives(&cluster)?;
+    let mut delays = Vec::new();
+    for _ in 0..LABELLED {
+        let capture = cluster.node(1).capture()?;
+        thread::sleep(Duration::from_millis(300)); // each has dialled in plaintext
+        let labelled = SystemTime::now();
+        cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+        mesh.wait_state(&all, "enrolled")?;
+        thread::sleep(TOLD_SOON); // and announced
+        let recording = capture.stop()?;
+        delays.extend(delays_of(&recording.to(cart), labelled)?);
+        cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
+        mesh.wait_state(&all, "not_enrolled")?;
+    }
+    ensure!(delays.len() == LABELLED * CLIENTS, "{} delays", delays.len());
+    delays.sort_unstable();
+    let (median, p95) = (delays[delays.len() / 2], delays[(delays.len() * 95).div_ceil(100) - 1]);
+    println!(
+        "from `kubectl label` to a client's last plaintext connection and first mutual TLS: median {median:.0?}, p95 {p95:.0?} of {}",
+        delays.len()
+    );
+    ensure!(p95 <= TOLD_SOON * BUSY, "p95 {p95:?}");
+    ensure!(shop::lives(&cluster)? == lives, "pods were restarted");
+    cluster.down()
+}
+
+/// For each client, how long after the label it made the first TLS connection after which it made no other.
+fn delays_of(conns: &[&Conn], labelled: SystemTime) -> Result<Vec<Duration>> {
+    let mut by_client: BTreeMap<_, Vec<&Conn>> = BTreeMap::new();
+    // What was cut off by the end of the recording says nothing.
+    for conn in conns.iter().filter(|conn| conn.closed || conn.tls().is_some()) {
+        by_client.entry(conn.client.ip()).or_default().push(conn);
+    }
+    let delay = |conns: Vec<&Conn>| -> Result<Duration> {
+        let plain = conns.iter().rposition(|conn| conn.tls().is_none());
+        let plain = plain.context("no plaintext before the label")?;
+        let first = conns.get(plain + 1).context("no mutual TLS after the label")?;
+        ensure!(conns[plain + 1..].iter().all(|conn| conn.tls().is_some_and(|tls| tls.is_1_3())));
+        Ok(first.begun.duration_since(labelled)?)
+    };
+    by_client.into_values().map(delay).collect()
+}
+
+/// The replicas of the Deployments that are scaled and rolled.
+const REPLICAS: u8 = 20;
+/// With the mesh, and without.
+const PAIR: [&str; 2] = ["meshed", "plain"];
+
+/// A Deployment, its service and a client for one of the pair. Endpoints that go still answer for a while, as they do wherever
+/// a rolling update is to lose nothing.
+fn workload(namespace: &str) -> Value {
+    let labels =
+        json!({"nodemesh.dev/mesh": if namespace == PAIR[0] { "enabled" } else { "disabled" }});
+    let mut server = shop::container(&shop::server());
+    server["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+    server["lifecycle"] = json!({"preStop": {"exec": {"command": ["sleep", "4"]}}});
+    let script = asking("http://backend/", "sleep 0.02;");
+    let mut client = pod("client", 1, &script);
+    client["metadata"]["namespace"] = json!(namespace);
+    json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "backend", "namespace": namespace},
+            "spec": {"selector": {"app": "backend"}, "ports": [{"port": 80, "targetPort": 8080}]}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "backend", "namespace": namespace}, "spec": {
+            "replicas": 0, "selector": {"matchLabels": {"app": "backend"}},
+            "template": {"metadata": {"labels": {"app": "backend"}}, "spec": {
+                "terminationGracePeriodSeconds": 10, "containers": [server]}}}},
+        client,
+    ]})
+}
+
+/// Waits until both clients have an answer again, and says how many answers each has.
+fn both_answered(cluster: &Cluster) -> Result<[usize; 2]> {
+    let mut counts = [0; 2];
+    for (count, namespace) in counts.iter_mut().zip(PAIR) {
+        *count = eventually(PATIENCE, || {
+            let answers = answers(cluster, namespace, "client")?;
+            ensure!(
+                answers.iter().rev().take(10).filter(|answer| *answer == "200 0").count() == 10
+            );
+            Ok(answers.len())
+        })?;
+    }
+    Ok(counts)
+}
+
+#[test]
+fn a_deployment_is_scaled_and_rolled_under_load() -> Result<()> {
+    let cluster = Cluster::up(&test_name())?;
+    Mesh::import_images(&cluster)?;
+    let mesh = Mesh::install(&cluster)?;
+    let each = |argv: &[&str]| -> Result<()> {
+        for namespace in PAIR {
+            cluster.kubectl(["-n", namespace].into_iter().chain(argv.iter().copied()))?;
+        }
+        Ok(())
+    };
+    let scale =
+        |replicas: u8| each(&["scale", "deployment/backend", &format!("--replicas={replicas}")]);
+    let rolled = || each(&["rollout", "status", "deployment/backend", "--timeout=240s"]);
+    for namespace in PAIR {
+        cluster.kubectl_with(&workload(namespace).to_string(), ["apply", "-f", "-"])?;
+    }
+    mesh.wait_state(&[(1, "meshed/client")], "enrolled")?;
+
+    scale(1)?;
+    rolled()?;
+    let start = both_answered(&cluster)?;
+    scale(REPLICAS)?;
+    rolled()?;
+    let scaled = both_answered(&cluster)?;
+    each(&["rollout", "restart", "deployment/backend"])?;
+    rolled()?;
+    let updated = both_answered(&cluster)?;
+    scale(1)?;
+    rolled()?;
+    thread::sleep(Duration::from_secs(5)); // those that go have gone
+    let end = both_answered(&cluster)?;
+
+    let mut lost = [0; 2];
+    for (lost, (n, namespace)) in lost.iter_mut().zip(PAIR.iter().enumerate()) {
+        let answers = answers(&cluster, namespace, "client")?;
+        let bad = |from: usize, to: usize| {
+            let bad: Vec<_> =
+                answers[from..to].iter().filter(|answer| *answer != "200 0").collect();
+            println!("{namespace}: {} requests, failed: {bad:?}", to - from);
+            bad.len()
+        };
+        *lost = bad(start[n], scaled[n]) + bad(scaled[n], updated[n]) + bad(updated[n], end[n]);
+    }
+    let flows = mesh.flows(1)?;
+    let of_backend: Vec<_> = flows
+        .iter()
+        .filter(|flow| {
+            flow.service.as_deref() == Some("meshed/backend") && flow.outcome == "closed"
+        })
+        .collect();
+    let carried = of_backend.iter().filter(|flow| flow.is_mtls()).count();
+    println!("mutual TLS: {carried} of the last {} requests", of_backend.len());
+    ensure!(carried > 50, "the load is not carried by the mesh");
+    ensure!(lost[0] <= lost[1], "lost with the mesh: {}, without: {}", lost[0], lost[1]);
+
+    scale(0)?;
+    eventually(PATIENCE, || {
+        let last = answers(&cluster, PAIR[0], "client")?.pop().context("no answer")?;
+        ensure!(last != "200 0", "somebody answers for nobody");
+        Ok(())
+    })?;
+    cluster.down()
+}
