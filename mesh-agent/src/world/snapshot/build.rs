@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::facts::AddressFacts;
 use super::peers::Known;
 use super::problems::{Problems, Subject};
-use super::ranges::Ranges;
+use super::ranges::{Holders, Ranges};
 use super::{Inner, LocalNode, LocalPods, claims, peers, services};
 use crate::world::announcement::Announcements;
 use crate::world::membership::{Membership, NotEnabledReason};
@@ -40,7 +40,9 @@ pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &Lo
     }
 
     let facts = AddressFacts::of(objects);
-    let known = Known { workloads: &workloads, by_address: &by_address, facts: &facts };
+    let ranges = Ranges::of(objects, Holders { by_address: &by_address, facts: &facts });
+    let known =
+        Known { workloads: &workloads, by_address: &by_address, facts: &facts, ranges: &ranges };
     let peers = peers::peers(&known, announcements, local, &mut problems);
     let here = objects.pods().filter(|pod| pod.node.as_ref() == Some(&local.name));
     let local_pods = local_pods(here.map(Arc::as_ref), &workloads, local, &peers);
@@ -48,7 +50,7 @@ pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &Lo
     let meshed = services.iter().filter(|(_, it)| services::has_meshed_endpoint(it, &peers));
     let node_addresses = facts.hosts().filter(|address| !by_address.contains_key(address));
     Inner {
-        pod_cidrs: Ranges::of(objects, &by_address).believed(),
+        pod_cidrs: ranges.believed(),
         node_addresses: node_addresses.map(|address| (address, ())).collect(),
         meshed_services: meshed.map(|(key, _)| (*key, ())).collect(),
         remote_pods: peers.iter().filter(|(address, peer)| counts_here(**address, peer)).count(),

@@ -78,6 +78,11 @@ impl AddressFacts {
         }
     }
 
+    /// The addresses of endpoints of which the node is known.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = IpAddr> {
+        self.endpoints.keys().copied()
+    }
+
     /// The nodes on which slices see an address.
     pub(super) fn nodes_of_endpoint(&self, address: IpAddr) -> Option<Vec<&NodeName>> {
         Some(self.endpoints.get(&address)?.iter().map(|(node, _)| node).collect())

@@ -15,11 +15,12 @@ use super::facts::{AddressFacts, Says};
 use super::index::{Announced, Index};
 use super::peers::{self, Known};
 use super::problems::{AnnouncedKey, Subject};
+use super::ranges::Holders;
 use super::services::{self, ServiceKey};
 use super::{Inner, LocalNode, Snapshot, build};
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
 use crate::world::names::{NodeName, ObjectName, PodUid};
-use crate::world::objects::{NamespaceObject, Objects, PodObject, ServiceObject};
+use crate::world::objects::{NamespaceObject, NodeObject, Objects, PodObject, ServiceObject};
 use crate::world::problem::Problem;
 use crate::world::workload::Peer;
 
@@ -227,10 +228,16 @@ impl<'a> Step<'a> {
 
     fn read_nodes(&mut self, before: &Objects) {
         for changed in self.objects.nodes.differences(&before.nodes) {
+            let ranges = |node: &&Arc<NodeObject>| node.pod_cidrs.clone();
+            let same_ranges =
+                changed.before.map(|it| ranges(&it)) == changed.now.map(|it| ranges(&it));
             for (node, says) in [(changed.before, Says::NoMore), (changed.now, Says::From)] {
                 let Some(node) = node else { continue };
-                self.index.node(node, says);
+                self.index.facts.node(node, says);
                 self.peers.extend(&node.addresses);
+                if !same_ranges {
+                    self.index.ranges.node(node, says);
+                }
             }
         }
     }
@@ -424,7 +431,14 @@ impl<'a> Step<'a> {
                 self.world.node_addresses.insert(*address, ());
             }
         }
-        if let Some(believed) = self.index.ranges.settle(&self.world.by_address)
+        let Index { ranges, facts, announced_at, .. } = &mut *self.index;
+        let holders = Holders { by_address: &self.world.by_address, facts };
+        self.peers.iter().for_each(|address| ranges.look_at(*address, holders));
+        let settled = ranges.settle(holders);
+        if settled.judge_announced {
+            self.peers.extend(announced_at.keys());
+        }
+        if let Some(believed) = settled.believed
             && *believed != *self.world.pod_cidrs
         {
             self.world.pod_cidrs = believed;
@@ -580,7 +594,7 @@ impl CapturedAt<'_, '_> {
     fn facts(&self) -> Known<'_> {
         let Step { world, index, .. } = self.step;
         let (workloads, by_address) = (&world.workloads, &world.by_address);
-        Known { workloads, by_address, facts: &index.facts }
+        Known { workloads, by_address, facts: &index.facts, ranges: &index.ranges }
     }
 
     fn at(&self, address: IpAddr) -> Captured {

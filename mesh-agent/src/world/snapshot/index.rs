@@ -9,12 +9,12 @@ use super::claims::has_own_addresses;
 use super::facts::{AddressFacts, Says};
 use super::peers::{announced, whole_objection};
 use super::problems::AnnouncedKey;
-use super::ranges::Ranges;
+use super::ranges::{Holders, Ranges};
 use super::services::{ServiceKey, keys};
 use super::{Inner, LocalNode};
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
 use crate::world::names::{NodeName, ObjectName, PodUid};
-use crate::world::objects::{EndpointSliceObject, NodeObject, Objects, PodObject, ServiceObject};
+use crate::world::objects::{EndpointSliceObject, Objects, PodObject, ServiceObject};
 use crate::world::service::ServicePort;
 
 /// See the file.
@@ -60,12 +60,13 @@ impl Index {
         local: &LocalNode,
         world: &Inner,
     ) -> Self {
-        let ranges = Ranges::of(objects, &world.by_address);
-        let mut index = Self { ranges, ..Self::default() };
+        let mut index = Self::default();
         objects.pods().for_each(|pod| index.pod(pod, Says::From, &local.name));
         objects.nodes().for_each(|node| index.facts.node(node, Says::From));
         objects.slices().for_each(|slice| index.slice(slice, Says::From));
         objects.services().for_each(|service| index.service(service, Says::From));
+        let holders = Holders { by_address: &world.by_address, facts: &index.facts };
+        index.ranges = Ranges::of(objects, holders);
         for (key, service) in world.services.iter() {
             index.leads(*key, None, Some(service));
         }
@@ -109,11 +110,6 @@ impl Index {
                 self.here.remove(&pod.uid);
             }
         }
-    }
-
-    pub(super) fn node(&mut self, node: &NodeObject, says: Says) {
-        self.facts.node(node, says);
-        self.ranges.node(node, says);
     }
 
     pub(super) fn slice(&mut self, slice: &EndpointSliceObject, says: Says) {
@@ -199,6 +195,11 @@ impl Announced {
 }
 
 impl<K: Eq + Hash, V: Ord + Clone> Many<K, V> {
+    /// All that have members.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.keys()
+    }
+
     /// The members, sorted.
     pub(super) fn of(&self, key: &K) -> &[V] {
         self.0.get(key).map(Vec::as_slice).unwrap_or_default()

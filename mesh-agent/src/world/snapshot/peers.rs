@@ -2,8 +2,8 @@
 //!
 //! A node is believed about an address only if nothing contradicts it. What is known is asked in
 //! this order: pods say which node an address or UID is on and which identity it has; where no pod
-//! is known (an agent need not watch all pods) endpoint slices say the node. A service's address
-//! and a node's own (from Node objects, or seen at pods with `hostNetwork`) are nobody's to announce.
+//! is known (an agent need not watch all pods) the nodes' ranges of pod addresses and endpoint slices say the node. A
+//! service's address and a node's own (from Node objects, or seen at pods with `hostNetwork`) are nobody's to announce.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::LocalNode;
 use super::facts::AddressFacts;
 use super::problems::{AnnouncedKey, Problems, Subject};
+use super::ranges::Ranges;
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
 use crate::world::names::{NodeName, PodUid};
 use crate::world::origin::{FieldError, Origin};
@@ -23,6 +24,7 @@ pub(super) struct Known<'a> {
     pub(super) workloads: &'a SharedMap<PodUid, Arc<Workload>>,
     pub(super) by_address: &'a SharedMap<IpAddr, Arc<Workload>>,
     pub(super) facts: &'a AddressFacts,
+    pub(super) ranges: &'a Ranges,
 }
 
 impl Known<'_> {
@@ -56,6 +58,9 @@ impl Known<'_> {
         }
         if owner.is_some() {
             return None;
+        }
+        if let Some(objection) = self.ranges.objection(node, address) {
+            return Some(objection);
         }
         let nodes = self.facts.nodes_of_endpoint(address)?;
         if nodes.contains(&node) {

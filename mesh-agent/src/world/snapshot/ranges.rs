@@ -1,24 +1,31 @@
-//! From where an agent may dial although no pod is known there yet: the nodes' ranges of pod addresses.
+//! From where an agent may dial although no pod is known there yet, and which node's pod may have which address: the nodes'
+//! ranges of pod addresses.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::facts::Says;
+use super::facts::{AddressFacts, Says};
 use crate::world::cidr::Cidr;
+use crate::world::names::NodeName;
 use crate::world::objects::{NodeObject, Objects};
 use crate::world::shared_map::SharedMap;
 use crate::world::workload::Workload;
 
-/// The ranges of pod addresses of all nodes, and how many pods' addresses lie in none of them.
+/// The ranges of pod addresses of all nodes, and what speaks against them.
 #[derive(Default)]
 pub(super) struct Ranges {
-    /// How many nodes have which: usually one.
-    nodes: BTreeMap<Cidr, usize>,
+    /// Which nodes have which: usually one.
+    nodes: BTreeMap<Cidr, BTreeSet<Arc<str>>>,
+    of_node: HashMap<Arc<str>, Vec<Cidr>>,
     /// Of how many ranges an address may be one, by family and length.
     shapes: BTreeMap<(bool, u8), usize>,
+    /// How many pods' addresses lie in none of them.
     outside: usize,
+    /// The addresses of pods and endpoints that do not lie in their own node's ranges.
+    strays: HashSet<IpAddr>,
+    binding: bool,
     changed: Changed,
 }
 
@@ -33,35 +40,61 @@ enum Changed {
     Ranges,
 }
 
+/// What [`Ranges::settle`] has found.
+pub(super) struct Settled {
+    /// What is now believed, if that may be something else than before.
+    pub(super) believed: Option<Arc<BTreeSet<Cidr>>>,
+    /// Whether each announced address has to be judged anew.
+    pub(super) judge_announced: bool,
+}
+
+/// Which pods and endpoints have which address.
+#[derive(Clone, Copy)]
+pub(super) struct Holders<'a> {
+    pub(super) by_address: &'a SharedMap<IpAddr, Arc<Workload>>,
+    pub(super) facts: &'a AddressFacts,
+}
+
 impl Ranges {
-    pub(super) fn of(objects: &Objects, by_address: &SharedMap<IpAddr, Arc<Workload>>) -> Self {
+    pub(super) fn of(objects: &Objects, holders: Holders<'_>) -> Self {
         let mut ranges = Self::default();
         objects.nodes().for_each(|node| ranges.node(node, Says::From));
-        ranges.count(by_address);
+        ranges.count(holders);
+        ranges.settle(holders);
         ranges
     }
 
     /// A node begins or ceases to have its ranges.
     pub(super) fn node(&mut self, node: &NodeObject, says: Says) {
+        self.changed = Changed::Ranges;
+        match says {
+            Says::From => drop(self.of_node.insert(Arc::clone(&node.name), node.pod_cidrs.clone())),
+            Says::NoMore => drop(self.of_node.remove(&node.name)),
+        }
         for range in &node.pod_cidrs {
-            let other = match says {
-                Says::From => more(&mut self.nodes, *range),
-                Says::NoMore => less(&mut self.nodes, *range),
-            };
-            if !other {
-                continue;
-            }
-            self.changed = Changed::Ranges;
             match says {
-                Says::From => more(&mut self.shapes, range.shape()),
-                Says::NoMore => less(&mut self.shapes, range.shape()),
-            };
+                Says::From => {
+                    let is_new = !self.nodes.contains_key(range);
+                    self.nodes.entry(*range).or_default().insert(Arc::clone(&node.name));
+                    if is_new {
+                        more(&mut self.shapes, range.shape());
+                    }
+                }
+                Says::NoMore => {
+                    let Entry::Occupied(mut nodes) = self.nodes.entry(*range) else { continue };
+                    nodes.get_mut().remove(&node.name);
+                    if nodes.get().is_empty() {
+                        nodes.remove();
+                        less(&mut self.shapes, range.shape());
+                    }
+                }
+            }
         }
     }
 
     /// An address begins or ceases to be a pod's.
     pub(super) fn address(&mut self, address: IpAddr, says: Says) {
-        if self.is_inside(address) {
+        if self.around(address).next().is_some() {
             return;
         }
         self.changed = self.changed.max(Changed::Addresses);
@@ -71,17 +104,29 @@ impl Ranges {
         };
     }
 
-    /// What is now believed, if that may be something else than before. Looks at all addresses only if the ranges
-    /// have changed.
-    pub(super) fn settle(
-        &mut self,
-        by_address: &SharedMap<IpAddr, Arc<Workload>>,
-    ) -> Option<Arc<BTreeSet<Cidr>>> {
+    /// What is said of an address has changed.
+    pub(super) fn look_at(&mut self, address: IpAddr, holders: Holders<'_>) {
+        if self.is_stray(address, holders) {
+            self.strays.insert(address);
+        } else {
+            self.strays.remove(&address);
+        }
+    }
+
+    /// Looks at all addresses only if the ranges have changed.
+    pub(super) fn settle(&mut self, holders: Holders<'_>) -> Settled {
         let changed = std::mem::take(&mut self.changed);
         if changed == Changed::Ranges {
-            self.count(by_address);
+            self.count(holders);
         }
-        (changed != Changed::Nothing).then(|| self.believed())
+        let evident = self.outside == 0 && self.strays.is_empty();
+        let binding = evident && !self.nodes.is_empty() && holders.by_address.len() > 0;
+        let was_binding = std::mem::replace(&mut self.binding, binding);
+        let others_bind = changed == Changed::Ranges && binding;
+        Settled {
+            believed: (changed != Changed::Nothing).then(|| self.believed()),
+            judge_announced: was_binding != binding || others_bind,
+        }
     }
 
     /// The ranges; every address, where they are not known or not what pods are given addresses from (some network
@@ -93,40 +138,67 @@ impl Ranges {
         Arc::new(self.nodes.keys().copied().collect())
     }
 
-    fn count(&mut self, by_address: &SharedMap<IpAddr, Arc<Workload>>) {
-        self.outside = by_address.keys().filter(|address| !self.is_inside(**address)).count();
+    /// Why a pod of `node` cannot have this address. Nothing is objected unless every pod and every endpoint that is known
+    /// has an address in the range of its own node: else this network gives addresses in another way.
+    pub(super) fn objection(&self, node: &NodeName, address: IpAddr) -> Option<String> {
+        if !self.binding || self.is_own(node, address) {
+            return None;
+        }
+        let others: Vec<&str> = self.around(address).flatten().map(|node| &**node).collect();
+        if !others.is_empty() {
+            return Some(format!("lies in the range of pod addresses of {}", others.join(", ")));
+        }
+        let own = self.of_node.get(node.as_str()).into_iter().flatten();
+        let own: Vec<_> = own.filter(|range| range.shape().0 == address.is_ipv4()).collect();
+        let first = own.first()?;
+        Some(format!("lies outside of {first}, from which {node} gives addresses to its pods"))
+    }
+
+    fn count(&mut self, holders: Holders<'_>) {
+        let pods = || holders.by_address.keys().copied();
+        self.outside = pods().filter(|address| self.around(*address).next().is_none()).count();
+        let all = pods().chain(holders.facts.endpoints());
+        self.strays = all.filter(|address| self.is_stray(*address, holders)).collect();
         self.changed = Changed::Nothing;
     }
 
-    fn is_inside(&self, address: IpAddr) -> bool {
-        let of_family = self.shapes.keys().filter(|(v4, _)| *v4 == address.is_ipv4());
-        let mut around = of_family.map(|(_, length)| Cidr::around(address, *length));
-        around.any(|range| self.nodes.contains_key(&range))
+    /// What has a node's own address (`hostNetwork`) says nothing about ranges.
+    fn is_stray(&self, address: IpAddr, holders: Holders<'_>) -> bool {
+        let pod = holders.by_address.get(&address).and_then(|pod| pod.node.as_ref());
+        let endpoints = holders.facts.nodes_of_endpoint(address).into_iter().flatten();
+        let endpoints = endpoints.filter(|_| !holders.facts.is_of_host(address));
+        pod.into_iter().chain(endpoints).any(|node| !self.is_own(node, address))
+    }
+
+    fn is_own(&self, node: &NodeName, address: IpAddr) -> bool {
+        self.around(address).any(|nodes| nodes.contains(node.as_str()))
+    }
+
+    /// The nodes of each range in which an address lies.
+    fn around(&self, address: IpAddr) -> impl Iterator<Item = &BTreeSet<Arc<str>>> {
+        let of_family = self.shapes.keys().filter(move |(v4, _)| *v4 == address.is_ipv4());
+        of_family.filter_map(move |(_, length)| self.nodes.get(&Cidr::around(address, *length)))
     }
 }
 
-/// Whether it is the first.
-fn more<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) -> bool {
-    let count = counts.entry(key).or_default();
-    *count += 1;
-    *count == 1
+fn more<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
+    *counts.entry(key).or_default() += 1;
 }
 
-/// Whether it was the last.
-fn less<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) -> bool {
-    let Entry::Occupied(mut count) = counts.entry(key) else { return false };
+fn less<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
+    let Entry::Occupied(mut count) = counts.entry(key) else { return };
     *count.get_mut() = count.get().saturating_sub(1);
-    let was_last = *count.get() == 0;
-    if was_last {
+    if *count.get() == 0 {
         count.remove();
     }
-    was_last
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Snapshot;
-    use super::super::testing::{local, namespace, node_object, pod};
+    use serde_json::json;
+
+    use super::super::testing::{announcements, local, namespace, node_object, pod, slice};
     use super::*;
 
     fn ranges(objects: &Objects) -> Vec<String> {
@@ -150,6 +222,65 @@ mod tests {
         assert_eq!(ranges(&objects).len(), 3);
         objects.insert_pod(pod("shop", "elsewhere", "node2", "172.16.0.9", &[]));
         assert_eq!(ranges(&objects), ["::/0"]);
+    }
+
+    /// What is believed of node 2's claims, and why not of the others, in a world of which this is known beside two nodes.
+    fn claims(and: impl FnOnce(&mut Objects)) -> (Vec<String>, Vec<String>) {
+        let mut objects = Objects::default();
+        objects.insert_namespace(namespace("shop", &[]));
+        objects.insert_node(node_object("node1", &["10.244.1.0/24"], "192.0.2.1"));
+        objects.insert_node(node_object("node2", &["10.244.2.0/24"], "192.0.2.2"));
+        and(&mut objects);
+        let pods = [
+            ("own", "10.244.2.9"),
+            ("other", "10.244.1.9"),
+            ("far", "198.51.100.7"),
+            ("six", "fd00::1"),
+        ];
+        let heard = announcements(&[("node2", &pods)]);
+        let world = Snapshot::build(&objects, &heard, &local("node1", &[]));
+        let believed =
+            pods.iter().filter(|(_, address)| world.peer(address.parse().unwrap()).is_some());
+        let problems = world.problems().into_iter().map(|problem| problem.message).collect();
+        (believed.map(|(name, _)| (*name).to_owned()).collect(), problems)
+    }
+
+    #[test]
+    fn a_node_is_not_believed_about_an_address_that_its_pods_cannot_have() {
+        let (believed, problems) = claims(|objects| {
+            objects.insert_pod(pod("shop", "a", "node1", "10.244.1.4", &[]));
+            // A pod with hostNetwork has its node's address, and its endpoint too.
+            let host = json!([{"addresses": ["192.0.2.2"], "nodeName": "node2"}]);
+            objects.insert_slice(slice("host", "host", &json!([]), &host));
+        });
+        assert_eq!(believed, ["own", "six"], "of the other family nothing is known");
+        assert_eq!(
+            problems,
+            [
+                "10.244.1.9 is announced for pod shop/other, but lies in the range of pod addresses of \
+                 node1; not believed",
+                "198.51.100.7 is announced for pod shop/far, but lies outside of 10.244.2.0/24, from \
+                 which node2 gives addresses to its pods; not believed",
+            ]
+        );
+    }
+
+    #[test]
+    fn ranges_bind_nobody_where_anything_known_has_its_address_from_elsewhere() {
+        let all = ["own", "other", "far", "six"];
+        assert_eq!(claims(|_| {}).0, all, "nothing is known that would show it");
+        let home = || pod("shop", "a", "node1", "10.244.1.4", &[]);
+        let (believed, _) = claims(|objects| {
+            objects.insert_pod(home());
+            objects.insert_pod(pod("shop", "b", "node1", "10.244.2.5", &[]));
+        });
+        assert_eq!(believed, all, "a pod of node 1 has an address from node 2's range");
+        let (believed, _) = claims(|objects| {
+            objects.insert_pod(home());
+            let endpoints = json!([{"addresses": ["10.99.0.1"], "nodeName": "node2"}]);
+            objects.insert_slice(slice("s", "s", &json!([]), &endpoints));
+        });
+        assert_eq!(believed, all, "an endpoint on node 2 has one from nobody's");
     }
 
     #[test]
