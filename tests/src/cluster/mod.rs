@@ -4,6 +4,7 @@
 //! processes, mounts, cgroups and network, so that whoever runs there as a privileged pod sees that node and nothing else.
 //! `cargo xtask cluster up` is the same for people.
 
+pub mod bulk;
 mod cgroups;
 mod control;
 mod image;

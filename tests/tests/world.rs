@@ -1,0 +1,263 @@
+//! What agents believe of the cluster, and what knowing a large one costs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tests::{
+    cluster::{
+        Cluster, Mesh, PATIENCE, TEST_IMAGE,
+        bulk::{Bulk, Request},
+        test_name,
+    },
+    eventually,
+};
+
+/// Stands in what servers answer.
+const GREETING: &str = "greetings-from-the-shop";
+
+fn pod(name: &str, node: u8, script: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+        "spec": {
+            "nodeName": format!("node{node}"),
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "main", "image": TEST_IMAGE, "imagePullPolicy": "Never",
+                "command": ["/bin/sh", "-c", script],
+            }],
+        },
+    })
+}
+
+fn server() -> String {
+    format!(
+        "mkdir -p /tmp/www && echo {GREETING} > /tmp/www/index.html && exec httpd -f -p 8080 -h /tmp/www"
+    )
+}
+
+#[test]
+fn of_a_large_cluster_and_of_one_with_a_liar_in_it() -> Result<()> {
+    let cluster = Cluster::up(&test_name())?;
+    Mesh::import_images(&cluster)?;
+    let enabled = json!({"nodemesh.dev/mesh": "enabled"});
+    let mut near = pod("near", 1, &server());
+    near["metadata"]["labels"]["nodemesh.dev/mesh"] = json!("disabled");
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": enabled}},
+        pod("web", 1, "exec sleep 100000"), pod("cart", 2, &server()), near,
+    ]});
+    cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
+    let mesh = Mesh::install(&cluster)?;
+    mesh.wait_state(&[(1, "shop/web"), (2, "shop/cart")], "enrolled")?;
+    a_false_claim_is_not_believed(&cluster, &mesh)?;
+    a_thousand_nodes(&cluster, &mesh)?;
+    cluster.down()
+}
+
+fn address(cluster: &Cluster, pod: &str) -> Result<String> {
+    cluster.kubectl(["-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
+}
+
+fn curl(cluster: &Cluster, url: &str) -> Result<String> {
+    let curl = ["curl", "--silent", "--show-error", "--insecure", "--max-time", "5", url];
+    cluster.kubectl(["-n", "shop", "exec", "web", "--"].into_iter().chain(curl))
+}
+
+/// The MeshNode of node 2 says that pods have addresses which are others'.
+fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    let api = cluster.kubectl(["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+    let outside = api.trim_start_matches("https://").rsplit_once(':').context("no port")?.0.to_owned();
+    let near = address(cluster, "near")?;
+    let node3 = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3"},
+        "spec": {"podCIDR": "10.250.3.0/24", "podCIDRs": ["10.250.3.0/24"]}});
+    cluster.kubectl_with(&node3.to_string(), ["create", "-f", "-"])?;
+
+    // Its agent would put it right at once.
+    let agent = mesh.status(2)?["pid"].to_string();
+    cluster.node(2).run(["kill", "-STOP", &agent])?;
+    let before: Value =
+        serde_json::from_str(&cluster.kubectl(["get", "meshnode", "node2", "-o", "json"])?)?;
+    let mut pods = before["spec"]["pods"].as_array().cloned().context("no pods")?;
+    let claims = [
+        (outside.as_str(), "lies outside of"),
+        ("10.250.3.7", "lies in the range of pod addresses of node3"),
+        (near.as_str(), "belongs to pod shop/near"),
+    ];
+    for (number, (address, _)) in claims.iter().enumerate() {
+        pods.push(json!({"uid": format!("false-{number}"), "namespace": "shop", "name": "cart", "serviceAccount": "default",
+            "addresses": [address], "mode": "permissive", "generation": 1}));
+    }
+    let lie = json!({"spec": {"pods": pods}}).to_string();
+    cluster.kubectl(["patch", "meshnode", "node2", "--type=merge", "-p", &lie])?;
+    eventually(PATIENCE, || {
+        let status = mesh.status(1)?;
+        let problems = status["problems"].to_string();
+        for (address, why) in &claims {
+            let told = format!("{address} is announced for pod shop/cart, but {why}");
+            ensure!(problems.contains(&told), "{told:?} is not in {problems}");
+        }
+        ensure!(problems.contains("announcement_refused"), "{problems}");
+        ensure!(status["remote_peers"] == 1, "{status:#}");
+        Ok(())
+    })?;
+    // Whoever is there is dialled as before.
+    ensure!(curl(cluster, &format!("http://{near}:8080/"))?.contains(GREETING));
+    curl(cluster, &format!("{api}/version"))?;
+
+    cluster.node(2).run(["kill", "-CONT", &agent])?;
+    eventually(PATIENCE, || {
+        let problems = mesh.status(1)?["problems"].clone();
+        ensure!(problems == json!([]), "node 2's agent does not put it right: {problems:#}");
+        Ok(())
+    })?;
+    // Also while it runs, as an agent that has just handed over could.
+    mesh.wait_state(&[(2, "shop/cart")], "enrolled")?;
+    let nothing = json!({"spec": {"pods": []}}).to_string();
+    cluster.kubectl(["patch", "meshnode", "node2", "--type=merge", "-p", &nothing])?;
+    eventually(PATIENCE, || {
+        let pods = cluster.kubectl(["get", "meshnode", "node2", "-o", "jsonpath={.spec.pods[*].name}"])?;
+        ensure!(pods.split(' ').any(|pod| pod == "cart"), "{pods}");
+        Ok(())
+    })?;
+    cluster.kubectl(["delete", "node", "node3"]).map(drop)
+}
+
+const NODES: usize = 1_000;
+const PODS_PER_NODE: usize = 30;
+/// Announcements that change while traffic is measured.
+const CHANGES: usize = 200;
+/// Of one announcement, as the watch sends it, with what surrounds it. 30 pods make 7 KB.
+const MAX_BYTES_PER_CHANGE: u64 = 24 * 1024;
+/// What 1,000 nodes with 30,000 pods may cost an agent, built for debugging.
+const MAX_MEMORY_KB: u64 = 160 * 1024;
+/// How long an agent may take to know them once they are there; generous, since the machine does other things too.
+const MAX_CATCH_UP: Duration = Duration::from_secs(30);
+
+/// What an agent's processes and network say.
+struct Cost {
+    memory_kb: u64,
+    received: u64,
+}
+
+impl Cost {
+    fn of_agent(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<Self> {
+        let pid = mesh.status_on_node(1)?["pid"].to_string();
+        let read = |file: &str| cluster.node(1).run(["cat", &format!("/proc/{pid}/{file}")]);
+        let status = read("status")?;
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let memory = memory.and_then(|text| text.trim().split(' ').next()?.parse().ok());
+        // It has a network of its own, and nobody there but the API server talks to it.
+        let net = read("net/dev")?;
+        let eth0 = net.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+        let received = eth0.and_then(|text| text.split_whitespace().next()?.parse().ok());
+        Ok(Self { memory_kb: memory.context("no VmRSS")?, received: received.context("no eth0")? })
+    }
+}
+
+fn range(node: usize) -> String {
+    format!("100.{}.{}.0/24", 64 + node / 256, node % 256)
+}
+
+/// `generation` is that of the first pod.
+fn announced(node: usize, generation: usize) -> Value {
+    let pods = (0..PODS_PER_NODE).map(|pod| {
+        json!({
+            "uid": format!("{node:08x}-0000-4000-8000-{pod:012x}"),
+            "namespace": format!("team-{}", node % 50),
+            "name": format!("service-{}-6f7c9d8b5c-x{pod:04}", node % 100),
+            "serviceAccount": format!("service-{}", node % 100),
+            "addresses": [format!("100.{}.{}.{}", 64 + node / 256, node % 256, pod + 2)],
+            "mode": "permissive",
+            "generation": if pod == 0 { generation } else { 1 },
+        })
+    });
+    json!({"bootId": "b", "trustDomain": "cluster.local", "pods": pods.collect::<Vec<_>>()})
+}
+
+fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    let bulk = Bulk::of(cluster)?;
+    let before = Cost::of_agent(cluster, mesh)?;
+    let node = |node: usize| Request {
+        method: "POST",
+        path: "/api/v1/nodes".to_owned(),
+        body: json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("fake-{node}")},
+            "spec": {"podCIDR": range(node), "podCIDRs": [range(node)], "unschedulable": true}}),
+    };
+    let namespace = |namespace: usize| Request {
+        method: "POST",
+        path: "/api/v1/namespaces".to_owned(),
+        body: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": format!("team-{namespace}")}}),
+    };
+    let mesh_nodes = "/apis/nodemesh.dev/v1alpha1/meshnodes";
+    let mesh_node = |node: usize| Request {
+        method: "POST",
+        path: mesh_nodes.to_owned(),
+        body: json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode",
+            "metadata": {"name": format!("fake-{node}")}, "spec": announced(node, 1)}),
+    };
+    let since = Instant::now();
+    let all = (0..50).map(namespace).chain((0..NODES).map(node)).chain((0..NODES).map(mesh_node));
+    bulk.send(&all.collect::<Vec<_>>())?;
+    let written = since.elapsed();
+    let since = Instant::now();
+    let known = NODES * PODS_PER_NODE + 1;
+    let knows = |node: u8| {
+        eventually(PATIENCE, || {
+            let status = mesh.status_on_node(node)?;
+            ensure!(status["remote_peers"] == known, "{} of {known}", status["remote_peers"]);
+            Ok(())
+        })
+    };
+    knows(1)?;
+    let caught_up = since.elapsed();
+    let status = mesh.status_on_node(1)?;
+    ensure!(status["problems"] == json!([]), "{:#}", status["problems"]);
+    let after = Cost::of_agent(cluster, mesh)?;
+
+    // Each change is one pod of one node.
+    let change = |number: usize| Request {
+        method: "PATCH",
+        path: format!("{mesh_nodes}/fake-{}", number % NODES),
+        body: json!({"spec": announced(number % NODES, 2 + number)}),
+    };
+    let since = Instant::now();
+    bulk.send(&(0..CHANGES).map(change).collect::<Vec<_>>())?;
+    let took = since.elapsed();
+    // It comes after all of them.
+    let last = Request { method: "PATCH", path: format!("{mesh_nodes}/fake-0"), body: json!({"spec": {"pods": []}}) };
+    bulk.send(&[last])?;
+    eventually(PATIENCE, || {
+        let status = mesh.status_on_node(1)?;
+        ensure!(status["remote_peers"] == known - PODS_PER_NODE, "{}", status["remote_peers"]);
+        Ok(())
+    })?;
+    let changed = Cost::of_agent(cluster, mesh)?;
+
+    // One that begins has to list all of it.
+    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    let since = Instant::now();
+    let again = eventually(PATIENCE, || {
+        let status = mesh.status_on_node(1)?;
+        let is_there = status["remote_peers"] == known - PODS_PER_NODE
+            && status["knowledge"] == json!({"from": "source", "as_of": null, "age_s": 0});
+        ensure!(is_there, "{} known: {:#}", status["remote_peers"], status["knowledge"]);
+        Cost::of_agent(cluster, mesh)
+    })?;
+    let began = since.elapsed();
+    let kept = cluster.node(1).run(["stat", "-c", "%s", "/run/nodemesh/world.jsonl"])?;
+    let kept: u64 = kept.trim().parse()?;
+
+    let per_change = (changed.received - after.received) / CHANGES as u64;
+    println!("{NODES} nodes with {PODS_PER_NODE} announced pods each, of which an agent (debug build) knows:");
+    println!("  written in {written:.1?}, known {caught_up:.1?} later");
+    println!("  memory {} KB before, {} KB with them, {} KB in an agent that began with them", before.memory_kb, after.memory_kb, again.memory_kb);
+    println!("  received while they came: {} KB; by the one that began with them, in {began:.1?}: {} KB", (after.received - before.received) / 1024, (again.received - changed.received.min(again.received)) / 1024);
+    println!("  {CHANGES} changes of one pod each in {took:.1?}: {per_change} bytes each");
+    println!("  on disk: {} KB", kept / 1024);
+    ensure!(caught_up < MAX_CATCH_UP, "known after {caught_up:?}");
+    ensure!(after.memory_kb < before.memory_kb + MAX_MEMORY_KB, "{} KB", after.memory_kb);
+    ensure!(per_change < MAX_BYTES_PER_CHANGE, "{per_change} bytes for each change");
+    Ok(())
+}
