@@ -48,6 +48,7 @@ use crate::{
     pod_cgroups,
     preflight::{self, Host, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
+    source::KeptFile,
     sys::{self, descriptors},
     tasks::Tasks,
     watchdog,
@@ -86,8 +87,11 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
     let stop = feeding.stopped();
     feeding.spawn("pod-cgroups", watch.run(stop.clone()));
-    let Followed { mut feeds, announcer, finder, is_removed, question } =
-        settings.world.follow(&settings.node, cgroups, &feeding).await?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(os("cannot read the boot id"))?;
+    let kept = KeptFile::new(&settings.runtime_dir, &settings.node, boot_id.trim());
+    let Followed { mut feeds, announcer, finder, is_removed, question, keeping } =
+        settings.world.follow(&settings.node, cgroups, kept, &feeding).await?;
     tokio::select! {
         () = signals.wait() => return Ok(()),
         () = charge::has_read_or_is_alone(&settings, &mut feeds) => {}
@@ -99,8 +103,6 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         return Err(DaemonError::TrustDomain { dir: settings.ca_dir, found: trust_domain, wanted });
     }
     tracing::warn!(ca = %settings.ca_dir.display(), "this agent holds the CA's key and signs for itself; whoever takes over this node can be anybody in the mesh");
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(os("cannot read the boot id"))?;
 
     let before = if predecessor.is_some() { Before::Lives } else { Before::Gone };
     let (kernel, refusals) = Kernel::load(&settings.pin_dir, before)?;
@@ -159,7 +161,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         board: enroller.board(),
         identities,
         problems: ArcSwap::default(),
-        ready: AtomicBool::new(false),
+        knowledge: ArcSwap::default(),
         draining: AtomicBool::new(false),
         desk: Desk {
             wishes: wish,
@@ -225,6 +227,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     feeding.stop();
     feeding.wait().await;
+    keeping.wait().await;
     enrolling.wait().await;
     // A hand-over that came to its end meanwhile is one, whoever else has told us to stop.
     let ended = ended.or_else(|| over.try_recv().ok().map(Ok));

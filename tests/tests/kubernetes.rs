@@ -331,28 +331,56 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     let refused = from_outside()?;
     ensure!(!refused.status.success(), "strict is open: {refused}");
 
-    // An agent that begins now knows nothing. What is closed stays closed, and nobody talks in plaintext instead.
+    // An agent that begins now goes on with what the one before it wrote down: known pods are enrolled again.
     let capture = cluster.node(1).capture()?;
-    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
-    let (start, _) = load.more(end)?;
+    let killed = kill_agent(&cluster, &mesh)?;
     eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;
+        let known = &status["knowledge"];
+        ensure!(status["pid"] != killed && status["ready"] == true, "{status:#}");
+        ensure!(known["from"] == "disk" && known["age_s"].as_u64() > Some(0), "{known:#}");
+        Ok(())
+    })?;
+    let found = problems(1)?;
+    ensure!(found.contains(&"world_from_disk".to_owned()), "{found:?}");
+    let (start, failed) = settled(&load, end)?;
+    let (end, later) = load.more(start)?;
+    ensure!(later == failed, "the load still fails: {later:?}");
+    println!(
+        "{} dials failed while an agent began without the API server",
+        later.len() - before.len()
+    );
+    let flows = mesh.flows_on_node(1)?;
+    let ended: Vec<_> = flows.iter().filter(|flow| flow.outcome == "finished").collect();
+    ensure!(ended.len() > 50 && ended.iter().all(|flow| flow.is_mtls()), "{} flows", ended.len());
+    let refused = from_outside()?;
+    ensure!(!refused.status.success(), "strict is open: {refused}");
+
+    // One that finds nothing, or what it cannot use, leaves all as it is: nobody talks in plaintext instead.
+    cluster.node(1).run(["sh", "-c", "echo nonsense > /run/nodemesh/world.jsonl"])?;
+    let killed = kill_agent(&cluster, &mesh)?;
+    eventually(PATIENCE, || {
+        let status = mesh.status_on_node(1)?;
+        ensure!(status["pid"] != killed, "not yet another one");
         ensure!(status["ready"] == false && status["pods"] == json!([]), "{status:#}");
         Ok(())
     })?;
-    ensure!(problems(1)?.contains(&"api_server_away".to_owned()), "{:?}", problems(1)?);
-    let (_, failed) = load.more(start)?;
-    ensure!(failed.len() > before.len(), "an agent that knows nothing carries connections");
+    let found = problems(1)?;
+    for code in ["api_server_away", "world_file_unusable"] {
+        ensure!(found.contains(&code.to_owned()), "{found:?}");
+    }
+    let (_, failed) = load.more(end)?;
+    ensure!(failed.len() > later.len(), "an agent that knows nothing carries connections");
     ensure!(!capture.stop()?.contains(GREETING), "plaintext");
     let refused = from_outside()?;
     ensure!(!refused.status.success(), "strict is open: {refused}");
 
     cluster.start_api_server()?;
     mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    settled(&load, 0)?;
     eventually(PATIENCE, || {
-        let (count, failed) = load.more(0)?;
-        let (_, later) = load.more(count)?;
-        ensure!(failed == later, "the load still fails");
+        let known = mesh.status_on_node(1)?["knowledge"].clone();
+        ensure!(known == json!({"from": "source", "as_of": null, "age_s": 0}), "{known:#}");
         Ok(())
     })?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
@@ -366,4 +394,21 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     }
     ensure!(from_outside()?.success()?.contains(GREETING));
     cluster.down()
+}
+
+/// Kills the agent of node 1, and returns its pid as it was in the node.
+fn kill_agent(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<Value> {
+    let killed = mesh.status_on_node(1)?["pid"].clone();
+    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    Ok(killed)
+}
+
+/// Waits until 50 answers in a row are good. How many there are then, and those that are none.
+fn settled(load: &Load<'_>, than: usize) -> Result<(usize, Vec<String>)> {
+    eventually(PATIENCE, || {
+        let (count, failed) = load.more(than)?;
+        let (count, later) = load.more(count)?;
+        ensure!(failed == later, "the load still fails");
+        Ok((count, later))
+    })
 }

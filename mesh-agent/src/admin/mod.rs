@@ -8,7 +8,10 @@ mod protocol;
 mod server;
 
 pub use client::{ClientError, ask};
-pub use protocol::{IdentityFacts, NodeCounters, ProblemFacts, Request, Response, Status};
+pub use protocol::{
+    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, ProblemFacts, Request, Response,
+    Status,
+};
 pub use server::{ServeError, State, bind, serve};
 
 use std::path::{Path, PathBuf};

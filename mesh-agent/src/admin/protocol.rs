@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{enrol::PodStatus, flows::FlowRecord, handover, world::Problem};
+use crate::{enrol::PodStatus, flows::FlowRecord, handover, source::Knowledge, world::Problem};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub struct Status {
     /// Whether it is in charge of its node and has read the world.
     #[serde(default)]
     pub ready: bool,
+    /// How old what it knows of the world is.
+    #[serde(default)]
+    pub knowledge: KnowledgeFacts,
     /// Whether it is draining.
     pub draining: bool,
     /// Pods of this node.
@@ -107,6 +110,44 @@ pub struct NodeCounters {
     pub refused_by_limits: usize,
     /// Reports of the kernel's refusals that found their buffer full.
     pub events_lost: u64,
+}
+
+/// How old what an agent knows of the world is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnowledgeFacts {
+    /// Who has told it.
+    pub from: KnowledgeSource,
+    /// When it was last known to be true, if that is not now.
+    pub as_of: Option<Timestamp>,
+    /// How long ago that is, in seconds; 0 for what is known now.
+    pub age_s: u64,
+}
+
+/// Who has told what an agent knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KnowledgeSource {
+    /// Nobody yet.
+    #[default]
+    Nobody,
+    /// An earlier agent, by the file that it left.
+    Disk,
+    /// The API server, or the directory of objects.
+    Source,
+}
+
+impl KnowledgeFacts {
+    /// What is to be said of it now.
+    pub fn of(knowledge: Knowledge, now: Timestamp) -> Self {
+        let (from, as_of) = match knowledge {
+            Knowledge::Nothing => (KnowledgeSource::Nobody, None),
+            Knowledge::Kept(as_of) => (KnowledgeSource::Disk, Some(as_of)),
+            Knowledge::Since(as_of) => (KnowledgeSource::Source, Some(as_of)),
+            Knowledge::Current => (KnowledgeSource::Source, None),
+        };
+        let age_s = as_of.map_or(0, |as_of| now.duration_since(as_of).as_secs());
+        Self { from, as_of, age_s: u64::try_from(age_s).unwrap_or(0) }
+    }
 }
 
 /// A certificate in use.

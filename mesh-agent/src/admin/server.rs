@@ -23,13 +23,17 @@ use tokio::{
     time::timeout,
 };
 
-use super::{IdentityFacts, NodeCounters, ProblemFacts, Request, Response, Status, socket_path};
+use super::{
+    IdentityFacts, KnowledgeFacts, NodeCounters, ProblemFacts, Request, Response, Status,
+    socket_path,
+};
 use crate::{
     enrol::Board,
     flows::Followed,
     handover::{self, Desk},
     identity::Identities,
     proxy::Mesh,
+    source::Knowledge,
     tasks::Tasks,
 };
 
@@ -52,8 +56,8 @@ pub struct State {
     pub identities: Arc<Identities>,
     /// What is wrong with the sources.
     pub problems: ArcSwap<Vec<ProblemFacts>>,
-    /// Whether the agent is in charge of its node and has read the world.
-    pub ready: AtomicBool,
+    /// How old what is known of the world is; nothing, until the agent is in charge of its node.
+    pub knowledge: ArcSwap<Knowledge>,
     /// Whether the agent is draining.
     pub draining: AtomicBool,
     /// Where an heir is received.
@@ -188,7 +192,8 @@ fn status(state: &State) -> Status {
         started: state.started,
         trust_domain: mesh.trust_domain.as_str().to_owned(),
         anchors: state.identities.anchors().fingerprints(),
-        ready: state.ready.load(Ordering::Relaxed),
+        ready: **state.knowledge.load() != Knowledge::Nothing,
+        knowledge: KnowledgeFacts::of(**state.knowledge.load(), Timestamp::now()),
         draining: state.draining.load(Ordering::Relaxed),
         remote_peers: world.remote_pods(),
         counters: NodeCounters {

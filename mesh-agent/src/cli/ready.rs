@@ -6,6 +6,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::{Asked, print_line};
+use crate::admin::KnowledgeSource;
 
 /// Say whether this container's agent is in charge of its node and has read the world; 0 if so, for a readiness probe.
 #[derive(Debug, Args)]
@@ -27,7 +28,12 @@ impl Ready {
         if !status.ready {
             bail!("the agent is starting");
         }
-        print_line("ready")
+        match (status.knowledge.from, status.knowledge.as_of) {
+            (KnowledgeSource::Disk, Some(as_of)) => print_line(&format!(
+                "ready, with what an earlier agent knew at {as_of:.0}: the API server has told nothing yet"
+            )),
+            _ => print_line("ready"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::{Asked, Output, print_line, table};
 use crate::{
-    admin,
+    admin::{self, KnowledgeSource},
     enrol::{PodState, PodStatus},
 };
 
@@ -48,6 +48,13 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
         "connections carried: {} outbound, {} inbound, {} open; pods of other nodes in the mesh: {}",
         counters.accepted_outbound, counters.accepted_inbound, counters.open, status.remote_peers
     ))?;
+    if let Some(as_of) = status.knowledge.as_of {
+        let from = match status.knowledge.from {
+            KnowledgeSource::Disk => ", from an earlier agent's file",
+            KnowledgeSource::Nobody | KnowledgeSource::Source => "",
+        };
+        print_line(&format!("what is known of the cluster is {} old{from}", age(as_of)))?;
+    }
     print_line("")?;
     if status.pods.is_empty() {
         print_line("No pods of this node are known.")?;

@@ -40,11 +40,11 @@ pub(super) struct Begun {
     pub(super) inherited: Inherited,
 }
 
-/// Resolves when this agent may begin. One that has not read the world yet would enrol nobody: it must not take over from
-/// one that knows.
+/// Resolves when this agent may begin. One that the source has told nothing yet would enrol nobody, or go by what the other
+/// has written down: it must not take over from one that knows.
 pub(super) async fn has_read_or_is_alone(settings: &Settings, feeds: &mut Feeds) {
     let mut is_told = false;
-    while !feeds.have_been_read()
+    while !feeds.knowledge().is_told()
         && matches!(lock(settings), Err(LockError::Held { .. } | LockError::PinsHeld { .. }))
     {
         if !std::mem::replace(&mut is_told, true) {

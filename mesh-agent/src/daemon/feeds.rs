@@ -9,8 +9,8 @@ use crate::{
     enrol::Finder,
     pod_cgroups::PodCgroups,
     source::{
-        AnnouncementState, Announcer, FileSource, Installation, KubeSource, Question, SourceState,
-        api_server, file_announcer, kube_announcer, listed,
+        AnnouncementState, Announcer, Earlier, FileSource, Installation, Keep, KeptFile, Knowledge,
+        KubeSource, Question, SourceState, api_server, file_announcer, kube_announcer, listed,
     },
     tasks::Tasks,
     world::NodeName,
@@ -45,9 +45,15 @@ pub(super) struct Feeds {
 }
 
 impl Feeds {
-    /// Whether objects and announcements have been told once.
+    /// Whether objects and announcements are known, be it from an earlier agent.
     pub(super) fn have_been_read(&self) -> bool {
-        self.objects.borrow().revision > 0 && self.announcements.borrow().revision > 0
+        self.knowledge() != Knowledge::Nothing
+    }
+
+    /// How old what is known is.
+    pub(super) fn knowledge(&self) -> Knowledge {
+        let objects = self.objects.borrow().knowledge;
+        objects.worse(self.announcements.borrow().knowledge)
     }
 
     /// Resolves when one of them has something new.
@@ -75,6 +81,8 @@ pub(super) struct Followed {
     pub(super) is_removed: watch::Receiver<bool>,
     /// Asks whether it is.
     pub(super) question: Option<Question>,
+    /// What ends by itself after what feeds the world has been stopped, and has to be waited for.
+    pub(super) keeping: Tasks,
 }
 
 impl World {
@@ -83,9 +91,11 @@ impl World {
         &self,
         node: &NodeName,
         cgroups: watch::Receiver<Arc<PodCgroups>>,
+        kept: KeptFile,
         feeding: &Tasks,
     ) -> Result<Followed, DaemonError> {
         let stop = || feeding.stopped().cancelled_owned();
+        let keeping = Tasks::new();
         let (mut question, mut is_removed) = (None, watch::channel(false).1);
         let (objects, announcer, finder) = match self {
             Self::Files { source, announce_dir } => {
@@ -97,17 +107,20 @@ impl World {
             }
             Self::Kubernetes { daemon_set } => {
                 let client = api_server().await?;
-                let (source, mut objects) = KubeSource::new(client.clone(), node);
+                let earlier = Earlier::read(&kept);
+                let (source, mut objects) = KubeSource::new(client.clone(), node, &earlier);
                 if let Some(daemon_set) = daemon_set {
                     let (installation, asks, removed) =
                         Installation::new(client.clone(), daemon_set);
                     feeding.spawn("installation", installation.run(stop()));
                     (question, is_removed) = (Some(asks), removed);
                 }
-                let (announcer, announcing) = kube_announcer(client, node.clone());
+                let (announcer, announcing) = kube_announcer(client, node.clone(), &earlier);
                 feeding.spawn("source", source.run(stop()));
                 feeding.spawn("announcements", announcing.run(stop()));
                 let mut announcements = announcer.subscribe();
+                let keep = Keep::new(kept, objects.clone(), announcements.clone());
+                keeping.spawn("world-file", keep.run(feeding.stopped()));
                 if !listed(&mut objects, &mut announcements, LIST_WAIT).await {
                     tracing::error!(
                         waited = ?LIST_WAIT,
@@ -119,6 +132,6 @@ impl World {
         };
         let announcements = announcer.subscribe();
         let feeds = Feeds { objects, announcements, cgroups };
-        Ok(Followed { feeds, announcer, finder, is_removed, question })
+        Ok(Followed { feeds, announcer, finder, is_removed, question, keeping })
     }
 }

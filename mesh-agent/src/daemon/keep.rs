@@ -1,12 +1,6 @@
 //! The task that keeps the node's pods as the world wants them, until the agent stops or another one takes over.
 
-use std::{
-    borrow::Cow,
-    future::pending,
-    ops::ControlFlow,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{borrow::Cow, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -87,7 +81,7 @@ impl Keeper {
     /// Follows the world until `stop`, until another agent has taken over, or until the installation is taken away and
     /// everybody has left.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Option<Over> {
-        self.say_whether_ready();
+        self.say_what_is_known();
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -107,7 +101,7 @@ impl Keeper {
                 () = removed(&mut self.is_removed) => return self.let_everybody_go(&stop).await,
             }
             self.step().await;
-            self.say_whether_ready();
+            self.say_what_is_known();
         }
     }
 
@@ -128,8 +122,8 @@ impl Keeper {
         self.enroller.only_hold(&objects.objects, announcements, &cgroups).await;
     }
 
-    fn say_whether_ready(&self) {
-        self.state.ready.store(self.feeds.have_been_read(), Ordering::Relaxed);
+    fn say_what_is_known(&self) {
+        self.state.knowledge.store(Arc::new(self.feeds.knowledge()));
     }
 
     /// Brings the node's pods to what the world wants. While nobody has told what that is, all stays as an earlier agent has

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::error::SourceError;
+use super::state::Knowledge;
 use crate::world::{Announcements, MeshNode, NodeName};
 
 /// Least time between two writes of an announcement: every other agent reads each of them.
@@ -23,6 +24,8 @@ pub struct AnnouncementState {
     pub announcements: Arc<Announcements>,
     /// What is wrong with some of them; the one before stays in force.
     pub errors: Vec<SourceError>,
+    /// How old it is.
+    pub knowledge: Knowledge,
     /// Rises by one with every state that differs from the one before; the first is 1.
     pub revision: u64,
 }
@@ -215,7 +218,10 @@ impl<P: Place> Publisher<P> {
         };
         self.due = result.is_err().then(|| Instant::now() + WRITE_INTERVAL);
         if let Err(error) = &result {
-            tracing::warn!(%error, "the announcement is not what it should be; trying again");
+            let before = self.outcome.borrow().result.as_ref().err().map(ToString::to_string);
+            if before.as_deref() != Some(&*error.to_string()) {
+                tracing::warn!(%error, "the announcement is not what it should be; trying again every second");
+            }
         }
         self.outcome.send_replace(Outcome { number, result });
     }
@@ -223,6 +229,14 @@ impl<P: Place> Publisher<P> {
     /// Where it writes to.
     pub(super) fn place(&mut self) -> &mut P {
         &mut self.place
+    }
+
+    /// This stands there now. If it is not what was written last, somebody else has written, such as an agent that has just
+    /// handed over.
+    pub(super) fn found(&mut self, found: Option<&MeshNode>) {
+        if self.written.as_deref().is_some_and(|written| found != Some(written)) {
+            self.has_been_changed();
+        }
     }
 
     /// Somebody else has changed what stands there: it is to be written again.
@@ -260,27 +274,36 @@ async fn next_wish(wishes: &mut Option<watch::Receiver<Wish>>) -> bool {
 }
 
 impl Heard {
-    /// Tells what is wrong, beside what was told last.
-    pub(super) fn complain(&self, errors: Vec<SourceError>) {
+    /// Tells what is wrong and how old what was told last is.
+    pub(super) fn complain(&self, errors: Vec<SourceError>, knowledge: Knowledge) {
         let before = Arc::clone(&self.0.borrow());
-        if errors != before.errors {
+        if errors != before.errors || knowledge != before.knowledge {
             super::last_good::log_new(&errors, &before.errors);
             // Of revision 0 while nothing has been heard.
             let revision = if before.revision == 0 { 0 } else { before.revision + 1 };
             let announcements = Arc::clone(&before.announcements);
-            self.0.send_replace(Arc::new(AnnouncementState { announcements, errors, revision }));
+            let state = AnnouncementState { announcements, errors, knowledge, revision };
+            self.0.send_replace(Arc::new(state));
         }
     }
 
     /// Tells if this differs from what was told last.
-    pub(super) fn tell(&self, announcements: Announcements, errors: Vec<SourceError>) {
+    pub(super) fn tell(
+        &self,
+        announcements: Announcements,
+        errors: Vec<SourceError>,
+        knowledge: Knowledge,
+    ) {
         let before = Arc::clone(&self.0.borrow());
         super::last_good::log_new(&errors, &before.errors);
-        let first = before.revision == 0;
-        if first || announcements != *before.announcements || errors != before.errors {
+        let is_same = announcements == *before.announcements
+            && errors == before.errors
+            && knowledge == before.knowledge;
+        if before.revision == 0 || !is_same {
             let revision = before.revision + 1;
             let announcements = Arc::new(announcements);
-            self.0.send_replace(Arc::new(AnnouncementState { announcements, errors, revision }));
+            let state = AnnouncementState { announcements, errors, knowledge, revision };
+            self.0.send_replace(Arc::new(state));
         }
     }
 }

@@ -19,7 +19,7 @@ use super::document::{Object, parse_file};
 use super::error::OpenError;
 use super::last_good::{LastGood, log_new};
 use super::merge::Merged;
-use super::state::SourceState;
+use super::state::{Knowledge, SourceState};
 use crate::tasks::off_the_workers;
 
 /// The watched directory.
@@ -80,8 +80,9 @@ impl FileContent {
         let objects = self.merged.objects();
         if first || *objects != *before.objects || errors != before.errors {
             let (objects, revision) = (Arc::new(objects.clone()), before.revision + 1);
-            let complete = errors.is_empty();
-            self.state.send_replace(Arc::new(SourceState { objects, errors, complete, revision }));
+            let (complete, knowledge) = (errors.is_empty(), Knowledge::Current);
+            let state = SourceState { objects, errors, complete, knowledge, revision };
+            self.state.send_replace(Arc::new(state));
         }
     }
 }

@@ -9,6 +9,7 @@ use super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announc
 use super::directory::Directory;
 use super::error::{OpenError, SourceError};
 use super::last_good::LastGood;
+use super::state::Knowledge;
 use super::tree;
 use crate::tasks::off_the_workers;
 use crate::world::{FieldError, FileLines, MeshNode, NodeName};
@@ -74,7 +75,11 @@ impl FileAnnouncerTask {
     fn update(&self) {
         let Some(files) = &self.files else { return };
         let announcements = files.good().map(|(_, good)| (good.node.clone(), Arc::clone(good)));
-        self.heard.tell(announcements.collect(), files.errors().cloned().collect());
+        self.heard.tell(
+            announcements.collect(),
+            files.errors().cloned().collect(),
+            Knowledge::Current,
+        );
     }
 }
 

@@ -32,7 +32,7 @@ pub use error::{OpenError, SourceError};
 pub use file::FileSource;
 pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer};
 pub use kubernetes::{
-    Installation, KubeAnnouncerTask, KubeSource, Question, api_server, kube_announcer, listed,
-    mesh_node_crd,
+    Earlier, Installation, Keep, KeptFile, KubeAnnouncerTask, KubeSource, Question, api_server,
+    kept_file, kube_announcer, listed, mesh_node_crd,
 };
-pub use state::SourceState;
+pub use state::{Knowledge, SourceState};

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::error::SourceError;
 use crate::world::Objects;
 
@@ -14,6 +16,66 @@ pub struct SourceState {
     pub errors: Vec<SourceError>,
     /// Whether what is not among the objects is not there: nothing is wrong, and all has been read.
     pub complete: bool,
+    /// How old it is.
+    pub knowledge: Knowledge,
     /// Rises by one with every state that differs from the one before; the first is 1.
     pub revision: u64,
+}
+
+/// How old what is known is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Nobody has told anything yet.
+    #[default]
+    Nothing,
+    /// An earlier agent of this node wrote it down, and knew it to be true then; the source itself has told nothing yet.
+    Kept(Timestamp),
+    /// The source has told it, and cannot be asked since then.
+    Since(Timestamp),
+    /// It is what the source says.
+    Current,
+}
+
+impl Knowledge {
+    /// Of two parts of what is known the worse.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, _) | (_, Self::Nothing) => Self::Nothing,
+            (Self::Kept(one), Self::Kept(other)) => Self::Kept(one.min(other)),
+            (kept @ Self::Kept(_), _) | (_, kept @ Self::Kept(_)) => kept,
+            (Self::Since(one), Self::Since(other)) => Self::Since(one.min(other)),
+            (since @ Self::Since(_), _) | (_, since @ Self::Since(_)) => since,
+            (Self::Current, Self::Current) => Self::Current,
+        }
+    }
+
+    /// Whether the source itself has told it.
+    pub fn is_told(self) -> bool {
+        matches!(self, Self::Since(_) | Self::Current)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worse_of_two_is_the_older_and_what_was_told_is_better_than_what_was_kept() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let sorted = [
+            Knowledge::Nothing,
+            Knowledge::Kept(at(1)),
+            Knowledge::Kept(at(2)),
+            Knowledge::Since(at(1)),
+            Knowledge::Since(at(2)),
+            Knowledge::Current,
+        ];
+        for (i, worse) in sorted.iter().enumerate() {
+            for better in sorted.iter().skip(i) {
+                assert_eq!(worse.worse(*better), *worse);
+                assert_eq!(better.worse(*worse), *worse);
+            }
+        }
+    }
 }

@@ -19,6 +19,9 @@ pub const EXCLUDE_PORTS_ANNOTATION: &str = "nodemesh.dev/exclude-ports";
 /// Annotation on a pod in a file: its network namespace, a path or a name under /run/netns.
 pub const NETNS_ANNOTATION: &str = "nodemesh.dev/netns";
 
+/// Is no value of any of them.
+const UNREADABLE: &str = "unreadable";
+
 /// The value of [`MESH_LABEL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MeshLabel {
@@ -89,6 +92,14 @@ impl<T: Clone> Declared<T> {
         }
     }
 
+    /// As it stands in an object.
+    fn text(&self, write: impl FnOnce(&T) -> String) -> Option<String> {
+        match self.in_force() {
+            Ok(value) => value.map(write),
+            Err(_unreadable) => Some(UNREADABLE.to_owned()),
+        }
+    }
+
     fn is_unreadable(&self) -> bool {
         matches!(self, Self::Unreadable { .. })
     }
@@ -145,6 +156,25 @@ impl Declaration {
                 parse_ports,
             ),
         }
+    }
+
+    /// The labels and annotations from which this is read. Of what cannot be read, what it said before is written, since that
+    /// is in force; if there is nothing, a text that cannot be read either.
+    pub(super) fn write(
+        &self,
+        labels: &mut BTreeMap<String, String>,
+        annotations: &mut BTreeMap<String, String>,
+    ) {
+        let mesh = |label: &MeshLabel| match label {
+            MeshLabel::Enabled => "enabled".to_owned(),
+            MeshLabel::Disabled => "disabled".to_owned(),
+        };
+        labels.remove(MESH_LABEL);
+        labels.extend(self.mesh.text(mesh).map(|text| (MESH_LABEL.to_owned(), text)));
+        let mode = self.mode.text(ToString::to_string);
+        annotations.extend(mode.map(|text| (MODE_ANNOTATION.to_owned(), text)));
+        let ports = self.exclude_ports.text(ToString::to_string);
+        annotations.extend(ports.map(|text| (EXCLUDE_PORTS_ANNOTATION.to_owned(), text)));
     }
 
     /// Whether an earlier version of the object has something to say.
@@ -238,6 +268,26 @@ mod tests {
         let mut now = declaration("permissive");
         now.carry_over(&declaration("strict"));
         assert_eq!(now, declaration("permissive"));
+    }
+
+    #[test]
+    fn what_is_written_says_what_is_in_force() {
+        let written = |it: &Declaration| {
+            let (mut labels, mut annotations) = (BTreeMap::new(), BTreeMap::new());
+            it.write(&mut labels, &mut annotations);
+            Declaration::parse(Some(&labels), Some(&annotations))
+        };
+        let labels = BTreeMap::from([(MESH_LABEL.to_owned(), "disabled".to_owned())]);
+        let annotations = BTreeMap::from([
+            (MODE_ANNOTATION.to_owned(), "strict".to_owned()),
+            (EXCLUDE_PORTS_ANNOTATION.to_owned(), "22,8000-8010".to_owned()),
+        ]);
+        let all = Declaration::parse(Some(&labels), Some(&annotations));
+        assert_eq!(written(&all), all);
+        let mut slip = declaration("strikt");
+        assert!(written(&slip).mode.in_force().is_err(), "nobody may take it for permissive");
+        slip.carry_over(&declaration("strict"));
+        assert_eq!(written(&slip).mode.in_force(), Ok(Some(&Mode::Strict)));
     }
 
     #[test]

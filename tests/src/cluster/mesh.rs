@@ -158,6 +158,12 @@ impl<'a> Mesh<'a> {
         lines(&self.exec(node, &["flows", "-o", "json"])?)
     }
 
+    /// The same, asked on the node itself.
+    pub fn flows_on_node(&self, node: u8) -> Result<Vec<Flow>> {
+        let agent = bin_dir().join("mesh-agent").into_os_string();
+        lines(&self.cluster.node(node).run([agent, "flows".into(), "-o".into(), "json".into()])?)
+    }
+
     /// What the agents and the API server said, for a failure.
     fn told(&self) -> String {
         let get = ["-n", "nodemesh", "get", "pods,events", "-o", "wide"];

@@ -42,6 +42,11 @@ impl Away {
         }
     }
 
+    /// Since when it cannot be watched.
+    pub(super) fn since(&self) -> Option<Timestamp> {
+        self.since
+    }
+
     /// Resolves when it is known to be back although nothing has changed meanwhile that a watch would tell.
     ///
     /// # Cancel safety

@@ -18,22 +18,42 @@ use tokio::time::timeout;
 
 use super::super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
 use super::super::error::SourceError;
+use super::super::state::Knowledge;
+use super::away::Away;
+use super::fallback::{Earlier, Fallback};
 use super::watches::{events, settled};
-use crate::world::{FieldError, MeshNode, NodeName};
+use crate::world::{Announcements, FieldError, MeshNode, NodeName};
 
+/// What is watched.
+const KIND: &str = "MeshNode";
 /// Whose fields these are, for server-side apply.
 const FIELD_MANAGER: &str = "mesh-agent";
 /// How long the API server may take for one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An announcer that writes and watches `MeshNode` objects.
-pub fn kube_announcer(client: Client, own_node: NodeName) -> (Announcer, KubeAnnouncerTask) {
+pub fn kube_announcer(
+    client: Client,
+    own_node: NodeName,
+    earlier: &Earlier,
+) -> (Announcer, KubeAnnouncerTask) {
     let api = Api::<DynamicObject>::all_with(client.clone(), &mesh_nodes());
-    let place = OwnObject { client, api: api.clone(), node: own_node.clone(), owner: None };
+    let node = own_node.clone();
+    let place = OwnObject { client: client.clone(), api: api.clone(), node, owner: None };
     let (announcer, publisher, heard) = announcer(own_node.clone(), place);
-    let events = events(api, settled()).boxed();
-    let (known, listing, broken) = (BTreeMap::new(), None, None);
-    (announcer, KubeAnnouncerTask { own_node, events, known, listing, broken, heard, publisher })
+    let task = KubeAnnouncerTask {
+        own_node,
+        client,
+        events: events(api, settled()).boxed(),
+        known: BTreeMap::new(),
+        listing: None,
+        is_listed: false,
+        away: Away::default(),
+        fallback: earlier.announcements(),
+        heard,
+        publisher,
+    };
+    (announcer, task)
 }
 
 fn mesh_nodes() -> ApiResource {
@@ -45,13 +65,17 @@ fn mesh_nodes() -> ApiResource {
 /// must not hide what the others say.
 pub struct KubeAnnouncerTask {
     own_node: NodeName,
+    client: Client,
     events: BoxStream<'static, watcher::Result<Event<DynamicObject>>>,
     /// By the object's name; an object that cannot be used keeps what it said before.
     known: BTreeMap<String, Known>,
     /// What has come since a list began.
     listing: Option<BTreeSet<String>>,
-    /// Why they cannot be watched, until they can.
-    broken: Option<SourceError>,
+    /// Whether they have been listed once.
+    is_listed: bool,
+    away: Away,
+    /// What an earlier agent knew, until they have been.
+    fallback: Fallback<Announcements>,
     heard: Heard,
     publisher: Publisher<OwnObject>,
 }
@@ -71,24 +95,41 @@ impl KubeAnnouncerTask {
                 () = &mut cancel => return,
                 event = self.events.next() => match event {
                     Some(Ok(event)) => self.take_in(event),
-                    Some(Err(error)) => self.broken(&error),
+                    Some(Err(error)) => {
+                        self.away.failed(KIND, error.to_string());
+                        self.complain();
+                    }
                     None => return,
                 },
+                () = self.away.look(&self.client) => self.complain(),
+                () = self.fallback.comes_into_force() => self.fall_back(),
                 () = self.publisher.due() => self.publisher.fulfil().await,
             }
         }
     }
 
-    fn broken(&mut self, error: &watcher::Error) {
-        let message = format!("cannot be watched: {error}; what they said before stays in force");
-        let told = SourceError::whole_file(&Arc::from("MeshNodes"), message);
-        self.broken = Some(SourceError { code: "api_server_away", ..told });
-        self.heard.complain(self.errors());
+    fn complain(&self) {
+        self.heard.complain(self.errors(), self.knowledge());
+    }
+
+    fn fall_back(&self) {
+        if let Some((kept, _)) = self.fallback.in_force() {
+            self.heard.tell(Announcements::clone(kept), self.errors(), self.knowledge());
+        }
+    }
+
+    fn knowledge(&self) -> Knowledge {
+        if self.is_listed {
+            self.away.since().map_or(Knowledge::Current, Knowledge::Since)
+        } else {
+            let kept = self.fallback.in_force();
+            kept.map_or(Knowledge::Nothing, |(_, as_of)| Knowledge::Kept(as_of))
+        }
     }
 
     fn take_in(&mut self, event: Event<DynamicObject>) {
         if !matches!(event, Event::Init) {
-            self.broken = None; // that a list begins says nothing yet
+            self.away.heard_of(KIND); // that a list begins says nothing yet
         }
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
@@ -101,6 +142,8 @@ impl KubeAnnouncerTask {
             Event::InitDone => {
                 let seen = self.listing.take().unwrap_or_default();
                 self.known.retain(|name, _| seen.contains(name));
+                self.is_listed = true;
+                self.fallback.is_over();
                 if !seen.contains(self.own_node.as_str()) {
                     self.own_is_gone();
                 }
@@ -131,6 +174,10 @@ impl KubeAnnouncerTask {
                 known.error = Some(SourceError::in_object(&object, error));
             }
         }
+        if name == self.own_node.as_str() {
+            let stands = known.good.as_deref().filter(|_| known.error.is_none());
+            self.publisher.found(stands);
+        }
     }
 
     fn tell(&self) {
@@ -139,12 +186,12 @@ impl KubeAnnouncerTask {
         }
         let good = self.known.values().filter_map(|known| known.good.as_ref());
         let announcements = good.map(|good| (good.node.clone(), Arc::clone(good))).collect();
-        self.heard.tell(announcements, self.errors());
+        self.heard.tell(announcements, self.errors(), self.knowledge());
     }
 
     fn errors(&self) -> Vec<SourceError> {
         let objects = self.known.values().filter_map(|known| known.error.clone());
-        self.broken.iter().cloned().chain(objects).collect()
+        self.away.error().into_iter().chain(objects).collect()
     }
 
     /// Not by us, who withdraw only to leave: somebody has deleted it, or it went with a Node that is made anew.

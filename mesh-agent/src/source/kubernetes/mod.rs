@@ -1,14 +1,20 @@
 //! The world from the API server.
 //!
 //! Watched are whole pods of this node, and of the cluster Namespaces (their metadata), Nodes, Services, `EndpointSlice`s and
-//! `MeshNode`s. Each object is trimmed as it comes. While the API server is away, what it said last stays in force.
+//! `MeshNode`s. Each object is trimmed as it comes. While the API server is away, what it said last stays in force; an agent
+//! that begins meanwhile goes on with what an earlier one has written down (`kept.rs`).
 
 mod away;
 mod content;
 #[cfg(test)]
 mod content_tests;
 mod crd;
+mod fallback;
 mod installation;
+mod keep;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod mesh_nodes;
 mod watches;
 
@@ -26,11 +32,15 @@ use tokio::time::{Instant, timeout};
 use self::away::Away;
 use self::content::{Change, Content};
 pub use self::crd::mesh_node_crd;
+pub use self::fallback::Earlier;
+use self::fallback::Fallback;
 pub use self::installation::{Installation, Question};
+pub use self::keep::Keep;
+pub use self::kept::{KeptFile, kept_file};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
 use super::announce::AnnouncementState;
-use super::state::SourceState;
-use crate::world::NodeName;
+use super::state::{Knowledge, SourceState};
+use crate::world::{NodeName, Objects};
 
 /// How long after a change more are waited for, so that a rollout is not a hundred worlds.
 const QUIET: Duration = Duration::from_millis(5);
@@ -45,17 +55,24 @@ pub struct KubeSource {
     changes: SelectAll<BoxStream<'static, Change>>,
     content: Content,
     away: Away,
+    /// What an earlier agent knew, until everything has been listed.
+    fallback: Fallback<Objects>,
     state: watch::Sender<Arc<SourceState>>,
 }
 
 impl KubeSource {
     /// Watches for the agent of `node`; [`Self::run`] has to be run for anything to happen. Until everything has been listed
-    /// once, the state is of revision 0, without objects.
-    pub fn new(client: Client, node: &NodeName) -> (Self, watch::Receiver<Arc<SourceState>>) {
+    /// once, or what an earlier agent knew comes into force, the state is of revision 0, without objects.
+    pub fn new(
+        client: Client,
+        node: &NodeName,
+        earlier: &Earlier,
+    ) -> (Self, watch::Receiver<Arc<SourceState>>) {
         let (state, receiver) = watch::channel(Arc::default());
         let changes = watches::all(&client, node);
         let (content, away) = (Content::default(), Away::default());
-        (Self { client, changes, content, away, state }, receiver)
+        let fallback = earlier.objects();
+        (Self { client, changes, content, away, fallback, state }, receiver)
     }
 
     /// Follows the API server until `cancel` is done.
@@ -70,6 +87,7 @@ impl KubeSource {
                     self.take_in_more().await;
                 }
                 () = self.away.look(&self.client) => {}
+                () = self.fallback.comes_into_force() => {}
             }
             self.tell();
         }
@@ -98,25 +116,33 @@ impl KubeSource {
         }
     }
 
-    /// Tells what is known once all has been listed, and then whenever it changes. Before that, only what is wrong.
-    fn tell(&self) {
+    /// Tells what is known once all has been listed, and then whenever it changes. Before that only what is wrong, and what
+    /// an earlier agent knew.
+    fn tell(&mut self) {
+        if self.content.is_listed() {
+            self.fallback.is_over();
+        }
         let before = Arc::clone(&self.state.borrow());
-        let errors: Vec<_> = self.content.errors().cloned().chain(self.away.error()).collect();
+        let errors = self.content.errors().cloned().chain(self.away.error());
+        let errors: Vec<_> = errors.chain(self.fallback.errors().cloned()).collect();
         super::last_good::log_new(&errors, &before.errors);
-        if !self.content.is_listed() {
+        let (objects, complete, knowledge) = if self.content.is_listed() {
+            let knowledge = self.away.since().map_or(Knowledge::Current, Knowledge::Since);
+            (self.content.objects(), self.content.knows_all_pods(), knowledge)
+        } else if let Some((objects, as_of)) = self.fallback.in_force() {
+            (&**objects, false, Knowledge::Kept(as_of))
+        } else {
             if errors != before.errors {
                 self.state.send_replace(Arc::new(SourceState { errors, ..SourceState::default() }));
             }
             return;
-        }
-        let first = before.revision == 0;
-        if first || *self.content.objects() != *before.objects || errors != before.errors {
-            self.state.send_replace(Arc::new(SourceState {
-                objects: Arc::new(self.content.objects().clone()),
-                complete: self.content.knows_all_pods(),
-                errors,
-                revision: before.revision + 1,
-            }));
+        };
+        let is_same =
+            *objects == *before.objects && errors == before.errors && knowledge == before.knowledge;
+        if before.revision == 0 || !is_same {
+            let (objects, revision) = (Arc::new(objects.clone()), before.revision + 1);
+            let state = SourceState { objects, errors, complete, knowledge, revision };
+            self.state.send_replace(Arc::new(state));
         }
     }
 }
@@ -132,7 +158,7 @@ pub async fn api_server() -> kube::Result<Client> {
     Client::try_from(config)
 }
 
-/// Waits until everything has been listed once, but not longer than `limit`.
+/// Waits until everything has been listed once or is known from an earlier agent, but not longer than `limit`.
 pub async fn listed(
     objects: &mut watch::Receiver<Arc<SourceState>>,
     announcements: &mut watch::Receiver<Arc<AnnouncementState>>,

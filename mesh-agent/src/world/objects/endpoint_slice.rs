@@ -1,11 +1,14 @@
 //! `discovery.k8s.io/v1/EndpointSlice`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Protocol, namespaced_name, port_number};
+use super::{Protocol, named, namespaced_name, port_number, some_text, texts};
 use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::names::{NodeName, ObjectName, PodUid};
 use crate::world::origin::{FieldError, Origin};
@@ -87,6 +90,52 @@ impl EndpointSliceObject {
     }
 }
 
+impl From<&EndpointSliceObject> for EndpointSlice {
+    /// What is kept of it, as it is read.
+    fn from(slice: &EndpointSliceObject) -> Self {
+        let EndpointSliceObject { origin: _, name, service, endpoints, ports } = slice;
+        let v6 = endpoints.iter().flat_map(|it| &it.addresses).any(IpAddr::is_ipv6);
+        let port = |port: &SlicePort| EndpointPort {
+            name: some_text(&port.name),
+            port: Some(port.port.into()),
+            protocol: Some(port.protocol.text().to_owned()),
+            ..EndpointPort::default()
+        };
+        let label = |service: &ObjectName| (SERVICE_LABEL.to_owned(), service.name.to_string());
+        Self {
+            metadata: ObjectMeta {
+                labels: service.as_ref().map(|service| BTreeMap::from([label(service)])),
+                ..named(name)
+            },
+            address_type: if v6 { "IPv6" } else { "IPv4" }.to_owned(),
+            endpoints: endpoints.iter().map(Endpoint::from).collect(),
+            ports: Some(ports.iter().map(port).collect()),
+        }
+    }
+}
+
+impl From<&EndpointObject> for Endpoint {
+    fn from(endpoint: &EndpointObject) -> Self {
+        let EndpointObject { addresses, ready, serving, terminating, node, pod } = endpoint;
+        let reference = |uid: &PodUid| ObjectReference {
+            kind: Some("Pod".to_owned()),
+            uid: Some(uid.to_string()),
+            ..ObjectReference::default()
+        };
+        Self {
+            addresses: texts(addresses),
+            conditions: Some(EndpointConditions {
+                ready: Some(*ready),
+                serving: Some(*serving),
+                terminating: Some(*terminating),
+            }),
+            node_name: node.as_ref().map(ToString::to_string),
+            target_ref: pod.as_ref().map(reference),
+            ..Self::default()
+        }
+    }
+}
+
 impl TryFrom<&EndpointSlice> for EndpointSliceObject {
     type Error = FieldError;
     fn try_from(slice: &EndpointSlice) -> Result<Self, FieldError> {
@@ -160,6 +209,8 @@ mod tests {
         assert_eq!(second.pod.as_ref().unwrap().as_str(), "u2");
         assert_eq!(slice.ports.len(), 1, "a port without a number leads nowhere");
         assert_eq!(slice.ports[0].protocol, Protocol::Tcp);
+        let again = EndpointSliceObject::try_from(&EndpointSlice::from(&slice));
+        assert_eq!(again, Ok(slice), "written and read again");
     }
 
     #[test]

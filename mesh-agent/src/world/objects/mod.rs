@@ -1,7 +1,8 @@
 //! The input of the world: Kubernetes objects, trimmed to what the mesh needs and checked.
 //!
 //! Each kind has a file with its conversion from the API server's own type. Both sources use these
-//! conversions, so a file and a cluster cannot mean different things.
+//! conversions, so a file and a cluster cannot mean different things. The conversions back write what is kept of an
+//! object, so that it can be read again as any other.
 
 mod endpoint_slice;
 mod namespace;
@@ -9,6 +10,7 @@ mod node;
 mod pod;
 mod service;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -21,6 +23,7 @@ pub use service::{Protocol, ServiceKind, ServiceObject, ServicePortObject, Targe
 
 use super::names::{ObjectName, PodUid, check_label, check_subdomain};
 use super::origin::FieldError;
+use super::settings::Declaration;
 use super::shared_map::SharedMap;
 
 /// Every object that is known. A clone shares all with its original; a change costs that object.
@@ -146,6 +149,32 @@ fn namespaced_name(meta: &ObjectMeta) -> Result<ObjectName, FieldError> {
     let namespace = required(meta.namespace.as_deref(), "metadata.namespace")?;
     check_label(namespace).map_err(|message| FieldError::new("metadata.namespace", message))?;
     Ok(ObjectName { namespace: Arc::from(namespace), name: object_name(meta)? })
+}
+
+/// Metadata with labels that say, beside others, what somebody declares.
+fn declaring(mesh: &Declaration, mut labels: BTreeMap<String, String>) -> ObjectMeta {
+    let mut annotations = BTreeMap::new();
+    mesh.write(&mut labels, &mut annotations);
+    let some = |map: BTreeMap<String, String>| (!map.is_empty()).then_some(map);
+    ObjectMeta { labels: some(labels), annotations: some(annotations), ..ObjectMeta::default() }
+}
+
+/// Metadata that names an object.
+fn named(name: &ObjectName) -> ObjectMeta {
+    ObjectMeta {
+        namespace: Some(name.namespace.to_string()),
+        name: Some(name.name.to_string()),
+        ..ObjectMeta::default()
+    }
+}
+
+/// `None` for a text that is not there.
+fn some_text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn texts<T: ToString>(all: &[T]) -> Vec<String> {
+    all.iter().map(ToString::to_string).collect()
 }
 
 fn required<'a>(value: Option<&'a str>, field: &'static str) -> Result<&'a str, FieldError> {

@@ -1,10 +1,12 @@
 //! `v1/Namespace`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::object_name;
+use super::{declaring, object_name};
 use crate::world::origin::{FieldError, Origin};
 use crate::world::settings::Declaration;
 
@@ -29,6 +31,16 @@ impl NamespaceObject {
         let name = object_name(meta)?;
         let mesh = Declaration::parse(meta.labels.as_ref(), meta.annotations.as_ref());
         Ok(Self { origin: locate(Origin::api("Namespace", None, &name)), name, mesh })
+    }
+}
+
+impl From<&NamespaceObject> for Namespace {
+    /// What is kept of it, as it is read.
+    fn from(namespace: &NamespaceObject) -> Self {
+        let NamespaceObject { origin: _, name, mesh } = namespace;
+        let metadata = declaring(mesh, BTreeMap::new());
+        let metadata = ObjectMeta { name: Some(name.to_string()), ..metadata };
+        Self { metadata, ..Self::default() }
     }
 }
 

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::object_name;
+use super::{object_name, texts};
 use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::cidr::Cidr;
 use crate::world::origin::{FieldError, Origin};
@@ -48,6 +49,28 @@ impl NodeObject {
     }
 }
 
+impl From<&NodeObject> for Node {
+    /// What is kept of it, as it is read.
+    fn from(node: &NodeObject) -> Self {
+        let NodeObject { origin: _, name, pod_cidrs, addresses, boot_id } = node;
+        let address = |address: &IpAddr| NodeAddress {
+            type_: "InternalIP".to_owned(),
+            address: address.to_string(),
+        };
+        let boot_id = boot_id.clone();
+        let node_info = boot_id.map(|boot_id| NodeSystemInfo { boot_id, ..Default::default() });
+        Self {
+            metadata: ObjectMeta { name: Some(name.to_string()), ..ObjectMeta::default() },
+            spec: Some(NodeSpec { pod_cidrs: Some(texts(pod_cidrs)), ..NodeSpec::default() }),
+            status: Some(NodeStatus {
+                addresses: Some(addresses.iter().map(address).collect()),
+                node_info,
+                ..NodeStatus::default()
+            }),
+        }
+    }
+}
+
 impl TryFrom<&Node> for NodeObject {
     type Error = FieldError;
     fn try_from(node: &Node) -> Result<Self, FieldError> {
@@ -66,7 +89,7 @@ fn addresses(status: Option<&NodeStatus>) -> Result<Vec<IpAddr>, FieldError> {
     let all = status.and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     let numeric = |kind: &str| matches!(kind, "InternalIP" | "ExternalIP");
     let addresses = all.iter().enumerate().filter(|(_, address)| numeric(&address.type_));
-    let parse = |(i, address): (usize, &k8s_openapi::api::core::v1::NodeAddress)| {
+    let parse = |(i, address): (usize, &NodeAddress)| {
         parse_address(&address.address).map_err(|message| {
             FieldError::new(format!("status.addresses[{i}].address"), message).hint(ADDRESS_HINT)
         })
@@ -93,13 +116,19 @@ mod tests {
                 {"type": "InternalIP", "address": "192.168.100.1"},
                 {"type": "Hostname", "address": "node1"},
                 {"type": "ExternalIP", "address": "::ffff:203.0.113.7"},
-            ]},
+            ], "nodeInfo": {
+                "architecture": "", "bootID": "b1", "containerRuntimeVersion": "", "kernelVersion": "",
+                "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "",
+                "osImage": "", "systemUUID": "",
+            }},
         }))
         .unwrap();
         let ranges: Vec<_> = node.pod_cidrs.iter().map(ToString::to_string).collect();
         assert_eq!(ranges, ["10.244.1.0/24", "fd00:1::/64"]);
         let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["192.168.100.1", "203.0.113.7"]);
+        assert_eq!(node.boot_id.as_deref(), Some("b1"));
+        assert_eq!(NodeObject::try_from(&Node::from(&node)), Ok(node), "written and read again");
         let spec = json!({"podCIDR": "10.244.2.0/24"});
         let one = convert(json!({"metadata": {"name": "node2"}, "spec": spec})).unwrap();
         assert_eq!(one.pod_cidrs, [Cidr::parse("10.244.2.0/24").unwrap()]);

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodIP, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use super::{namespaced_name, required};
+use super::{declaring, namespaced_name, required};
 use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::names::{NodeName, ObjectName, PodUid, check_subdomain};
 use crate::world::origin::{FieldError, Origin};
@@ -118,6 +119,36 @@ impl PodObject {
     }
 }
 
+impl From<&PodObject> for Pod {
+    /// What is kept of it, as it is read from the API server.
+    fn from(pod: &PodObject) -> Self {
+        let PodObject { origin: _, uid, name, service_account, node, ips, host_network, .. } = pod;
+        let PodObject { completed, created_s, labels, mesh, netns: _, ips_from_list: _, .. } = pod;
+        let created = created_s.and_then(|created_s| jiff::Timestamp::from_second(created_s).ok());
+        let ip = |ip: &IpAddr| PodIP { ip: ip.to_string() };
+        Self {
+            metadata: ObjectMeta {
+                uid: Some(uid.to_string()),
+                creation_timestamp: created.map(Time),
+                namespace: Some(name.namespace.to_string()),
+                name: Some(name.name.to_string()),
+                ..declaring(mesh, labels.clone())
+            },
+            spec: Some(PodSpec {
+                service_account_name: Some(service_account.to_string()),
+                node_name: node.as_ref().map(ToString::to_string),
+                host_network: host_network.then_some(true),
+                ..PodSpec::default()
+            }),
+            status: Some(PodStatus {
+                phase: completed.then(|| "Succeeded".to_owned()),
+                pod_ips: Some(ips.iter().map(ip).collect()),
+                ..PodStatus::default()
+            }),
+        }
+    }
+}
+
 impl TryFrom<&Pod> for PodObject {
     type Error = FieldError;
     fn try_from(pod: &Pod) -> Result<Self, FieldError> {
@@ -134,9 +165,8 @@ fn addresses(status: Option<&PodStatus>) -> Result<(Vec<IpAddr>, bool), FieldErr
     };
     let list = status.pod_ips.as_deref().unwrap_or_default();
     if !list.is_empty() {
-        let each = |(i, pod_ip): (usize, &k8s_openapi::api::core::v1::PodIP)| {
-            parse(&pod_ip.ip, format!("status.podIPs[{i}].ip"))
-        };
+        let each =
+            |(i, pod_ip): (usize, &PodIP)| parse(&pod_ip.ip, format!("status.podIPs[{i}].ip"));
         return Ok((list.iter().enumerate().map(each).collect::<Result<_, _>>()?, true));
     }
     match status.pod_ip.as_deref() {
@@ -198,6 +228,16 @@ mod tests {
         assert!(!pod.completed && !pod.host_network);
         assert_eq!(pod.netns, None, "an object of the API server must not name a namespace file");
         assert_eq!(pod.address_field(pod.ips[1]), "status.podIPs[1].ip");
+        assert_eq!(PodObject::try_from(&Pod::from(&pod)), Ok(pod), "written and read again");
+        let odd = convert(json!({
+            "metadata": {"namespace": "shop", "name": "x", "uid": "u2",
+                "labels": {"nodemesh.dev/mesh": "enabled"},
+                "annotations": {"nodemesh.dev/mode": "strict", "nodemesh.dev/exclude-ports": "22"}},
+            "spec": {"hostNetwork": true, "serviceAccountName": "x", "containers": []},
+            "status": {"phase": "Failed", "podIPs": [{"ip": "10.0.0.8"}]},
+        }))
+        .unwrap();
+        assert_eq!(PodObject::try_from(&Pod::from(&odd)), Ok(odd), "written and read again");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{namespaced_name, port_number};
+use super::{named, namespaced_name, port_number, some_text, texts};
 use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::names::ObjectName;
 use crate::world::origin::{FieldError, Origin};
@@ -100,6 +100,39 @@ impl ServiceObject {
     }
 }
 
+impl From<&ServiceObject> for Service {
+    /// What is kept of it, as it is read.
+    fn from(service: &ServiceObject) -> Self {
+        let ServiceObject { origin: _, name, kind, cluster_ips, ports, .. } = service;
+        let ServiceObject { publish_not_ready, local_only, .. } = service;
+        let port = |port: &ServicePortObject| ServicePort {
+            name: some_text(&port.name),
+            port: port.port.into(),
+            target_port: Some(match &port.target_port {
+                TargetPort::Number(number) => IntOrString::Int((*number).into()),
+                TargetPort::Name(name) => IntOrString::String(name.to_string()),
+            }),
+            protocol: Some(port.protocol.text().to_owned()),
+            ..ServicePort::default()
+        };
+        let type_ = (*kind == ServiceKind::ExternalName).then(|| "ExternalName".to_owned());
+        let cluster_ips = match kind {
+            ServiceKind::ClusterIp => Some(texts(cluster_ips)),
+            ServiceKind::Headless => Some(vec!["None".to_owned()]),
+            ServiceKind::ExternalName => None,
+        };
+        let spec = ServiceSpec {
+            type_,
+            cluster_ips,
+            ports: Some(ports.iter().map(port).collect()),
+            publish_not_ready_addresses: publish_not_ready.then_some(true),
+            internal_traffic_policy: local_only.then(|| "Local".to_owned()),
+            ..ServiceSpec::default()
+        };
+        Self { metadata: named(name), spec: Some(spec), ..Self::default() }
+    }
+}
+
 impl TryFrom<&Service> for ServiceObject {
     type Error = FieldError;
     fn try_from(service: &Service) -> Result<Self, FieldError> {
@@ -108,6 +141,14 @@ impl TryFrom<&Service> for ServiceObject {
 }
 
 impl Protocol {
+    /// As objects have it; which other than TCP it was is not kept.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Other => "UDP",
+        }
+    }
+
     /// An absent protocol is TCP.
     pub(super) fn parse(
         text: Option<&str>,
@@ -192,6 +233,20 @@ mod tests {
             kind_and_ips(&json!({"type": "ExternalName", "externalName": "example.org"})),
             (ServiceKind::ExternalName, 0)
         );
+    }
+
+    #[test]
+    fn what_is_kept_can_be_written_and_read_again() {
+        for spec in [
+            json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "internalTrafficPolicy": "Local",
+                "publishNotReadyAddresses": true, "ports": [{"port": 80}, {"name": "dns", "port": 53,
+                "protocol": "UDP"}, {"name": "web", "port": 443, "targetPort": "https"}]}),
+            json!({"clusterIP": "None"}),
+            json!({"type": "ExternalName", "externalName": "example.org"}),
+        ] {
+            let service = convert(&spec).unwrap();
+            assert_eq!(ServiceObject::try_from(&Service::from(&service)), Ok(service));
+        }
     }
 
     #[test]

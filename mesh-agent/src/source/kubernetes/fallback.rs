@@ -1,0 +1,96 @@
+//! What an earlier agent wrote down, for when the API server tells nothing.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
+
+use super::super::error::SourceError;
+use super::kept::{Kept, KeptFile};
+use crate::world::{Announcements, Objects};
+
+/// How long the API server may take to tell what is there before what an earlier agent knew comes into force. Until either
+/// is known, dials into the mesh are refused.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What an earlier agent of this node knew in this boot, if anything.
+pub struct Earlier {
+    kept: Option<Kept>,
+    unusable: Option<SourceError>,
+    from: Instant,
+}
+
+impl Earlier {
+    /// Reads it. Blocking.
+    pub fn read(file: &KeptFile) -> Self {
+        let (kept, unusable) = match file.read() {
+            Ok(kept) => (kept, None),
+            Err(error) => {
+                let name = Arc::from(file.path().display().to_string());
+                let message = format!("what an earlier agent knew is not used: {error}");
+                let told = SourceError::whole_file(&name, message)
+                    .hint("the API server has to answer before anything is decided here");
+                (None, Some(SourceError { code: "world_file_unusable", ..told }))
+            }
+        };
+        Self { kept, unusable, from: Instant::now() + PATIENCE }
+    }
+
+    pub(super) fn objects(&self) -> Fallback<Objects> {
+        let unusable = self.unusable.clone();
+        let what = self.kept.as_ref().map(|kept| (Arc::clone(&kept.objects), kept.as_of));
+        Fallback { what, from: Some(self.from), error: unusable }
+    }
+
+    /// Whatever is wrong has been said of the objects.
+    pub(super) fn announcements(&self) -> Fallback<Announcements> {
+        let what = self.kept.as_ref().map(|kept| (Arc::clone(&kept.announcements), kept.as_of));
+        Fallback { what, from: Some(self.from), error: None }
+    }
+}
+
+/// A part of it.
+pub(super) struct Fallback<T> {
+    what: Option<(Arc<T>, Timestamp)>,
+    /// When it comes into force; `None` once it has.
+    from: Option<Instant>,
+    error: Option<SourceError>,
+}
+
+impl<T> Fallback<T> {
+    /// Resolves once, unless there is nothing or it is over.
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again.
+    pub(super) async fn comes_into_force(&mut self) {
+        let (Some((_, as_of)), Some(from)) = (&self.what, self.from) else {
+            return pending().await;
+        };
+        sleep_until(from).await;
+        self.from = None;
+        let message = format!(
+            "the API server has told nothing since this agent began; it goes on with what an earlier one knew at {as_of:.0}"
+        );
+        let told = SourceError::whole_file(&Arc::from("API server"), message)
+            .hint("pods that are newer than that are not known yet");
+        self.error = Some(SourceError { code: "world_from_disk", ..told });
+    }
+
+    /// What it is, and when it was true.
+    pub(super) fn in_force(&self) -> Option<(&Arc<T>, Timestamp)> {
+        let (what, as_of) = self.what.as_ref().filter(|_| self.from.is_none())?;
+        Some((what, *as_of))
+    }
+
+    /// What people are told of it.
+    pub(super) fn errors(&self) -> impl Iterator<Item = &SourceError> {
+        self.error.iter()
+    }
+
+    /// The API server has told how things are.
+    pub(super) fn is_over(&mut self) {
+        (self.what, self.error) = (None, None);
+    }
+}

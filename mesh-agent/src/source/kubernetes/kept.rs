@@ -1,0 +1,266 @@
+//! What the API server said last, on disk: an agent that begins while the API server is away goes on with it.
+//!
+//! One JSON object a line: a header, the objects as Kubernetes has them but trimmed, the `MeshNode`s, and how many these
+//! were, so that half a file is none. The file's modification time is when all of it was last known to be true. It is
+//! used in the boot in which it was written only: namespaces and cgroups do not outlive that, nor does what is pinned.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::world::{
+    Announcements, EndpointSliceObject, NamespaceObject, NodeName, NodeObject, Objects, PodObject,
+    ServiceObject,
+};
+
+/// Rises when a file of today could be misread.
+const FORMAT: u32 = 1;
+/// The largest file that is written or read: some four times the world of 100,000 pods. It lies in `/run`, which is memory.
+const MAX_BYTES: u64 = 128 << 20;
+
+/// What an earlier agent wrote down.
+#[derive(Debug)]
+pub struct Kept {
+    /// When it was last known to be true.
+    pub as_of: Timestamp,
+    /// The objects.
+    pub objects: Arc<Objects>,
+    /// What all nodes announced.
+    pub announcements: Arc<Announcements>,
+}
+
+/// The file, and what must be said in it for it to be used.
+#[derive(Clone, Debug)]
+pub struct KeptFile {
+    path: PathBuf,
+    header: Header,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Header {
+    /// [`FORMAT`].
+    nodemesh_world: u32,
+    node: NodeName,
+    boot_id: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Footer {
+    /// How many lines stand between header and footer.
+    all_of_them: u64,
+}
+
+/// Why a file is not used, or could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// Fault: the host.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Of another format, node or boot.
+    #[error("it is of {0}")]
+    Other(&'static str),
+    /// Fault: whoever wrote it, or the disk.
+    #[error("line {line}: {what}")]
+    Line {
+        /// From 1.
+        line: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// It was not written to its end.
+    #[error("its end is missing")]
+    Cut,
+    /// See [`MAX_BYTES`].
+    #[error("it would have more than {MAX_BYTES} bytes")]
+    TooLarge,
+}
+
+/// The file in a runtime directory.
+pub fn kept_file(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("world.jsonl")
+}
+
+impl KeptFile {
+    /// The file of a node's agents in this boot.
+    pub fn new(runtime_dir: &Path, node: &NodeName, boot_id: &str) -> Self {
+        let header =
+            Header { nodemesh_world: FORMAT, node: node.clone(), boot_id: boot_id.to_owned() };
+        Self { path: kept_file(runtime_dir), header }
+    }
+
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is in it; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be used: see [`KeptError`].
+    pub fn read(&self) -> Result<Option<Kept>, KeptError> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let about = file.metadata()?;
+        if about.len() > MAX_BYTES {
+            return Err(KeptError::TooLarge);
+        }
+        let as_of = Timestamp::try_from(about.modified()?).map_err(io::Error::other)?;
+        let mut lines = BufReader::new(file).lines().zip(1..);
+        let Some((first, _)) = lines.next() else { return Err(KeptError::Cut) };
+        self.is_ours(&first?)?;
+        let (mut objects, mut announcements) = (Objects::default(), Announcements::new());
+        let mut count = 0;
+        for (line, number) in lines {
+            let wrong = |what: String| KeptError::Line { line: number, what };
+            let value: Value = serde_json::from_str(&line?).map_err(|it| wrong(it.to_string()))?;
+            if value.get("kind").is_none() {
+                let footer: Footer = object(value).map_err(wrong)?;
+                let kept =
+                    Kept { as_of, objects: objects.into(), announcements: announcements.into() };
+                return if footer.all_of_them == count {
+                    Ok(Some(kept))
+                } else {
+                    Err(KeptError::Cut)
+                };
+            }
+            insert(value, &mut objects, &mut announcements).map_err(wrong)?;
+            count += 1;
+        }
+        Err(KeptError::Cut)
+    }
+
+    fn is_ours(&self, line: &str) -> Result<(), KeptError> {
+        let wrong = |error: serde_json::Error| KeptError::Line { line: 1, what: error.to_string() };
+        let header: Value = serde_json::from_str(line).map_err(wrong)?;
+        if header.get("nodemeshWorld") != Some(&FORMAT.into()) {
+            return Err(KeptError::Other("another version"));
+        }
+        let Header { nodemesh_world: _, node, boot_id } =
+            serde_json::from_value(header).map_err(wrong)?;
+        if node != self.header.node {
+            Err(KeptError::Other("another node"))
+        } else if boot_id != self.header.boot_id {
+            Err(KeptError::Other("an earlier boot"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Replaces it whole. Takes time in proportion to everything.
+    ///
+    /// # Errors
+    /// See [`KeptError`]; what was there before is there still.
+    pub fn write(
+        &self,
+        objects: &Objects,
+        announced: &Announcements,
+        as_of: Timestamp,
+    ) -> Result<(), KeptError> {
+        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
+        let written = self.write_to(&temporary, objects, announced);
+        let written = written.and_then(|()| Ok(set_modified(&temporary, as_of)?));
+        let written = written.and_then(|()| Ok(fs::rename(&temporary, &self.path)?));
+        if written.is_err() {
+            drop(fs::remove_file(&temporary)); // one that is not there is removed
+        }
+        written
+    }
+
+    fn write_to(
+        &self,
+        path: &Path,
+        objects: &Objects,
+        announced: &Announcements,
+    ) -> Result<(), KeptError> {
+        drop(fs::remove_file(path)); // of an agent that had our pid
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let mut lines = Lines { to: BufWriter::new(file), bytes: 0, count: 0 };
+        lines.put(&self.header)?;
+        lines.count = 0;
+        objects.namespaces().try_for_each(|it| lines.put(&Namespace::from(&**it)))?;
+        objects.nodes().try_for_each(|it| lines.put(&Node::from(&**it)))?;
+        objects.pods().try_for_each(|it| lines.put(&Pod::from(&**it)))?;
+        objects.services().try_for_each(|it| lines.put(&Service::from(&**it)))?;
+        objects.slices().try_for_each(|it| lines.put(&EndpointSlice::from(&**it)))?;
+        announced.values().try_for_each(|it| lines.put(&**it))?;
+        let all_of_them = lines.count;
+        lines.put(&Footer { all_of_them })?;
+        Ok(lines.to.flush()?)
+    }
+
+    /// Says that what is in it is true still.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn touch(&self, as_of: Timestamp) -> io::Result<()> {
+        set_modified(&self.path, as_of)
+    }
+}
+
+fn set_modified(path: &Path, as_of: Timestamp) -> io::Result<()> {
+    File::options().write(true).open(path)?.set_modified(as_of.into())
+}
+
+/// What has been written so far.
+struct Lines<W> {
+    to: W,
+    bytes: u64,
+    count: u64,
+}
+
+impl<W: Write> Lines<W> {
+    fn put(&mut self, object: &impl Serialize) -> Result<(), KeptError> {
+        let mut line = serde_json::to_vec(object).map_err(io::Error::from)?;
+        line.push(b'\n');
+        self.bytes = self.bytes.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
+        self.count += 1;
+        if self.bytes > MAX_BYTES {
+            return Err(KeptError::TooLarge);
+        }
+        Ok(self.to.write_all(&line)?)
+    }
+}
+
+pub(super) fn insert(
+    value: Value,
+    objects: &mut Objects,
+    announcements: &mut Announcements,
+) -> Result<(), String> {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let said = |error: crate::world::FieldError| error.to_string();
+    match kind {
+        "Namespace" => objects.insert_namespace(
+            NamespaceObject::try_from(&object::<Namespace>(value)?).map_err(said)?,
+        ),
+        "Node" => objects.insert_node(NodeObject::try_from(&object::<Node>(value)?).map_err(said)?),
+        "Pod" => objects.insert_pod(PodObject::try_from(&object::<Pod>(value)?).map_err(said)?),
+        "Service" => objects
+            .insert_service(ServiceObject::try_from(&object::<Service>(value)?).map_err(said)?),
+        "EndpointSlice" => objects.insert_slice(
+            EndpointSliceObject::try_from(&object::<EndpointSlice>(value)?).map_err(said)?,
+        ),
+        "MeshNode" => {
+            let announcement: crate::world::MeshNode = object(value)?;
+            announcements.insert(announcement.node.clone(), Arc::new(announcement));
+        }
+        other => return Err(format!("unknown kind {other:?}")),
+    }
+    Ok(())
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
