@@ -44,12 +44,12 @@ use crate::{
     heartbeat,
     identity::{FileCa, Identities, TlsConfigs},
     kernel::{Before, Kernel},
-    netns::Factory,
+    netns::{Factory, Netns},
     pod_cgroups,
     preflight::{self, Host, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
     source::KeptFile,
-    sys::{self, descriptors},
+    sys::descriptors,
     tasks::Tasks,
     watchdog,
 };
@@ -112,7 +112,6 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     let passed = predecessor.iter().map(|predecessor| predecessor.cgroup).chain([own_cgroup]);
     kernel.tables().agent_cgroups.sync(&passed.map(|cgroup| (cgroup, 1)).collect())?;
-    let own_netns = sys::sock::own_netns_cookie().map_err(os("cannot name the agent's netns"))?;
     for program in kernel.programs() {
         tracing::debug!(program = program.name, instructions = ?program.verified_instructions, "program loaded");
     }
@@ -120,6 +119,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ca = Arc::new(ca);
     let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&ca)));
     let factory = Factory::start().map_err(os("cannot start threads"))?;
+    let node_netns = Netns::open(&factory, host.netns).await?.cookie();
     let watched = Tasks::new();
     watchdog::start(&watched).map_err(os("cannot start threads"))?;
     let flows = FlowStore::new(settings.node.as_str());
@@ -186,7 +186,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         hooks: Hooks {
             kernel: Arc::clone(&kernel),
             pods_cgroup: host.pods_cgroup.clone(),
-            own_netns,
+            node_netns,
             refuse_unclassified,
         },
         wishes,

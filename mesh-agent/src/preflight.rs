@@ -62,9 +62,9 @@ pub enum PreflightError {
         "--unclassified refuse needs --cgroup, the cgroup above the pods alone: below the root of cgroup v2 it would refuse the node's own services"
     )]
     UnclassifiedAtRoot,
-    /// Static pods would be cut off.
+    /// The cluster could be cut off from its own API server.
     #[error(
-        "--unclassified refuse cannot be used with --kubernetes yet: static pods, the API server's own among them, would be refused their connections"
+        "--unclassified refuse cannot be used with --kubernetes: what a static pod is meant to be, only the API server can tell, and where that is a static pod itself, a new version of it would be refused its connections"
     )]
     UnclassifiedInCluster,
     /// The agent's own cgroup cannot be found.
@@ -92,6 +92,8 @@ pub struct Host {
     pub pods_cgroup_is_root: bool,
     /// The cgroup that the agent is to run in.
     pub own_cgroup: OwnCgroup,
+    /// The node's own network namespace.
+    pub netns: &'static Path,
 }
 
 /// The cgroup by which the programs know the agent: whatever dials from it is passed. So nobody else may be in it.
@@ -169,11 +171,13 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     if !is_cgroup2(&pods_cgroup) {
         return Err(PreflightError::NotACgroup { path: pods_cgroup, mount });
     }
+    // An agent that is a pod has one of its own, and process 1 the node's; any other runs in the node's.
+    let netns = Path::new(if around.is_some() { "/proc/1/ns/net" } else { "/proc/self/ns/net" });
     let own_cgroup = match around {
         Some(around) => OwnCgroup::Given(around.own), // a container's is its alone, and whoever `exec`s into it is the agent's
         None => own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?,
     };
-    Ok(Host { pods_cgroup_is_root: pods_cgroup == mount, pods_cgroup, own_cgroup })
+    Ok(Host { pods_cgroup_is_root: pods_cgroup == mount, pods_cgroup, own_cgroup, netns })
 }
 
 fn is_cgroup2(path: &Path) -> bool {

@@ -124,7 +124,7 @@ pub const INBOUND: u32 = 1;
 pub const NODE_HEARTBEAT: u32 = 0;
 /// Index in `NODE`: 1 if cgroups that nobody has classified are refused, else 0.
 pub const NODE_REFUSE_UNCLASSIFIED: u32 = 1;
-/// Index in `NODE`: cookie of the agent's own network namespace, the node's, in which nobody is a pod of the mesh.
+/// Index in `NODE`: cookie of the node's own network namespace, in which nobody is a pod of the mesh.
 pub const NODE_OWN_NETNS: u32 = 2;
 
 /// Counters by [`crate::verdict::Verdict`] number.

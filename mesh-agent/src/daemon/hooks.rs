@@ -12,7 +12,7 @@ pub(super) struct Hooks {
     /// The cgroup above the pods.
     pub(super) pods_cgroup: PathBuf,
     /// Cookie of the network namespace of the node itself.
-    pub(super) own_netns: u64,
+    pub(super) node_netns: u64,
     /// Whether pods that nobody has classified are refused.
     pub(super) refuse_unclassified: bool,
 }
@@ -24,7 +24,7 @@ impl Hooks {
     /// See [`KernelError`].
     pub(super) fn attach(&self) -> Result<(), KernelError> {
         let tables = self.kernel.tables();
-        tables.set_node(NODE_OWN_NETNS, self.own_netns)?;
+        tables.set_node(NODE_OWN_NETNS, self.node_netns)?;
         tables.set_node(NODE_REFUSE_UNCLASSIFIED, self.refuse_unclassified.into())?;
         self.kernel.attach_cgroup(&self.pods_cgroup)?;
         self.kernel.guard_unclassified(&self.pods_cgroup, self.refuse_unclassified)

@@ -13,6 +13,7 @@ use crate::identity::TrustDomain;
 use crate::identity::file_ca::CaError;
 use crate::kernel::KernelError;
 use crate::lock::LockError;
+use crate::netns::NetnsError;
 use crate::preflight::PreflightError;
 use crate::source::OpenError;
 use crate::world::NodeName;
@@ -104,6 +105,9 @@ pub enum DaemonError {
     /// The kernel side failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The node's own network namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// The admin socket failed.
     #[error(transparent)]
     Admin(#[from] admin::ServeError),
