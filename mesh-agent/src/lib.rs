@@ -19,6 +19,7 @@ pub mod pod_cgroups;
 pub mod preflight;
 pub mod proxy;
 pub mod source;
+pub mod start_taint;
 mod sys;
 pub mod tasks;
 mod watchdog;

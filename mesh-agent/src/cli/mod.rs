@@ -9,6 +9,7 @@ mod ready;
 mod run;
 mod status;
 mod table;
+mod untaint;
 
 use std::{
     io::{self, Write as _},
@@ -50,6 +51,8 @@ enum Command {
     Manifest(manifest::Print),
     /// Take away all that a stopped agent left: links, maps, settings, its announcement
     Cleanup(cleanup::Cleanup),
+    /// Take the start-up taint off nodes whose agent is ready
+    Untaint(untaint::Untaint),
     /// The certificate authority whose key every agent has
     #[command(subcommand)]
     Ca(ca::Ca),
@@ -118,6 +121,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Ready(ready) => ready.execute(),
         Command::Manifest(manifest) => manifest.execute(),
         Command::Cleanup(cleanup) => cleanup.execute(),
+        Command::Untaint(untaint) => untaint.execute(),
         Command::Ca(ca) => ca.execute(),
         Command::Version => print_line(&format!("mesh-agent {}", env!("CARGO_PKG_VERSION"))),
     }

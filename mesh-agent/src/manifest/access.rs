@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{AGENT, ManifestError, NAMESPACE, Part, part};
 
-const RBAC: &str = "rbac.authorization.k8s.io/v1";
+pub(super) const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
     Ok(vec![
@@ -44,7 +44,7 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
 }
 
 /// The name of a cluster-wide object.
-fn cluster_name(name: &str) -> String {
+pub(super) fn cluster_name(name: &str) -> String {
     format!("{NAMESPACE}-{name}")
 }
 

@@ -7,6 +7,7 @@ mod access;
 mod agent;
 mod authority;
 mod node_objects;
+mod untaint;
 
 use std::fmt::Write as _;
 
@@ -88,6 +89,7 @@ impl Manifest {
         parts.extend(access::parts()?);
         parts.extend(authority::parts(self)?);
         parts.extend(agent::parts(self)?);
+        parts.extend(untaint::parts(self)?);
         Ok(parts)
     }
 }

@@ -1,0 +1,153 @@
+//! What takes the start-up taint off nodes: a small Deployment of its own, since agents must not write nodes.
+
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use serde_json::json;
+
+use super::access::{RBAC, account, cluster_name, role, role_binding};
+use super::{Manifest, ManifestError, NAMESPACE, Part, part};
+use crate::start_taint::TAINT;
+
+const UNTAINT: &str = "untaint";
+const POLICY: &str = "nodemesh-untaint-takes-off-its-own-taint";
+
+pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+    let name = cluster_name(UNTAINT);
+    Ok(vec![
+        part::<ServiceAccount>(
+            "Takes the start-up taint off nodes whose agent is ready. Nodes of which nobody has tainted any are none of its business.",
+            account(UNTAINT),
+        )?,
+        part::<ClusterRole>(
+            "A taint is a field of the node, and no role is as narrow as a field: the policy below is.",
+            json!({
+                "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": name},
+                "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]}],
+            }),
+        )?,
+        part::<ClusterRoleBinding>(
+            "",
+            json!({
+                "apiVersion": RBAC, "kind": "ClusterRoleBinding", "metadata": {"name": name},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": UNTAINT, "namespace": NAMESPACE}],
+            }),
+        )?,
+        part::<Role>(
+            "",
+            role(
+                UNTAINT,
+                &json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]),
+            ),
+        )?,
+        part::<RoleBinding>("", role_binding(UNTAINT))?,
+        policy()?,
+        part::<ValidatingAdmissionPolicyBinding>(
+            "",
+            json!({
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": "ValidatingAdmissionPolicyBinding",
+                "metadata": {"name": POLICY},
+                "spec": {"policyName": POLICY, "validationActions": ["Deny"]},
+            }),
+        )?,
+        deployment(chosen)?,
+    ])
+}
+
+fn policy() -> Result<Part, ManifestError> {
+    let user =
+        format!("request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{UNTAINT}'");
+    // Whatever else of a node may be written at all by who may patch nodes, but not their status.
+    let same = |field: &str, empty: &str| {
+        let value = |object: &str| {
+            let (at, _) = field.split_once('.').unwrap_or(("", ""));
+            format!("(has({object}.{at}) && has({object}.{field}) ? {object}.{field} : {empty})")
+        };
+        let expression = format!("{} == {}", value("object"), value("oldObject"));
+        json!({"expression": expression, "message": format!("{UNTAINT} may not write {field} of nodes"), "reason": "Forbidden"})
+    };
+    let taints = |object: &str| {
+        let spec = format!("has({object}.spec) && has({object}.spec.taints)");
+        format!("({spec} ? {object}.spec.taints : [])")
+    };
+    let others = format!(
+        "{} == {}.filter(taint, taint.key != '{TAINT}')",
+        taints("object"),
+        taints("oldObject")
+    );
+    part::<ValidatingAdmissionPolicy>(
+        "Of nodes it may write nothing but that the taint is gone.",
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": POLICY},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["nodes", "nodes/*"], "scope": "*",
+                }]},
+                "matchConditions": [{"name": "untaint", "expression": user}],
+                "validations": [
+                    {"expression": others, "message": format!("{UNTAINT} may take off the taint {TAINT} and no other"), "reason": "Forbidden"},
+                    same("metadata.labels", "{}"),
+                    same("metadata.annotations", "{}"),
+                    same("metadata.finalizers", "[]"),
+                    same("metadata.ownerReferences", "[]"),
+                    same("spec.unschedulable", "false"),
+                    same("spec.providerID", "''"),
+                    same("spec.podCIDRs", "[]"),
+                ],
+            },
+        }),
+    )
+}
+
+fn deployment(chosen: &Manifest) -> Result<Part, ManifestError> {
+    let labels =
+        json!({"app.kubernetes.io/name": UNTAINT, "app.kubernetes.io/part-of": "nodemesh"});
+    let selector = json!({"app.kubernetes.io/name": UNTAINT});
+    let tolerated = ["node-role.kubernetes.io/control-plane", TAINT];
+    part::<Deployment>(
+        "One for the cluster. It runs on nodes that still have the taint: all may have it.",
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": UNTAINT, "namespace": NAMESPACE, "labels": labels},
+            "spec": {
+                "replicas": 1,
+                "selector": {"matchLabels": selector},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "serviceAccountName": UNTAINT,
+                        "automountServiceAccountToken": true,
+                        "priorityClassName": "system-cluster-critical",
+                        "terminationGracePeriodSeconds": 1,
+                        "nodeSelector": {"kubernetes.io/os": "linux"},
+                        "tolerations": tolerated.map(|key| json!({"key": key, "operator": "Exists", "effect": "NoSchedule"})),
+                        "containers": [{
+                            "name": UNTAINT,
+                            "image": chosen.image,
+                            "imagePullPolicy": "IfNotPresent",
+                            "args": ["untaint"],
+                            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}},
+                            "securityContext": {
+                                "allowPrivilegeEscalation": false,
+                                "readOnlyRootFilesystem": true,
+                                "runAsNonRoot": true,
+                                "runAsUser": 65532,
+                                "runAsGroup": 65532,
+                                "capabilities": {"drop": ["ALL"]},
+                                "seccompProfile": {"type": "RuntimeDefault"},
+                            },
+                        }],
+                    },
+                },
+            },
+        }),
+    )
+}

@@ -1,0 +1,208 @@
+//! Takes the start-up taint off nodes whose agent is ready: `mesh-agent untaint`, run once in the cluster.
+//!
+//! A node that joins with the taint gets no ordinary pods before somebody can hold them. The agents must not take it off: whoever
+//! may write nodes may write any node. This part writes nothing else (a `ValidatingAdmissionPolicy` sees to that), and runs
+//! without any right over the node that it is on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+/// The taint's key; its effect is `NoSchedule`.
+pub const TAINT: &str = "nodemesh.dev/not-ready";
+
+/// After a write that failed, how long until it is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long one watch lasts, in seconds: a connection that is dead without a word is given up then.
+const WATCH_S: u32 = 120;
+
+/// Follows nodes and agents (pods of the client's own namespace that have this `app.kubernetes.io/name`), and takes the taint
+/// off each node whose agent is ready. Ends only by being dropped: what fails is logged and tried again.
+///
+/// # Cancel safety
+/// Can be dropped at any time.
+pub async fn keep_untainting(client: Client, agents: &str) {
+    let nodes = Api::<Node>::all(client.clone());
+    let pods = Api::<Pod>::default_namespaced(client);
+    let settled = || watcher::Config::default().timeout(WATCH_S);
+    let of_agents = settled().labels(&format!("app.kubernetes.io/name={agents}"));
+    let mut node_events = watcher(nodes.clone(), settled()).default_backoff().boxed();
+    let mut pod_events = watcher(pods, of_agents).default_backoff().boxed();
+    let mut known = Known::default();
+    let mut is_refused = false;
+    loop {
+        tokio::select! {
+            Some(event) = node_events.next() => match event {
+                Ok(event) => known.nodes.apply(event, tainted),
+                Err(error) => tracing::warn!(%error, "nodes cannot be watched; trying again"),
+            },
+            Some(event) = pod_events.next() => match event {
+                Ok(event) => known.agents.apply(event, node_of_ready),
+                Err(error) => tracing::warn!(%error, "agents cannot be watched; trying again"),
+            },
+            () = sleep(PAUSE), if is_refused => {}
+            else => return,
+        }
+        is_refused = false;
+        for (node, patch) in known.to_free() {
+            match nodes.patch(&node, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(_freed) => {
+                    tracing::info!(node, "its agent is ready: the taint {TAINT} is taken off");
+                    known.nodes.now.remove(&node); // until its watch says otherwise
+                }
+                Err(error) => {
+                    tracing::warn!(node, %error, "the taint {TAINT} cannot be taken off; trying again");
+                    is_refused = true;
+                }
+            }
+        }
+    }
+}
+
+/// A node that has the taint: its version, and its other taints.
+#[derive(Clone, Debug, PartialEq)]
+struct Tainted {
+    version: Option<String>,
+    others: Vec<Taint>,
+}
+
+#[derive(Default)]
+struct Known {
+    nodes: Kept<Tainted>,
+    /// The nodes of ready agents, by pod.
+    agents: Kept<String>,
+}
+
+/// What a watch has said, of those objects that matter.
+struct Kept<T> {
+    now: BTreeMap<String, T>,
+    /// What has come since a list began: whatever else was there is gone.
+    listing: BTreeSet<String>,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self { now: BTreeMap::new(), listing: BTreeSet::new() }
+    }
+}
+
+impl<T> Kept<T> {
+    fn apply<K: kube::Resource>(&mut self, event: Event<K>, matters: impl Fn(&K) -> Option<T>) {
+        match event {
+            Event::Init => self.listing.clear(),
+            Event::InitApply(object) => {
+                self.listing.insert(object.name_any());
+                self.put(&object, matters);
+            }
+            Event::Apply(object) => self.put(&object, matters),
+            Event::Delete(object) => drop(self.now.remove(&object.name_any())),
+            Event::InitDone => self.now.retain(|name, _| self.listing.contains(name)),
+        }
+    }
+
+    fn put<K: kube::Resource>(&mut self, object: &K, matters: impl Fn(&K) -> Option<T>) {
+        match matters(object) {
+            Some(value) => drop(self.now.insert(object.name_any(), value)),
+            None => drop(self.now.remove(&object.name_any())),
+        }
+    }
+}
+
+impl Known {
+    /// The nodes that have the taint and a ready agent, with what is to be written. The version makes the API server refuse it
+    /// if the node has changed meanwhile: somebody else's taint must not be lost.
+    fn to_free(&self) -> Vec<(String, Value)> {
+        let ready: BTreeSet<&String> = self.agents.now.values().collect();
+        let free = self.nodes.now.iter().filter(|(name, _)| ready.contains(name));
+        let patch = |node: &Tainted| json!({"metadata": {"resourceVersion": node.version}, "spec": {"taints": node.others}});
+        free.map(|(name, node)| (name.clone(), patch(node))).collect()
+    }
+}
+
+fn tainted(node: &Node) -> Option<Tainted> {
+    let taints = node.spec.as_ref()?.taints.as_deref()?;
+    let others: Vec<Taint> = taints.iter().filter(|taint| taint.key != TAINT).cloned().collect();
+    (others.len() < taints.len()).then(|| Tainted { version: node.resource_version(), others })
+}
+
+/// The node of an agent that is ready and stays.
+fn node_of_ready(agent: &Pod) -> Option<String> {
+    let conditions = agent.status.as_ref()?.conditions.as_deref().unwrap_or_default();
+    let is_ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
+    let stays = agent.metadata.deletion_timestamp.is_none();
+    agent.spec.as_ref()?.node_name.clone().filter(|_| is_ready && stays)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, taints: &Value) -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "resourceVersion": "7"}, "spec": {"taints": taints},
+        }))
+        .unwrap()
+    }
+
+    fn agent(node: &str, ready: &str, deleted: Option<&str>) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": format!("agent-{node}"), "deletionTimestamp": deleted},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"conditions": [{"type": "Ready", "status": ready}, {"type": "PodScheduled", "status": "True"}]},
+        }))
+        .unwrap()
+    }
+
+    fn ours() -> Value {
+        json!({"key": TAINT, "effect": "NoSchedule"})
+    }
+
+    #[test]
+    fn a_node_is_freed_when_its_agent_is_ready_and_keeps_its_other_taints() {
+        let mut known = Known::default();
+        let other = json!({"key": "team", "value": "a", "effect": "NoExecute"});
+        known.nodes.apply(Event::Apply(node("n1", &json!([other, ours()]))), tainted);
+        known.nodes.apply(Event::Apply(node("n2", &json!([ours()]))), tainted);
+        known.nodes.apply(Event::Apply(node("n3", &json!([other]))), tainted);
+        assert_eq!(known.to_free(), []);
+        for starting in
+            [agent("n1", "False", None), agent("n2", "True", Some("2026-01-01T00:00:00Z"))]
+        {
+            known.agents.apply(Event::Apply(starting), node_of_ready);
+        }
+        assert_eq!(known.to_free(), [], "one is not ready, the other is going");
+        known.agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready);
+        known.agents.apply(Event::Apply(agent("n3", "True", None)), node_of_ready);
+        let wanted = json!({"metadata": {"resourceVersion": "7"}, "spec": {"taints": [other]}});
+        assert_eq!(known.to_free(), [("n1".to_owned(), wanted)]);
+        known.nodes.apply(Event::Apply(node("n1", &json!([other]))), tainted);
+        assert_eq!(known.to_free(), []);
+    }
+
+    #[test]
+    fn what_a_new_list_does_not_name_is_gone() {
+        let mut agents = Kept::default();
+        agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready);
+        agents.apply(Event::Apply(agent("n2", "True", None)), node_of_ready);
+        agents.apply(Event::Init, node_of_ready);
+        agents.apply(Event::InitApply(agent("n2", "True", None)), node_of_ready);
+        assert_eq!(agents.now.len(), 2, "a list that has only begun says nothing");
+        agents.apply(Event::InitDone, node_of_ready);
+        assert_eq!(agents.now.into_values().collect::<Vec<_>>(), ["n2"]);
+    }
+}
