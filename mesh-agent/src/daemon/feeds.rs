@@ -6,7 +6,7 @@ use tokio::sync::watch::{self, error::RecvError};
 
 use super::DaemonError;
 use crate::{
-    enrol::Finder,
+    enrol::{Cgroups, Finder},
     pod_cgroups::PodCgroups,
     source::{
         AnnouncementState, Announcer, Earlier, FileSource, Installation, Keep, KeptFile, Knowledge,
@@ -41,7 +41,8 @@ pub enum World {
 pub(super) struct Feeds {
     pub(super) objects: watch::Receiver<Arc<SourceState>>,
     pub(super) announcements: watch::Receiver<Arc<AnnouncementState>>,
-    pub(super) cgroups: watch::Receiver<Arc<PodCgroups>>,
+    cgroups_seen: watch::Receiver<Arc<PodCgroups>>,
+    pub(super) cgroups: Cgroups,
 }
 
 impl Feeds {
@@ -65,7 +66,7 @@ impl Feeds {
     /// Can be dropped and called again.
     pub(super) async fn changed(&mut self) -> Result<(), RecvError> {
         tokio::select! {
-            changed = self.cgroups.changed() => changed,
+            changed = self.cgroups_seen.changed() => changed,
             changed = self.objects.changed() => changed,
             changed = self.announcements.changed() => changed,
         }
@@ -90,20 +91,21 @@ impl World {
     pub(super) async fn follow(
         &self,
         node: &NodeName,
-        cgroups: watch::Receiver<Arc<PodCgroups>>,
+        cgroups_seen: watch::Receiver<Arc<PodCgroups>>,
         kept: KeptFile,
         feeding: &Tasks,
     ) -> Result<Followed, DaemonError> {
         let stop = || feeding.stopped().cancelled_owned();
         let keeping = Tasks::new();
         let (mut question, mut is_removed) = (None, watch::channel(false).1);
-        let (objects, announcer, finder) = match self {
+        let (objects, announcer, finder, cgroups) = match self {
             Self::Files { source, announce_dir } => {
                 let (source, objects) = FileSource::open(source)?;
                 let (announcer, announcing) = file_announcer(announce_dir, node.clone())?;
                 feeding.spawn("source", source.run(stop()));
                 feeding.spawn("announcements", announcing.run(stop()));
-                (objects, announcer, Finder::Named)
+                let cgroups = Cgroups::new(cgroups_seen.clone(), objects.clone(), node.clone());
+                (objects, announcer, Finder::Named, cgroups)
             }
             Self::Kubernetes { daemon_set } => {
                 let client = api_server().await?;
@@ -127,11 +129,12 @@ impl World {
                         "the API server has not told what is there; until it does, all stays as the kernel's tables say"
                     );
                 }
-                (objects, announcer, Finder::Processes(cgroups.clone()))
+                let cgroups = Cgroups::new(cgroups_seen.clone(), objects.clone(), node.clone());
+                (objects, announcer, Finder::Processes(cgroups.clone()), cgroups)
             }
         };
         let announcements = announcer.subscribe();
-        let feeds = Feeds { objects, announcements, cgroups };
+        let feeds = Feeds { objects, announcements, cgroups_seen, cgroups };
         Ok(Followed { feeds, announcer, finder, is_removed, question, keeping })
     }
 }

@@ -107,7 +107,7 @@ impl Keeper {
 
     /// Holds by what is known already: building the world anew takes time that a starting pod does not give.
     fn hold_known(&mut self) {
-        let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+        let cgroups = self.feeds.cgroups.now();
         self.enroller.hold(&self.state.mesh.world.load(), &cgroups);
     }
 
@@ -116,7 +116,7 @@ impl Keeper {
         self.hold_known();
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
-        let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+        let cgroups = self.feeds.cgroups.now();
         self.believed.update(&objects.objects, &announced.announcements);
         let announcements = &self.believed.announcements;
         self.enroller.only_hold(&objects.objects, announcements, &cgroups).await;
@@ -131,7 +131,7 @@ impl Keeper {
     pub(super) async fn step(&mut self) {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
-        let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+        let cgroups = self.feeds.cgroups.now();
         self.believed.update(&objects.objects, &announced.announcements);
         let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
         let problems: Vec<_> = problems.chain(self.believed.void.iter().cloned()).collect();
@@ -148,7 +148,7 @@ impl Keeper {
     async fn let_everybody_go(&mut self, stop: &CancellationToken) -> Option<Over> {
         let (nothing, nobody) = (Arc::default(), Arc::default());
         loop {
-            let cgroups = Arc::clone(&self.feeds.cgroups.borrow());
+            let cgroups = self.feeds.cgroups.now();
             self.enroller.step(&nothing, &nobody, &cgroups, true).await;
             if !self.enroller.is_anyone_leaving() {
                 return Some(Over::Removed);

@@ -4,6 +4,7 @@
 //! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
 //! is open goes on. A pod that vanished leaves nothing behind.
 
+mod cgroups;
 mod find;
 mod follow;
 mod hold;
@@ -12,6 +13,7 @@ mod leave;
 mod orphans;
 mod pass_on;
 mod saved;
+mod sightings;
 mod status;
 mod step;
 mod tables;
@@ -23,11 +25,13 @@ use std::{
     time::Duration,
 };
 
+pub use cgroups::Cgroups;
 pub use find::Finder;
 use follow::Follower;
 use jiff::Timestamp;
 pub use saved::{Saved, restore_all};
 use serde::{Deserialize, Serialize};
+use sightings::Sightings;
 pub use tables::write_world;
 use tokio::{sync::watch, time::Instant};
 
@@ -79,6 +83,7 @@ pub struct Enroller {
     /// long as they are meant to be.
     left_closed: BTreeMap<PodUid, u64>,
     looked_back: bool,
+    sightings: Sightings,
     board: Board,
     follower: Follower,
 }
@@ -283,6 +288,7 @@ impl Enroller {
             closed_before: BTreeSet::new(),
             left_closed: BTreeMap::new(),
             looked_back: false,
+            sightings: Sightings::default(),
             board: Board::default(),
             follower: Follower::default(),
         }
@@ -300,7 +306,8 @@ impl Enroller {
         announcements: &Arc<Announcements>,
     ) -> Snapshot {
         let local = LocalNode { name: self.node.clone(), enrolled: self.enrolled() };
-        self.follower.build(&self.mesh, objects, announcements, local).await
+        let objects = self.sightings.in_objects(objects, &self.node);
+        self.follower.build(&self.mesh, &objects, announcements, local).await
     }
 
     /// The pods that are captured.

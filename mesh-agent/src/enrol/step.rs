@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, os::fd::AsFd as _, sync::Arc};
 
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Enrolled, Enroller, Listeners, RETRY, orphans::stays_closed, restore_all, tables};
@@ -47,6 +48,8 @@ impl Enroller {
             self.look_for_closed(&world).await;
         }
         self.hold(&world, cgroups);
+        let found = self.look_for_addresses(&world, objects, cgroups).await;
+        let world = if found { self.build(objects, announcements).await } else { world };
         // Before a pod is taken in: what arrives at it is judged by them.
         let ranges = self.follower.write_ranges(&self.mesh, &world);
         self.log_failure("write the ranges of pod addresses", ranges);
@@ -67,6 +70,7 @@ impl Enroller {
         self.steer_leaving(&leaving);
         self.publish(&world).await;
         self.capture_dials();
+        self.are_enrolled_now(&joined);
         self.finish_leaving().await;
         self.hold(&world, cgroups); // whoever could not be enrolled
         self.release_held(&world, cgroups);
@@ -85,7 +89,7 @@ impl Enroller {
     pub async fn due(&self) {
         let leaving = self.leaving.values().map(|(_, until)| *until);
         let retries = self.failed.values().map(|(_, at)| *at);
-        match leaving.chain(retries).min() {
+        match leaving.chain(retries).chain(self.sightings.due()).min() {
             Some(at) => sleep_until(at).await,
             None => std::future::pending().await,
         }
@@ -115,6 +119,15 @@ impl Enroller {
                 let Some(enrolled) = self.pods.remove(uid) else { continue };
                 self.leave_closed(&enrolled.pod);
                 self.failed_to_join(uid, &enrolled.pod.name.to_string(), &error.into());
+            }
+        }
+    }
+
+    /// Notes when the last step of joining was done.
+    fn are_enrolled_now(&mut self, joined: &[PodUid]) {
+        for uid in joined {
+            if let Some(enrolled) = self.pods.get_mut(uid) {
+                enrolled.since = Timestamp::now();
             }
         }
     }

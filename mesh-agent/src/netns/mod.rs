@@ -4,6 +4,7 @@
 
 mod addresses;
 mod factory;
+mod mounted;
 mod reserved;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 
 pub use addresses::own_addresses;
 pub use factory::{Factory, FactoryGone};
+pub use mounted::is_mounted;
 pub use reserved::{reserve_ports, reserved_ports, restore_ports};
 use thiserror::Error;
 

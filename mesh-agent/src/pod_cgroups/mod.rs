@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use processes::processes_of;
+pub use processes::{processes_below, processes_of};
 
 use crate::world::PodUid;
 
@@ -40,6 +40,8 @@ pub struct PodCgroup {
     pub path: PathBuf,
     /// By which programs know it.
     pub id: u64,
+    /// How many containers' cgroups are in it: it changes when the pod's first process is about to start.
+    pub containers: usize,
 }
 
 /// The pods' cgroups by UID.
@@ -124,7 +126,10 @@ fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<(
         match entry.file_name().to_str().and_then(name::pod_uid) {
             Some(uid) => match entry.metadata() {
                 Err(error) if is_gone(&error) => {}
-                metadata => drop(found.insert(uid, PodCgroup { path, id: metadata?.ino() })),
+                metadata => {
+                    let (id, containers) = (metadata?.ino(), containers(&path));
+                    found.insert(uid, PodCgroup { path, id, containers });
+                }
             },
             None if levels > 1 => match scan_level(&path, levels - 1, found) {
                 // Gone again. Anything else must not pass for it: who is held would be released.
@@ -135,6 +140,12 @@ fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<(
         }
     }
     Ok(())
+}
+
+/// Those of a pod. If it goes meanwhile, none.
+fn containers(pod: &Path) -> usize {
+    let entries = fs::read_dir(pod).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
 
 /// What a directory says that went while it was read.
@@ -158,12 +169,61 @@ mod tests {
         let pod = root.path().join("burstable/poda-1");
         fs::create_dir_all(pod.join("container")).unwrap();
         let uid = PodUid::parse("a-1").unwrap();
-        let found = seen.wait_for(|known| known.contains_key(&uid)).await.unwrap()[&uid].clone();
-        assert_eq!(found, PodCgroup { id: fs::metadata(&pod).unwrap().ino(), path: pod.clone() });
+        let one = |known: &Arc<PodCgroups>| known.get(&uid).is_some_and(|pod| pod.containers == 1);
+        let found = seen.wait_for(one).await.unwrap()[&uid].clone();
+        let id = fs::metadata(&pod).unwrap().ino();
+        assert_eq!(found, PodCgroup { id, path: pod.clone(), containers: 1 });
+        fs::create_dir(pod.join("another")).unwrap();
+        seen.wait_for(|known| known.get(&uid).is_some_and(|pod| pod.containers == 2))
+            .await
+            .unwrap();
         fs::remove_dir_all(&pod).unwrap();
         seen.wait_for(|known| known.is_empty()).await.unwrap();
         stop.cancel();
         running.wait().await;
+    }
+
+    /// What a kubelet makes: of the systemd driver with version 2 alone, of the cgroupfs driver in a tree beside version 1
+    /// (the same names in both), in a node that is itself a container, and for static pods.
+    #[test]
+    fn pods_are_found_in_every_layout() {
+        const UID: &str = "0a1b2c3d-0000-4000-8000-00000000000f";
+        const STATIC: &str = "73bd32bbb27ec8f1e4f7ea3a3e3b2e28";
+        let escaped = UID.replace('-', "_");
+        let layouts = [
+            (
+                format!("kubepods-besteffort.slice/kubepods-besteffort-pod{escaped}.slice"),
+                "cri-containerd-c1.scope",
+                UID,
+            ),
+            (format!("kubepods-pod{escaped}.slice"), "crio-c1.scope", UID),
+            (format!("burstable/pod{UID}"), "c1", UID),
+            (format!("pod{UID}"), "c1", UID),
+            (
+                format!(
+                    "kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{escaped}.slice"
+                ),
+                "cri-containerd-c1.scope",
+                UID,
+            ),
+            (format!("besteffort/pod{STATIC}"), "c1", STATIC),
+            (
+                format!("kubepods-burstable.slice/kubepods-burstable-pod{STATIC}.slice"),
+                "cri-containerd-c1.scope",
+                STATIC,
+            ),
+        ];
+        for (pod, container, uid) in layouts {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir_all(root.path().join(&pod).join(container)).unwrap();
+            fs::create_dir_all(root.path().join("besteffort/not-a-pod")).unwrap();
+            fs::write(root.path().join(&pod).join(container).join("cgroup.procs"), "7\n0\n")
+                .unwrap();
+            let found = scan(root.path()).unwrap();
+            let uid = PodUid::parse(uid).unwrap();
+            assert_eq!(found.keys().collect::<Vec<_>>(), [&uid], "{pod}");
+            assert_eq!((found[&uid].containers, processes_of(&uid, &found)), (1, vec![7]), "{pod}");
+        }
     }
 
     #[test]

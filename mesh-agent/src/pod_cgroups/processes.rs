@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{PodCgroups, name};
+use super::{PodCgroup, PodCgroups, name};
 use crate::world::PodUid;
 
 /// Where processes are listed.
@@ -14,12 +14,18 @@ const PROC: &str = "/proc";
 /// The ids of a pod's processes, the oldest first: that is the sandbox's own, where the runtime starts one. Found by the
 /// pod's cgroup; where pods have none of their own in cgroup v2, by what each process says of its cgroups, v1 included.
 pub fn processes_of(uid: &PodUid, cgroups: &PodCgroups) -> Vec<u32> {
-    let mut pids = Vec::new();
-    match cgroups.get(uid) {
-        Some(cgroup) => below(&cgroup.path, &mut pids),
-        None => pids.extend(listed().filter(|pid| is_of(*pid, uid))),
-    }
+    let mut pids = match cgroups.get(uid) {
+        Some(cgroup) => processes_below(cgroup),
+        None => listed().filter(|pid| is_of(*pid, uid)).collect(),
+    };
     pids.sort_by_cached_key(|pid| (started(*pid), *pid));
+    pids
+}
+
+/// The ids of the processes in a pod's cgroup, in no order.
+pub fn processes_below(cgroup: &PodCgroup) -> Vec<u32> {
+    let mut pids = Vec::new();
+    below(&cgroup.path, &mut pids);
     pids
 }
 

@@ -44,6 +44,13 @@ impl Cidr {
         }
     }
 
+    /// Whether an address lies in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        *self == Self::ALL
+            || (self.first.is_ipv4() == address.is_ipv4()
+                && Self::around(address, self.length) == *self)
+    }
+
     /// The first address.
     pub fn first(&self) -> IpAddr {
         self.first
@@ -84,6 +91,12 @@ mod tests {
             assert_eq!((range.to_string().as_str(), range.length_of_128()), (shown, length));
         }
         assert_eq!(Cidr::parse("::/0").unwrap(), Cidr::ALL);
+        let holds = |range: &str, address: &str| {
+            Cidr::parse(range).unwrap().contains(address.parse().unwrap())
+        };
+        assert!(holds("10.244.1.0/24", "10.244.1.255") && holds("fd00::/64", "fd00::9"));
+        assert!(!holds("10.244.1.0/24", "10.244.2.0") && !holds("0.0.0.0/0", "fd00::9"));
+        assert!(!holds("fd00::/64", "10.244.1.1") && holds("::/0", "10.244.1.1"));
         for bad in ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0/8", "/8", "10.0.0.0/-1", ""] {
             assert!(Cidr::parse(bad).is_err(), "{bad:?}");
         }

@@ -20,6 +20,9 @@ pub(super) const PROXY: &str = "kube-proxy";
 /// Where the kubelet finds containerd.
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// Where a kubelet reads pods that nobody asked the API server for.
+const STATIC_PODS: &str = "/etc/kubernetes/manifests";
+
 /// Writes the settings of all programs into the machine's `/etc`.
 pub(super) fn configure(machine: &Machine, node: u8) -> Result<()> {
     let write = |file: &str, content: &str| -> Result<()> {
@@ -27,6 +30,7 @@ pub(super) fn configure(machine: &Machine, node: u8) -> Result<()> {
         fs::create_dir_all(path.parent().context("no directory")?)?;
         fs::write(path, content).with_context(|| file.to_owned())
     };
+    fs::create_dir_all(machine.file(STATIC_PODS))?;
     write("/etc/containerd/config.toml", &containerd())?;
     write("/etc/kubernetes/kubelet.yaml", &serde_json::to_string_pretty(&kubelet(&machine.name))?)?;
     write("/etc/cni/net.d/10-bridge.conflist", &serde_json::to_string_pretty(&cni(node))?)
@@ -119,6 +123,7 @@ fn kubelet(name: &str) -> Value {
         "tlsPrivateKeyFile": format!("/etc/kubernetes/{name}.key"),
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
         "cgroupDriver": "cgroupfs",
+        "staticPodPath": STATIC_PODS,
         "failCgroupV1": false,
         "failSwapOn": false,
         "clusterDNS": [DNS_SERVICE],

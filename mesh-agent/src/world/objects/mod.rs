@@ -124,6 +124,33 @@ impl Objects {
         self.pods.sorted_values()
     }
 
+    /// The pods of a node that are there in the kubelet's own right: the UID that their cgroups have, and the one that their
+    /// objects have. Of several objects that say they are the same static pod, the first made is: the kubelet makes a mirror
+    /// as soon as the pod runs, and removes what somebody else makes.
+    pub fn static_pods(&self, node: &str) -> Vec<(&PodUid, &PodUid)> {
+        let mut first: BTreeMap<&PodUid, &PodObject> = BTreeMap::new();
+        let here = |pod: &&PodObject| pod.node.as_ref().is_some_and(|known| known.as_str() == node);
+        let made = |pod: &PodObject| (pod.created_s.unwrap_or(i64::MAX), pod.uid.clone());
+        for pod in self.pods.iter().map(|(_, pod)| pod.as_ref()).filter(here) {
+            let Some(uid) = &pod.static_uid else { continue };
+            let known = first.entry(uid).or_insert(pod);
+            if made(pod) < made(known) {
+                *known = pod;
+            }
+        }
+        first.into_iter().map(|(cgroup, pod)| (cgroup, &pod.uid)).collect()
+    }
+
+    /// A pod.
+    pub fn pod(&self, uid: &PodUid) -> Option<&Arc<PodObject>> {
+        self.pods.get(uid)
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<&Arc<NodeObject>> {
+        self.nodes.get(name)
+    }
+
     /// All services, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceObject>> {
         self.services.sorted_values()
@@ -190,5 +217,31 @@ fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, Field
         Ok(port) if port != 0 => Ok(port),
         _ => Err(FieldError::new(field(), format!("{number} is not a port"))
             .hint("write a number from 1 to 65535")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::snapshot::testing::pod;
+    use super::*;
+
+    #[test]
+    fn of_several_mirrors_of_one_static_pod_the_first_made_is_it() {
+        let digest = PodUid::parse(&"a".repeat(32)).unwrap();
+        let mut objects = Objects::default();
+        for (name, node, created_s) in
+            [("false", "node1", 7), ("true", "node1", 5), ("elsewhere", "node2", 1)]
+        {
+            let mut pod = pod("kube-system", name, node, "10.0.0.1", &[]);
+            (pod.static_uid, pod.created_s) = (Some(digest.clone()), Some(created_s));
+            objects.insert_pod(pod);
+        }
+        objects.insert_pod(pod("shop", "cart", "node1", "10.0.0.2", &[]));
+        let uid = |name: &str| {
+            let named = objects.pods().find(|pod| &*pod.name.name == name).unwrap();
+            named.uid.clone()
+        };
+        assert_eq!(objects.static_pods("node1"), [(&digest, &uid("true"))]);
+        assert_eq!(objects.static_pods("node2"), [(&digest, &uid("elsewhere"))]);
     }
 }

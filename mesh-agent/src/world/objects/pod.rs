@@ -42,6 +42,9 @@ pub struct PodObject {
     /// Its network namespace, if it says so itself. Only read from files: in a cluster whoever
     /// may create a pod could name the host's namespace here.
     pub netns: Option<NetnsRef>,
+    /// The UID by which the kubelet knows a static pod, whose object (its mirror) has another: that of its cgroup. See
+    /// [`Objects::static_pods`](super::Objects::static_pods).
+    pub static_uid: Option<PodUid>,
     ips_from_list: bool,
 }
 
@@ -106,6 +109,7 @@ impl PodObject {
             labels: meta.labels.clone().unwrap_or_default(),
             mesh,
             netns,
+            static_uid: meta.annotations.as_ref().and_then(static_uid),
             ips_from_list,
         })
     }
@@ -154,6 +158,16 @@ impl TryFrom<&Pod> for PodObject {
     fn try_from(pod: &Pod) -> Result<Self, FieldError> {
         Self::parse(pod, |origin| origin)
     }
+}
+
+/// What the kubelet writes into a static pod's mirror (`pkg/kubelet/types`, `pkg/kubelet/config/common.go`). Only a digest is
+/// taken, 32 hexadecimal digits: no pod of the API server has such a UID, so that no object can name another pod's cgroup.
+fn static_uid(annotations: &BTreeMap<String, String>) -> Option<PodUid> {
+    annotations.get("kubernetes.io/config.mirror")?;
+    let hash = annotations.get("kubernetes.io/config.hash")?;
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let is_digest = hash.len() == 32 && hash.bytes().all(is_digit);
+    PodUid::parse(hash).ok().filter(|_| is_digest)
 }
 
 fn addresses(status: Option<&PodStatus>) -> Result<(Vec<IpAddr>, bool), FieldError> {
@@ -238,6 +252,22 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(PodObject::try_from(&Pod::from(&odd)), Ok(odd), "written and read again");
+    }
+
+    #[test]
+    fn only_a_mirror_names_a_digest_as_the_uid_of_its_cgroup() {
+        const HASH: &str = "73bd32bbb27ec8f1e4f7ea3a3e3b2e28";
+        let of = |annotations: serde_json::Value| {
+            let meta = json!({"namespace": "kube-system", "name": "dns-node1", "uid": "u", "annotations": annotations});
+            convert(json!({"metadata": meta})).unwrap().static_uid.map(|uid| uid.to_string())
+        };
+        let (mirror, hash) = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash");
+        assert_eq!(of(json!({mirror: HASH, hash: HASH})).as_deref(), Some(HASH));
+        assert_eq!(of(json!({hash: HASH})), None);
+        assert_eq!(of(json!({mirror: HASH})), None);
+        for another in ["0a1b2c3d-0000-4000-8000-00000000000f", "../x", "", &HASH[1..]] {
+            assert_eq!(of(json!({mirror: another, hash: another})), None, "{another}");
+        }
     }
 
     #[test]

@@ -196,6 +196,12 @@ impl Machine {
         Capture::start(&self.place()?, "uplink", Ipv4Addr::new(a, b, c, 255))
     }
 
+    /// The same on the bridge between its pods, of which this is one's address; there is none before the first pod.
+    pub fn capture_pods(&self, pod: Ipv4Addr) -> Result<Capture> {
+        let [a, b, c, _] = pod.octets();
+        Capture::start(&self.place()?, "cni0", Ipv4Addr::new(a, b, c, 255))
+    }
+
     /// Starts a program that runs on. Its output goes to `/var/log/NAME.log`.
     pub(super) fn start(&self, name: &str, argv: &[String]) -> Result<()> {
         let note = format!("/run/{name}{NOTE}");

@@ -1,0 +1,276 @@
+//! Addresses of pods that the kubelet has not reported yet: it does so up to seconds after a pod's first process began.
+//!
+//! They are taken from the pod's own network namespace, and only under conditions that leave a pod no say in them:
+//! - the pod has a single process, its sandbox's, which runs before any program of the pod's own does;
+//! - exactly one address of the namespace lies in each of the node's ranges (`spec.podCIDRs`), of which there must be one;
+//! - nobody else of this node has the address, by report or by sighting.
+//!
+//! Where one is not met, the report is waited for. The report is believed in any case: once it is there, a sighting is void.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Enroller;
+use crate::{
+    pod_cgroups::PodCgroups,
+    world::{
+        Cidr, LocalPod, Membership, NodeName, NotEnabledReason, Objects, PodObject, PodUid,
+        Snapshot,
+    },
+};
+
+/// How often a pod that is just starting is looked at: its sandbox's process appears some milliseconds after its cgroup.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How long after the pod's cgroup has changed. Then the report is not far.
+const STARTS_WITHIN: Duration = Duration::from_secs(1);
+
+/// What has been found, and who is being looked for.
+#[derive(Default)]
+pub(super) struct Sightings {
+    found: BTreeMap<PodUid, Vec<IpAddr>>,
+    /// Pods that have no address yet.
+    starting: BTreeMap<PodUid, Starting>,
+    /// The objects with what has been found, and without.
+    last: Option<(Arc<Objects>, Arc<Objects>)>,
+}
+
+/// A pod that has no address yet.
+#[derive(Clone, Copy, Default)]
+struct Starting {
+    /// How many containers it had when it was looked at last.
+    containers: usize,
+    /// Until when it is looked at again and again.
+    until: Option<Instant>,
+}
+
+impl Starting {
+    /// Whether it is to be looked at: for some time after a container has come.
+    fn is_worth_a_look(&mut self, containers: usize, now: Instant) -> bool {
+        if std::mem::replace(&mut self.containers, containers) != containers {
+            self.until = Some(now + STARTS_WITHIN);
+        }
+        self.until.is_some_and(|until| now <= until)
+    }
+}
+
+impl Sightings {
+    /// Objects with the addresses that have been found; the same copy while nothing changes.
+    pub(super) fn in_objects(&mut self, objects: &Arc<Objects>, node: &NodeName) -> Arc<Objects> {
+        if self.found.is_empty() {
+            self.last = None;
+            return Arc::clone(objects);
+        }
+        if let Some((without, with)) = &self.last
+            && Arc::ptr_eq(without, objects)
+        {
+            return Arc::clone(with);
+        }
+        self.forget_void(objects, node);
+        let mut with = Objects::clone(objects);
+        for (uid, addresses) in &self.found {
+            if let Some(pod) = objects.pod(uid) {
+                let mut pod = PodObject::clone(pod);
+                pod.ips.clone_from(addresses);
+                with.insert_pod(pod);
+            }
+        }
+        let with = Arc::new(with);
+        self.last = Some((Arc::clone(objects), Arc::clone(&with)));
+        with
+    }
+
+    /// When a starting pod is to be looked at again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut starting = self.starting.values();
+        let looks = starting.any(|pod| pod.until.is_some_and(|until| now <= until));
+        looks.then(|| now + LOOK_AGAIN)
+    }
+
+    fn found(&mut self, uid: &PodUid, addresses: Vec<IpAddr>) {
+        self.starting.remove(uid);
+        self.found.insert(uid.clone(), addresses);
+        self.last = None;
+    }
+
+    /// Forgets what has been reported meanwhile or is gone, and what somebody else claims too.
+    fn forget_void(&mut self, objects: &Objects, node: &NodeName) {
+        let waits = |uid: &PodUid| {
+            objects.pod(uid).is_some_and(|pod| {
+                pod.ips.is_empty()
+                    && !pod.completed
+                    && !pod.host_network
+                    && pod.node.as_ref() == Some(node)
+            })
+        };
+        self.found.retain(|uid, _| waits(uid));
+        let mut claims: HashMap<IpAddr, usize> = HashMap::new();
+        let reported = objects.pods().filter(|pod| !pod.completed && !pod.host_network);
+        let reported = reported.flat_map(|pod| &pod.ips);
+        for address in reported.chain(self.found.values().flatten()) {
+            *claims.entry(*address).or_default() += 1;
+        }
+        let alone = |address: &IpAddr| claims.get(address).copied() == Some(1);
+        self.found.retain(|_, addresses| addresses.iter().all(alone));
+    }
+}
+
+impl Enroller {
+    /// Looks for the addresses of pods that are to be in the mesh and of which none has been reported. Whether any was found.
+    pub(super) async fn look_for_addresses(
+        &mut self,
+        world: &Snapshot,
+        objects: &Objects,
+        cgroups: &PodCgroups,
+    ) -> bool {
+        let (now, mut any) = (Instant::now(), false);
+        let waits = |pod: &LocalPod| {
+            matches!(
+                pod.workload.membership,
+                Membership::Waiting { reason: NotEnabledReason::NoAddress, .. }
+            )
+        };
+        let waiting: Vec<_> = world.local_pods().iter().filter(|pod| waits(pod)).collect();
+        let starting = &mut self.sightings.starting;
+        starting.retain(|uid, _| waiting.iter().any(|pod| pod.workload.uid == *uid));
+        if waiting.is_empty() {
+            return false;
+        }
+        let node = objects.node(self.node.as_str());
+        let ranges = node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        for pod in waiting {
+            let uid = &pod.workload.uid;
+            let containers = cgroups.get(uid).map_or(0, |cgroup| cgroup.containers);
+            let starting = self.sightings.starting.entry(uid.clone()).or_default();
+            if !starting.is_worth_a_look(containers, now) {
+                continue;
+            }
+            let found = self.finder.see_sandbox(&self.mesh.factory, uid).await;
+            if let Some(addresses) = found.and_then(|found| of_pod(&found, &ranges)) {
+                tracing::debug!(%uid, ?addresses, "addresses found before they were reported");
+                self.sightings.found(uid, addresses);
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+/// The pod's addresses among those of its namespace: one of each range, in their order.
+fn of_pod(found: &BTreeSet<IpAddr>, ranges: &[Cidr]) -> Option<Vec<IpAddr>> {
+    let only = |range: &Cidr| {
+        let mut inside = found.iter().filter(|address| range.contains(**address));
+        inside.next().copied().filter(|_| inside.next().is_none())
+    };
+    let addresses: Vec<IpAddr> = ranges.iter().map(only).collect::<Option<_>>()?;
+    (!addresses.is_empty()).then_some(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    fn node() -> NodeName {
+        NodeName::parse("node1").unwrap()
+    }
+
+    fn uid(name: &str) -> PodUid {
+        PodUid::parse(name).unwrap()
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn pod(name: &str, phase: &str, reported: &[&str]) -> PodObject {
+        let ips: Vec<_> = reported.iter().map(|ip| json!({"ip": ip})).collect();
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": name, "uid": name},
+            "spec": {"nodeName": "node1", "containers": []},
+            "status": {"phase": phase, "podIPs": ips},
+        }))
+        .unwrap();
+        PodObject::try_from(&pod).unwrap()
+    }
+
+    fn objects(pods: impl IntoIterator<Item = PodObject>) -> Arc<Objects> {
+        let mut objects = Objects::default();
+        pods.into_iter().for_each(|pod| objects.insert_pod(pod));
+        Arc::new(objects)
+    }
+
+    fn seen(sightings: &mut Sightings, objects: &Arc<Objects>, pod: &str) -> Vec<IpAddr> {
+        let with = sightings.in_objects(objects, &node());
+        with.pod(&uid(pod)).unwrap().ips.clone()
+    }
+
+    #[test]
+    fn one_address_of_each_of_the_nodes_ranges_is_the_pods_and_anything_else_is_not_known() {
+        let of = |found: &[&str], ranges: &[&str]| {
+            let found = found.iter().copied().map(address).collect();
+            let ranges: Vec<_> = ranges.iter().map(|text| Cidr::parse(text).unwrap()).collect();
+            of_pod(&found, &ranges)
+        };
+        let (v4, v6) = ("10.244.1.0/24", "fd00:1::/64");
+        let ordinary = ["127.0.0.1", "10.244.1.9", "::1", "fe80::1", "fd00:1::9"];
+        assert_eq!(
+            of(&ordinary, &[v4, v6]),
+            Some(vec![address("10.244.1.9"), address("fd00:1::9")])
+        );
+        assert_eq!(of(&ordinary, &[v4]), Some(vec![address("10.244.1.9")]));
+        assert_eq!(of(&ordinary, &[]), None, "nobody says where pods' addresses are from");
+        assert_eq!(of(&ordinary, &["10.244.2.0/24"]), None);
+        assert_eq!(of(&["127.0.0.1", "10.244.1.9"], &[v4, v6]), None, "not all are there yet");
+        assert_eq!(of(&["10.244.1.9", "10.244.1.10"], &[v4]), None, "two, and no telling which");
+    }
+
+    #[test]
+    fn a_pod_is_looked_at_for_a_while_after_a_container_has_come_and_no_longer() {
+        let (mut pod, now) = (Starting::default(), Instant::now());
+        assert!(!pod.is_worth_a_look(0, now), "it has no process");
+        assert!(pod.is_worth_a_look(1, now) && pod.is_worth_a_look(1, now + STARTS_WITHIN));
+        let later = now + STARTS_WITHIN * 2;
+        assert!(!pod.is_worth_a_look(1, later) && pod.is_worth_a_look(2, later));
+    }
+
+    #[test]
+    fn a_sighting_is_void_once_addresses_are_reported_and_when_anybody_else_has_them() {
+        let mut sightings = Sightings::default();
+        let starting = objects([pod("a", "Pending", &[])]);
+        assert!(Arc::ptr_eq(&sightings.in_objects(&starting, &node()), &starting));
+        sightings.found(&uid("a"), vec![address("10.244.1.9")]);
+        assert_eq!(seen(&mut sightings, &starting, "a"), [address("10.244.1.9")]);
+        let once = sightings.in_objects(&starting, &node());
+        assert!(Arc::ptr_eq(&sightings.in_objects(&starting, &node()), &once), "a new copy");
+
+        let reported = objects([pod("a", "Running", &["10.244.1.7"])]);
+        assert_eq!(seen(&mut sightings, &reported, "a"), [address("10.244.1.7")]);
+        assert!(sightings.found.is_empty());
+
+        sightings.found(&uid("a"), vec![address("10.244.1.9")]);
+        let over = pod("over", "Succeeded", &["10.244.1.9"]);
+        let with_over = objects([pod("a", "Pending", &[]), over]);
+        assert_eq!(seen(&mut sightings, &with_over, "a"), [address("10.244.1.9")]);
+        let with_another =
+            objects([pod("a", "Pending", &[]), pod("b", "Running", &["10.244.1.9"])]);
+        assert!(seen(&mut sightings, &with_another, "a").is_empty());
+        assert!(seen(&mut sightings, &starting, "a").is_empty(), "what was void is true again");
+
+        let both = objects([pod("a", "Pending", &[]), pod("b", "Pending", &[])]);
+        for name in ["a", "b"] {
+            sightings.found(&uid(name), vec![address("10.244.1.9")]);
+        }
+        assert!(seen(&mut sightings, &both, "a").is_empty());
+        assert!(seen(&mut sightings, &both, "b").is_empty(), "of two nobody has it");
+    }
+}

@@ -1,0 +1,541 @@
+//! Which pods the mesh finds in a real Kubernetes, and from when on: from their first process, also of those that ran before
+//! the agent did.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tests::{
+    cluster::{Cluster, Mesh, PATIENCE, TEST_IMAGE, test_name},
+    eventually, netns,
+};
+
+/// Stands in what servers answer.
+const GREETING: &str = "greetings-from-a-pod";
+/// Stands in what clients in pods send.
+const SECRET: &str = "said-in-the-first-millisecond";
+/// Stands in what is sent by who is not in the mesh.
+const KNOCK: &str = "knock-from-outside";
+
+/// On a machine that starts fifty pods at once, on the two cores that also run the cluster. The issue's own bound, 100 ms, is for
+/// the figure that is printed.
+const ENROLLED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The pods that are measured.
+const MEASURED: usize = 50;
+
+fn up() -> Result<Cluster> {
+    let cluster = Cluster::up(&test_name())?;
+    Mesh::import_images(&cluster)?;
+    Ok(cluster)
+}
+
+/// A namespace in which everything is strict.
+fn strict_namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+        "name": name,
+        "labels": {"nodemesh.dev/mesh": "enabled"},
+        "annotations": {"nodemesh.dev/mode": "strict"},
+    }})
+}
+
+/// A pod of namespace shop that runs a script of busybox's shell.
+fn pod(name: &str, node: u8, script: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+        "spec": {
+            "nodeName": format!("node{node}"),
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container("main", script)],
+        },
+    })
+}
+
+fn container(name: &str, script: &str) -> Value {
+    json!({
+        "name": name, "image": TEST_IMAGE, "imagePullPolicy": "Never",
+        "command": ["/bin/sh", "-c", script],
+    })
+}
+
+/// Serves, and tells of each connection in its log.
+fn server() -> String {
+    format!(
+        "mkdir -p /tmp/www; echo {GREETING} > /tmp/www/index.html; exec httpd -f -vv -p 8080 -h /tmp/www"
+    )
+}
+
+/// Asks again and again from the first moment on: a line for each, `200 0` for what succeeds.
+fn client(server: IpAddr) -> String {
+    format!(
+        "while :; do curl --silent --max-time 5 --output /dev/null --header 'Secret: {SECRET}' --write-out '%{{http_code}} %{{exitcode}}\\n' http://{server}:8080/; done"
+    )
+}
+
+const IDLE: &str = "exec sleep 100000";
+
+fn apply(cluster: &Cluster, items: &[Value]) -> Result<()> {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    cluster.kubectl_with(&list, ["apply", "-f", "-"]).map(drop)
+}
+
+fn ready(cluster: &Cluster) -> Result<()> {
+    let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"];
+    cluster.kubectl(["-n", "shop"].into_iter().chain(wait)).map(drop)
+}
+
+fn address(cluster: &Cluster, pod: &str) -> Result<Ipv4Addr> {
+    let of = ["-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"];
+    cluster.kubectl(of)?.parse().context("no address")
+}
+
+fn curl(cluster: &Cluster, from: &str, server: Ipv4Addr) -> Result<String> {
+    let url = format!("http://{server}:8080/");
+    let command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "10", &url];
+    cluster.kubectl(["-n", "shop", "exec", from, "--"].into_iter().chain(command))
+}
+
+/// What a pod's container has said, asked on its node.
+fn log(cluster: &Cluster, node: u8, pod: &str, container: &str) -> Result<Vec<String>> {
+    let log = format!("cat /var/log/pods/shop_{pod}_*/{container}/*.log");
+    let log = cluster.node(node).run(["sh", "-c", &log])?;
+    // TIME stdout F 200 0
+    Ok(log.lines().filter_map(|line| Some(line.splitn(4, ' ').last()?.to_owned())).collect())
+}
+
+#[test]
+fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_agent_is_up()
+-> Result<()> {
+    let cluster = up()?;
+    let mesh = a_node_that_is_not_ready_gets_no_pods(&cluster)?;
+
+    // The addresses that node 1 gives next are dialled all the time, from before there are pods that have them.
+    let cart = address(&cluster, "cart")?;
+    let next = address(&cluster, "first")?;
+    let outside = Knocks::start(&cluster, next)?;
+    let link = cluster.node(1).capture()?;
+    let bridge = cluster.node(1).capture_pods(next)?;
+    let early: Vec<String> = (1..=5).map(|number| format!("early-{number}")).collect();
+    let pods = early.iter().map(|name| {
+        let mut pod = pod(name, 1, &client(cart.into()));
+        let containers = pod["spec"]["containers"].as_array_mut().expect("it has some");
+        containers.push(container("server", &server()));
+        pod
+    });
+    apply(&cluster, &pods.collect::<Vec<_>>())?;
+    let mut addresses = Vec::new();
+    for name in &early {
+        eventually(PATIENCE, || {
+            let said = log(&cluster, 1, name, "main")?;
+            ensure!(said.iter().any(|line| line == "200 0"), "{name}: {said:?}");
+            Ok(())
+        })?;
+        addresses.push(address(&cluster, name)?);
+    }
+    ready(&cluster)?;
+    ensure!(
+        addresses.iter().all(|address| outside.dialled.contains(address)),
+        "{addresses:?} were not dialled: {:?}",
+        outside.dialled
+    );
+    for recording in [link.stop()?, bridge.stop()?] {
+        for word in [SECRET, GREETING] {
+            ensure!(!recording.contains(word), "{:?}", recording.quote(word));
+        }
+    }
+    ensure!(outside.answers() == 0, "who is not in the mesh was answered");
+    let told: Vec<_> = mesh.flows(1)?;
+    let of_early =
+        |pod: &Option<String>| pod.as_deref().is_some_and(|pod| pod.starts_with("shop/early-"));
+    let plain: Vec<_> = told
+        .iter()
+        .filter(|flow| of_early(&flow.client.pod) || of_early(&flow.server.pod))
+        .filter(|flow| flow.security.kind == "plaintext")
+        .collect();
+    ensure!(plain.is_empty(), "{plain:#?}");
+    let outsider = IpAddr::from(cluster.node(2).address);
+    let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
+    for flow in told.iter().filter(|flow| flow.client.address == outsider) {
+        *refusals.entry(flow.verdict.clone()).or_default() += 1;
+    }
+    println!("who knocked from outside was told: {refusals:?}");
+    ensure!(
+        !refusals.is_empty() && refusals.keys().all(|code| code.starts_with("refused_")),
+        "{refusals:?}"
+    );
+    for name in &early {
+        let failed: Vec<_> =
+            log(&cluster, 1, name, "main")?.into_iter().filter(|line| line != "200 0").collect();
+        println!("{name}: {} dials refused before it was in the mesh", failed.len());
+        let served = log(&cluster, 1, name, "server").unwrap_or_default();
+        let foreign = served.iter().find(|line| line.contains(&outsider.to_string()));
+        ensure!(foreign.is_none(), "{name} was reached: {foreign:?}");
+    }
+
+    a_reboot(&cluster, &mesh, &outside, &early)?;
+    outside.stop();
+    cluster.down()
+}
+
+/// Nodes with the start-up taint get no ordinary pods until their agents are ready. Leaves `shop/cart`, a server on node 2, and
+/// `shop/first` on node 1.
+fn a_node_that_is_not_ready_gets_no_pods(cluster: &Cluster) -> Result<Mesh<'_>> {
+    let taint = ["taint", "nodes", "--all", "nodemesh.dev/not-ready:NoSchedule"];
+    cluster.kubectl(taint.into_iter().chain(["team=a:PreferNoSchedule"]))?;
+    let mut scheduled = pod("first", 1, IDLE);
+    let spec = scheduled["spec"].as_object_mut().context("no spec")?;
+    spec.remove("nodeName");
+    spec.insert("nodeSelector".to_owned(), json!({"kubernetes.io/hostname": "node1"}));
+    apply(cluster, &[strict_namespace("shop"), pod("cart", 2, &server()), scheduled])?;
+    let of_first = |path: &str| cluster.kubectl(["-n", "shop", "get", "pod", "first", "-o", path]);
+    eventually(PATIENCE, || {
+        let why = of_first("jsonpath={.status.conditions[?(@.type=='PodScheduled')].message}")?;
+        ensure!(why.contains("untolerated taint"), "{why:?}");
+        Ok(())
+    })?;
+    let mesh = Mesh::install(cluster)?;
+    eventually(PATIENCE, || {
+        let taints = cluster.kubectl([
+            "get",
+            "nodes",
+            "-o",
+            "jsonpath={range .items[*]}{.spec.taints[*].key} {end}",
+        ])?;
+        ensure!(taints.split_whitespace().eq(["team", "team"]), "{taints}");
+        Ok(())
+    })?;
+    ready(cluster)?;
+    mesh.wait_state(&[(1, "shop/first"), (2, "shop/cart")], "enrolled")?;
+
+    // Whoever takes it off may write nothing else.
+    let token = cluster.kubectl(["-n", "nodemesh", "create", "token", "untaint"])?;
+    let patch = |patch: Value| {
+        let patch =
+            ["patch", "node", "node1", "--type=merge", "-p", &patch.to_string()].map(str::to_owned);
+        let argv: Vec<&str> = patch.iter().map(String::as_str).collect();
+        cluster.kubectl_by_token(token.trim(), "", &argv)
+    };
+    for (wrong, field) in [
+        (json!({"spec": {"taints": null}}), "taint"),
+        (json!({"spec": {"unschedulable": true}}), "unschedulable"),
+        (json!({"metadata": {"labels": {"a": "b"}}}), "labels"),
+        (json!({"metadata": {"annotations": {"a": "b"}}}), "annotations"),
+    ] {
+        let refused = patch(wrong).unwrap_err().to_string();
+        ensure!(refused.contains("untaint may") && refused.contains(field), "{refused}");
+    }
+    for (verb, what) in [("delete", "nodes"), ("get", "secrets"), ("patch", "pods")] {
+        let may = ["auth", "can-i", verb, what, "--all-namespaces"];
+        ensure!(cluster.kubectl_by_token(token.trim(), "", &may).is_err(), "{verb} {what}");
+    }
+    Ok(mesh)
+}
+
+/// Strict pods run on node 1, and its agent is gone with all that it had put there, as after a reboot.
+fn a_reboot(cluster: &Cluster, mesh: &Mesh<'_>, outside: &Knocks, early: &[String]) -> Result<()> {
+    let node = cluster.node(1);
+    cluster.stop_kubelet(1)?; // or it would start the agent at once
+    let pid = mesh.status_on_node(1)?["pid"].to_string();
+    node.run(["kill", "-KILL", &pid])?;
+    ensure!(outside.answers() == 0, "pins outlive the agent, and what they close");
+    node.run(["sh", "-c", "rm -r /sys/fs/bpf/nodemesh* /run/nodemesh/*"])?;
+    // The documented gap: pods that run before the agent does are open until it is up.
+    eventually(PATIENCE, || {
+        ensure!(outside.answers() > 0, "closed without a program of ours");
+        Ok(())
+    })?;
+    cluster.start_kubelet(1)?;
+    let names: Vec<String> = early.iter().map(|name| format!("shop/{name}")).collect();
+    let pods: Vec<(u8, &str)> = names.iter().map(|name| (1, name.as_str())).collect();
+    eventually(PATIENCE * 2, || mesh.status_on_node(1).map(drop))?;
+    mesh.wait_state(&pods, "enrolled")?;
+    // What is under way when a pod is enrolled may still be answered.
+    eventually(PATIENCE, || {
+        let before = outside.answers();
+        thread::sleep(Duration::from_millis(300));
+        ensure!(outside.answers() == before, "strict pods answer who is not in the mesh");
+        Ok(())
+    })?;
+    let before = outside.answers();
+    let (link, bridge) = (node.capture()?, node.capture_pods(address(cluster, "first")?)?);
+    for name in early {
+        let asked = log(cluster, 1, name, "main")?.len();
+        eventually(PATIENCE, || {
+            let said = log(cluster, 1, name, "main")?;
+            let succeeded = said.iter().skip(asked).any(|line| line == "200 0");
+            ensure!(succeeded, "{name} reaches nobody: {:?}", said.last());
+            Ok(())
+        })?;
+    }
+    for recording in [link.stop()?, bridge.stop()?] {
+        for word in [SECRET, GREETING] {
+            ensure!(!recording.contains(word), "{:?}", recording.quote(word));
+        }
+    }
+    ensure!(outside.answers() == before, "strict pods answer who is not in the mesh");
+    Ok(())
+}
+
+/// Dials pods' addresses from node 2 itself, again and again.
+struct Knocks {
+    dialled: Vec<Ipv4Addr>,
+    answers: Arc<Mutex<usize>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Knocks {
+    /// At the addresses that follow this one.
+    fn start(cluster: &Cluster, after: Ipv4Addr) -> Result<Self> {
+        let dialled: Vec<Ipv4Addr> =
+            (1..=16).map(|more| Ipv4Addr::from_bits(after.to_bits() + more)).collect();
+        let (answers, stop) = (Arc::default(), Arc::<AtomicBool>::default());
+        let start = |address: &Ipv4Addr| {
+            let (netns, server) =
+                (cluster.node(2).netns.clone(), SocketAddr::from((*address, 8080)));
+            let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
+            thread::Builder::new().spawn(move || knock(&netns, server, &answers, &stop))
+        };
+        let threads = dialled.iter().map(start).collect::<std::io::Result<_>>()?;
+        Ok(Self { dialled, answers, stop, threads })
+    }
+
+    /// How often anything was said to who knocked.
+    fn answers(&self) -> usize {
+        *self.answers.lock().expect("no thread panicked")
+    }
+
+    fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a thread panicked").expect("a namespace cannot be entered");
+        }
+    }
+}
+
+impl Drop for Knocks {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn knock(
+    netns: &Path,
+    server: SocketAddr,
+    answers: &Mutex<usize>,
+    stop: &AtomicBool,
+) -> Result<()> {
+    netns::inside(netns, || {
+        while !stop.load(Ordering::Relaxed) {
+            // A SYN that is dropped is sent again after a second: a new dial is sooner.
+            let dialled = TcpStream::connect_timeout(&server, Duration::from_millis(50));
+            let Ok(mut stream) = dialled else {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            };
+            drop(stream.set_read_timeout(Some(Duration::from_millis(500))));
+            drop(stream.write_all(format!("GET / HTTP/1.0\r\nFrom: {KNOCK}\r\n\r\n").as_bytes()));
+            let mut said = Vec::new();
+            drop(stream.read_to_end(&mut said));
+            if !said.is_empty() {
+                *answers.lock().expect("no thread panicked") += 1;
+            }
+        }
+    })
+}
+
+#[test]
+fn pods_of_every_kind_are_found_or_it_is_said_why_not() -> Result<()> {
+    let cluster = up()?;
+    apply(&cluster, &[strict_namespace("shop"), pod("cart", 2, &server()), pod("web", 1, IDLE)])?;
+    ready(&cluster)?;
+    let mesh = Mesh::install(&cluster)?;
+    mesh.wait_state(&[(1, "shop/web"), (2, "shop/cart")], "enrolled")?;
+    let cart = address(&cluster, "cart")?;
+
+    kinds(&cluster, &mesh, cart)?;
+    a_sandbox_that_is_made_anew(&cluster, &mesh, cart)?;
+    soon_enough(&cluster, &mesh)?;
+    cluster.down()
+}
+
+fn kinds(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
+    // The kubelet's own, whose cgroup has another name than its object.
+    let fixed = pod("fixed", 1, &server()).to_string();
+    let write = "printf %s \"$1\" > /etc/kubernetes/manifests/fixed.json";
+    cluster.node(1).run(["sh", "-c", write, "sh", &fixed])?;
+
+    let get = format!(
+        "curl --fail --silent --retry 20 --retry-all-errors --retry-delay 1 http://{cart}:8080/"
+    );
+    let mut parts = pod("parts", 1, IDLE);
+    let mut sidecar = container("sidecar", IDLE);
+    sidecar["restartPolicy"] = json!("Always");
+    parts["spec"]["initContainers"] = json!([container("init", &get), sidecar]);
+
+    let mut host = pod("host", 1, IDLE);
+    host["spec"]["hostNetwork"] = json!(true);
+
+    let mut once = pod("once", 1, &get);
+    once["spec"]["restartPolicy"] = json!("Never");
+
+    // As seen from the node, a kernel of its own: no process has the pod's address.
+    let mut alien = pod("alien", 1, "ip address flush dev eth0; exec sleep 100000");
+    let admin = json!({"capabilities": {"add": ["NET_ADMIN"]}});
+    alien["spec"]["containers"][0]["securityContext"] = admin.clone();
+    alien["metadata"]["labels"]["nodemesh.dev/mesh"] = json!("disabled");
+
+    // Says, as soon as it can, that it is somebody else.
+    let take = format!(
+        "ip address add {cart}/32 dev eth0; ip address add 10.9.9.9/32 dev eth0; exec sleep 100000"
+    );
+    let mut thief = pod("thief", 1, &take);
+    thief["spec"]["containers"][0]["securityContext"] = admin;
+
+    apply(cluster, &[parts, host, once, alien, thief])?;
+    mesh.wait_state(&[(1, "shop/fixed-node1"), (1, "shop/parts")], "enrolled")?;
+    let fixed = mesh.state_of(1, "shop/fixed-node1")?;
+    ensure!(fixed["mode"] == "strict", "{fixed:#}");
+    let fixed = address(cluster, "fixed-node1")?;
+    eventually(PATIENCE, || {
+        ensure!(curl(cluster, "web", fixed)?.contains(GREETING));
+        let flows = mesh.flows(1)?;
+        let is = |pod: &Option<String>| pod.as_deref() == Some("shop/fixed-node1");
+        ensure!(flows.iter().any(|flow| is(&flow.server.pod) && flow.is_mtls()));
+        Ok(())
+    })?;
+    ensure!(log(cluster, 1, "parts", "init")?.concat().contains(GREETING));
+
+    let is = |pod: &str, state: &str, code: &str| {
+        eventually(PATIENCE, || {
+            let found = mesh.state_of(1, pod)?;
+            ensure!(found["state"] == state && found["code"] == code, "{found:#}");
+            ensure!(found["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
+            Ok(())
+        })
+    };
+    is("shop/host", "not_enrolled", "host_network")?;
+    is("shop/once", "not_enrolled", "completed")?;
+    is("shop/alien", "not_enrolled", "pod_opted_out")?;
+    let label = ["label", "pod", "alien", "nodemesh.dev/mesh-"];
+    cluster.kubectl(["-n", "shop"].into_iter().chain(label))?;
+    is("shop/alien", "held", "netns_not_found")?;
+
+    let own = address(cluster, "thief")?;
+    mesh.wait_state(&[(1, "shop/thief")], "enrolled")?;
+    let claimed = mesh.state_of(1, "shop/thief")?["addresses"].to_string();
+    ensure!(claimed.contains(&own.to_string()), "{claimed}");
+    ensure!(!claimed.contains(&cart.to_string()) && !claimed.contains("10.9.9.9"), "{claimed}");
+    ensure!(curl(cluster, "web", cart)?.contains(GREETING), "a pod's address was taken from it");
+    Ok(())
+}
+
+/// The sandbox's process ends: the kubelet makes another, with the same UID and another namespace.
+fn a_sandbox_that_is_made_anew(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
+    let before = mesh.state_of(1, "shop/web")?;
+    let uid = before["uid"].as_str().context("no uid")?;
+    let first = processes(cluster, 1)?.get(uid).copied().context("web has no process")?;
+    cluster.node(1).run(["kill", "-KILL", &first.pid.to_string()])?;
+    eventually(PATIENCE * 2, || {
+        let now = mesh.state_of(1, "shop/web")?;
+        ensure!(now["uid"] == before["uid"], "another pod");
+        ensure!(now["state"] == "enrolled" && now["netns"] != before["netns"], "{now:#}");
+        ensure!(now["mode"] == "strict");
+        Ok(())
+    })?;
+    let capture = cluster.node(1).capture()?;
+    eventually(PATIENCE, || {
+        ensure!(curl(cluster, "web", cart)?.contains(GREETING));
+        Ok(())
+    })?;
+    ensure!(!capture.stop()?.contains(GREETING), "plaintext from a pod whose sandbox is new");
+    Ok(())
+}
+
+/// How long it takes from a pod's first process until it is enrolled.
+fn soon_enough(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    let names: Vec<String> = (0..MEASURED).map(|number| format!("many-{number}")).collect();
+    // Some at a time, as a rollout does.
+    for some in names.chunks(5) {
+        let pods: Vec<Value> = some.iter().map(|name| pod(name, 1, IDLE)).collect();
+        apply(cluster, &pods)?;
+        let all: Vec<String> = some.iter().map(|name| format!("shop/{name}")).collect();
+        let all: Vec<(u8, &str)> = all.iter().map(|name| (1, name.as_str())).collect();
+        mesh.wait_state(&all, "enrolled")?;
+    }
+    let started = processes(cluster, 1)?;
+    let mut took = Vec::new();
+    for pod in mesh.status(1)?["pods"].as_array().context("no pods")? {
+        let name = pod["name"].as_str().unwrap_or_default();
+        if !name.starts_with("many-") {
+            continue;
+        }
+        let since: SystemTime = rfc3339(pod["since"].as_str().context("no time")?)?;
+        let uid = pod["uid"].as_str().unwrap_or_default();
+        let first = started.get(uid).with_context(|| format!("{name} has no process"))?;
+        took.push(since.duration_since(first.started).unwrap_or_default());
+    }
+    took.sort();
+    ensure!(took.len() == MEASURED, "{} pods", took.len());
+    let at = |percent: usize| took[(MEASURED * percent).div_ceil(100) - 1];
+    println!(
+        "from a pod's first process to enrolled, {MEASURED} pods: p50 {:?}, p95 {:?}, max {:?}",
+        at(50),
+        at(95),
+        at(100)
+    );
+    ensure!(at(95) <= ENROLLED_WITHIN, "{took:?}");
+    Ok(())
+}
+
+/// A pod's oldest process.
+#[derive(Debug, Clone, Copy)]
+struct First {
+    /// As its node sees it.
+    pid: u32,
+    /// To 10 ms: the kernel counts in ticks.
+    started: SystemTime,
+}
+
+/// The oldest process of each pod of a node, by the UID that its cgroup names.
+fn processes(cluster: &Cluster, node: u8) -> Result<BTreeMap<String, First>> {
+    const SCRIPT: &str = "find /sys/fs/cgroup/unified/kubepods -name cgroup.procs | while read procs; do while read pid; do echo \"$procs $(cat /proc/$pid/stat)\"; done < $procs; done; echo uptime $(cat /proc/uptime)";
+    let listed = cluster.node(node).run(["sh", "-c", SCRIPT])?;
+    let uptime = listed.lines().find_map(|line| line.strip_prefix("uptime "));
+    let uptime: f64 = uptime.and_then(|up| up.split(' ').next()).context("no uptime")?.parse()?;
+    let booted = SystemTime::now() - Duration::from_secs_f64(uptime);
+    let mut found: BTreeMap<String, First> = BTreeMap::new();
+    for line in listed.lines() {
+        let Some((cgroup, stat)) = line.split_once(' ') else { continue };
+        let uid = cgroup.split('/').find_map(|part| part.strip_prefix("pod"));
+        let (Some(uid), Some((_, fields))) = (uid, stat.rsplit_once(") ")) else { continue };
+        let pid: u32 = stat.split(' ').next().unwrap_or_default().parse()?;
+        // Field 22 of proc_pid_stat(5), in hundredths of a second.
+        let ticks: f64 = fields.split(' ').nth(19).context("no start")?.parse()?;
+        let first = First { pid, started: booted + Duration::from_secs_f64(ticks / 100.0) };
+        let known = found.entry(uid.to_owned()).or_insert(first);
+        if (first.started, first.pid) < (known.started, known.pid) {
+            *known = first;
+        }
+    }
+    Ok(found)
+}
+
+/// A time as the agent prints it; `date` reads it.
+fn rfc3339(text: &str) -> Result<SystemTime> {
+    let date = std::process::Command::new("date").args(["-u", "+%s.%N", "-d", text]).output()?;
+    let seconds: f64 = String::from_utf8(date.stdout)?.trim().parse()?;
+    Ok(UNIX_EPOCH + Duration::from_secs_f64(seconds))
+}
