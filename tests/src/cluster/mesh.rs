@@ -1,8 +1,14 @@
 //! Nodemesh in a cluster, as its users install it: an image, and one file to apply.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -22,6 +28,9 @@ pub const TEST_IMAGE: &str = "nodemesh.dev/test:dev";
 /// The agents' image, of the programs that the tests test.
 const AGENT_IMAGE: &str = "nodemesh.dev/mesh-agent:dev";
 
+/// What images are made of, and what makes them.
+const PROGRAMS: [&str; 3] = ["mesh-agent", "mesh-probe", "xtask"];
+
 /// An installation. It ends with its cluster, or by [`Mesh::delete`].
 #[derive(Debug)]
 pub struct Mesh<'a> {
@@ -33,7 +42,7 @@ impl<'a> Mesh<'a> {
     /// Gives the nodes the images of the agent and of the tests' pods.
     pub fn import_images(cluster: &Cluster) -> Result<()> {
         for image in [&["--profile", "dev"][..], &["--test-image"]] {
-            cluster.import_image(&make_image(cluster, image)?)?;
+            cluster.import_image(&self::image(image)?)?;
         }
         Ok(())
     }
@@ -177,16 +186,30 @@ fn lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// Has `xtask` make an image of the programs that are built; returns the archive.
-fn make_image(cluster: &Cluster, arguments: &[&str]) -> Result<PathBuf> {
-    let dir = cluster.dir().join("images").join(arguments.join(""));
+/// An image of the programs that are built, made by `xtask` unless that has been done since; returns the archive.
+fn image(arguments: &[&str]) -> Result<PathBuf> {
+    let dir = bin_dir().join("images").join(arguments.join(""));
     fs::create_dir_all(&dir)?;
+    let lock = Flock::lock(File::create(dir.join("lock"))?, FlockArg::LockExclusive);
+    let _one_makes_it = lock.map_err(|(_, error)| error)?;
+    let modified = |path: &Path| -> Result<SystemTime> { Ok(path.metadata()?.modified()?) };
+    let archive = || -> Result<Option<PathBuf>> {
+        let mut files = fs::read_dir(&dir)?.filter_map(|entry| Some(entry.ok()?.path()));
+        Ok(files.find(|path| path.extension().is_some_and(|extension| extension == "tar")))
+    };
+    let programs = PROGRAMS.map(|program| bin_dir().join(program));
+    if let Some(archive) = archive()? {
+        let made = modified(&archive)?;
+        let is_newer = |program: &PathBuf| Ok(modified(program)? > made);
+        let changed: Vec<bool> = programs.iter().map(is_newer).collect::<Result<_>>()?;
+        if !changed.contains(&true) {
+            return Ok(archive);
+        }
+        fs::remove_file(archive)?; // half an image, if making another fails, is not to be taken for one
+    }
     let mut xtask = Command::new(bin_dir().join("xtask"));
     xtask.arg("image").args(arguments).arg("--no-build").arg("--to").arg(&dir);
     let output = xtask.output().context("starting `xtask` (cargo build -p xtask)")?;
     Output::of(&["xtask".into(), "image".into()], &output).success()?;
-    let mut files = fs::read_dir(&dir)?.filter_map(|entry| Some(entry.ok()?.path()));
-    files
-        .find(|path| path.extension().is_some_and(|extension| extension == "tar"))
-        .with_context(|| format!("no image in {}", dir.display()))
+    archive()?.with_context(|| format!("no image in {}", dir.display()))
 }
