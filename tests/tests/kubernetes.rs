@@ -351,7 +351,7 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
         later.len() - before.len()
     );
     let flows = mesh.flows_on_node(1)?;
-    let ended: Vec<_> = flows.iter().filter(|flow| flow.outcome == "finished").collect();
+    let ended: Vec<_> = flows.iter().filter(|flow| flow.outcome == "closed").collect();
     ensure!(ended.len() > 50 && ended.iter().all(|flow| flow.is_mtls()), "{} flows", ended.len());
     let refused = from_outside()?;
     ensure!(!refused.status.success(), "strict is open: {refused}");

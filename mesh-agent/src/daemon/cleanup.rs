@@ -16,7 +16,7 @@ use crate::{
     lock::{NodeLock, PinLock},
     netns::Factory,
     preflight::Host,
-    source::{announcement_file, kept_file},
+    source::{announcement_file, forget_kept},
 };
 
 /// What [`cleanup`] did.
@@ -73,12 +73,10 @@ pub(super) async fn take_away(runtime_dir: &Path, pins: &Path) -> Result<Cleaned
     if let Some(cgroup) = note.as_ref().and_then(|note| note.cgroup.as_ref()) {
         drop(fs::remove_dir(cgroup)); // one that is not there is removed
     }
-    for file in [
-        admin::socket_path(runtime_dir),
-        kept_file(runtime_dir),
-        runtime_dir.join("agent.json"),
-        runtime_dir.join("lock"),
-    ] {
+    forget_kept(runtime_dir);
+    for file in
+        [admin::socket_path(runtime_dir), runtime_dir.join("agent.json"), runtime_dir.join("lock")]
+    {
         drop(fs::remove_file(file)); // one that is not there is removed
     }
     for dir in [&Note::saved_dir(runtime_dir), runtime_dir] {

@@ -33,6 +33,6 @@ pub use file::FileSource;
 pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer};
 pub use kubernetes::{
     Earlier, Installation, Keep, KeptFile, KubeAnnouncerTask, KubeSource, Question, api_server,
-    kept_file, kube_announcer, listed, mesh_node_crd,
+    forget_kept, kube_announcer, listed, mesh_node_crd,
 };
 pub use state::{Knowledge, SourceState};

@@ -87,8 +87,24 @@ pub enum KeptError {
 }
 
 /// The file in a runtime directory.
-pub fn kept_file(runtime_dir: &Path) -> PathBuf {
+fn kept_file(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("world.jsonl")
+}
+
+/// Removes what agents have written down there, and what one that was killed has left half written.
+pub fn forget_kept(runtime_dir: &Path) {
+    drop(fs::remove_file(kept_file(runtime_dir))); // one that is not there is removed
+    remove_unfinished(runtime_dir, |_pid| true);
+}
+
+fn remove_unfinished(runtime_dir: &Path, of: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(runtime_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|it| it.strip_prefix("world.")?.strip_suffix(".tmp"));
+        if pid.is_some_and(&of) {
+            drop(fs::remove_file(entry.path()));
+        }
+    }
 }
 
 impl KeptFile {
@@ -185,7 +201,10 @@ impl KeptFile {
         objects: &Objects,
         announced: &Announcements,
     ) -> Result<(), KeptError> {
-        drop(fs::remove_file(path)); // of an agent that had our pid
+        // Ours is of an agent that had our pid.
+        let is_over = |pid: &str| !Path::new("/proc").join(pid).exists();
+        let ours = std::process::id().to_string();
+        remove_unfinished(path.parent().unwrap_or(path), |pid| pid == ours || is_over(pid));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let mut lines = Lines { to: BufWriter::new(file), bytes: 0, count: 0 };
         lines.put(&self.header)?;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::testing::TestDir;
-use super::kept::{KeptError, KeptFile, kept_file};
+use super::kept::{KeptError, KeptFile, forget_kept};
 use crate::world::{Announcements, MeshNode, NodeName, Objects};
 
 fn file(dir: &TestDir, node: &str, boot_id: &str) -> KeptFile {
@@ -52,7 +52,7 @@ fn announcements() -> Announcements {
 }
 
 fn change(dir: &Path, change: impl FnOnce(&mut Vec<String>)) {
-    let path = kept_file(dir);
+    let path = dir.join("world.jsonl");
     let mut lines: Vec<_> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
     change(&mut lines);
     fs::write(&path, lines.join("\n")).unwrap();
@@ -73,7 +73,13 @@ fn what_is_written_is_read_again_with_the_time_at_which_it_was_true() {
     assert_eq!(kept.read().unwrap().unwrap().as_of, at(1_000_000_000));
     kept.touch(at(1_000_000_001)).unwrap();
     assert_eq!(kept.read().unwrap().unwrap().as_of, at(1_000_000_001));
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing lies beside it");
+    dir.write("world.4294967295.tmp", "half"); // no process has such a pid
+    dir.write("agent.json", "another file");
+    kept.write(&objects(), &announcements(), at(1)).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something lies beside it");
+    dir.write("world.1.tmp", "half");
+    forget_kept(dir.path());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the other file");
 }
 
 #[test]

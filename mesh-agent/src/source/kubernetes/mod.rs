@@ -36,7 +36,7 @@ pub use self::fallback::Earlier;
 use self::fallback::Fallback;
 pub use self::installation::{Installation, Question};
 pub use self::keep::Keep;
-pub use self::kept::{KeptFile, kept_file};
+pub use self::kept::{KeptFile, forget_kept};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
 use super::announce::AnnouncementState;
 use super::state::{Knowledge, SourceState};
