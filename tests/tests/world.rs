@@ -1,6 +1,9 @@
 //! What agents believe of the cluster, and what knowing a large one costs.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -12,9 +15,6 @@ use tests::{
     },
     eventually,
 };
-
-/// Stands in what servers answer.
-const GREETING: &str = "greetings-from-the-shop";
 
 fn pod(name: &str, node: u8, script: &str) -> Value {
     json!({
@@ -31,9 +31,10 @@ fn pod(name: &str, node: u8, script: &str) -> Value {
     })
 }
 
-fn server() -> String {
+/// Answers its own name.
+fn server(name: &str) -> String {
     format!(
-        "mkdir -p /tmp/www && echo {GREETING} > /tmp/www/index.html && exec httpd -f -p 8080 -h /tmp/www"
+        "mkdir -p /tmp/www && echo {name} > /tmp/www/index.html && exec httpd -f -p 8080 -h /tmp/www"
     )
 }
 
@@ -42,15 +43,21 @@ fn of_a_large_cluster_and_of_one_with_a_liar_in_it() -> Result<()> {
     let cluster = Cluster::up(&test_name())?;
     Mesh::import_images(&cluster)?;
     let enabled = json!({"nodemesh.dev/mesh": "enabled"});
-    let mut near = pod("near", 1, &server());
+    let mut near = pod("near", 1, &server("near"));
     near["metadata"]["labels"]["nodemesh.dev/mesh"] = json!("disabled");
+    let (mut here, mut there) =
+        (pod("here", 1, &server("here")), pod("there", 2, &server("there")));
+    for pod in [&mut here, &mut there] {
+        pod["metadata"]["labels"]["app"] = json!("cart");
+    }
     let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": enabled}},
-        pod("web", 1, "exec sleep 100000"), pod("cart", 2, &server()), near,
+        pod("web", 1, "exec sleep 100000"), here, there, near,
     ]});
     cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
     let mesh = Mesh::install(&cluster)?;
-    mesh.wait_state(&[(1, "shop/web"), (2, "shop/cart")], "enrolled")?;
+    mesh.wait_state(&[(1, "shop/web"), (1, "shop/here"), (2, "shop/there")], "enrolled")?;
+    services_are_balanced_as_kubernetes_says(&cluster, &mesh)?;
     a_false_claim_is_not_believed(&cluster, &mesh)?;
     a_thousand_nodes(&cluster, &mesh)?;
     cluster.down()
@@ -65,10 +72,82 @@ fn curl(cluster: &Cluster, url: &str) -> Result<String> {
     cluster.kubectl(["-n", "shop", "exec", "web", "--"].into_iter().chain(curl))
 }
 
+/// Who answers a service, by name, in 12 connections from a pod on node 1.
+fn answers(cluster: &Cluster, service: &str) -> Result<BTreeSet<String>> {
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do curl --silent --show-error --max-time 5 http://{service}/ || exit 1; done"
+    );
+    let all = cluster.kubectl(["-n", "shop", "exec", "web", "--", "sh", "-c", &script])?;
+    Ok(all.lines().map(str::to_owned).collect())
+}
+
+fn services_are_balanced_as_kubernetes_says(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    for (node, zone) in [("node1", "a"), ("node2", "b")] {
+        cluster.kubectl(["label", "node", node, &format!("topology.kubernetes.io/zone={zone}")])?;
+    }
+    let service = |name: &str, more: Value| {
+        let mut spec =
+            json!({"selector": {"app": "cart"}, "ports": [{"port": 80, "targetPort": 8080}]});
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+    };
+    let there = address(cluster, "there")?;
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        service("any", json!({"type": "NodePort"})),
+        service("sticky", json!({"sessionAffinity": "ClientIP"})),
+        service("local", json!({"internalTrafficPolicy": "Local"})),
+        service("zonal", json!({"trafficDistribution": "PreferClose"})),
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "by-hand", "namespace": "shop"},
+            "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "by-hand", "namespace": "shop", "labels": {"kubernetes.io/service-name": "by-hand"}},
+            "ports": [{"port": 8080}], "endpoints": [{"addresses": [there]}]},
+    ]});
+    cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
+    let by = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    for (name, wanted) in [
+        ("any", by(&["here", "there"])),
+        ("local", by(&["here"])),
+        ("zonal", by(&["here"])),
+        ("by-hand", by(&["there"])),
+    ] {
+        // What EndpointSlices and MeshNodes say takes a moment.
+        eventually(PATIENCE, || {
+            let found = answers(cluster, name)?;
+            ensure!(found == wanted, "{name}: {found:?}");
+            let flows = mesh.flows(1)?;
+            let of_it = format!("shop/{name}");
+            let carried: Vec<_> =
+                flows.iter().filter(|flow| flow.service.as_ref() == Some(&of_it)).collect();
+            let last: Vec<_> = carried.iter().rev().take(12).collect();
+            let all_mtls = last.len() == 12 && last.iter().all(|flow| flow.is_mtls());
+            ensure!(all_mtls, "{name}: {last:#?}");
+            Ok(())
+        })?;
+    }
+    let first = answers(cluster, "sticky")?;
+    ensure!(first.len() == 1 && answers(cluster, "sticky")? == first, "{first:?}");
+    let not_carried = mesh.status(1)?["not_carried"].clone();
+    ensure!(
+        not_carried[0]["service"] == "shop/any" && not_carried[0]["node_port"].is_u64(),
+        "{not_carried:#}"
+    );
+    Ok(())
+}
+
 /// The MeshNode of node 2 says that pods have addresses which are others'.
 fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
-    let api = cluster.kubectl(["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
-    let outside = api.trim_start_matches("https://").rsplit_once(':').context("no port")?.0.to_owned();
+    let api = cluster.kubectl([
+        "config",
+        "view",
+        "--minify",
+        "-o",
+        "jsonpath={.clusters[0].cluster.server}",
+    ])?;
+    let outside =
+        api.trim_start_matches("https://").rsplit_once(':').context("no port")?.0.to_owned();
     let near = address(cluster, "near")?;
     let node3 = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3"},
         "spec": {"podCIDR": "10.250.3.0/24", "podCIDRs": ["10.250.3.0/24"]}});
@@ -103,7 +182,7 @@ fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<(
         Ok(())
     })?;
     // Whoever is there is dialled as before.
-    ensure!(curl(cluster, &format!("http://{near}:8080/"))?.contains(GREETING));
+    ensure!(curl(cluster, &format!("http://{near}:8080/"))?.contains("near"));
     curl(cluster, &format!("{api}/version"))?;
 
     cluster.node(2).run(["kill", "-CONT", &agent])?;
@@ -113,12 +192,13 @@ fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<(
         Ok(())
     })?;
     // Also while it runs, as an agent that has just handed over could.
-    mesh.wait_state(&[(2, "shop/cart")], "enrolled")?;
+    mesh.wait_state(&[(2, "shop/there")], "enrolled")?;
     let nothing = json!({"spec": {"pods": []}}).to_string();
     cluster.kubectl(["patch", "meshnode", "node2", "--type=merge", "-p", &nothing])?;
     eventually(PATIENCE, || {
-        let pods = cluster.kubectl(["get", "meshnode", "node2", "-o", "jsonpath={.spec.pods[*].name}"])?;
-        ensure!(pods.split(' ').any(|pod| pod == "cart"), "{pods}");
+        let pods =
+            cluster.kubectl(["get", "meshnode", "node2", "-o", "jsonpath={.spec.pods[*].name}"])?;
+        ensure!(pods.split(' ').any(|pod| pod == "there"), "{pods}");
         Ok(())
     })?;
     cluster.kubectl(["delete", "node", "node3"]).map(drop)
@@ -226,7 +306,11 @@ fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     bulk.send(&(0..CHANGES).map(change).collect::<Vec<_>>())?;
     let took = since.elapsed();
     // It comes after all of them.
-    let last = Request { method: "PATCH", path: format!("{mesh_nodes}/fake-0"), body: json!({"spec": {"pods": []}}) };
+    let last = Request {
+        method: "PATCH",
+        path: format!("{mesh_nodes}/fake-0"),
+        body: json!({"spec": {"pods": []}}),
+    };
     bulk.send(&[last])?;
     eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;
@@ -246,14 +330,27 @@ fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
         Cost::of_agent(cluster, mesh)
     })?;
     let began = since.elapsed();
-    let kept = cluster.node(1).run(["stat", "-c", "%s", "/run/nodemesh/world.jsonl"])?;
-    let kept: u64 = kept.trim().parse()?;
-
+    // An agent that writes much rests long.
+    let kept: u64 = eventually(PATIENCE, || {
+        let file = "/run/nodemesh/world.jsonl";
+        let nodes = cluster.node(1).run(["grep", "-c", "\"kind\":\"MeshNode\"", file])?;
+        ensure!(nodes.trim() == (NODES + 2).to_string(), "{} MeshNodes on disk", nodes.trim());
+        Ok(cluster.node(1).run(["stat", "-c", "%s", file])?.trim().parse()?)
+    })?;
     let per_change = (changed.received - after.received) / CHANGES as u64;
-    println!("{NODES} nodes with {PODS_PER_NODE} announced pods each, of which an agent (debug build) knows:");
+    println!(
+        "{NODES} nodes with {PODS_PER_NODE} announced pods each, of which an agent (debug build) knows:"
+    );
     println!("  written in {written:.1?}, known {caught_up:.1?} later");
-    println!("  memory {} KB before, {} KB with them, {} KB in an agent that began with them", before.memory_kb, after.memory_kb, again.memory_kb);
-    println!("  received while they came: {} KB; by the one that began with them, in {began:.1?}: {} KB", (after.received - before.received) / 1024, (again.received - changed.received.min(again.received)) / 1024);
+    println!(
+        "  memory {} KB before, {} KB with them, {} KB in an agent that began with them",
+        before.memory_kb, after.memory_kb, again.memory_kb
+    );
+    println!(
+        "  received while they came: {} KB; by the one that began with them, in {began:.1?}: {} KB",
+        (after.received - before.received) / 1024,
+        (again.received - changed.received.min(again.received)) / 1024
+    );
     println!("  {CHANGES} changes of one pod each in {took:.1?}: {per_change} bytes each");
     println!("  on disk: {} KB", kept / 1024);
     ensure!(caught_up < MAX_CATCH_UP, "known after {caught_up:?}");

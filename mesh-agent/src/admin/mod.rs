@@ -9,8 +9,8 @@ mod server;
 
 pub use client::{ClientError, ask};
 pub use protocol::{
-    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, ProblemFacts, Request, Response,
-    Status,
+    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, ProblemFacts,
+    Request, Response, Status,
 };
 pub use server::{ServeError, State, bind, serve};
 

@@ -1,6 +1,6 @@
 //! What is asked and answered.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,23 @@ pub struct Status {
     pub identities: Vec<IdentityFacts>,
     /// What is wrong with the source or the announcements.
     pub problems: Vec<ProblemFacts>,
+    /// Addresses and ports that lead to pods of the mesh and that the mesh does not carry when a pod dials them: those by which
+    /// services are reached from outside.
+    #[serde(default)]
+    pub not_carried: Vec<NotCarried>,
+}
+
+/// Ways to a service on which what pods of the mesh dial goes as Kubernetes carries it: in plaintext, which a strict pod refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCarried {
+    /// The service, as `namespace/name`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// `externalIPs` and addresses of its load balancer.
+    pub addresses: Vec<IpAddr>,
+    /// Its port at every node's address.
+    pub node_port: Option<u16>,
 }
 
 /// What the agent's userspace did since it started.

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    IdentityFacts, KnowledgeFacts, NodeCounters, ProblemFacts, Request, Response, Status,
-    socket_path,
+    IdentityFacts, KnowledgeFacts, NodeCounters, NotCarried, ProblemFacts, Request, Response,
+    Status, socket_path,
 };
 use crate::{
     enrol::Board,
@@ -35,6 +35,7 @@ use crate::{
     proxy::Mesh,
     source::Knowledge,
     tasks::Tasks,
+    world::ServicePort,
 };
 
 /// Longest request.
@@ -214,6 +215,16 @@ fn status(state: &State) -> Status {
         identities: identities(state),
         problems,
         pods,
+        not_carried: world.services_with_outside().into_iter().map(not_carried).collect(),
+    }
+}
+
+fn not_carried(service: &Arc<ServicePort>) -> NotCarried {
+    NotCarried {
+        service: format!("{}/{}", service.namespace, service.name),
+        port: service.port,
+        addresses: service.outside.addresses.clone(),
+        node_port: service.outside.node_port,
     }
 }
 

@@ -71,6 +71,12 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
             identity.failure.as_deref().unwrap_or_default()
         ))?;
     }
+    if !status.not_carried.is_empty() {
+        print_line(&format!(
+            "\n{} ports of services are reached from outside the cluster too, at addresses (node ports, load balancers) that the mesh does not carry when its pods dial them: -o json lists them",
+            status.not_carried.len()
+        ))?;
+    }
     for problem in &status.problems {
         print_line(&format!("\n✗ {}", problem.message))?;
     }

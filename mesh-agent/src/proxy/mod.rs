@@ -3,6 +3,7 @@
 //! The kernel brings a pod's dials to its outbound listener and peers' dials to its inbound one; `outbound.rs` and
 //! `inbound.rs` take it from there. What can be decided without sockets is asked of the world.
 
+mod affinity;
 mod dial;
 mod inbound;
 mod limits;
@@ -32,7 +33,7 @@ pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
-use self::{load::Load, memory::Spare, path::Paths, turns::Turns};
+use self::{affinity::Affinities, load::Load, memory::Spare, path::Paths, turns::Turns};
 use crate::{
     flows::{Bytes, Ended, Flow, FlowStore, Party},
     identity::{SpiffeId, TlsConfigs, TrustDomain},
@@ -60,6 +61,7 @@ pub struct Mesh {
     /// What all pods together may have open.
     pub limits: Arc<Limits>,
     load: Load,
+    affinities: Affinities,
     turns: Turns,
     spare: Spare,
     paths: Paths,
@@ -105,6 +107,7 @@ impl Mesh {
             counters: Counters::default(),
             limits: Arc::new(limits),
             load: Load::default(),
+            affinities: Affinities::default(),
             turns: Turns::new(threads),
             spare: Spare::default(),
             paths: Paths::default(),

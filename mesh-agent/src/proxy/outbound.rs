@@ -340,9 +340,11 @@ async fn reach(
     };
     let name = format!("{}/{}", service.namespace, service.name);
     flow.note(|record| record.service = Some(name.clone()));
+    let client = dialled.from.ip();
     let mut tried = Vec::new();
     loop {
-        let Some(target) = endpoint(mesh, &service, &tried) else {
+        let kept = mesh.affinities.of(client, &service).filter(|kept| !tried.contains(kept));
+        let Some(target) = kept.or_else(|| endpoint(mesh, &service, &tried)) else {
             let failure = Failure::NoEndpoint(name);
             return Err(Unreached { failure, nothing_else: true });
         };
@@ -352,6 +354,7 @@ async fn reach(
             Err(failure)
                 if failure.is_refusal() && !nothing_else && tried.len() < ENDPOINTS_TRIED => {}
             Ok(reached) => {
+                mesh.affinities.keep(client, &service, target);
                 let nothing_else = service.endpoints.len() == 1;
                 return Ok(Reached { nothing_else, ..reached });
             }

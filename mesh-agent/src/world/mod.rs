@@ -35,7 +35,7 @@ pub use objects::{
 pub use origin::{FieldError, FileLines, Origin, Place};
 pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};
 pub use problem::{Problem, ProblemCode};
-pub use service::{Endpoint, ServicePort, pick};
+pub use service::{Endpoint, Outside, ServicePort, pick};
 pub use settings::{
     Declaration, Declared, EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, MeshLabel, Mode,
     NETNS_ANNOTATION, Settings,

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One TCP port of a service, with the endpoints of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,19 @@ pub struct ServicePort {
     /// What may be chosen now, sorted: the ready endpoints or, if there are none, those that are
     /// being terminated but still serve. Empty means that a dial is to be refused.
     pub endpoints: Arc<[Endpoint]>,
+    /// For how long after its last connection a client keeps its endpoint, if it is to.
+    pub affinity: Option<Duration>,
+    /// Where else it is offered; dials there from pods of the mesh are not carried by it.
+    pub outside: Outside,
+}
+
+/// The ways to a service that begin outside the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Addresses of a load balancer, and `externalIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// The port at every node's address.
+    pub node_port: Option<u16>,
 }
 
 /// One place where a service is offered.
@@ -80,6 +94,8 @@ mod tests {
             port_name: "".into(),
             port: 80,
             endpoints: (0..endpoints).map(endpoint).collect(),
+            affinity: None,
+            outside: Outside::default(),
         }
     }
 

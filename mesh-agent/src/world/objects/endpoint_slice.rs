@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Protocol, named, namespaced_name, port_number, some_text, texts};
@@ -45,6 +47,10 @@ pub struct EndpointObject {
     pub node: Option<NodeName>,
     /// The pod it is, if it is one.
     pub pod: Option<PodUid>,
+    /// The zones whose clients it is meant for; none where nobody has said.
+    pub for_zones: Vec<Arc<str>>,
+    /// The nodes whose clients it is meant for; none where nobody has said.
+    pub for_nodes: Vec<Arc<str>>,
 }
 
 /// One port of a slice.
@@ -116,7 +122,14 @@ impl From<&EndpointSliceObject> for EndpointSlice {
 
 impl From<&EndpointObject> for Endpoint {
     fn from(endpoint: &EndpointObject) -> Self {
-        let EndpointObject { addresses, ready, serving, terminating, node, pod } = endpoint;
+        let EndpointObject { addresses, ready, serving, terminating, node, .. } = endpoint;
+        let EndpointObject { pod, for_zones, for_nodes, .. } = endpoint;
+        let zone = |zone: &Arc<str>| ForZone { name: zone.to_string() };
+        let for_node = |node: &Arc<str>| ForNode { name: node.to_string() };
+        let hints = EndpointHints {
+            for_zones: (!for_zones.is_empty()).then(|| for_zones.iter().map(zone).collect()),
+            for_nodes: (!for_nodes.is_empty()).then(|| for_nodes.iter().map(for_node).collect()),
+        };
         let reference = |uid: &PodUid| ObjectReference {
             kind: Some("Pod".to_owned()),
             uid: Some(uid.to_string()),
@@ -131,6 +144,7 @@ impl From<&EndpointObject> for Endpoint {
             }),
             node_name: node.as_ref().map(ToString::to_string),
             target_ref: pod.as_ref().map(reference),
+            hints: (hints != EndpointHints::default()).then_some(hints),
             ..Self::default()
         }
     }
@@ -152,6 +166,9 @@ fn endpoint((index, endpoint): (usize, &Endpoint)) -> Result<EndpointObject, Fie
     let node = endpoint.node_name.as_deref().map(NodeName::parse).transpose();
     let conditions = endpoint.conditions.as_ref();
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+    let hints = endpoint.hints.as_ref();
+    let for_zones = hints.and_then(|hints| hints.for_zones.as_ref()).into_iter().flatten();
+    let for_nodes = hints.and_then(|hints| hints.for_nodes.as_ref()).into_iter().flatten();
     let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
     Ok(EndpointObject {
         addresses: endpoint.addresses.iter().enumerate().map(address).collect::<Result<_, _>>()?,
@@ -161,6 +178,8 @@ fn endpoint((index, endpoint): (usize, &Endpoint)) -> Result<EndpointObject, Fie
         node: node.map_err(|message| FieldError::new(field("nodeName"), message))?,
         // Only a help to people: an unusable one is no reason to lose the endpoint.
         pod: pod.and_then(|target| PodUid::parse(target.uid.as_deref()?).ok()),
+        for_zones: for_zones.map(|zone| Arc::from(zone.name.as_str())).collect(),
+        for_nodes: for_nodes.map(|node| Arc::from(node.name.as_str())).collect(),
     })
 }
 
@@ -197,7 +216,8 @@ mod tests {
             "endpoints": [
                 {"addresses": ["10.0.0.1"]},
                 {"addresses": ["10.0.0.2"], "conditions": {"ready": false}, "nodeName": "node1",
-                 "targetRef": {"kind": "Pod", "uid": "u2"}},
+                 "targetRef": {"kind": "Pod", "uid": "u2"},
+                 "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "node1"}]}},
             ],
             "ports": [{"port": 8080}, {"name": "all"}],
         }))
@@ -207,6 +227,7 @@ mod tests {
         assert!(first.ready && first.serving && !first.terminating);
         assert!(!second.ready && !second.serving);
         assert_eq!(second.pod.as_ref().unwrap().as_str(), "u2");
+        assert_eq!((&*second.for_zones[0], &*second.for_nodes[0]), ("a", "node1"));
         assert_eq!(slice.ports.len(), 1, "a port without a number leads nowhere");
         assert_eq!(slice.ports[0].protocol, Protocol::Tcp);
         let again = EndpointSliceObject::try_from(&EndpointSlice::from(&slice));

@@ -11,6 +11,8 @@ use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::cidr::Cidr;
 use crate::world::origin::{FieldError, Origin};
 
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeObject {
@@ -24,6 +26,8 @@ pub struct NodeObject {
     pub addresses: Vec<IpAddr>,
     /// `status.nodeInfo.bootID`, if the kubelet has said it.
     pub boot_id: Option<String>,
+    /// The zone that it is in, from its label.
+    pub zone: Option<Arc<str>>,
 }
 
 impl NodeObject {
@@ -45,14 +49,16 @@ impl NodeObject {
         let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
         let boot_id = info.map(|info| info.boot_id.clone()).filter(|id| !id.is_empty());
         let origin = locate(Origin::api("Node", None, &name));
-        Ok(Self { origin, name, pod_cidrs, addresses, boot_id })
+        let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
+        let zone = zone.map(|zone| Arc::from(zone.as_str()));
+        Ok(Self { origin, name, pod_cidrs, addresses, boot_id, zone })
     }
 }
 
 impl From<&NodeObject> for Node {
     /// What is kept of it, as it is read.
     fn from(node: &NodeObject) -> Self {
-        let NodeObject { origin: _, name, pod_cidrs, addresses, boot_id } = node;
+        let NodeObject { origin: _, name, pod_cidrs, addresses, boot_id, zone } = node;
         let address = |address: &IpAddr| NodeAddress {
             type_: "InternalIP".to_owned(),
             address: address.to_string(),
@@ -60,7 +66,13 @@ impl From<&NodeObject> for Node {
         let boot_id = boot_id.clone();
         let node_info = boot_id.map(|boot_id| NodeSystemInfo { boot_id, ..Default::default() });
         Self {
-            metadata: ObjectMeta { name: Some(name.to_string()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.to_string()),
+                labels: zone
+                    .as_ref()
+                    .map(|zone| [(ZONE_LABEL.to_owned(), zone.to_string())].into()),
+                ..ObjectMeta::default()
+            },
             spec: Some(NodeSpec { pod_cidrs: Some(texts(pod_cidrs)), ..NodeSpec::default() }),
             status: Some(NodeStatus {
                 addresses: Some(addresses.iter().map(address).collect()),
@@ -110,7 +122,7 @@ mod tests {
     #[test]
     fn ranges_and_addresses_are_what_is_kept_of_a_node() {
         let node = convert(json!({
-            "metadata": {"name": "node1"},
+            "metadata": {"name": "node1", "labels": {ZONE_LABEL: "a"}},
             "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]},
             "status": {"addresses": [
                 {"type": "InternalIP", "address": "192.168.100.1"},
@@ -127,7 +139,7 @@ mod tests {
         assert_eq!(ranges, ["10.244.1.0/24", "fd00:1::/64"]);
         let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["192.168.100.1", "203.0.113.7"]);
-        assert_eq!(node.boot_id.as_deref(), Some("b1"));
+        assert_eq!((node.boot_id.as_deref(), node.zone.as_deref()), (Some("b1"), Some("a")));
         assert_eq!(NodeObject::try_from(&Node::from(&node)), Ok(node), "written and read again");
         let spec = json!({"podCIDR": "10.244.2.0/24"});
         let one = convert(json!({"metadata": {"name": "node2"}, "spec": spec})).unwrap();

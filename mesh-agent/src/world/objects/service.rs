@@ -3,13 +3,18 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{
+    ClientIPConfig, Service, ServicePort, ServiceSpec, SessionAffinityConfig,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{named, namespaced_name, port_number, some_text, texts};
 use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::names::ObjectName;
 use crate::world::origin::{FieldError, Origin};
+
+/// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`, where it is not said.
+const DEFAULT_AFFINITY_S: u32 = 10_800;
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +33,10 @@ pub struct ServiceObject {
     pub publish_not_ready: bool,
     /// `spec.internalTrafficPolicy: Local`: only endpoints on the client's node.
     pub local_only: bool,
+    /// `spec.sessionAffinity: ClientIP`: for how long after its last connection a client keeps its endpoint, in seconds.
+    pub affinity_s: Option<u32>,
+    /// Addresses at which it is reached from outside: `spec.externalIPs`, and those of its load balancer.
+    pub outside_ips: Vec<IpAddr>,
 }
 
 /// What a service's name leads to.
@@ -70,6 +79,8 @@ pub struct ServicePortObject {
     pub target_port: TargetPort,
     /// Its protocol.
     pub protocol: Protocol,
+    /// The port at which every node leads to it.
+    pub node_port: Option<u16>,
 }
 
 impl ServiceObject {
@@ -96,6 +107,8 @@ impl ServiceObject {
             ports: ports.iter().enumerate().map(port).collect::<Result<_, _>>()?,
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            affinity_s: affinity_s(spec),
+            outside_ips: outside_ips(service),
         })
     }
 }
@@ -104,7 +117,10 @@ impl From<&ServiceObject> for Service {
     /// What is kept of it, as it is read.
     fn from(service: &ServiceObject) -> Self {
         let ServiceObject { origin: _, name, kind, cluster_ips, ports, .. } = service;
-        let ServiceObject { publish_not_ready, local_only, .. } = service;
+        let ServiceObject { publish_not_ready, local_only, affinity_s, outside_ips, .. } = service;
+        let affinity = |seconds: &u32| SessionAffinityConfig {
+            client_ip: Some(ClientIPConfig { timeout_seconds: i32::try_from(*seconds).ok() }),
+        };
         let port = |port: &ServicePortObject| ServicePort {
             name: some_text(&port.name),
             port: port.port.into(),
@@ -113,6 +129,7 @@ impl From<&ServiceObject> for Service {
                 TargetPort::Name(name) => IntOrString::String(name.to_string()),
             }),
             protocol: Some(port.protocol.text().to_owned()),
+            node_port: port.node_port.map(Into::into),
             ..ServicePort::default()
         };
         let type_ = (*kind == ServiceKind::ExternalName).then(|| "ExternalName".to_owned());
@@ -127,6 +144,9 @@ impl From<&ServiceObject> for Service {
             ports: Some(ports.iter().map(port).collect()),
             publish_not_ready_addresses: publish_not_ready.then_some(true),
             internal_traffic_policy: local_only.then(|| "Local".to_owned()),
+            session_affinity: affinity_s.map(|_| "ClientIP".to_owned()),
+            session_affinity_config: affinity_s.as_ref().map(affinity),
+            external_ips: (!outside_ips.is_empty()).then(|| texts(outside_ips)),
             ..ServiceSpec::default()
         };
         Self { metadata: named(name), spec: Some(spec), ..Self::default() }
@@ -189,6 +209,24 @@ fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, FieldError> {
     list.iter().enumerate().map(each).collect()
 }
 
+fn affinity_s(spec: &ServiceSpec) -> Option<u32> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|it| it.client_ip.as_ref());
+    let seconds = config.and_then(|it| it.timeout_seconds).and_then(|it| u32::try_from(it).ok());
+    Some(seconds.unwrap_or(DEFAULT_AFFINITY_S))
+}
+
+/// Names of load balancers, and what cannot be read, are left out: these addresses are only told to people.
+fn outside_ips(service: &Service) -> Vec<IpAddr> {
+    let external = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|it| it.ingress.as_ref()).into_iter().flatten();
+    let all = external.chain(ingress.filter_map(|it| it.ip.as_ref()));
+    all.filter_map(|text| parse_address(text).ok()).collect()
+}
+
 fn port((index, port): (usize, &ServicePort)) -> Result<ServicePortObject, FieldError> {
     let field = |name: &str| format!("spec.ports[{index}].{name}");
     let number = port_number(port.port, || field("port"))?;
@@ -204,6 +242,10 @@ fn port((index, port): (usize, &ServicePort)) -> Result<ServicePortObject, Field
         port: number,
         target_port,
         protocol: Protocol::parse(port.protocol.as_deref(), || field("protocol"))?,
+        node_port: port
+            .node_port
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port > 0),
     })
 }
 
@@ -236,10 +278,31 @@ mod tests {
     }
 
     #[test]
+    fn a_clients_affinity_and_the_ways_in_from_outside() {
+        let affinity = |spec: serde_json::Value| convert(&spec).unwrap().affinity_s;
+        assert_eq!(affinity(json!({"sessionAffinity": "None"})), None);
+        assert_eq!(affinity(json!({"sessionAffinity": "ClientIP"})), Some(10_800));
+        let config = json!({"clientIP": {"timeoutSeconds": 60}});
+        let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config});
+        assert_eq!(affinity(spec), Some(60));
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": "cart"},
+            "spec": {"externalIPs": ["198.51.100.1", "x"], "ports": [{"port": 80, "nodePort": 30080}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.2"}, {"hostname": "lb"}]}},
+        }))
+        .unwrap();
+        let service = ServiceObject::try_from(&service).unwrap();
+        let outside: Vec<_> = service.outside_ips.iter().map(ToString::to_string).collect();
+        assert_eq!(outside, ["198.51.100.1", "198.51.100.2"]);
+        assert_eq!(service.ports[0].node_port, Some(30080));
+    }
+
+    #[test]
     fn what_is_kept_can_be_written_and_read_again() {
         for spec in [
             json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "internalTrafficPolicy": "Local",
-                "publishNotReadyAddresses": true, "ports": [{"port": 80}, {"name": "dns", "port": 53,
+                "publishNotReadyAddresses": true, "sessionAffinity": "ClientIP",
+                "externalIPs": ["198.51.100.1"], "ports": [{"port": 80, "nodePort": 30080}, {"name": "dns", "port": 53,
                 "protocol": "UDP"}, {"name": "web", "port": 443, "targetPort": "https"}]}),
             json!({"clusterIP": "None"}),
             json!({"type": "ExternalName", "externalName": "example.org"}),

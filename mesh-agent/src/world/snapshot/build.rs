@@ -8,6 +8,7 @@ use super::facts::AddressFacts;
 use super::peers::Known;
 use super::problems::{Problems, Subject};
 use super::ranges::{Holders, Ranges};
+use super::services::Here;
 use super::{Inner, LocalNode, LocalPods, claims, peers, services};
 use crate::world::announcement::Announcements;
 use crate::world::membership::{Membership, NotEnabledReason};
@@ -46,7 +47,7 @@ pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &Lo
     let peers = peers::peers(&known, announcements, local, &mut problems);
     let here = objects.pods().filter(|pod| pod.node.as_ref() == Some(&local.name));
     let local_pods = local_pods(here.map(Arc::as_ref), &workloads, local, &peers);
-    let services = services::services(objects, &local.name, &mut problems);
+    let services = services::services(objects, Here::of(objects, &local.name), &mut problems);
     let meshed = services.iter().filter(|(_, it)| services::has_meshed_endpoint(it, &peers));
     let node_addresses = facts.hosts().filter(|address| !by_address.contains_key(address));
     Inner {

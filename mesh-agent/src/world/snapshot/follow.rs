@@ -16,7 +16,7 @@ use super::index::{Announced, Index};
 use super::peers::{self, Known};
 use super::problems::{AnnouncedKey, Subject};
 use super::ranges::Holders;
-use super::services::{self, ServiceKey};
+use super::services::{self, Here, ServiceKey};
 use super::{Inner, LocalNode, Snapshot, build};
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
 use crate::world::names::{NodeName, ObjectName, PodUid};
@@ -104,8 +104,12 @@ impl World {
             self.work = Work::default();
             return &self.snapshot;
         }
-        if self.must_begin_anew(local) {
+        if self.must_begin_anew(objects, local) {
+            let before = self.snapshot.clone();
             *self = Self::new(objects, announcements, local);
+            if self.snapshot == before {
+                self.snapshot = before;
+            }
             return &self.snapshot;
         }
         let world = Inner::clone(&self.snapshot.0);
@@ -135,8 +139,11 @@ impl World {
     }
 
     /// Whether something has changed from which everything follows: then a step would not be shorter than a full build.
-    fn must_begin_anew(&self, local: &LocalNode) -> bool {
-        self.local.name != local.name
+    fn must_begin_anew(&self, objects: &Objects, local: &LocalNode) -> bool {
+        let zone = |objects: &Objects| {
+            objects.nodes.get(local.name.as_str()).and_then(|node| node.zone.clone())
+        };
+        self.local.name != local.name || zone(&self.objects) != zone(objects)
     }
 }
 
@@ -504,8 +511,8 @@ impl<'a> Step<'a> {
                 let slices = self.index.slices.of(&service.name).iter();
                 let slices: Vec<_> =
                     slices.filter_map(|it| self.objects.slices.get(it).map(Arc::as_ref)).collect();
-                let local_node = &self.local.name;
-                Some(services::service_port(service, port, key.0, &slices, local_node))
+                let here = Here::of(self.objects, &self.local.name);
+                Some(services::service_port(service, port, key.0, &slices, here))
             });
             let before = self.world.services.get(&key).cloned();
             if before.as_deref() == joined.as_ref() {

@@ -159,6 +159,7 @@ impl Told {
                 let mut node = node_object(&format!("node{name}"), &ranges, "192.0.2.1");
                 let own = texts(addresses).into_iter().map(|text| text.parse().unwrap());
                 node.addresses.extend::<Vec<std::net::IpAddr>>(own.collect());
+                node.zone = (addresses.len() % 2 == 1).then(|| "a".into());
                 objects.insert_node(node);
             }
             Change::Pod(name, None) => objects.remove_pod(&uid(&format!("uid-{}", PODS[*name]))),
@@ -229,6 +230,7 @@ fn insert_slice(objects: &mut Objects, name: usize, it: &SliceChange) {
             json!({"addresses": [ADDRESSES[*address]], "conditions": {"ready": ready}});
         if *node < 3 {
             endpoint["nodeName"] = json!(format!("node{node}"));
+            endpoint["hints"] = json!({"forZones": [{"name": if *node == 0 { "a" } else { "b" }}]});
         }
         endpoint
     };

@@ -37,7 +37,7 @@ use super::names::{NodeName, PodUid};
 use super::objects::Objects;
 use super::ports::PortSet;
 use super::problem::Problem;
-use super::service::ServicePort;
+use super::service::{Outside, ServicePort};
 use super::settings::Mode;
 use super::shared_map::SharedMap;
 use super::workload::{LocalPod, Peer, Workload};
@@ -241,6 +241,20 @@ impl Snapshot {
             port: *port,
             has_meshed_endpoint: self.is_meshed_service(*address, *port),
         })
+    }
+
+    /// The services that lead into the mesh and have ways to them that begin outside the cluster, sorted, each port once for
+    /// each address family. Takes time in proportion to the services that lead into the mesh.
+    pub fn services_with_outside(&self) -> Vec<&Arc<ServicePort>> {
+        let meshed = self.0.meshed_services.keys().filter_map(|key| self.0.services.get(key));
+        let mut found: Vec<_> = meshed.filter(|it| it.outside != Outside::default()).collect();
+        let key = |it: &ServicePort| {
+            let (namespace, name) = (Arc::clone(&it.namespace), Arc::clone(&it.name));
+            (namespace, name, it.port, it.outside.addresses.clone())
+        };
+        found.sort_by_cached_key(|it| key(it));
+        found.dedup();
+        found
     }
 
     /// The service addresses and ports of which [`Self::is_meshed_service`] differs from that of an

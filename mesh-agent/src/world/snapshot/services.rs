@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::problems::{Problems, Subject};
 use crate::world::names::{NodeName, ObjectName};
@@ -12,7 +13,7 @@ use crate::world::objects::{
 };
 use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
-use crate::world::service::{Endpoint, ServicePort};
+use crate::world::service::{Endpoint, Outside, ServicePort};
 use crate::world::shared_map::SharedMap;
 use crate::world::workload::Peer;
 
@@ -22,7 +23,7 @@ pub(super) type ServiceKey = (IpAddr, u16);
 /// All services, joined one after another.
 pub(super) fn services(
     objects: &Objects,
-    local_node: &NodeName,
+    here: Here<'_>,
     problems: &mut Problems,
 ) -> SharedMap<ServiceKey, Arc<ServicePort>> {
     let mut slices: HashMap<&ObjectName, Vec<&EndpointSliceObject>> = HashMap::new();
@@ -38,7 +39,7 @@ pub(super) fn services(
         for (key, port) in keys(service) {
             if let Entry::Vacant(vacant) = holders.entry(key) {
                 vacant.insert(service);
-                let entry = service_port(service, port, key.0, own_slices, local_node);
+                let entry = service_port(service, port, key.0, own_slices, here);
                 joined.insert(key, Arc::new(entry));
             }
         }
@@ -87,22 +88,47 @@ pub(super) fn has_meshed_endpoint(
     })
 }
 
+/// The node of the clients.
+#[derive(Clone, Copy)]
+pub(super) struct Here<'a> {
+    node: &'a NodeName,
+    /// Its zone, if it has one.
+    zone: Option<&'a str>,
+}
+
+impl<'a> Here<'a> {
+    pub(super) fn of(objects: &'a Objects, node: &'a NodeName) -> Self {
+        Self { node, zone: objects.nodes.get(node.as_str()).and_then(|node| node.zone.as_deref()) }
+    }
+}
+
+/// What is known of one endpoint.
+#[derive(Clone, Copy, Default)]
+struct Candidate {
+    ready: bool,
+    last_resort: bool,
+    /// Whether it is meant for clients of this node, if it is said for which.
+    for_node: Option<bool>,
+    /// The same for this node's zone.
+    for_zone: Option<bool>,
+}
+
 pub(super) fn service_port(
     service: &ServiceObject,
     port: &ServicePortObject,
     address: IpAddr,
     slices: &[&EndpointSliceObject],
-    local_node: &NodeName,
+    here: Here<'_>,
 ) -> ServicePort {
     // During a slice's rewriting an endpoint may be in two of them: the better word counts.
-    let mut candidates: BTreeMap<(IpAddr, u16), (bool, bool)> = BTreeMap::new();
+    let mut candidates: BTreeMap<(IpAddr, u16), Candidate> = BTreeMap::new();
     for slice in slices {
         let same_name = |p: &&_| -> bool { matches_port(p, port) };
         let Some(target) = slice.ports.iter().find(same_name) else {
             continue;
         };
         for endpoint in &slice.endpoints {
-            if service.local_only && endpoint.node.as_ref() != Some(local_node) {
+            if service.local_only && endpoint.node.as_ref() != Some(here.node) {
                 continue;
             }
             // Several addresses of one endpoint are interchangeable; kube-proxy takes the first.
@@ -112,24 +138,60 @@ pub(super) fn service_port(
             if first.is_ipv4() != address.is_ipv4() {
                 continue;
             }
-            let ready = endpoint.ready || service.publish_not_ready;
-            let last_resort = endpoint.serving && endpoint.terminating;
             let entry = candidates.entry((*first, target.port)).or_default();
-            *entry = (entry.0 || ready, entry.1 || last_resort);
+            entry.ready |= endpoint.ready || service.publish_not_ready;
+            entry.last_resort |= endpoint.serving && endpoint.terminating;
+            hint(&mut entry.for_node, &endpoint.for_nodes, Some(here.node.as_str()));
+            hint(&mut entry.for_zone, &endpoint.for_zones, here.zone);
         }
     }
-    let any_ready = candidates.values().any(|(ready, _)| *ready);
-    let usable = candidates
-        .into_iter()
-        .filter(|(_, (ready, last_resort))| if any_ready { *ready } else { *last_resort });
+    let any_ready = candidates.values().any(|candidate| candidate.ready);
+    let is_meant = meant(service, candidates.values());
+    let usable = candidates.into_iter().filter(|(_, candidate)| {
+        if any_ready { candidate.ready && is_meant(candidate) } else { candidate.last_resort }
+    });
+    let outside_ips = service.outside_ips.iter().copied();
     ServicePort {
         namespace: Arc::clone(&service.name.namespace),
         name: Arc::clone(&service.name.name),
         port_name: Arc::clone(&port.name),
         port: port.port,
         endpoints: usable
-            .map(|((addr, port), (ready, _))| Endpoint { addr, port, ready })
+            .map(|((addr, port), Candidate { ready, .. })| Endpoint { addr, port, ready })
             .collect(),
+        affinity: service.affinity_s.map(|seconds| Duration::from_secs(seconds.into())),
+        outside: Outside {
+            addresses: outside_ips.filter(|ip| ip.is_ipv4() == address.is_ipv4()).collect(),
+            node_port: port.node_port,
+        },
+    }
+}
+
+fn hint(known: &mut Option<bool>, names: &[Arc<str>], here: Option<&str>) {
+    if !names.is_empty() {
+        let is_for_here = names.iter().any(|name| Some(&**name) == here);
+        *known = Some(is_for_here || *known == Some(true));
+    }
+}
+
+/// Which ready endpoints are meant for clients of this node, by what `trafficDistribution` has made of them. As kube-proxy has it
+/// (`pkg/proxy/topology.go`): hints count only if every ready endpoint has one and one of them is for here, those of nodes
+/// before those of zones; and not with `internalTrafficPolicy: Local`.
+fn meant<'a>(
+    service: &ServiceObject,
+    all: impl Iterator<Item = &'a Candidate>,
+) -> fn(&Candidate) -> bool {
+    let ready: Vec<_> = all.filter(|candidate| candidate.ready).collect();
+    let every = |is: fn(&Candidate) -> bool| ready.iter().all(|candidate| is(candidate));
+    let any = |is: fn(&Candidate) -> bool| ready.iter().any(|candidate| is(candidate));
+    if service.local_only {
+        |_| true
+    } else if every(|it| it.for_node.is_some()) && any(|it| it.for_node == Some(true)) {
+        |it| it.for_node == Some(true)
+    } else if every(|it| it.for_zone.is_some()) && any(|it| it.for_zone == Some(true)) {
+        |it| it.for_zone == Some(true)
+    } else {
+        |_| true
     }
 }
 

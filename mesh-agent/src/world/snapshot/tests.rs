@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use serde_json::json;
 
-use super::testing::{announcements, local, namespace, node, pod, service, slice, uid};
+use super::testing::{
+    announcements, local, namespace, node, node_object, pod, service, slice, uid,
+};
 use super::*;
 use crate::world::membership::Membership;
 use crate::world::{NotEnabledReason, Wanted};
@@ -282,6 +284,57 @@ fn without_a_ready_endpoint_the_terminating_ones_that_serve_are_taken() {
     assert_eq!(taken(all.clone()).len(), 3);
     all["internalTrafficPolicy"] = json!("Local");
     assert_eq!(taken(all), [("10.0.0.3".to_owned(), true)]);
+}
+
+#[test]
+fn endpoints_that_are_meant_for_this_node_or_zone_are_preferred_as_kube_proxy_does() {
+    let endpoint = |address: &str, ready: bool, hints: serde_json::Value| json!({"addresses": [address], "conditions": {"ready": ready}, "hints": hints});
+    let zone = |name: &str| json!({"forZones": [{"name": name}]});
+    let both = |zone: &str, node: &str| json!({"forZones": [{"name": zone}], "forNodes": [{"name": node}]});
+    let taken = |endpoints: serde_json::Value, policy: &str| -> Vec<String> {
+        let mut objects = shop();
+        let mut here = node_object("node1", &[], "192.0.2.1");
+        here.zone = Some("a".into());
+        objects.insert_node(here);
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "internalTrafficPolicy": policy});
+        objects.insert_service(service("web", &spec));
+        objects.insert_slice(slice("web-1", "web", &json!([{"port": 8080}]), &endpoints));
+        let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &[]));
+        let service = snapshot.service(ip("10.96.0.1"), 80).unwrap();
+        service.endpoints.iter().map(|e| e.addr.to_string()).collect()
+    };
+    let two =
+        |one, other| json!([endpoint("10.1.0.1", true, one), endpoint("10.1.0.2", true, other)]);
+    let all = ["10.1.0.1", "10.1.0.2"];
+    assert_eq!(taken(two(zone("a"), zone("b")), "Cluster"), ["10.1.0.1"]);
+    assert_eq!(taken(two(zone("b"), zone("c")), "Cluster"), all, "none is for here");
+    assert_eq!(taken(two(zone("a"), json!({})), "Cluster"), all, "not every one has a hint");
+    assert_eq!(taken(two(both("a", "node2"), both("b", "node1")), "Cluster"), ["10.1.0.2"]);
+    assert_eq!(taken(two(both("a", "node2"), both("b", "node3")), "Cluster"), ["10.1.0.1"]);
+    let near_is_away =
+        json!([endpoint("10.1.0.1", false, zone("a")), endpoint("10.1.0.2", true, zone("b"))]);
+    assert_eq!(taken(near_is_away, "Cluster"), ["10.1.0.2"]);
+    assert!(taken(two(zone("a"), zone("b")), "Local").is_empty(), "no endpoint is on this node");
+}
+
+#[test]
+fn services_that_are_reached_from_outside_too_are_told() {
+    let mut objects = shop();
+    for (name, ports) in [
+        ("in", json!([{"port": 80}])),
+        ("out", json!([{"port": 80, "nodePort": 30080}])),
+        ("unmeshed", json!([{"port": 80, "nodePort": 30081}])),
+    ] {
+        let vip = format!("10.96.0.{}", name.len());
+        objects.insert_service(service(name, &json!({"clusterIP": vip, "ports": ports})));
+        let to = if name == "unmeshed" { "10.9.9.9" } else { "10.0.0.1" };
+        let endpoints = json!([{"addresses": [to]}]);
+        objects.insert_slice(slice(name, name, &json!([{"port": 8080}]), &endpoints));
+    }
+    let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-a"]));
+    let told = snapshot.services_with_outside();
+    let told: Vec<_> = told.iter().map(|it| (&*it.name, it.outside.node_port)).collect();
+    assert_eq!(told, [("out", Some(30080))]);
 }
 
 #[test]

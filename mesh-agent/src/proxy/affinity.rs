@@ -1,0 +1,112 @@
+//! Which endpoint a client has kept to, for services that want that (`sessionAffinity: ClientIP`).
+//!
+//! Known to this agent only, and forgotten with it: a client then gets another endpoint, as after kube-proxy has been started
+//! anew.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::world::ServicePort;
+
+/// Below this many, nobody looks for those that have ended.
+const FEW: usize = 1024;
+
+/// By client and service.
+#[derive(Default)]
+pub(super) struct Affinities(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    kept: HashMap<Key, Kept>,
+    /// How many there may be before those that have ended are forgotten.
+    sweep_at: usize,
+}
+
+/// The client's address; namespace, name and port of the service.
+type Key = (IpAddr, Arc<str>, Arc<str>, u16);
+
+struct Kept {
+    endpoint: SocketAddr,
+    until: Instant,
+}
+
+impl Affinities {
+    /// The endpoint that a client is to have again, if it is still one.
+    pub(super) fn of(&self, client: IpAddr, service: &ServicePort) -> Option<SocketAddr> {
+        service.affinity?;
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = table.kept.get(&key(client, service)).filter(|it| it.until > Instant::now())?;
+        let is_one = service.endpoints.iter().any(|it| it.socket_addr() == kept.endpoint);
+        is_one.then_some(kept.endpoint)
+    }
+
+    /// A client has reached an endpoint.
+    pub(super) fn keep(&self, client: IpAddr, service: &ServicePort, endpoint: SocketAddr) {
+        let Some(affinity) = service.affinity else { return };
+        let now = Instant::now();
+        let kept = Kept { endpoint, until: now + affinity.min(Duration::from_hours(24)) };
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.kept.len() > table.sweep_at.max(FEW) {
+            table.kept.retain(|_, kept| kept.until > now);
+            table.sweep_at = table.kept.len() * 2;
+        }
+        table.kept.insert(key(client, service), kept);
+    }
+}
+
+fn key(client: IpAddr, service: &ServicePort) -> Key {
+    let (namespace, name) = (Arc::clone(&service.namespace), Arc::clone(&service.name));
+    (client.to_canonical(), namespace, name, service.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{Endpoint, Outside};
+
+    fn service(affinity: Option<Duration>) -> ServicePort {
+        let endpoint = |i| Endpoint { addr: [10, 0, 0, i].into(), port: 80, ready: true };
+        ServicePort {
+            namespace: "shop".into(),
+            name: "cart".into(),
+            port_name: "".into(),
+            port: 80,
+            endpoints: (1..3).map(endpoint).collect(),
+            affinity,
+            outside: Outside::default(),
+        }
+    }
+
+    #[test]
+    fn a_client_keeps_its_endpoint_for_its_time_and_as_long_as_it_is_one() {
+        let affinities = Affinities::default();
+        let service = service(Some(Duration::from_mins(1)));
+        let (one, other): (IpAddr, IpAddr) = ([10, 1, 0, 1].into(), [10, 1, 0, 2].into());
+        let endpoint = SocketAddr::from(([10, 0, 0, 2], 80));
+        assert_eq!(affinities.of(one, &service), None);
+        affinities.keep(one, &service, endpoint);
+        assert_eq!(affinities.of(one, &service), Some(endpoint));
+        assert_eq!(affinities.of(other, &service), None);
+        let gone = ServicePort { endpoints: service.endpoints[..1].into(), ..service.clone() };
+        assert_eq!(affinities.of(one, &gone), None);
+        let short = ServicePort { affinity: Some(Duration::ZERO), ..service };
+        affinities.keep(one, &short, endpoint);
+        assert_eq!(affinities.of(one, &short), None, "its time is over");
+    }
+
+    #[test]
+    fn who_has_not_asked_for_it_keeps_nothing_and_what_has_ended_is_forgotten() {
+        let affinities = Affinities::default();
+        let endpoint = SocketAddr::from(([10, 0, 0, 2], 80));
+        affinities.keep([10, 1, 0, 1].into(), &service(None), endpoint);
+        let ended = service(Some(Duration::ZERO));
+        for i in 0..10_000_u32 {
+            affinities.keep(std::net::Ipv4Addr::from_bits(i).into(), &ended, endpoint);
+        }
+        assert!(affinities.0.lock().unwrap().kept.len() <= FEW + 1);
+    }
+}
