@@ -14,6 +14,9 @@ use crate::world::names::{NodeName, ObjectName, PodUid, check_subdomain};
 use crate::world::origin::{FieldError, Origin};
 use crate::world::settings::{Declaration, NETNS_ANNOTATION};
 
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+const HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
+
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodObject {
@@ -126,8 +129,28 @@ impl PodObject {
 impl From<&PodObject> for Pod {
     /// What is kept of it, as it is read from the API server.
     fn from(pod: &PodObject) -> Self {
-        let PodObject { origin: _, uid, name, service_account, node, ips, host_network, .. } = pod;
-        let PodObject { completed, created_s, labels, mesh, netns: _, ips_from_list: _, .. } = pod;
+        let PodObject {
+            origin: _,
+            uid,
+            name,
+            service_account,
+            node,
+            ips,
+            host_network,
+            completed,
+            created_s,
+            labels,
+            mesh,
+            netns: _,
+            static_uid,
+            ips_from_list: _,
+        } = pod;
+        let mut metadata = declaring(mesh, labels.clone());
+        if let Some(uid) = static_uid {
+            let annotations = metadata.annotations.get_or_insert_default();
+            annotations.insert(MIRROR_ANNOTATION.to_owned(), uid.to_string());
+            annotations.insert(HASH_ANNOTATION.to_owned(), uid.to_string());
+        }
         let created = created_s.and_then(|created_s| jiff::Timestamp::from_second(created_s).ok());
         let ip = |ip: &IpAddr| PodIP { ip: ip.to_string() };
         Self {
@@ -136,7 +159,7 @@ impl From<&PodObject> for Pod {
                 creation_timestamp: created.map(Time),
                 namespace: Some(name.namespace.to_string()),
                 name: Some(name.name.to_string()),
-                ..declaring(mesh, labels.clone())
+                ..metadata
             },
             spec: Some(PodSpec {
                 service_account_name: Some(service_account.to_string()),
@@ -163,8 +186,8 @@ impl TryFrom<&Pod> for PodObject {
 /// What the kubelet writes into a static pod's mirror (`pkg/kubelet/types`, `pkg/kubelet/config/common.go`). Only a digest is
 /// taken, 32 hexadecimal digits: no pod of the API server has such a UID, so that no object can name another pod's cgroup.
 fn static_uid(annotations: &BTreeMap<String, String>) -> Option<PodUid> {
-    annotations.get("kubernetes.io/config.mirror")?;
-    let hash = annotations.get("kubernetes.io/config.hash")?;
+    annotations.get(MIRROR_ANNOTATION)?;
+    let hash = annotations.get(HASH_ANNOTATION)?;
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let is_digest = hash.len() == 32 && hash.bytes().all(is_digit);
     PodUid::parse(hash).ok().filter(|_| is_digest)
@@ -259,7 +282,10 @@ mod tests {
         const HASH: &str = "73bd32bbb27ec8f1e4f7ea3a3e3b2e28";
         let of = |annotations: serde_json::Value| {
             let meta = json!({"namespace": "kube-system", "name": "dns-node1", "uid": "u", "annotations": annotations});
-            convert(json!({"metadata": meta})).unwrap().static_uid.map(|uid| uid.to_string())
+            let pod = convert(json!({"metadata": meta})).unwrap();
+            let again = PodObject::try_from(&Pod::from(&pod)).unwrap();
+            assert_eq!(again.static_uid, pod.static_uid, "written and read again");
+            pod.static_uid.map(|uid| uid.to_string())
         };
         let (mirror, hash) = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash");
         assert_eq!(of(json!({mirror: HASH, hash: HASH})).as_deref(), Some(HASH));
