@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{
     cluster::{
         Cluster, Mesh, PATIENCE,
