@@ -28,9 +28,10 @@ const SECRET: &str = "said-in-the-first-millisecond";
 /// Stands in what is sent by who is not in the mesh.
 const KNOCK: &str = "knock-from-outside";
 
-/// On a machine that starts fifty pods at once, on the two cores that also run the cluster. The issue's own bound, 100 ms, is for
-/// the figure that is printed.
-const ENROLLED_WITHIN: Duration = Duration::from_secs(5);
+/// From a pod's first process to enrolled, half of the pods and nearly all of them, on two cores that run the cluster and other
+/// tests besides. The kubelet alone reports no address within the first. The aim is a p95 of 100 ms: that figure is printed.
+const HALF_WITHIN: Duration = Duration::from_millis(500);
+const NEARLY_ALL_WITHIN: Duration = Duration::from_secs(5);
 
 /// The pods that are measured.
 const MEASURED: usize = 50;
@@ -96,9 +97,12 @@ fn ready(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(["-n", "shop"].into_iter().chain(wait)).map(drop)
 }
 
+/// As the kubelet has reported it: a pod may talk for a while before that.
 fn address(cluster: &Cluster, pod: &str) -> Result<Ipv4Addr> {
     let of = ["-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"];
-    cluster.kubectl(of)?.parse().context("no address")
+    eventually(PATIENCE, || {
+        cluster.kubectl(of)?.parse().with_context(|| format!("{pod}: no address"))
+    })
 }
 
 fn curl(cluster: &Cluster, from: &str, server: Ipv4Addr) -> Result<String> {
@@ -496,7 +500,7 @@ fn soon_enough(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
         at(95),
         at(100)
     );
-    ensure!(at(95) <= ENROLLED_WITHIN, "{took:?}");
+    ensure!(at(50) <= HALF_WITHIN && at(95) <= NEARLY_ALL_WITHIN, "{took:?}");
     Ok(())
 }
 
