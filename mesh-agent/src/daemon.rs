@@ -6,6 +6,7 @@ mod end;
 mod feeds;
 mod hooks;
 mod keep;
+mod kubelet;
 mod refusals;
 mod settings;
 
@@ -35,6 +36,7 @@ use self::{
     feeds::Followed,
     hooks::Hooks,
     keep::{Believed, Keeper, Over},
+    kubelet::KubeletFollower,
 };
 use crate::{
     admin,
@@ -189,6 +191,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
             node_netns,
             refuse_unclassified,
         },
+        kubelet: matches!(settings.world, World::Kubernetes { .. })
+            .then(|| KubeletFollower::new(&kernel, &host)),
         wishes,
         believed: Believed::default(),
         is_removed: is_removed.clone(),
@@ -198,6 +202,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         None => keeper.step().await,
     }
     keeper.hooks.attach()?;
+    keeper.look_for_kubelet().await;
     kernel.drop_other_layouts()?;
     if let Some(predecessor) = predecessor {
         locks = Some(charge::succeed(predecessor, &settings, &state, &answering).await?);

@@ -12,6 +12,7 @@ pub mod handover;
 pub mod heartbeat;
 pub mod identity;
 pub mod kernel;
+pub mod kubelet;
 pub mod lock;
 pub mod manifest;
 pub mod netns;

@@ -90,6 +90,8 @@ pub struct Host {
     pub pods_cgroup: PathBuf,
     /// Whether that is the root of cgroup v2, with all the node in it.
     pub pods_cgroup_is_root: bool,
+    /// Where cgroup v2 is mounted.
+    pub cgroup_mount: PathBuf,
     /// The cgroup that the agent is to run in.
     pub own_cgroup: OwnCgroup,
     /// The node's own network namespace.
@@ -177,7 +179,8 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
         Some(around) => OwnCgroup::Given(around.own), // a container's is its alone, and whoever `exec`s into it is the agent's
         None => own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?,
     };
-    Ok(Host { pods_cgroup_is_root: pods_cgroup == mount, pods_cgroup, own_cgroup, netns })
+    let pods_cgroup_is_root = pods_cgroup == mount;
+    Ok(Host { pods_cgroup_is_root, pods_cgroup, cgroup_mount: mount, own_cgroup, netns })
 }
 
 fn is_cgroup2(path: &Path) -> bool {
@@ -212,13 +215,23 @@ impl Container {
 /// The agent's cgroup, without the leading `/`. In a container of its own cgroup namespace /proc/self/cgroup says `/`.
 fn own_cgroup_as_process_1_sees_it() -> Option<PathBuf> {
     let look = || {
-        let theirs = fs::File::open("/proc/1/ns/cgroup").ok()?;
-        nix::sched::setns(theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP).ok()?;
         let lines = fs::read_to_string("/proc/thread-self/cgroup").ok()?;
         lines.lines().find_map(|line| line.strip_prefix("0::/").map(PathBuf::from))
     };
+    as_process_1_sees_cgroups(look).flatten()
+}
+
+/// What `look` finds where all cgroups of the node are seen, and named by their whole path.
+pub(crate) fn as_process_1_sees_cgroups<T: Send + 'static>(
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     // A thread that ends afterwards: nobody else is to be moved.
-    std::thread::spawn(look).join().ok()?
+    let thread = std::thread::spawn(|| {
+        let theirs = fs::File::open("/proc/1/ns/cgroup").ok()?;
+        nix::sched::setns(theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP).ok()?;
+        Some(look())
+    });
+    thread.join().ok()?
 }
 
 /// The part of a pod's cgroup that is above all pods: up to `kubepods` of the cgroupfs driver, or `kubepods.slice` (in a

@@ -114,6 +114,9 @@ pub trait Arrival {
     fn is_in_pod_cidr(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
+    /// Whether it comes from a socket of this node's kubelet, which the kernel has noted before the packet left. Asked only
+    /// where it makes a difference.
+    fn is_kubelets(&self) -> bool;
 }
 
 /// What the program knows of the namespace that it is attached to. It cannot look that up: `sk_lookup` has no cookie.
@@ -153,7 +156,10 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     if remote.addr == local.addr {
         return Verdict::InboundOwnAddress;
     }
-    let from_agent = ports::is_mesh_source(remote.port) && may_be_pod(view, &remote.addr);
+    // The kubelet dials from such a port where the node's range of ephemeral ports was widened, and from an address among
+    // the pods' where that is the bridge's.
+    let from_agent =
+        ports::is_mesh_source(remote.port) && may_be_pod(view, &remote.addr) && !view.is_kubelets();
     if left {
         // Whoever it is may not have heard that the pod has left, nor we of him.
         return if from_agent { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
@@ -169,7 +175,18 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     if view.port_flags(&local) & PORT_EXCLUDED != 0 {
         return Verdict::InboundExcluded;
     }
-    plaintext(&pod)
+    plaintext(view, &pod)
+}
+
+/// For how long after its first SYN a connection of the kubelet is known as such, in nanoseconds: as long as Linux sends that
+/// again by default (`tcp_syn_retries` 6: 127 s), and a little. Once it is established nobody asks.
+pub const KUBELET_DIAL_NS: u64 = 130_000_000_000;
+
+/// Whether a connection of the kubelet that was noted at `noted_ns` is still known as such. Both in nanoseconds of
+/// `CLOCK_BOOTTIME`.
+#[inline(always)]
+pub const fn is_fresh(noted_ns: u64, now_ns: u64) -> bool {
+    now_ns.saturating_sub(noted_ns) <= KUBELET_DIAL_NS
 }
 
 /// How old the agent's heartbeat may be before it counts as silent, in nanoseconds: ten beats. A connection that was
@@ -199,8 +216,14 @@ fn may_be_pod(view: &impl Arrival, addr: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn plaintext(pod: &LocalPod) -> Verdict {
-    if pod.flags & LOCAL_STRICT != 0 { Verdict::RefusedStrict } else { Verdict::InboundPlaintext }
+fn plaintext(view: &impl Arrival, pod: &LocalPod) -> Verdict {
+    if pod.flags & LOCAL_STRICT == 0 {
+        Verdict::InboundPlaintext
+    } else if view.is_kubelets() {
+        Verdict::InboundKubelet
+    } else {
+        Verdict::RefusedStrict
+    }
 }
 
 #[cfg(test)]

@@ -73,6 +73,16 @@ pub const PORT_SERVICE: u32 = 1;
 /// Value bits of `PORTS`: excluded from the mesh by annotation of the pod that has the address.
 pub const PORT_EXCLUDED: u32 = 2;
 
+/// Key of `KUBELET_DIALS`: a connection that the node's kubelet dials, as it leaves the kubelet's socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DialKey {
+    /// The kubelet's end.
+    pub from: Endpoint,
+    /// What it dials.
+    pub to: Endpoint,
+}
+
 /// Key of `FAILED`: one pod's failures are not another's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,6 +136,8 @@ pub const NODE_HEARTBEAT: u32 = 0;
 pub const NODE_REFUSE_UNCLASSIFIED: u32 = 1;
 /// Index in `NODE`: cookie of the node's own network namespace, in which nobody is a pod of the mesh.
 pub const NODE_OWN_NETNS: u32 = 2;
+/// Index in `NODE`: id of the cgroup that the node's kubelet is in itself, not of those below; 0 if it is not known.
+pub const NODE_KUBELET_CGROUP: u32 = 3;
 
 /// Counters by [`crate::verdict::Verdict`] number.
 #[repr(C)]
@@ -163,6 +175,9 @@ pub mod limits {
     pub const PORTS: usize = 131_072;
     /// Connections between `connect()` and the agent's `accept()`.
     pub const PENDING: usize = 65_536;
+    /// Connections of the kubelet that are not closed, but for those that the agent has swept: many more than the probes of
+    /// [`LOCAL_PODS`] at a time, and room for an API server that is one process with it (k3s).
+    pub const KUBELET_DIALS: usize = 16_384;
     /// What the agent tells the programs about the node: the `NODE_*` indices.
     pub const NODE: usize = 4;
     /// Levels of cgroups between the root and a process of a pod that are searched for the pod's own. The kubelet makes
@@ -180,6 +195,7 @@ const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
 const _: () = assert!(size_of::<LocalPod>() == 16);
+const _: () = assert!(size_of::<DialKey>() == 40);
 const _: () = assert!(size_of::<FailedKey>() == 32);
 const _: () = assert!(size_of::<Failed>() == 16);
 const _: () = assert!(size_of::<ListenerKey>() == 20);

@@ -5,8 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::{
     addr::{Addr, Endpoint},
     maps::{
-        EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent,
-        VerdictCounts,
+        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
+        RefusalEvent, VerdictCounts,
     },
 };
 
@@ -24,6 +24,7 @@ pods!(
     Named,
     EnrolledPod,
     LocalPod,
+    DialKey,
     Failed,
     FailedKey,
     ListenerKey,

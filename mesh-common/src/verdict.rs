@@ -91,6 +91,8 @@ verdicts! {
     RefusedRecently = 16, Refuse, "refused_recently", "The pod's last dial to this destination failed less than a second ago, and this one was told the same without being tried; the record before it says why.";
     /// The agent does not answer, and a redirected dial would hang.
     RefusedAgentSilent = 17, Refuse, "refused_agent_silent", "The node's agent has not said for seconds that it is well; it is stuck or starved, and the dial would hang.";
+    /// A connection of the kubelet could not be noted. Decided in sockops.
+    KubeletNotNoted = 18, Pass, "kubelet_not_noted", "Too many connections of the kubelet are noted at once; a strict pod refuses this one as it would any plaintext.";
 
     // --- inbound, decided in sk_lookup and, before a pod is enrolled, in cgroup_skb
     /// A peer's agent dials: TLS follows.
@@ -121,6 +123,8 @@ verdicts! {
     RefusedUnclassifiedInbound = 32, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
     /// A peer's agent asks what of its address and port arrives.
     InboundProbe = 33, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
+    /// The kubelet dials a strict pod.
+    InboundKubelet = 34, Pass, "inbound_kubelet", "The node's own kubelet probes the strict pod, or calls one of its lifecycle hooks.";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

@@ -60,6 +60,11 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 pub(crate) fn nm_held_ingress(context: SkBuffContext) -> i32 {
     match arrival(&context) {
         Arrival::Other => ALLOW,
+        // A liveness probe that fails has the pod killed, and what the kubelet sends it would send an enrolled one, too.
+        Arrival::Connection { client, server } if maps::is_kubelets(client, server) => {
+            maps::count(Verdict::InboundKubelet, 0);
+            ALLOW
+        }
         arrival => drop_packet(&arrival, Verdict::RefusedHeldInbound),
     }
 }

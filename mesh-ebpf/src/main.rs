@@ -19,6 +19,7 @@ mod connect;
 mod ctx;
 mod getpeername;
 mod guard;
+mod kubelet;
 mod maps;
 mod sk_lookup;
 mod sockops;

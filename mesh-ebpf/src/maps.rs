@@ -8,9 +8,10 @@ use aya_ebpf::{
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
+    decide,
     maps::{
-        EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named, RefusalEvent,
-        VerdictCounts, limits,
+        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
+        RefusalEvent, VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -72,6 +73,15 @@ pub(crate) static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC
 /// Destination that a pod could not reach a moment ago → until when, and what to say. Written by the agent.
 #[btf_map]
 pub(crate) static FAILED: HashMap<FailedKey, Failed, { limits::FAILED }, NO_PREALLOC> =
+    HashMap::new();
+
+/// Marks sockets of the kubelet.
+#[btf_map]
+pub(crate) static KUBELET_SOCKETS: SkStorage<u32> = SkStorage::new();
+
+/// What the kubelet dials → when, `CLOCK_BOOTTIME` in nanoseconds. Not an LRU, which forgets: when it is full, strict refuses.
+#[btf_map]
+pub(crate) static KUBELET_DIALS: HashMap<DialKey, u64, { limits::KUBELET_DIALS }, NO_PREALLOC> =
     HashMap::new();
 
 /// Every verdict of this node, by number.
@@ -145,6 +155,25 @@ pub(crate) fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option
     // SAFETY: the map is a socket storage of `Named`, the socket was checked for null.
     let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Named>();
     (!slot.is_null()).then_some(slot)
+}
+
+/// Whether a socket is marked as the kubelet's.
+#[inline(always)]
+pub(crate) fn is_kubelet_socket(sk: *mut bpf_sock) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    let map = (&raw const KUBELET_SOCKETS).cast_mut().cast();
+    // SAFETY: the map is a socket storage, the socket was checked for null, and nothing is made without the flag.
+    !unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0) }.is_null()
+}
+
+/// Whether a packet is of a connection that this node's kubelet has dialled lately.
+#[inline(always)]
+pub(crate) fn is_kubelets(from: Endpoint, to: Endpoint) -> bool {
+    // SAFETY: the value is copied at once.
+    let noted = unsafe { KUBELET_DIALS.get(&DialKey { from, to }) }.copied();
+    noted.is_some_and(|noted| decide::is_fresh(noted, boot_ns()))
 }
 
 /// Reports a refusal to the agent; counts the loss if the ring is full.

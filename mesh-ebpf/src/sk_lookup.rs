@@ -49,6 +49,10 @@ impl decide::Arrival for Arrival {
         // SAFETY: the value is copied at once.
         unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
     }
+    #[inline(always)]
+    fn is_kubelets(&self) -> bool {
+        maps::is_kubelets(self.remote, self.local)
+    }
 }
 
 /// For a pod that also takes plaintext.

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{feeds::Feeds, hooks::Hooks};
+use super::{feeds::Feeds, hooks::Hooks, kubelet::KubeletFollower};
 use crate::{
     admin::{self, ProblemFacts},
     enrol::Enroller,
@@ -18,7 +18,8 @@ use crate::{
     world::{Announcements, Objects, of_this_boot},
 };
 
-/// How often the namespaces of enrolled pods are looked at, for those that vanished without their object.
+/// How often the namespaces of enrolled pods are looked at, for those that vanished without their object, and whether the
+/// kubelet is where it was.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What the task works with.
@@ -27,6 +28,8 @@ pub(super) struct Keeper {
     pub(super) feeds: Feeds,
     pub(super) state: Arc<admin::State>,
     pub(super) hooks: Hooks,
+    /// In a cluster.
+    pub(super) kubelet: Option<KubeletFollower>,
     /// Agents that want to take over.
     pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) believed: Believed,
@@ -92,7 +95,7 @@ impl Keeper {
                     self.hold_known();
                 }
                 () = self.enroller.due() => {}
-                _ = look.tick() => {}
+                _ = look.tick() => self.look_for_kubelet().await,
                 wish = self.wishes.recv() => {
                     if let ControlFlow::Break(switched) = self.hand_over(wish?, &stop).await {
                         return switched.map(Over::Switched);
@@ -126,6 +129,13 @@ impl Keeper {
         self.state.knowledge.store(Arc::new(self.feeds.knowledge()));
     }
 
+    /// Finds the kubelet again if it has been restarted or moved.
+    pub(super) async fn look_for_kubelet(&mut self) {
+        if let Some(kubelet) = &mut self.kubelet {
+            kubelet.look().await;
+        }
+    }
+
     /// Brings the node's pods to what the world wants. While nobody has told what that is, all stays as an earlier agent has
     /// left it: by an empty world, pods in the mesh would talk to each other in plaintext.
     pub(super) async fn step(&mut self) {
@@ -134,7 +144,9 @@ impl Keeper {
         let cgroups = self.feeds.cgroups.now();
         self.believed.update(&objects.objects, &announced.announcements);
         let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
-        let problems: Vec<_> = problems.chain(self.believed.void.iter().cloned()).collect();
+        let of_kubelet = self.kubelet.as_ref().and_then(KubeletFollower::problem);
+        let others = self.believed.void.iter().chain(of_kubelet).cloned();
+        let problems: Vec<_> = problems.chain(others).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
         if !self.feeds.have_been_read() {
@@ -205,6 +217,9 @@ impl Keeper {
         self.log("forget the heir", kernel.tables().agent_cgroups.sync(&own));
         self.log("forget what it could not reach", kernel.tables().failed.forget_others());
         self.log("take back the programs", self.hooks.attach());
+        if let Some(kubelet) = &self.kubelet {
+            self.log("take back the kubelet's programs", kubelet.attach_again());
+        }
         ControlFlow::Continue(())
     }
 

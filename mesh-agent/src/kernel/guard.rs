@@ -66,7 +66,7 @@ impl Kernel {
         })
     }
 
-    fn with_program(
+    pub(super) fn with_program(
         &self,
         name: &str,
         act: impl FnOnce(&mut aya::programs::Program) -> Result<(), KernelError>,

@@ -12,6 +12,7 @@ mod failed;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod guard;
+mod kubelet;
 mod layout;
 mod pins;
 mod programs;
@@ -20,6 +21,7 @@ mod tables;
 pub use cidrs::CidrTable;
 pub use events::{Refusal, Refusals};
 pub use failed::{FailedTable, MEMORY, MEMORY_OF_AGENT};
+pub use kubelet::KubeletDials;
 pub use pins::{Removed, cleanup};
 pub use programs::{Kernel, KernelError, ProgramFacts};
 pub use tables::{Before, ListenerTable, Table, Tables};

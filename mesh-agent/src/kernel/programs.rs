@@ -1,5 +1,5 @@
 //! Loads the programs and attaches them: five on the pods' cgroup, one on each enrolled namespace. Those on the cgroups of
-//! held pods are `guard.rs`'s part.
+//! held pods are `guard.rs`'s part, those on the kubelet's `kubelet.rs`'s.
 
 use std::{
     fs::File,

@@ -22,7 +22,7 @@ use mesh_common::{
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
-use super::{cidrs::CidrTable, failed::FailedTable, programs::KernelError};
+use super::{cidrs::CidrTable, failed::FailedTable, kubelet::KubeletDials, programs::KernelError};
 use crate::sys;
 
 /// All maps of the programs.
@@ -45,6 +45,8 @@ pub struct Tables {
     pub listeners: ListenerTable,
     /// What pods could not reach a moment ago.
     pub failed: FailedTable,
+    /// What the kubelet has dialled.
+    pub kubelet_dials: KubeletDials,
     pending: HandOver,
     legs: HandOver,
     node: Mutex<Array<MapData, u64>>,
@@ -75,7 +77,7 @@ macro_rules! open {
 
 impl Tables {
     /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
-    pub(super) const NAMES: [&str; 16] = [
+    pub(super) const NAMES: [&str; 18] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
@@ -92,6 +94,8 @@ impl Tables {
         "POD_VERDICTS",
         "EVENTS_LOST",
         "SHOWN_PEER",
+        "KUBELET_SOCKETS",
+        "KUBELET_DIALS",
     ];
 
     pub(super) fn open(ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
@@ -107,6 +111,7 @@ impl Tables {
                 map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)),
             },
             failed: FailedTable::open(ebpf, before)?,
+            kubelet_dials: KubeletDials::open(ebpf)?,
             pending: HandOver::open("PENDING", ebpf, before)?,
             legs: HandOver::open("LEGS", ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),

@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use processes::{processes_below, processes_of};
+pub(crate) use processes::start_ticks;
 
 use crate::world::PodUid;
 

@@ -60,9 +60,14 @@ fn says(line: &str, uid: &PodUid) -> bool {
 /// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)). The last for one that is gone.
 fn started(pid: u32) -> u64 {
     let stat = fs::read_to_string(file(pid, "stat")).unwrap_or_default();
+    start_ticks(&stat).unwrap_or(u64::MAX)
+}
+
+/// The same out of that file.
+pub(crate) fn start_ticks(stat: &str) -> Option<u64> {
     // The second field is the program's name in brackets, with anything in it.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(u64::MAX)
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn file(pid: u32, name: &str) -> PathBuf {

@@ -176,6 +176,7 @@ struct Packet {
     node: bool,
     in_pod_cidr: bool,
     excluded: bool,
+    kubelets: bool,
 }
 
 fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
@@ -187,6 +188,7 @@ fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
         node: false,
         in_pod_cidr: true,
         excluded: false,
+        kubelets: false,
     }
 }
 
@@ -210,6 +212,42 @@ impl Arrival for Packet {
     fn port_flags(&self, _: &Endpoint) -> u32 {
         if self.excluded { PORT_EXCLUDED } else { 0 }
     }
+    fn is_kubelets(&self) -> bool {
+        self.kubelets
+    }
+}
+
+#[test]
+fn a_strict_pod_takes_its_kubelets_connections() {
+    let strict = |port| Packet { flags: Some(LOCAL_STRICT), ..packet(8080, A, port) };
+    let kubelets = Packet { kubelets: true, ..strict(40_000) };
+    assert_eq!(arrival(&kubelets), Verdict::InboundKubelet);
+    // Addresses that are not in LOCAL stay closed to everybody, and nobody but the agent has its ports.
+    let unknown = Packet { flags: None, kubelets: true, ..packet(8080, A, 40_000) };
+    assert_eq!(arrival_in(&unknown, Namespace::Strict), Verdict::RefusedStrict);
+    let magic = Packet { kubelets: true, ..packet(ports::MAGIC_FIRST, A, 40_000) };
+    assert_eq!(arrival(&magic), Verdict::RefusedForeignMagicPort);
+}
+
+#[test]
+fn the_kubelet_is_no_agent_whatever_its_port() {
+    let kubelets = |flags| Packet {
+        flags: Some(flags),
+        kubelets: true,
+        peer: false,
+        ..packet(8080, A, ports::MESH_FIRST)
+    };
+    assert_eq!(arrival(&kubelets(LOCAL_STRICT)), Verdict::InboundKubelet);
+    assert_eq!(arrival(&kubelets(0)), Verdict::InboundPlaintext);
+    assert_eq!(arrival(&kubelets(LOCAL_LEFT)), Verdict::NotEnrolled);
+}
+
+#[test]
+fn a_connection_of_the_kubelet_is_known_as_long_as_its_syn_is_sent_again() {
+    assert!(is_fresh(NOW, NOW) && is_fresh(NOW, NOW + 127_000_000_000));
+    assert!(!is_fresh(NOW, NOW + KUBELET_DIAL_NS + 1));
+    // Noted by another processor, whose clock was read a moment later.
+    assert!(is_fresh(NOW + 1, NOW));
 }
 
 #[test]

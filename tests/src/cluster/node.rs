@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::{
     SOON, image,
-    machine::Machine,
+    machine::{self, Machine},
     plan::{DNS_SERVICE, PODS, Plan, node_name, pod_ranges},
 };
-use crate::eventually;
+use crate::{cgroup, eventually};
 
 /// A node's programs, in the order in which they are started.
 pub(super) const CONTAINERD: &str = "containerd";
@@ -43,7 +43,17 @@ pub(super) fn start(machine: &Machine, plan: &Plan, node: u8, program: &str) -> 
         CONTAINERD => vec![CONTAINERD.to_owned()],
         KUBELET => {
             let (v4, v6) = plan.node(node);
+            let own = cgroup::mount().join(machine::SYSTEM).join("kubelet.service");
+            let own = own.display();
+            // As systemd does: a cgroup for this run alone. `system` has no controllers that a process in it would keep from us.
+            let enter = format!(
+                "rmdir {own} 2> /dev/null; mkdir -p {own} && echo $$ > {own}/cgroup.procs && exec \"$@\""
+            );
             vec![
+                "sh".to_owned(),
+                "-c".to_owned(),
+                enter,
+                "sh".to_owned(),
                 KUBELET.to_owned(),
                 "--config=/etc/kubernetes/kubelet.yaml".to_owned(),
                 format!("--kubeconfig=/etc/kubernetes/{name}.conf"),

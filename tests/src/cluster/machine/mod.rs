@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The cgroup of a machine's own programs, beside those of its pods.
-const SYSTEM: &str = "system";
+pub(super) const SYSTEM: &str = "system";
 
 /// Where a machine has the cluster's programs, and its search path.
 const PROGRAMS: &str = "/opt/kubernetes/bin";
