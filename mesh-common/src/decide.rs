@@ -6,7 +6,7 @@ use crate::{
     errno,
     maps::{
         ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, Failed, LOCAL_LEFT, LOCAL_STRICT,
-        LocalPod, PORT_EXCLUDED, PORT_SERVICE,
+        LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE,
     },
     ports,
     verdict::Verdict,
@@ -172,10 +172,11 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
         // application. There the agent looks.
         return Verdict::InboundMesh;
     }
-    if view.port_flags(&local) & PORT_EXCLUDED != 0 {
+    let port_flags = view.port_flags(&local);
+    if port_flags & PORT_EXCLUDED != 0 {
         return Verdict::InboundExcluded;
     }
-    plaintext(view, &pod)
+    plaintext(view, &pod, port_flags)
 }
 
 /// For how long after its first SYN a connection of the kubelet is known as such, in nanoseconds: as long as Linux sends that
@@ -216,11 +217,13 @@ fn may_be_pod(view: &impl Arrival, addr: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn plaintext(view: &impl Arrival, pod: &LocalPod) -> Verdict {
+fn plaintext(view: &impl Arrival, pod: &LocalPod, port_flags: u32) -> Verdict {
     if pod.flags & LOCAL_STRICT == 0 {
         Verdict::InboundPlaintext
     } else if view.is_kubelets() {
         Verdict::InboundKubelet
+    } else if port_flags & PORT_PERMISSIVE != 0 {
+        Verdict::InboundPermissivePort
     } else {
         Verdict::RefusedStrict
     }

@@ -72,6 +72,8 @@ pub const ADDRESS_NODE: u32 = 4;
 pub const PORT_SERVICE: u32 = 1;
 /// Value bits of `PORTS`: excluded from the mesh by annotation of the pod that has the address.
 pub const PORT_EXCLUDED: u32 = 2;
+/// Value bits of `PORTS`: on this port a strict pod of this node takes what a permissive one would, by its annotation.
+pub const PORT_PERMISSIVE: u32 = 4;
 
 /// Key of `KUBELET_DIALS`: a connection that the node's kubelet dials, as it leaves the kubelet's socket.
 #[repr(C)]

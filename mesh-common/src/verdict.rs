@@ -125,6 +125,8 @@ verdicts! {
     InboundProbe = 33, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
     /// The kubelet dials a strict pod.
     InboundKubelet = 34, Pass, "inbound_kubelet", "The node's own kubelet probes the strict pod, or calls one of its lifecycle hooks.";
+    /// Plaintext to a port on which a strict pod takes it.
+    InboundPermissivePort = 35, Pass, "inbound_permissive_port", "Plaintext from outside the mesh to a port that nodemesh.dev/permissive-ports leaves open on a strict pod.";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

@@ -1,20 +1,26 @@
 //! What a strict pod takes in plaintext although it is strict: its own node's kubelet, known by its sockets and not by its
-//! address. In a real Kubernetes.
+//! address, and whatever comes to ports that an annotation leaves open. In a real Kubernetes.
 
 use std::{io::Write as _, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
+    PORT, Pair, PodSpec,
     cluster::{Cluster, Mesh, PATIENCE, TEST_IMAGE, test_name},
     eventually,
     flow::Flow,
-    probe::{Conn, Event},
+    masquerade::{Masquerade, Ports},
+    objects::MODE,
+    probe::{self, Conn, DialSpec, End, Event, Talk},
+    scenario,
 };
 
 /// Ports of the strict pod: one that only the kubelet and the mesh reach, one that is left open later.
 const APP: u16 = 8080;
 const METRICS: u16 = 9102;
+
+const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
 
 /// A port of the nodes' own range, from which nothing is dialled.
 const FORGED_PORT: u16 = 40_001;
@@ -179,6 +185,7 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?; // before, its counters are nobody's
     stage.probes_pass("after the agent was restarted")?;
 
+    permissive_ports(&stage)?;
     kubelet_in_the_root(&stage)?;
 
     // And all that was let in by these programs alone.
@@ -206,3 +213,67 @@ fn kubelet_in_the_root(stage: &Stage<'_>) -> Result<()> {
     stage.is_refused("other/stranger", APP)
 }
 
+/// `nodemesh.dev/permissive-ports` opens one port to plaintext, and only while it can be read.
+fn permissive_ports(stage: &Stage<'_>) -> Result<()> {
+    let annotate = |what: &str, name: &str, value: &str| {
+        let annotation = format!("{PERMISSIVE_PORTS}{value}");
+        stage.cluster.kubectl(["-n", "shop", "annotate", what, name, &annotation, "--overwrite"])
+    };
+    annotate("namespace", "shop", "=9102")?;
+    for from in ["other/host", "other/far"] {
+        eventually(PATIENCE, || stage.get(from, METRICS, &[]).map(drop))?;
+        stage.is_refused(from, APP)?;
+    }
+    ensure!(stage.verdicts("inbound_permissive_port")? >= 2);
+    // From the ports that agents use, the agent has to look first.
+    let agents_ports = ["--local-port", "62000-62999"];
+    stage.get("other/far", METRICS, &agents_ports)?;
+    ensure!(stage.get("other/far", APP, &agents_ports).is_err(), "strict is open to the look");
+    let state = stage.mesh.state_of(1, "shop/guarded")?;
+    ensure!(state["mode"] == "strict" && state["permissive_ports"] == "9102", "{state:#}");
+    // The mesh still comes over mutual TLS.
+    stage.get("shop/web", METRICS, &[])?;
+    let of_web = |flow: &Flow| flow.client.pod.as_deref() == Some("shop/web");
+    let flow = stage.mesh.flows(1)?.into_iter().rev().find(of_web).context("no flow of web")?;
+    ensure!(flow.is_mtls() && flow.server.port == METRICS, "{flow:#?}");
+
+    annotate("pod", "guarded", "=91o2")?;
+    eventually(PATIENCE, || stage.is_refused("other/host", METRICS))?;
+    let status = stage.mesh.status(1)?;
+    let problems = status["problems"].as_array().cloned().unwrap_or_default();
+    let told = problems.iter().any(|problem| {
+        problem["code"] == "invalid_setting"
+            && problem["message"].as_str().is_some_and(|text| text.contains("91o2"))
+    });
+    ensure!(told, "{problems:#?}");
+    ensure!(stage.mesh.state_of(1, "shop/guarded")?["state"] == "enrolled");
+    annotate("pod", "guarded", "-")?;
+    eventually(PATIENCE, || stage.get("other/host", METRICS, &[]).map(drop))?;
+    annotate("namespace", "shop", "-")?;
+    eventually(PATIENCE, || stage.is_refused("other/host", METRICS))
+}
+
+/// Where the path masquerades, a strict pod would refuse the TLS of its peers; a port that is left open would not.
+#[test]
+fn no_tls_reaches_an_application_at_a_port_that_is_left_open() {
+    scenario("permissive-port", |net| {
+        let pair = Pair::new(net)?;
+        let stranger = net.pod(&pair.nodes[1], PodSpec::new("other", "stranger"))?;
+        for (key, value) in [(MODE, "strict"), (PERMISSIVE_PORTS, "8000-8100")] {
+            net.objects().annotate_pod(&pair.server, key, Some(value))?;
+        }
+        let service = pair.serve(Talk::Exchange)?;
+        pair.join()?;
+        let hello = DialSpec::say(pair.server.at(PORT), "hello");
+        let rule = Masquerade::on(&pair.nodes[0], Ports::Low)?;
+        let seen = probe::dial(&pair.client, &hello)?;
+        ensure!((seen.end, seen.received) == (End::Reset, 0), "{seen:?}");
+        pair.agents[0].wait_flow("of the client", |flow| flow.outcome == "masqueraded_path")?;
+        let seen = probe::dial(&stranger, &hello)?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+        rule.remove();
+        let conns = service.conns();
+        ensure!(conns.iter().all(|conn| conn.first == "hello"), "{conns:?}");
+        Ok(())
+    });
+}

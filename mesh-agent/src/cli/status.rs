@@ -94,11 +94,20 @@ fn row(pod: &PodStatus) -> [String; 7] {
         format!("{}/{}", pod.namespace, pod.name),
         pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         state.to_owned(),
-        pod.mode.map_or_else(|| "-".to_owned(), |mode| mode.to_string()),
+        mode(pod),
         pod.since.map_or_else(|| "-".to_owned(), age),
         pod.connections.to_string(),
         pod.reason.clone(),
     ]
+}
+
+fn mode(pod: &PodStatus) -> String {
+    let mode = pod.mode.map_or_else(|| "-".to_owned(), |mode| mode.to_string());
+    if pod.permissive_ports.is_empty() {
+        mode
+    } else {
+        format!("{mode}, but not on {}", pod.permissive_ports)
+    }
 }
 
 fn age(since: Timestamp) -> String {

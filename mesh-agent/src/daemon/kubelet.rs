@@ -60,7 +60,7 @@ impl KubeletFollower {
             if now - self.last_seen > MISSING {
                 self.problem = Some(problem(
                     "kubelet_not_found",
-                    "no process of this node is known as its kubelet: strict pods refuse its probes of types httpGet, tcpSocket and grpc unless it was known before; use exec probes, or exclude their ports".to_owned(),
+                    "no process of this node is known as its kubelet: strict pods refuse its probes of types httpGet, tcpSocket and grpc unless it was known before; use exec probes, or name their ports in nodemesh.dev/permissive-ports".to_owned(),
                 ));
             }
             return;

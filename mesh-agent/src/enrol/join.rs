@@ -89,7 +89,7 @@ impl Enroller {
         let enrolled = Enrolled {
             pod,
             listeners: Listeners::Made(Some(listening)),
-            settings: (settings.mode, settings.exclude_ports.clone()),
+            settings: settings.clone(),
             since: Timestamp::now(),
             generation: self.generation,
             captured: false,
@@ -104,7 +104,7 @@ impl Enroller {
     /// A pod that is wanted again before its grace is over still has its listeners.
     fn rejoin(&mut self, leaving: Enrolled, settings: &Settings) -> Result<Enrolled, EnrolError> {
         self.generation += 1;
-        let settings = (settings.mode, settings.exclude_ports.clone());
+        let settings = settings.clone();
         let (since, generation) = (Timestamp::now(), self.generation);
         let enrolled = Enrolled { settings, since, generation, captured: false, ..leaving };
         if let Err(error) = self.take_addresses(&enrolled) {
@@ -118,7 +118,7 @@ impl Enroller {
     /// From here on arrivals at the pod's addresses are decided about. An address that another pod had is ours now.
     pub(super) fn take_addresses(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
         let (tables, pod) = (self.mesh.kernel.tables(), &enrolled.pod);
-        let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.0));
+        let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.mode));
         tables.add_pod_verdicts(netns)?;
         for address in pod.addresses() {
             tables.local.put(address.into(), tables::local(netns, flags))?;

@@ -44,7 +44,8 @@ use crate::{
     source::Announcer,
     tasks::Tasks,
     world::{
-        Announcements, LocalNode, MeshNode, Mode, NodeName, Objects, PodUid, PortSet, Snapshot,
+        Announcements, LocalNode, MeshNode, Mode, NodeName, Objects, PodUid, PortSet, Settings,
+        Snapshot,
     },
 };
 
@@ -91,7 +92,7 @@ pub struct Enroller {
 struct Enrolled {
     pod: Arc<Pod>,
     listeners: Listeners,
-    settings: (Mode, PortSet),
+    settings: Settings,
     since: Timestamp,
     generation: u64,
     /// Whether its own dials are redirected: the last step of joining.
@@ -145,6 +146,9 @@ pub struct PodStatus {
     pub since: Option<Timestamp>,
     /// `permissive` or `strict`, if it is enrolled or held.
     pub mode: Option<Mode>,
+    /// Ports on which it takes plaintext although it is strict, if it is enrolled.
+    #[serde(default)]
+    pub permissive_ports: PortSet,
     /// The identity that is shown for it, if it is enrolled.
     pub identity: Option<String>,
     /// Stable code of why it is not enrolled; empty if it is.

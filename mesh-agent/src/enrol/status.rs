@@ -41,8 +41,12 @@ impl Enroller {
             since: enrolled.map(|enrolled| enrolled.since),
             mode: match state {
                 PodState::Held => Some(Mode::Strict),
-                _ => enrolled.map(|enrolled| enrolled.settings.0),
+                _ => enrolled.map(|enrolled| enrolled.settings.mode),
             },
+            permissive_ports: enrolled
+                .filter(|enrolled| enrolled.settings.mode == Mode::Strict)
+                .map(|enrolled| enrolled.settings.permissive_ports.clone())
+                .unwrap_or_default(),
             identity: enrolled.map(|enrolled| enrolled.pod.identity.to_string()),
             code,
             reason,

@@ -142,15 +142,14 @@ impl Enroller {
         }
     }
 
-    /// Mode and excluded ports of pods that are and stay enrolled.
+    /// Settings of pods that are and stay enrolled.
     fn change_settings(&mut self, world: &Snapshot) {
         let mut changed = Vec::new();
         for (uid, enrolled) in &mut self.pods {
             let wanted = world.local_pod(uid).map(|pod| &pod.wanted);
             let Some(Wanted::In(settings)) = wanted else { continue };
-            let wanted = (settings.mode, settings.exclude_ports.clone());
-            if enrolled.settings != wanted {
-                enrolled.settings = wanted;
+            if enrolled.settings != *settings {
+                enrolled.settings = settings.clone();
                 self.generation += 1;
                 enrolled.generation = self.generation;
                 changed.push((Arc::clone(&enrolled.pod), settings.mode));

@@ -9,7 +9,7 @@ use mesh_common::{
     addr::{Addr, Endpoint},
     maps::{
         ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, LOCAL_STRICT, LocalPod, PORT_EXCLUDED,
-        PORT_SERVICE,
+        PORT_PERMISSIVE, PORT_SERVICE,
     },
 };
 
@@ -42,6 +42,9 @@ fn write_all(tables: &Tables, world: &Snapshot) -> Result<usize, KernelError> {
         for port in row.exclude_ports.into_iter().flat_map(PortSet::iter) {
             *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_EXCLUDED;
         }
+        for port in row.permissive_ports.into_iter().flat_map(PortSet::iter) {
+            *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_PERMISSIVE;
+        }
     }
     for address in world.node_addresses() {
         addresses.entry((*address).into()).or_insert(ADDRESS_NODE);
@@ -63,8 +66,9 @@ fn write_difference(
         let (old, new) = (before.kernel_address(address), world.kernel_address(address));
         let of_node = world.is_node_address(address).then_some(ADDRESS_NODE);
         addresses.insert(address.into(), new.as_ref().map(address_bits).or(of_node));
-        let excluded = [old, new].into_iter().flatten().filter_map(|row| row.exclude_ports);
-        ports.extend(excluded.flat_map(PortSet::iter).map(|port| (address, port)));
+        let rows = [old, new].into_iter().flatten();
+        let sets = rows.flat_map(|row| [row.exclude_ports, row.permissive_ports]).flatten();
+        ports.extend(sets.flat_map(PortSet::iter).map(|port| (address, port)));
     }
     let ports = ports.into_iter().map(|(address, port)| {
         let bits = port_bits(world, address, port);
@@ -80,10 +84,14 @@ fn address_bits(row: &KernelAddress<'_>) -> u32 {
 }
 
 fn port_bits(world: &Snapshot, address: IpAddr, port: u16) -> u32 {
-    let ports = world.kernel_address(address).and_then(|row| row.exclude_ports.cloned());
-    let excluded = ports.is_some_and(|ports| ports.contains(port));
+    let row = world.kernel_address(address);
+    let has = |ports: Option<&PortSet>| ports.is_some_and(|ports| ports.contains(port));
+    let excluded = row.is_some_and(|row| has(row.exclude_ports));
+    let permissive = row.is_some_and(|row| has(row.permissive_ports));
     let service = world.is_meshed_service(address, port);
-    (if excluded { PORT_EXCLUDED } else { 0 }) | (if service { PORT_SERVICE } else { 0 })
+    (if excluded { PORT_EXCLUDED } else { 0 })
+        | (if permissive { PORT_PERMISSIVE } else { 0 })
+        | (if service { PORT_SERVICE } else { 0 })
 }
 
 /// The value of `LOCAL` for a pod.

@@ -23,8 +23,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use processes::{processes_below, processes_of};
 pub(crate) use processes::start_ticks;
+pub use processes::{processes_below, processes_of};
 
 use crate::world::PodUid;
 

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     flows::{self, Bytes, Direction, Ended, Flow, Party, Security},
     wire::{Accepted, Open, Refusal, Refused, Session, SessionError},
+    world::Peer,
 };
 
 /// How long a failed handshake keeps its place among those of its source: with 64 places, 64 failures a second. Each costs
@@ -94,7 +95,7 @@ pub(super) async fn serve(
         mesh.flows.begin(Direction::Inbound, client, server, Verdict::InboundMesh.code())
     };
     let between = Between { from, to };
-    let is_closed = || pod.is_strict() && !is_excluded(&mesh, to);
+    let is_closed = || pod.is_strict() && !is_open_port(&mesh, to);
     let peer = announced(&mesh, from, to);
     if peer && is_closed() {
         return Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, begin())).await;
@@ -133,6 +134,14 @@ async fn rest(slot: HandshakeSlot) {
 /// Whether an announced peer dials a port that is not excluded: TLS follows, unless the peer has just left the mesh.
 fn announced(mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> bool {
     !is_excluded(mesh, to) && mesh.world.load().peer(from.ip()).is_some()
+}
+
+/// Whether the pod takes plaintext on this port although it may be strict.
+fn is_open_port(mesh: &Mesh, to: SocketAddr) -> bool {
+    let is_open = |port: u16, own: &Peer| {
+        own.exclude_ports.contains(port) || own.permissive_ports.contains(port)
+    };
+    mesh.world.load().peer(to.ip()).is_some_and(|own| is_open(to.port(), own))
 }
 
 fn is_excluded(mesh: &Mesh, to: SocketAddr) -> bool {

@@ -427,7 +427,8 @@ fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Fa
         Some(peer) if !peer.exclude_ports.contains(target.port()) => {
             let expected = mesh.identity_of(peer).ok_or(Failure::NoIdentity)?;
             let (node, strict) = (peer.node.clone(), peer.mode == Mode::Strict);
-            Ok(Some(MeshedPeer { target, expected, node, strict }))
+            let only_tls = strict && !peer.permissive_ports.contains(target.port());
+            Ok(Some(MeshedPeer { target, expected, node, strict, only_tls }))
         }
         _ => Ok(None),
     }

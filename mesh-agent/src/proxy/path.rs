@@ -9,7 +9,8 @@
 //! Where nobody answers (a network policy that knows the application's port only), TLS is dialled as if all were well: to refuse
 //! would break whoever has such policies, and plaintext must not be had by dropping packets.
 //!
-//! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there; only a failure is looked into.
+//! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there (but for ports that are left open to
+//! plaintext); only a failure is looked into.
 //!
 //! What nobody can know is that something begins to masquerade while a node counts as proven. Then one connection of each
 //! pair of pods, at most, sends a `ClientHello` to an application: its failure makes the agent ask again.
@@ -55,8 +56,10 @@ pub(super) struct MeshedPeer {
     pub(super) expected: SpiffeId,
     /// The node that has it.
     pub(super) node: NodeName,
-    /// Whether only mutual TLS may enter it.
+    /// Whether it is strict: nobody of the mesh dials it in plaintext.
     pub(super) strict: bool,
+    /// Whether nothing but mutual TLS gets in at this port.
+    pub(super) only_tls: bool,
 }
 
 /// How a permitted connection goes.
@@ -153,7 +156,7 @@ enum Next {
 /// # Cancel safety
 /// Dropped while it asks, another caller that waits takes over.
 pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Result<Path, PathError> {
-    match find_out(mesh, pod, peer, peer.strict).await {
+    match find_out(mesh, pod, peer, peer.only_tls).await {
         Answer::Intact => Ok(Path::Intact),
         Answer::Masqueraded(_) if !peer.strict && !pod.is_strict() => Ok(Path::Masqueraded),
         Answer::Masqueraded(seen) => Err(PathError::Masqueraded(seen.into())),

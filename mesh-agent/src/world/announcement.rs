@@ -61,6 +61,10 @@ pub struct AnnouncedPod {
     /// Ports on which it is not in the mesh.
     #[serde(default, skip_serializing_if = "PortSet::is_empty")]
     pub exclude_ports: PortSet,
+    /// Ports on which it takes plaintext although it is strict: TLS that arrives otherwise than it was sent reaches the
+    /// application there.
+    #[serde(default, skip_serializing_if = "PortSet::is_empty")]
+    pub permissive_ports: PortSet,
     /// Rises with every change of this entry, so that a peer can say what it has seen.
     #[serde(default)]
     pub generation: u64,
@@ -179,7 +183,7 @@ mod tests {
             "spec": {"bootId": "b1", "trustDomain": "cluster.local", "pods": [{
                 "uid": "u1", "namespace": "shop", "name": "cart-0", "serviceAccount": "cart",
                 "addresses": ["10.0.0.2", "fd00::2"], "mode": "strict",
-                "excludePorts": "6379,8000-8010", "generation": 3,
+                "excludePorts": "6379,8000-8010", "permissivePorts": "9102", "generation": 3,
             }]},
         })
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::objects::{NamespaceObject, PodObject};
 use super::origin::FieldError;
+use super::ports::PortSet;
 use super::settings::{Declared, MODE_ANNOTATION, MeshLabel, Mode, Settings};
 
 /// Whether one pod is to be in the mesh.
@@ -167,6 +168,7 @@ impl Membership {
         let settings = Settings {
             mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
             exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
+            permissive_ports: permissive_ports(pod, namespace),
         };
         let waits_for = [
             (namespace.is_none(), NotEnabledReason::NamespaceMissing),
@@ -178,6 +180,15 @@ impl Membership {
             None => Self::Enabled(settings),
         })
     }
+}
+
+/// The ports that a strict pod leaves open: the pod's own word, else the namespace's. A word that cannot be read opens
+/// none, and being closed is no reason not to be in the mesh.
+fn permissive_ports(pod: &PodObject, namespace: Option<&NamespaceObject>) -> PortSet {
+    let own = &pod.mesh.permissive_ports;
+    let above = namespace.map(|namespace| &namespace.mesh.permissive_ports);
+    let declared = if own.is_unset() { above } else { Some(own) };
+    declared.and_then(Declared::readable).cloned().unwrap_or_default()
 }
 
 #[derive(Clone, Copy)]
@@ -240,6 +251,28 @@ mod tests {
         it.completed = false;
         it.ips.clear();
         assert_eq!(code(&it, &shop), "no_address");
+    }
+
+    #[test]
+    fn only_what_can_be_read_opens_ports_of_a_strict_pod() {
+        let key = "nodemesh.dev/permissive-ports";
+        let open = |on_pod: Option<&str>, on_namespace: Option<&str>| {
+            let on_pod: Vec<_> = on_pod.map(|ports| (key, ports)).into_iter().collect();
+            let above: Vec<_> = on_namespace.map(|ports| (key, ports)).into_iter().collect();
+            let strict = &[(MODE_ANNOTATION, "strict")];
+            let pod = pod("shop", "cart", "node1", "10.0.0.1", &[&on_pod[..], strict].concat());
+            let namespace = namespace("shop", &[&above[..], ON].concat());
+            let membership = Membership::decide(&pod, Some(&namespace));
+            let settings = membership.settings().expect("it is in the mesh");
+            assert_eq!(settings.mode, Mode::Strict);
+            settings.permissive_ports.to_string()
+        };
+        assert_eq!(open(None, None), "");
+        assert_eq!(open(None, Some("9102, 8443")), "8443,9102");
+        assert_eq!(open(Some("80-81"), Some("9102")), "80-81");
+        assert_eq!(open(Some(""), Some("9102")), "");
+        assert_eq!(open(Some("x"), Some("9102")), "", "not the namespace's either");
+        assert_eq!(open(None, Some("http")), "");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub use problem::{Problem, ProblemCode};
 pub use service::{Endpoint, Outside, ServicePort, pick};
 pub use settings::{
     Declaration, Declared, EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, MeshLabel, Mode,
-    NETNS_ANNOTATION, Settings,
+    NETNS_ANNOTATION, PERMISSIVE_PORTS_ANNOTATION, Settings,
 };
 pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot, Work, World};
 pub use workload::{LocalPod, Peer, Wanted, Workload};

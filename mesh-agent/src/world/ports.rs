@@ -1,4 +1,5 @@
-//! The set of TCP ports that a pod keeps out of the mesh (`nodemesh.dev/exclude-ports`).
+//! A set of TCP ports: those that a pod keeps out of the mesh (`nodemesh.dev/exclude-ports`), or on which it takes plaintext
+//! (`nodemesh.dev/permissive-ports`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Most ranges after merging: each costs work in the kernel's table.
 pub const MAX_RANGES: usize = 64;
-/// Most ports in all: the kernel's table has one entry per pod address and excluded port.
+/// Most ports in all: the kernel's table has one entry per pod address and such port.
 pub const MAX_PORTS: u32 = 1024;
 
 /// Ports as sorted ranges that neither touch nor overlap, so equal sets compare equal.

@@ -1,4 +1,4 @@
-//! What a namespace or a pod says about the mesh: one label, two annotations.
+//! What a namespace or a pod says about the mesh: one label, three annotations.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +16,9 @@ pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
 pub const MODE_ANNOTATION: &str = "nodemesh.dev/mode";
 /// Annotation on a namespace or pod: ports such as `6379,8000-8010`. The pod's wins whole.
 pub const EXCLUDE_PORTS_ANNOTATION: &str = "nodemesh.dev/exclude-ports";
+/// Annotation on a namespace or pod: ports, written alike, on which a strict pod takes what a permissive one would. The
+/// pod's wins whole.
+pub const PERMISSIVE_PORTS_ANNOTATION: &str = "nodemesh.dev/permissive-ports";
 /// Annotation on a pod in a file: its network namespace, a path or a name under /run/netns.
 pub const NETNS_ANNOTATION: &str = "nodemesh.dev/netns";
 
@@ -60,6 +63,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Ports that the mesh leaves alone.
     pub exclude_ports: PortSet,
+    /// Ports on which plaintext is accepted although the mode is strict.
+    pub permissive_ports: PortSet,
 }
 
 /// One value that somebody may have declared.
@@ -100,6 +105,19 @@ impl<T: Clone> Declared<T> {
         }
     }
 
+    /// What can be read now, whatever was said before.
+    pub(super) fn readable(&self) -> Option<&T> {
+        match self {
+            Self::Set(value) => Some(value),
+            Self::Unset | Self::Unreadable { .. } => None,
+        }
+    }
+
+    /// Whether nothing is said, readable or not.
+    pub(super) fn is_unset(&self) -> bool {
+        matches!(self, Self::Unset)
+    }
+
     fn is_unreadable(&self) -> bool {
         matches!(self, Self::Unreadable { .. })
     }
@@ -115,12 +133,22 @@ impl<T: Clone> Declared<T> {
     }
 
     pub(super) fn problem(&self, origin: &Origin) -> Option<Problem> {
-        let Self::Unreadable { error, before } = self else {
+        let Self::Unreadable { before, .. } = self else {
             return None;
         };
-        let consequence = match before.as_deref() {
-            Some(_) => "what it said before stays in force",
-            None => "pods that depend on it are not in the mesh",
+        self.problem_that(
+            origin,
+            match before.as_deref() {
+                Some(_) => "what it said before stays in force",
+                None => "pods that depend on it are not in the mesh",
+            },
+        )
+    }
+
+    /// The same for a value whose unreadability has this consequence.
+    fn problem_that(&self, origin: &Origin, consequence: &str) -> Option<Problem> {
+        let Self::Unreadable { error, .. } = self else {
+            return None;
         };
         let mut error = error.clone();
         error.message = format!("{}; {consequence}", error.message);
@@ -137,6 +165,8 @@ pub struct Declaration {
     pub mode: Declared<Mode>,
     /// [`EXCLUDE_PORTS_ANNOTATION`].
     pub exclude_ports: Declared<PortSet>,
+    /// [`PERMISSIVE_PORTS_ANNOTATION`]. What it said before does not count: who cannot be read opens nothing.
+    pub permissive_ports: Declared<PortSet>,
 }
 
 impl Declaration {
@@ -153,6 +183,12 @@ impl Declaration {
                 annotations,
                 "metadata.annotations",
                 EXCLUDE_PORTS_ANNOTATION,
+                parse_ports,
+            ),
+            permissive_ports: declared(
+                annotations,
+                "metadata.annotations",
+                PERMISSIVE_PORTS_ANNOTATION,
                 parse_ports,
             ),
         }
@@ -175,6 +211,8 @@ impl Declaration {
         annotations.extend(mode.map(|text| (MODE_ANNOTATION.to_owned(), text)));
         let ports = self.exclude_ports.text(ToString::to_string);
         annotations.extend(ports.map(|text| (EXCLUDE_PORTS_ANNOTATION.to_owned(), text)));
+        let ports = self.permissive_ports.text(ToString::to_string);
+        annotations.extend(ports.map(|text| (PERMISSIVE_PORTS_ANNOTATION.to_owned(), text)));
     }
 
     /// Whether an earlier version of the object has something to say.
@@ -193,6 +231,8 @@ impl Declaration {
             self.mesh.problem(origin),
             self.mode.problem(origin),
             self.exclude_ports.problem(origin),
+            self.permissive_ports
+                .problem_that(origin, "until it can be read, strict pods are strict on all ports"),
         ];
         all.into_iter().flatten()
     }
@@ -281,6 +321,7 @@ mod tests {
         let annotations = BTreeMap::from([
             (MODE_ANNOTATION.to_owned(), "strict".to_owned()),
             (EXCLUDE_PORTS_ANNOTATION.to_owned(), "22,8000-8010".to_owned()),
+            (PERMISSIVE_PORTS_ANNOTATION.to_owned(), "9102".to_owned()),
         ]);
         let all = Declaration::parse(Some(&labels), Some(&annotations));
         assert_eq!(written(&all), all);
@@ -288,6 +329,28 @@ mod tests {
         assert!(written(&slip).mode.in_force().is_err(), "nobody may take it for permissive");
         slip.carry_over(&declaration("strict"));
         assert_eq!(written(&slip).mode.in_force(), Ok(Some(&Mode::Strict)));
+    }
+
+    #[test]
+    fn ports_that_cannot_be_read_open_nothing_and_say_so() {
+        let ports = |text: &str| {
+            let annotation = (PERMISSIVE_PORTS_ANNOTATION.to_owned(), text.to_owned());
+            Declaration::parse(None, Some(&BTreeMap::from([annotation])))
+        };
+        let mut slip = ports("8443,x");
+        slip.carry_over(&ports("8443"));
+        assert_eq!(slip.permissive_ports.readable(), None);
+        let origin = Origin::api("Pod", Some("shop"), "cart");
+        let problems: Vec<_> = slip.problems(&origin).map(|p| p.to_string()).collect();
+        assert_eq!(
+            problems,
+            [
+                "Pod shop/cart: metadata.annotations[nodemesh.dev/permissive-ports]: \"x\" is neither a \
+              port (1 to 65535) nor a range such as 8000-8010; until it can be read, strict pods are \
+              strict on all ports. Hint: write ports and ranges with commas between them, such as \
+              6379,8000-8010."
+            ]
+        );
     }
 
     #[test]

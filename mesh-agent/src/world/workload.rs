@@ -47,6 +47,8 @@ pub struct Peer {
     pub mode: Mode,
     /// Ports on which it is not in the mesh.
     pub exclude_ports: PortSet,
+    /// Ports on which it takes plaintext although it is strict.
+    pub permissive_ports: PortSet,
     /// Whether it is on this node.
     pub local: bool,
 }

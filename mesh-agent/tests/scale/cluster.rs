@@ -143,6 +143,7 @@ pub(crate) fn announcements(changed: impl Fn(usize) -> bool, version: u8) -> Ann
         addresses: addresses(index, if changed(index) { version } else { 0 }).to_vec(),
         mode: Mode::Permissive,
         exclude_ports: PortSet::default(),
+        permissive_ports: PortSet::default(),
         generation: 1,
     };
     let each = |first: usize| {

@@ -176,6 +176,7 @@ struct Packet {
     node: bool,
     in_pod_cidr: bool,
     excluded: bool,
+    permissive_port: bool,
     kubelets: bool,
 }
 
@@ -188,6 +189,7 @@ fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
         node: false,
         in_pod_cidr: true,
         excluded: false,
+        permissive_port: false,
         kubelets: false,
     }
 }
@@ -210,7 +212,8 @@ impl Arrival for Packet {
         self.in_pod_cidr
     }
     fn port_flags(&self, _: &Endpoint) -> u32 {
-        if self.excluded { PORT_EXCLUDED } else { 0 }
+        let permissive = if self.permissive_port { PORT_PERMISSIVE } else { 0 };
+        permissive | if self.excluded { PORT_EXCLUDED } else { 0 }
     }
     fn is_kubelets(&self) -> bool {
         self.kubelets
@@ -218,10 +221,15 @@ impl Arrival for Packet {
 }
 
 #[test]
-fn a_strict_pod_takes_its_kubelets_connections() {
+fn a_strict_pod_takes_its_kubelets_connections_and_plaintext_on_ports_that_are_left_open() {
     let strict = |port| Packet { flags: Some(LOCAL_STRICT), ..packet(8080, A, port) };
     let kubelets = Packet { kubelets: true, ..strict(40_000) };
     assert_eq!(arrival(&kubelets), Verdict::InboundKubelet);
+    let permissive_port = Packet { permissive_port: true, ..strict(40_000) };
+    assert_eq!(arrival(&permissive_port), Verdict::InboundPermissivePort);
+    // The mesh's own arrivals are the agent's there as everywhere.
+    let from_mesh = Packet { permissive_port: true, ..strict(61_000) };
+    assert_eq!(arrival(&from_mesh), Verdict::InboundMesh);
     // Addresses that are not in LOCAL stay closed to everybody, and nobody but the agent has its ports.
     let unknown = Packet { flags: None, kubelets: true, ..packet(8080, A, 40_000) };
     assert_eq!(arrival_in(&unknown, Namespace::Strict), Verdict::RefusedStrict);

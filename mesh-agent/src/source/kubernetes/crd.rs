@@ -56,6 +56,10 @@ struct CapturedPod {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     exclude_ports: String,
+    /// Ports on which a strict pod takes plaintext from outside the mesh.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    permissive_ports: String,
     /// Rises with every change of this entry.
     #[serde(default)]
     #[schemars(range(min = 0))]
@@ -86,7 +90,8 @@ mod tests {
             "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": "node1"},
             "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": [{
                 "uid": "u", "namespace": "shop", "name": "cart", "serviceAccount": "cart",
-                "addresses": ["10.0.0.1"], "mode": "strict", "excludePorts": "22", "generation": 3}]},
+                "addresses": ["10.0.0.1"], "mode": "strict", "excludePorts": "22",
+                "permissivePorts": "9102", "generation": 3}]},
         });
         let ours: crate::world::MeshNode = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(serde_json::to_value(&ours).unwrap(), written);

@@ -11,12 +11,13 @@ use super::{LocalNode, Objects, Snapshot, World};
 use crate::world::{Announcements, MeshNode, ObjectName, PortSet};
 
 /// Few of each, so that they meet.
-const METAS: [&[(&str, &str)]; 5] = [
+const METAS: [&[(&str, &str)]; 6] = [
     &[],
     &[("nodemesh.dev/mesh", "enabled")],
     &[("nodemesh.dev/mesh", "enabled"), ("nodemesh.dev/mode", "strict")],
     &[("nodemesh.dev/mesh", "enabled"), ("nodemesh.dev/exclude-ports", "80,8080")],
     &[("nodemesh.dev/mode", "strikt")],
+    &[("nodemesh.dev/mesh", "enabled"), ("nodemesh.dev/permissive-ports", "80,9102")],
 ];
 const ADDRESSES: [&str; 8] = [
     "10.0.0.1",
@@ -258,7 +259,7 @@ fn announcement(it: &Announce) -> MeshNode {
 /// What the kernel's tables say, as far as they come from a snapshot.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Rows {
-    addresses: BTreeMap<std::net::IpAddr, (bool, bool, PortSet)>,
+    addresses: BTreeMap<std::net::IpAddr, (bool, bool, PortSet, PortSet)>,
     nodes: BTreeSet<std::net::IpAddr>,
     services: BTreeSet<(std::net::IpAddr, u16)>,
 }
@@ -279,7 +280,8 @@ impl Rows {
         match world.kernel_address(address) {
             Some(row) => {
                 let ports = row.exclude_ports.cloned().unwrap_or_default();
-                self.addresses.insert(address, (row.known_pod, row.peer, ports))
+                let open = row.permissive_ports.cloned().unwrap_or_default();
+                self.addresses.insert(address, (row.known_pod, row.peer, ports, open))
             }
             None => self.addresses.remove(&address),
         };

@@ -98,6 +98,8 @@ pub struct KernelAddress<'a> {
     pub strict: bool,
     /// Ports on which a captured pod is not in the mesh; `None` if it is not captured.
     pub exclude_ports: Option<&'a PortSet>,
+    /// Ports on which a captured pod of this node takes plaintext although it is strict; `None` of others.
+    pub permissive_ports: Option<&'a PortSet>,
 }
 
 /// What the kernel's table says of one service address.
@@ -191,6 +193,7 @@ impl Snapshot {
             local: on_this_node,
             strict: peer.is_some_and(|peer| peer.mode == Mode::Strict),
             exclude_ports: peer.map(|peer| &peer.exclude_ports),
+            permissive_ports: peer.filter(|peer| peer.local).map(|peer| &peer.permissive_ports),
         })
     }
 
@@ -283,6 +286,7 @@ impl Snapshot {
             addresses: peer.addresses.clone(),
             mode: peer.mode,
             exclude_ports: peer.exclude_ports.clone(),
+            permissive_ports: peer.permissive_ports.clone(),
             generation: generation(&peer.uid),
         });
         Some(MeshNode {

@@ -146,6 +146,7 @@ pub(super) fn local_peer(workload: &Workload, local_node: &NodeName) -> Option<P
         addresses: workload.addresses.clone(),
         mode: settings.mode,
         exclude_ports: settings.exclude_ports.clone(),
+        permissive_ports: settings.permissive_ports.clone(),
         local: true,
     })
 }
@@ -206,6 +207,7 @@ fn remote_peer(node: &NodeName, pod: &AnnouncedPod, addresses: Vec<IpAddr>) -> P
         addresses,
         mode: pod.mode,
         exclude_ports: pod.exclude_ports.clone(),
+        permissive_ports: pod.permissive_ports.clone(),
         local: false,
     }
 }
