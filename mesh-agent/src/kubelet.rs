@@ -49,7 +49,10 @@ impl Search {
     /// Looks at the process that was found before, and only if it is gone at all others. Blocks for milliseconds.
     pub fn look(&mut self) -> Option<Kubelet> {
         let search = self.clone();
-        self.known = as_process_1_sees_cgroups(move || search.look_here()).flatten();
+        // `None`: it could not be looked, which says nothing.
+        if let Some(found) = as_process_1_sees_cgroups(move || search.look_here()) {
+            self.known = found;
+        }
         self.known.clone()
     }
 

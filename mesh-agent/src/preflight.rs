@@ -225,13 +225,13 @@ fn own_cgroup_as_process_1_sees_it() -> Option<PathBuf> {
 pub(crate) fn as_process_1_sees_cgroups<T: Send + 'static>(
     look: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    // A thread that ends afterwards: nobody else is to be moved.
-    let thread = std::thread::spawn(|| {
+    // A thread that ends afterwards: nobody else is to be moved. There may be none, where a pod has used up all.
+    let thread = std::thread::Builder::new().spawn(|| {
         let theirs = fs::File::open("/proc/1/ns/cgroup").ok()?;
         nix::sched::setns(theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP).ok()?;
         Some(look())
     });
-    thread.join().ok()?
+    thread.ok()?.join().ok()?
 }
 
 /// The part of a pod's cgroup that is above all pods: up to `kubepods` of the cgroupfs driver, or `kubepods.slice` (in a

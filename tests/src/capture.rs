@@ -61,7 +61,7 @@ impl Capture {
             "-Z",
             "root",
             "-B",
-            "65536",
+            "131072",
             "--immediate-mode",
             "-w",
         ];

@@ -1,4 +1,5 @@
 //! What docs/install.md and `cargo xtask cluster demo` say, done as they say it.
+#![expect(clippy::print_stderr, reason = "what is left behind is told")]
 
 use std::{fs, path::Path, process::Command};
 
@@ -63,8 +64,36 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
         run(command)?;
     }
 
-    // "With pods of yours in a namespace `shop`."
     let cluster = Cluster::existing(&name)?.context("`cluster up` made none")?;
+
+    // Step 2 besides, as in a cluster to which somebody has brought the released image. It is an upgrade then.
+    let [dev, released] =
+        ["dev", env!("CARGO_PKG_VERSION")].map(|tag| format!("nodemesh.dev/mesh-agent:{tag}"));
+    for node in cluster.nodes() {
+        node.run([
+            "ctr",
+            "--address",
+            "/run/containerd/containerd.sock",
+            "--namespace",
+            "k8s.io",
+            "images",
+            "tag",
+            &dev,
+            &released,
+        ])?;
+    }
+    for command in commands(&page, "2. Apply")? {
+        run(command)?;
+    }
+    let image = "jsonpath={.items[*].spec.containers[*].image}";
+    let agents = ["-n", "nodemesh", "get", "pods", "-l", "app.kubernetes.io/name=mesh-agent"];
+    tests::eventually(cluster::PATIENCE, || {
+        let images = cluster.kubectl(agents.into_iter().chain(["-o", image]))?;
+        ensure!(images.split(' ').eq([&released, &released]), "{images}");
+        Ok(())
+    })?;
+
+    // "With pods of yours in a namespace `shop`."
     let mut pods = [shop::pod("web", 1, shop::IDLE), shop::pod("cart", 2, &server())];
     for pod in &mut pods {
         pod["spec"]["containers"][0]["image"] = json!(BUSYBOX);

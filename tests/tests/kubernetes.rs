@@ -1,4 +1,5 @@
 //! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real ones.
+#![expect(clippy::print_stdout, reason = "figures are printed")]
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -103,7 +104,8 @@ fn nodes(cluster: &Cluster) -> Result<Vec<String>> {
             "find /sys/fs/bpf -mindepth 1 | sort",
             "ls -A /run/nodemesh 2>/dev/null || true",
             "ip rule; ip -6 rule; ip route; ip -6 route | grep -v ' dev veth'", // a pod's own
-            "find /sys/fs/cgroup/unified -maxdepth 1 -type d | sort",
+            &format!("find {} -maxdepth 1 -type d | sort", tests::cgroup::mount().display()),
+            "grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf 2>/dev/null | grep -v /veth | sort",
             "nft list tables",
         ] {
             found.push(format!("{}: {command}\n{}", node.name, node.run(["sh", "-c", command])?));
@@ -141,16 +143,24 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
         format!("http://{cart}:8080/"),
         "http://near/".to_owned(), // on the client's own node
     ];
-    for url in &urls {
+    let carried_by = |node: u8, direction: &str, client: &str| -> Result<usize> {
+        let is = |flow: &&Flow| {
+            let pod = flow.client.pod.as_deref().unwrap_or_default();
+            flow.direction == direction && flow.is_mtls() && pod.starts_with(client)
+        };
+        Ok(mesh.flows(node)?.iter().filter(is).count())
+    };
+    let carries = |url: &str| {
         let told = eventually(PATIENCE, || {
-            ensure!(curl(&cluster, "web", url)?.contains(GREETING), "{url}");
-            let flows = mesh.flows(1)?;
-            let mut of_web = flows.iter().rev().filter(|flow| flow.direction == "outbound");
-            let last = of_web.next().context("no flow")?;
-            ensure!(last.is_mtls(), "{url}: {last:#?}");
+            let before = carried_by(1, "outbound", "shop/web")?;
+            ensure!(curl(&cluster, "web", url)?.contains(GREETING));
+            ensure!(carried_by(1, "outbound", "shop/web")? > before, "not over mutual TLS");
             Ok(())
         });
-        told.with_context(|| url.clone())?;
+        told.with_context(|| url.to_owned())
+    };
+    for url in &urls {
+        carries(url)?;
     }
     // From outside the cluster: not from the mesh, and let in by a permissive pod.
     for node in cluster.nodes() {
@@ -160,12 +170,15 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
         ensure!(got.contains(GREETING), "{url}: {got}");
     }
 
+    // A strict Job: what it says goes over mutual TLS or not at all.
     let workloads = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db", "namespace": "shop"},
+            "spec": {"clusterIP": "None", "selector": {"app": "db"}}},
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once", "namespace": "shop"}, "spec": {
-            "template": {"metadata": {"labels": {"app": "once"}}, "spec": {"restartPolicy": "OnFailure",
+            "template": {"metadata": {"labels": {"app": "once"}, "annotations": {"nodemesh.dev/mode": "strict"}}, "spec": {"restartPolicy": "OnFailure",
                 "containers": [container("curl --fail --silent --retry 5 --retry-all-errors http://cart/")]}}}},
         {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "shop"}, "spec": {
-            "serviceName": "headless", "replicas": 2, "selector": {"matchLabels": {"app": "db"}},
+            "serviceName": "db", "replicas": 2, "selector": {"matchLabels": {"app": "db"}},
             "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"terminationGracePeriodSeconds": 0,
                 "containers": [container(&server())]}}}},
     ]});
@@ -174,8 +187,16 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
     cluster.kubectl(done)?;
     let rolled = ["-n", "shop", "rollout", "status", "statefulset/db", "--timeout=120s"];
     cluster.kubectl(rolled)?;
-    let db = address(&cluster, "db-1")?;
-    ensure!(curl(&cluster, "web", &format!("http://{db}:8080/"))?.contains(GREETING));
+    ensure!(carried_by(2, "inbound", "shop/once-")? > 0, "the Job was not carried");
+    carries("http://db-1.db:8080/")?;
+
+    let owner = "jsonpath={.metadata.ownerReferences[0].kind}/{.metadata.ownerReferences[0].name}";
+    let owner = cluster.kubectl(["get", "meshnode", "node1", "-o", owner])?;
+    ensure!(owner == "Node/node1", "{owner}");
+    // Everything above was done with these alone: BPF, NET_ADMIN, SYS_ADMIN, SYS_CHROOT, SYS_PTRACE; no PERFMON.
+    let pid = mesh.status_on_node(1)?["pid"].to_string();
+    let rights = cluster.node(1).run(["grep", "CapEff", &format!("/proc/{pid}/status")])?;
+    ensure!(rights.trim().ends_with("00000080002c1000"), "{rights}");
     cluster.down()
 }
 
@@ -344,7 +365,7 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     let found = problems(1)?;
     ensure!(found.contains(&"world_from_disk".to_owned()), "{found:?}");
     let (start, failed) = settled(&load, end)?;
-    let (end, later) = load.more(start)?;
+    let (_, later) = load.more(start)?;
     ensure!(later == failed, "the load still fails: {later:?}");
     println!(
         "{} dials failed while an agent began without the API server",
@@ -369,8 +390,9 @@ fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
     for code in ["api_server_away", "world_file_unusable"] {
         ensure!(found.contains(&code.to_owned()), "{found:?}");
     }
-    let (_, failed) = load.more(end)?;
-    ensure!(failed.len() > later.len(), "an agent that knows nothing carries connections");
+    let (now, before) = load.more(0)?;
+    let (end, after) = load.more(now)?;
+    ensure!(after.len() - before.len() == end - now, "an agent that knows nothing carries");
     ensure!(!capture.stop()?.contains(GREETING), "plaintext");
     let refused = from_outside()?;
     ensure!(!refused.status.success(), "strict is open: {refused}");

@@ -1,8 +1,15 @@
 //! Which pods the mesh finds in a real Kubernetes, and from when on: from their first process, also of those that ran before
 //! the agent did.
+#![expect(
+    clippy::print_stdout,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "figures are printed, and a panic is how a test fails"
+)]
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
@@ -183,7 +190,7 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
         let failed: Vec<_> =
             log(&cluster, 1, name, "main")?.into_iter().filter(|line| line != "200 0").collect();
         println!("{name}: {} dials refused before it was in the mesh", failed.len());
-        let served = log(&cluster, 1, name, "server").unwrap_or_default();
+        let served = log(&cluster, 1, name, "server")?;
         let foreign = served.iter().find(|line| line.contains(&outsider.to_string()));
         ensure!(foreign.is_none(), "{name} was reached: {foreign:?}");
     }
@@ -268,7 +275,7 @@ fn a_reboot(cluster: &Cluster, mesh: &Mesh<'_>, outside: &Knocks, early: &[Strin
     // What is under way when a pod is enrolled may still be answered.
     eventually(PATIENCE, || {
         let before = outside.answers();
-        thread::sleep(Duration::from_millis(300));
+        thread::sleep(Duration::from_secs(1)); // longer than a knock waits for its answer
         ensure!(outside.answers() == before, "strict pods answer who is not in the mesh");
         Ok(())
     })?;
@@ -346,7 +353,7 @@ fn knock(
             // A SYN that is dropped is sent again after a second: a new dial is sooner.
             let dialled = TcpStream::connect_timeout(&server, Duration::from_millis(50));
             let Ok(mut stream) = dialled else {
-                thread::sleep(Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(25)); // more is more than tcpdump can keep up with
                 continue;
             };
             drop(stream.set_read_timeout(Some(Duration::from_millis(500))));
@@ -403,7 +410,7 @@ fn kinds(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
 
     // Says, as soon as it can, that it is somebody else.
     let take = format!(
-        "ip address add {cart}/32 dev eth0; ip address add 10.9.9.9/32 dev eth0; exec sleep 100000"
+        "ip address add {cart}/32 dev eth0 && ip address add 10.9.9.9/32 dev eth0 && echo taken && exec sleep 100000"
     );
     let mut thief = pod("thief", 1, &take);
     thief["spec"]["containers"][0]["securityContext"] = admin;
@@ -439,6 +446,12 @@ fn kinds(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
 
     let own = address(cluster, "thief")?;
     mesh.wait_state(&[(1, "shop/thief")], "enrolled")?;
+    eventually(PATIENCE, || {
+        let said = log(cluster, 1, "thief", "main")?;
+        ensure!(said == ["taken"], "{said:?}");
+        Ok(())
+    })?;
+    thread::sleep(Duration::from_secs(5)); // time to be looked at again
     let claimed = mesh.state_of(1, "shop/thief")?["addresses"].to_string();
     ensure!(claimed.contains(&own.to_string()), "{claimed}");
     ensure!(!claimed.contains(&cart.to_string()) && !claimed.contains("10.9.9.9"), "{claimed}");
@@ -489,7 +502,8 @@ fn soon_enough(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
         let since: SystemTime = rfc3339(pod["since"].as_str().context("no time")?)?;
         let uid = pod["uid"].as_str().unwrap_or_default();
         let first = started.get(uid).with_context(|| format!("{name} has no process"))?;
-        took.push(since.duration_since(first.started).unwrap_or_default());
+        let after = since.duration_since(first.started);
+        took.push(after.with_context(|| format!("{name} was enrolled before it started"))?);
     }
     took.sort();
     ensure!(took.len() == MEASURED, "{} pods", took.len());
@@ -515,11 +529,16 @@ struct First {
 
 /// The oldest process of each pod of a node, by the UID that its cgroup names.
 fn processes(cluster: &Cluster, node: u8) -> Result<BTreeMap<String, First>> {
-    const SCRIPT: &str = "find /sys/fs/cgroup/unified/kubepods -name cgroup.procs | while read procs; do while read pid; do echo \"$procs $(cat /proc/$pid/stat)\"; done < $procs; done; echo uptime $(cat /proc/uptime)";
-    let listed = cluster.node(node).run(["sh", "-c", SCRIPT])?;
-    let uptime = listed.lines().find_map(|line| line.strip_prefix("uptime "));
-    let uptime: f64 = uptime.and_then(|up| up.split(' ').next()).context("no uptime")?.parse()?;
-    let booted = SystemTime::now() - Duration::from_secs_f64(uptime);
+    let script = format!(
+        "find {}/kubepods -name cgroup.procs | while read procs; do while read pid; do echo \"$procs $(cat /proc/$pid/stat)\"; done < $procs; done",
+        tests::cgroup::mount().display()
+    );
+    let listed = cluster.node(node).run(["sh", "-c", &script])?;
+    // One kernel, one clock: the node's uptime is this machine's. It is told, as starts are, in hundredths of a second that have
+    // begun: what is measured by it is rather too long than too short.
+    let (now, uptime) = (SystemTime::now(), fs::read_to_string("/proc/uptime")?);
+    let uptime: f64 = uptime.split(' ').next().context("no uptime")?.parse()?;
+    let booted = now - Duration::from_secs_f64(uptime + 0.01);
     let mut found: BTreeMap<String, First> = BTreeMap::new();
     for line in listed.lines() {
         let Some((cgroup, stat)) = line.split_once(' ') else { continue };

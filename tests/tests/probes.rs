@@ -201,7 +201,7 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
 
 /// A kubelet that nobody has given a cgroup of its own is in one above all pods.
 fn kubelet_in_the_root(stage: &Stage<'_>) -> Result<()> {
-    let root = "for dir in /sys/fs/cgroup /sys/fs/cgroup/unified; do test -e $dir/cgroup.controllers && echo $(pgrep -x kubelet) > $dir/cgroup.procs; done; cat /proc/$(pgrep -x kubelet)/cgroup";
+    let root = "for dir in /sys/fs/cgroup /sys/fs/cgroup/unified; do test -e $dir/cgroup.controllers && echo $(pgrep -o -x kubelet) > $dir/cgroup.procs; done; cat /proc/$(pgrep -o -x kubelet)/cgroup";
     let cgroups = stage.cluster.node(1).run(["sh", "-c", root])?;
     if !cgroups.lines().any(|line| line == "0::/") {
         let why = "the root of cgroup v2 takes no process where it passes controllers on";
@@ -229,8 +229,8 @@ fn permissive_ports(stage: &Stage<'_>) -> Result<()> {
     let agents_ports = ["--local-port", "62000-62999"];
     stage.get("other/far", METRICS, &agents_ports)?;
     ensure!(stage.get("other/far", APP, &agents_ports).is_err(), "strict is open to the look");
-    let state = stage.mesh.state_of(1, "shop/guarded")?;
-    ensure!(state["mode"] == "strict" && state["permissive_ports"] == "9102", "{state:#}");
+    let guarded = stage.mesh.state_of(1, "shop/guarded")?;
+    ensure!(guarded["mode"] == "strict" && guarded["permissive_ports"] == "9102", "{guarded:#}");
     // The mesh still comes over mutual TLS.
     stage.get("shop/web", METRICS, &[])?;
     let of_web = |flow: &Flow| flow.client.pod.as_deref() == Some("shop/web");

@@ -17,6 +17,7 @@ use tests::{
         test_name,
     },
     eventually,
+    flow::Flow,
 };
 
 /// How often the namespace is labelled, and how many clients are watched each time.
@@ -46,11 +47,12 @@ fn from_the_label_to_mutual_tls() -> Result<()> {
     let mut delays = Vec::new();
     for _ in 0..LABELLED {
         let capture = cluster.node(1).capture()?;
-        thread::sleep(Duration::from_millis(300)); // each has dialled in plaintext
+        each_has_asked(&cluster, &names)?; // in plaintext
         let labelled = SystemTime::now();
         cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
         mesh.wait_state(&all, "enrolled")?;
-        thread::sleep(TOLD_SOON); // and announced
+        mesh_carries_all(&mesh, &paths)?;
+        each_has_asked(&cluster, &names)?;
         let recording = capture.stop()?;
         delays.extend(delays_of(&recording.to(cart), labelled)?);
         cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
@@ -66,6 +68,32 @@ fn from_the_label_to_mutual_tls() -> Result<()> {
     ensure!(p95 <= TOLD_SOON * BUSY, "p95 {p95:?}");
     ensure!(shop::lives(&cluster)? == lives, "pods were restarted");
     cluster.down()
+}
+
+/// Waits until each client has an answer to a request that it has made since.
+fn each_has_asked(cluster: &Cluster, names: &[String]) -> Result<()> {
+    for name in names {
+        let before = answers(cluster, "shop", name)?.len();
+        eventually(PATIENCE, || {
+            // The first may have been under way.
+            ensure!(answers(cluster, "shop", name)?.len() > before + 1, "{name} does not ask");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Waits until the newest connection of each client is mutual TLS.
+fn mesh_carries_all(mesh: &Mesh<'_>, clients: &[String]) -> Result<()> {
+    eventually(PATIENCE, || {
+        let flows = mesh.flows(1)?;
+        for client in clients {
+            let is_its = |flow: &&Flow| flow.client.pod.as_ref() == Some(client);
+            let last = flows.iter().rev().find(is_its);
+            ensure!(last.is_some_and(Flow::is_mtls), "{client}: {last:#?}");
+        }
+        Ok(())
+    })
 }
 
 /// For each client, how long after the label it made the first TLS connection after which it made no other.
@@ -96,7 +124,8 @@ fn workload(namespace: &str) -> Value {
     let labels =
         json!({"nodemesh.dev/mesh": if namespace == PAIR[0] { "enabled" } else { "disabled" }});
     let mut server = shop::container(&shop::server());
-    server["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+    let is_there = ["curl", "-sf", "-o", "/dev/null", "http://127.0.0.1:8080/"];
+    server["readinessProbe"] = json!({"exec": {"command": is_there}, "periodSeconds": 1});
     server["lifecycle"] = json!({"preStop": {"exec": {"command": ["sleep", "4"]}}});
     let script = asking("http://backend/", "sleep 0.02;");
     let mut client = pod("client", 1, &script);
@@ -186,8 +215,8 @@ fn a_deployment_is_scaled_and_rolled_under_load() -> Result<()> {
 
     scale(0)?;
     eventually(PATIENCE, || {
-        let last = answers(&cluster, PAIR[0], "client")?.pop().context("no answer")?;
-        ensure!(last != "200 0", "somebody answers for nobody");
+        let newest = answers(&cluster, PAIR[0], "client")?.pop().context("no answer")?;
+        ensure!(newest != "200 0", "somebody answers for nobody");
         Ok(())
     })?;
     cluster.down()

@@ -1,4 +1,5 @@
 //! What agents believe of the cluster, and what knowing a large one costs.
+#![expect(clippy::print_stdout, reason = "figures are printed")]
 
 use std::{
     collections::BTreeSet,
@@ -107,6 +108,15 @@ fn services_are_balanced_as_kubernetes_says(cluster: &Cluster, mesh: &Mesh<'_>) 
     ]});
     cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
     let by = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let of_nobody_else = |name: &str| -> Result<()> {
+        let flows = mesh.flows(1)?;
+        let of_it = format!("shop/{name}");
+        let carried = flows.iter().filter(|flow| flow.service.as_ref() == Some(&of_it));
+        let last: Vec<_> = carried.rev().take(12).collect();
+        let all_mtls = last.len() == 12 && last.iter().all(|flow| flow.is_mtls());
+        ensure!(all_mtls, "{name}: {last:#?}");
+        Ok(())
+    };
     for (name, wanted) in [
         ("any", by(&["here", "there"])),
         ("local", by(&["here"])),
@@ -117,18 +127,14 @@ fn services_are_balanced_as_kubernetes_says(cluster: &Cluster, mesh: &Mesh<'_>) 
         eventually(PATIENCE, || {
             let found = answers(cluster, name)?;
             ensure!(found == wanted, "{name}: {found:?}");
-            let flows = mesh.flows(1)?;
-            let of_it = format!("shop/{name}");
-            let carried: Vec<_> =
-                flows.iter().filter(|flow| flow.service.as_ref() == Some(&of_it)).collect();
-            let last: Vec<_> = carried.iter().rev().take(12).collect();
-            let all_mtls = last.len() == 12 && last.iter().all(|flow| flow.is_mtls());
-            ensure!(all_mtls, "{name}: {last:#?}");
-            Ok(())
+            of_nobody_else(name)
         })?;
     }
-    let first = answers(cluster, "sticky")?;
-    ensure!(first.len() == 1 && answers(cluster, "sticky")? == first, "{first:?}");
+    eventually(PATIENCE, || {
+        let first = answers(cluster, "sticky")?;
+        ensure!(first.len() == 1 && answers(cluster, "sticky")? == first, "{first:?}");
+        of_nobody_else("sticky")
+    })?;
     let not_carried = mesh.status(1)?["not_carried"].clone();
     ensure!(
         not_carried[0]["service"] == "shop/any" && not_carried[0]["node_port"].is_u64(),
@@ -283,14 +289,11 @@ fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let written = since.elapsed();
     let since = Instant::now();
     let known = NODES * PODS_PER_NODE + 1;
-    let knows = |node: u8| {
-        eventually(PATIENCE, || {
-            let status = mesh.status_on_node(node)?;
-            ensure!(status["remote_peers"] == known, "{} of {known}", status["remote_peers"]);
-            Ok(())
-        })
-    };
-    knows(1)?;
+    eventually(PATIENCE, || {
+        let status = mesh.status_on_node(1)?;
+        ensure!(status["remote_peers"] == known, "{} of {known}", status["remote_peers"]);
+        Ok(())
+    })?;
     let caught_up = since.elapsed();
     let status = mesh.status_on_node(1)?;
     ensure!(status["problems"] == json!([]), "{:#}", status["problems"]);

@@ -45,7 +45,7 @@ enum Command {
     Flows(flows::Flows),
     /// Show the agent, its pods and what is wrong
     Status(status::Status),
-    /// Say whether the agent is ready: in charge, and with the world read
+    /// Say whether the agent is ready: in charge, and knowing the world
     Ready(ready::Ready),
     /// Print the Kubernetes objects of an installation
     Manifest(manifest::Print),

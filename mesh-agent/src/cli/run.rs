@@ -76,7 +76,7 @@ pub(super) struct Run {
 enum Unclassified {
     /// They go on, as without a mesh
     Open,
-    /// They are refused, also while the agent is away; needs --cgroup
+    /// They are refused, also while the agent is away; needs --cgroup, and is not for --kubernetes, where it would cut static pods off
     Refuse,
 }
 

@@ -73,7 +73,7 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
     }
     if !status.not_carried.is_empty() {
         print_line(&format!(
-            "\n{} ports of services are reached from outside the cluster too, at addresses (node ports, load balancers) that the mesh does not carry when its pods dial them: -o json lists them",
+            "\nports of services that are reached from outside the cluster too, at addresses (node ports, load balancers) that the mesh does not carry when its pods dial them: {} (-o json lists them)",
             status.not_carried.len()
         ))?;
     }

@@ -68,6 +68,7 @@ impl KubeletFollower {
         self.last_seen = now;
         let at = (found.cgroup, found.id);
         if self.attached.as_ref() == Some(&at) {
+            self.problem = None;
             return;
         }
         match self.kernel.attach_kubelet(&at.0) {
@@ -82,6 +83,7 @@ impl KubeletFollower {
                     found.pid
                 );
                 self.problem = Some(problem("kubelet_not_hooked", message));
+                self.attached = None; // the kernel's side is neither here nor there
             }
         }
     }

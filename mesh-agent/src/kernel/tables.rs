@@ -303,38 +303,25 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// Returns how many entries were written or removed.
     ///
     /// # Errors
-    /// The first entry that could not be written or removed; the rest is tried by the next sync.
+    /// The first entry that could not be written or removed; all others have been.
     pub fn sync(&self, wanted: &HashMap<K, V>) -> Result<usize, KernelError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |source| map_error(self.name, source);
-        let mut written = 0;
-        for (key, value) in wanted {
-            written += usize::from(inner.put(*key, *value).map_err(failed)?);
-        }
         let gone: Vec<K> =
             inner.content.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-        for key in gone {
-            written += usize::from(inner.remove(&key).map_err(failed)?);
-        }
-        Ok(written)
+        let wanted = wanted.iter().map(|(key, value)| (*key, *value));
+        inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
     }
 
     /// Makes these entries what is wanted of them (`None`: not there), and leaves all others as they are: first what is
     /// new or changed, then what must go. Returns how many were written or removed.
     ///
     /// # Errors
-    /// The first entry that could not be written or removed; only a sync then makes it right.
+    /// The first entry that could not be written or removed; all others have been. Only a sync then makes it right.
     pub fn apply(&self, wanted: &HashMap<K, Option<V>>) -> Result<usize, KernelError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |source| map_error(self.name, source);
-        let mut written = 0;
-        for (key, value) in wanted.iter().filter_map(|(key, value)| Some((key, (*value)?))) {
-            written += usize::from(inner.put(*key, value).map_err(failed)?);
-        }
-        for (key, _) in wanted.iter().filter(|(_, value)| value.is_none()) {
-            written += usize::from(inner.remove(key).map_err(failed)?);
-        }
-        Ok(written)
+        let gone = wanted.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key);
+        let wanted = wanted.iter().filter_map(|(key, value)| Some((*key, (*value)?)));
+        inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
     }
 
     /// One entry.
@@ -365,6 +352,35 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirrored<K, V> {
+    /// One entry that is refused does not keep the others from being written or removed: a map that is full gets room by what
+    /// goes, and what found none is tried once more then.
+    fn change(
+        &mut self,
+        wanted: impl Iterator<Item = (K, V)>,
+        gone: impl IntoIterator<Item = K>,
+    ) -> Result<usize, MapError> {
+        let (mut written, mut refused, mut first) = (0, Vec::new(), None);
+        for (key, value) in wanted {
+            match self.put(key, value) {
+                Ok(new) => written += usize::from(new),
+                Err(_full) => refused.push((key, value)),
+            }
+        }
+        for key in gone {
+            match self.remove(&key) {
+                Ok(was_there) => written += usize::from(was_there),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        for (key, value) in refused {
+            match self.put(key, value) {
+                Ok(new) => written += usize::from(new),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        first.map_or(Ok(written), Err)
+    }
+
     /// Whether it had to be written.
     fn put(&mut self, key: K, value: V) -> Result<bool, MapError> {
         if self.content.get(&key) == Some(&value) {

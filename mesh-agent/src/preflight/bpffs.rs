@@ -27,5 +27,6 @@ pub(super) fn mount_on_node() -> io::Result<()> {
         Ok(mount(Some("bpf"), PLACE, Some("bpf"), flags, Some("mode=700"))?)
     };
     // A thread that ends afterwards: nobody else is to be moved.
-    thread::spawn(enter_and_mount).join().unwrap_or_else(|_panic| Err(io::ErrorKind::Other.into()))
+    let thread = thread::Builder::new().spawn(enter_and_mount)?;
+    thread.join().unwrap_or_else(|_panic| Err(io::ErrorKind::Other.into()))
 }

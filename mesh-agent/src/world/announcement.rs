@@ -18,7 +18,10 @@ use super::settings::Mode;
 /// agent depends on it.
 const MAX_PODS: usize = 4096;
 /// Most addresses of one pod; Kubernetes gives at most two.
-const MAX_ADDRESSES: usize = 16;
+const MAX_ADDRESSES: usize = 4;
+/// Most pairs of an address and a port that its pods' exceptions may come to, all together: twice what 110 pods of two addresses
+/// can have, so that nobody who writes annotations gets there. Each pair is an entry in tables of every other agent.
+const MAX_PORTS: usize = 1 << 20;
 const MAX_SHORT_TEXT_BYTES: usize = 253;
 
 /// The latest announcement of every node, by the node's name.
@@ -166,6 +169,15 @@ fn pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AnnouncedPod>,
         let message = format!("{} pods are more than {MAX_PODS}", pods.len());
         return Err(serde::de::Error::custom(message));
     }
+    let count = |pod: &AnnouncedPod| {
+        pod.addresses.len()
+            * (pod.exclude_ports.iter().count() + pod.permissive_ports.iter().count())
+    };
+    let ports: usize = pods.iter().map(count).sum();
+    if ports > MAX_PORTS {
+        let message = format!("{ports} ports at all addresses are more than {MAX_PORTS}");
+        return Err(serde::de::Error::custom(message));
+    }
     Ok(pods)
 }
 
@@ -221,7 +233,17 @@ mod tests {
         assert_eq!(refused("/kind", json!("Pod")), "unknown variant `Pod`, expected `MeshNode`");
         assert_eq!(
             refused("/spec/pods/0/addresses", json!(vec!["10.0.0.1"; 17])),
-            "17 addresses are more than 16"
+            "17 addresses are more than 4"
+        );
+        // 1,024 ports each, as annotations may name.
+        let pod = json!({
+            "uid": "u1", "namespace": "shop", "name": "cart-0", "serviceAccount": "cart",
+            "addresses": ["10.0.0.2", "fd00::2", "fd00::3", "fd00::4"], "mode": "strict",
+            "excludePorts": "1-1024",
+        });
+        assert_eq!(
+            refused("/spec/pods", json!(vec![pod; 257])),
+            "1052672 ports at all addresses are more than 1048576"
         );
     }
 }

@@ -96,6 +96,33 @@ impl Content {
         }
     }
 
+    /// What cannot be read is as an earlier agent read it: in part, or the whole object. To be called once, when everything has
+    /// been listed; later versions of an object go by the one before.
+    pub(super) fn inherit(&mut self, earlier: &Objects) {
+        self.objects.inherit(earlier);
+        let missing = self.errors.keys().filter(|name| !self.in_force.contains_key(*name));
+        for name in missing.cloned().collect::<Vec<_>>() {
+            let (kind, namespace, object) = &name;
+            let uid = match *kind {
+                "Namespace" => {
+                    let known = earlier.namespaces().find(|known| known.name == *object);
+                    let Some(known) = known else { continue };
+                    self.objects.insert_namespace(Arc::clone(known));
+                    None
+                }
+                "Pod" => {
+                    let named = ObjectName::new(namespace.as_deref().unwrap_or_default(), object);
+                    let known = earlier.pods().find(|known| known.name == named);
+                    let Some(known) = known else { continue };
+                    self.objects.insert_pod(Arc::clone(known));
+                    Some(known.uid.clone())
+                }
+                _ => continue,
+            };
+            self.in_force.insert(name, uid);
+        }
+    }
+
     fn put(&mut self, name: Name, object: Result<Object, FieldError>) {
         let object = match object {
             Ok(object) => object,

@@ -80,6 +80,28 @@ fn an_object_that_cannot_be_read_keeps_what_it_said_and_is_reported_until_it_can
 }
 
 #[test]
+fn what_cannot_be_read_when_an_agent_begins_is_as_an_earlier_one_read_it() {
+    let declaring = |uid: &str, mode: &str| {
+        let annotations = json!({"nodemesh.dev/mode": mode});
+        let meta =
+            json!({"namespace": "shop", "name": uid, "uid": uid, "annotations": annotations});
+        let pod = serde_json::from_value::<Pod>(json!({"metadata": meta})).unwrap();
+        let object = PodObject::try_from(&pod).map(|pod| Object::Pod(Arc::new(pod)));
+        Change::Is(named(uid), object)
+    };
+    let earlier = told([declaring("slip", "strict"), pod("broken", "2"), pod("gone", "3")]);
+    let broken = Change::Is(named("broken"), Err(FieldError::new("metadata", "is no good")));
+    let mut now = told([declaring("slip", "strikt"), broken]);
+    assert_eq!(in_force(&now), ["slip=slip"]);
+    now.inherit(earlier.objects());
+    assert_eq!(in_force(&now), ["broken=2", "slip=slip"], "and nobody else comes back");
+    let slip = now.objects().pods().find(|pod| *pod.name.name == *"slip").unwrap();
+    assert!(format!("{slip:?}").contains("Strict"), "{slip:?}");
+    now.apply(Change::Gone(named("broken")));
+    assert_eq!(in_force(&now), ["slip=slip"]);
+}
+
+#[test]
 fn nothing_is_told_before_every_kind_has_been_listed() {
     let mut content = Content::default();
     for kind in KINDS {

@@ -48,7 +48,7 @@ struct CapturedPod {
     #[schemars(length(max = 253))]
     service_account: String,
     /// The pod's addresses.
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 4))]
     addresses: Vec<String>,
     /// permissive or strict.
     mode: Mode,

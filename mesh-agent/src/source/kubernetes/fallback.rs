@@ -89,8 +89,9 @@ impl<T> Fallback<T> {
         self.error.iter()
     }
 
-    /// The API server has told how things are.
-    pub(super) fn is_over(&mut self) {
-        (self.what, self.error) = (None, None);
+    /// The API server has told how things are. What an earlier agent knew, the first time.
+    pub(super) fn is_over(&mut self) -> Option<Arc<T>> {
+        self.error = None;
+        self.what.take().map(|(what, _)| what)
     }
 }

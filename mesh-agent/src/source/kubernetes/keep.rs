@@ -107,7 +107,7 @@ impl Keep {
     fn complain(&mut self, error: &KeptError) {
         let error = error.to_string();
         if self.error.as_ref() != Some(&error) {
-            tracing::warn!(%error, "what the API server says cannot be written down; an agent that begins without it will know nothing, or what is there already");
+            tracing::warn!(%error, "what the API server says cannot be written down; an agent that begins without it will know nothing");
         }
         self.error = Some(error);
     }

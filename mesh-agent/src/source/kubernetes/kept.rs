@@ -26,6 +26,8 @@ use crate::world::{
 const FORMAT: u32 = 1;
 /// The largest file that is written or read: some four times the world of 100,000 pods. It lies in `/run`, which is memory.
 const MAX_BYTES: u64 = 128 << 20;
+/// The number of the line after the header.
+const FIRST_OBJECT: usize = 2;
 
 /// What an earlier agent wrote down.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ struct Header {
 #[serde(rename_all = "camelCase")]
 struct Footer {
     /// How many lines stand between header and footer.
-    all_of_them: u64,
+    all_of_them: usize,
 }
 
 /// Why a file is not used, or could not be written.
@@ -74,7 +76,7 @@ pub enum KeptError {
     #[error("line {line}: {what}")]
     Line {
         /// From 1.
-        line: u64,
+        line: usize,
         /// What is wrong.
         what: String,
     },
@@ -134,13 +136,12 @@ impl KeptFile {
             return Err(KeptError::TooLarge);
         }
         let as_of = Timestamp::try_from(about.modified()?).map_err(io::Error::other)?;
-        let mut lines = BufReader::new(file).lines().zip(1..);
-        let Some((first, _)) = lines.next() else { return Err(KeptError::Cut) };
+        let mut lines = BufReader::new(file).lines();
+        let Some(first) = lines.next() else { return Err(KeptError::Cut) };
         self.is_ours(&first?)?;
         let (mut objects, mut announcements) = (Objects::default(), Announcements::new());
-        let mut count = 0;
-        for (line, number) in lines {
-            let wrong = |what: String| KeptError::Line { line: number, what };
+        for (count, line) in lines.enumerate() {
+            let wrong = |what: String| KeptError::Line { line: count + FIRST_OBJECT, what };
             let value: Value = serde_json::from_str(&line?).map_err(|it| wrong(it.to_string()))?;
             if value.get("kind").is_none() {
                 let footer: Footer = object(value).map_err(wrong)?;
@@ -153,7 +154,6 @@ impl KeptFile {
                 };
             }
             insert(value, &mut objects, &mut announcements).map_err(wrong)?;
-            count += 1;
         }
         Err(KeptError::Cut)
     }
@@ -178,7 +178,8 @@ impl KeptFile {
     /// Replaces it whole. Takes time in proportion to everything.
     ///
     /// # Errors
-    /// See [`KeptError`]; what was there before is there still.
+    /// See [`KeptError`]; then there is none: what was there before is older than what the kernel has been told since, and an
+    /// agent that went by it could open what has been closed.
     pub fn write(
         &self,
         objects: &Objects,
@@ -191,6 +192,7 @@ impl KeptFile {
         let written = written.and_then(|()| Ok(fs::rename(&temporary, &self.path)?));
         if written.is_err() {
             drop(fs::remove_file(&temporary)); // one that is not there is removed
+            drop(fs::remove_file(&self.path));
         }
         written
     }
@@ -237,7 +239,7 @@ fn set_modified(path: &Path, as_of: Timestamp) -> io::Result<()> {
 struct Lines<W> {
     to: W,
     bytes: u64,
-    count: u64,
+    count: usize,
 }
 
 impl<W: Write> Lines<W> {

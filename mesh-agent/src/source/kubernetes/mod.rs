@@ -119,8 +119,10 @@ impl KubeSource {
     /// Tells what is known once all has been listed, and then whenever it changes. Before that only what is wrong, and what
     /// an earlier agent knew.
     fn tell(&mut self) {
-        if self.content.is_listed() {
-            self.fallback.is_over();
+        if self.content.is_listed()
+            && let Some(earlier) = self.fallback.is_over()
+        {
+            self.content.inherit(&earlier);
         }
         let before = Arc::clone(&self.state.borrow());
         let errors = self.content.errors().cloned().chain(self.away.error());

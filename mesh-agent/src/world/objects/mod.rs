@@ -84,6 +84,29 @@ impl Objects {
         self.slices.insert(slice.name.clone(), slice);
     }
 
+    /// What objects have made unreadable is as an earlier agent read it, where it is known.
+    pub fn inherit(&mut self, earlier: &Self) {
+        let unreadable =
+            |(_, namespace): &(_, &Arc<NamespaceObject>)| namespace.mesh.has_unreadable();
+        let namespaces: Vec<_> =
+            self.namespaces.iter().filter(unreadable).map(|(_, it)| Arc::clone(it)).collect();
+        for mut namespace in namespaces {
+            if let Some(before) = earlier.namespaces.get(&namespace.name) {
+                Arc::make_mut(&mut namespace).mesh.carry_over(&before.mesh);
+                self.namespaces.insert(Arc::clone(&namespace.name), namespace);
+            }
+        }
+        let unreadable = |(_, pod): &(_, &Arc<PodObject>)| pod.mesh.has_unreadable();
+        let pods: Vec<_> =
+            self.pods.iter().filter(unreadable).map(|(_, it)| Arc::clone(it)).collect();
+        for mut pod in pods {
+            if let Some(before) = earlier.pods.get(&pod.uid) {
+                Arc::make_mut(&mut pod).mesh.carry_over(&before.mesh);
+                self.pods.insert(pod.uid.clone(), pod);
+            }
+        }
+    }
+
     /// Forgets a namespace; its pods stay known, and out of the mesh.
     pub fn remove_namespace(&mut self, name: &str) {
         self.namespaces.remove(name);

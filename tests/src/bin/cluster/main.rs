@@ -89,6 +89,7 @@ To use it:
    {} get nodes
    image of pods (imagePullPolicy: Never): {}
    on a node: nsenter --target {} --all PROGRAM
+   with the mesh in it: cargo xtask cluster demo --name {name}; by hand: docs/install.md
 To end it:
    cargo xtask cluster down --name {name}",
         cluster.kubeconfig().display(),
