@@ -62,7 +62,7 @@ fn from_the_label_to_mutual_tls() -> Result<()> {
     delays.sort_unstable();
     let (median, p95) = (delays[delays.len() / 2], delays[(delays.len() * 95).div_ceil(100) - 1]);
     println!(
-        "from `kubectl label` to a client's last plaintext connection and first mutual TLS: median {median:.0?}, p95 {p95:.0?} of {}",
+        "from `kubectl label` to a client's last plaintext connection and first mutual TLS: median {median:.2?}, p95 {p95:.2?} of {}",
         delays.len()
     );
     ensure!(p95 <= TOLD_SOON * BUSY, "p95 {p95:?}");
