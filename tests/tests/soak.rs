@@ -115,7 +115,7 @@ fn eight_thousand_connections_at_once() {
             attack.wait("all held", |tally| tally.open == EACH)?;
         }
         for (agent, before) in pair.agents.iter().zip(before) {
-            eventually(SOON, || {
+            eventually(SOON * 6, || {
                 let now = Usage::of(agent)?;
                 ensure!(now.open == 2 * EACH && now.refused == 0, "{now:?}");
                 Ok(())
