@@ -9,23 +9,16 @@ use tests::{
     cluster::{
         Cluster, Mesh, PATIENCE,
         shop::{self, GREETING, Load, address, container, curl, lives, server},
-        test_name,
     },
     eventually,
     flow::Flow,
 };
 
-fn up() -> Result<Cluster> {
-    let cluster = Cluster::up(&test_name())?;
-    Mesh::import_images(&cluster)?;
-    Ok(cluster)
-}
-
 const WEB_AND_CART: [(u8, &str); 2] = [(1, "shop/web"), (2, "shop/cart")];
 
 #[test]
 fn one_apply_and_one_label() -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     shop::open(&cluster)?;
     let before = lives(&cluster)?;
     let nodes_before = nodes(&cluster)?;
@@ -121,7 +114,7 @@ fn nodes(cluster: &Cluster) -> Result<Vec<String>> {
 
 #[test]
 fn services_and_workloads_of_every_kind() -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     shop::open(&cluster)?;
     // A node whose init has mounted no bpffs, as some distributions do not: its agent mounts it.
     let bpffs =
@@ -176,11 +169,11 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
             "spec": {"clusterIP": "None", "selector": {"app": "db"}}},
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once", "namespace": "shop"}, "spec": {
             "template": {"metadata": {"labels": {"app": "once"}, "annotations": {"nodemesh.dev/mode": "strict"}}, "spec": {"restartPolicy": "OnFailure",
-                "containers": [container("curl --fail --silent --retry 5 --retry-all-errors http://cart/")]}}}},
+                "containers": [container("main", "curl --fail --silent --retry 5 --retry-all-errors http://cart/")]}}}},
         {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "shop"}, "spec": {
             "serviceName": "db", "replicas": 2, "selector": {"matchLabels": {"app": "db"}},
             "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"terminationGracePeriodSeconds": 0,
-                "containers": [container(&server())]}}}},
+                "containers": [container("main", &server())]}}}},
     ]});
     cluster.kubectl_with(&workloads.to_string(), ["apply", "-f", "-"])?;
     let done = ["-n", "shop", "wait", "--for=condition=Complete", "job/once", "--timeout=120s"];
@@ -202,7 +195,7 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
 
 #[test]
 fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     let mesh = Mesh::install(&cluster)?;
     let token = |node| {
         let agent = mesh.agent(node)?;
@@ -247,7 +240,7 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
 
 #[test]
 fn agents_are_replaced_under_load() -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     shop::open(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
@@ -317,7 +310,7 @@ fn killed_under_load(
 
 #[test]
 fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     shop::open(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;

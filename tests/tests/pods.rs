@@ -24,7 +24,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
-    cluster::{Cluster, Mesh, PATIENCE, TEST_IMAGE, test_name},
+    cluster::{
+        Cluster, Mesh, PATIENCE,
+        shop::{self, IDLE, container, pod},
+    },
     eventually, netns,
 };
 
@@ -43,12 +46,6 @@ const NEARLY_ALL_WITHIN: Duration = Duration::from_secs(5);
 /// The pods that are measured.
 const MEASURED: usize = 50;
 
-fn up() -> Result<Cluster> {
-    let cluster = Cluster::up(&test_name())?;
-    Mesh::import_images(&cluster)?;
-    Ok(cluster)
-}
-
 /// A namespace in which everything is strict.
 fn strict_namespace(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
@@ -56,26 +53,6 @@ fn strict_namespace(name: &str) -> Value {
         "labels": {"nodemesh.dev/mesh": "enabled"},
         "annotations": {"nodemesh.dev/mode": "strict"},
     }})
-}
-
-/// A pod of namespace shop that runs a script of busybox's shell.
-fn pod(name: &str, node: u8, script: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
-        "spec": {
-            "nodeName": format!("node{node}"),
-            "terminationGracePeriodSeconds": 0,
-            "containers": [container("main", script)],
-        },
-    })
-}
-
-fn container(name: &str, script: &str) -> Value {
-    json!({
-        "name": name, "image": TEST_IMAGE, "imagePullPolicy": "Never",
-        "command": ["/bin/sh", "-c", script],
-    })
 }
 
 /// Serves, and tells of each connection in its log.
@@ -92,16 +69,9 @@ fn client(server: IpAddr) -> String {
     )
 }
 
-const IDLE: &str = "exec sleep 100000";
-
 fn apply(cluster: &Cluster, items: &[Value]) -> Result<()> {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
     cluster.kubectl_with(&list, ["apply", "-f", "-"]).map(drop)
-}
-
-fn ready(cluster: &Cluster) -> Result<()> {
-    let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s"];
-    cluster.kubectl(["-n", "shop"].into_iter().chain(wait)).map(drop)
 }
 
 /// As the kubelet has reported it: a pod may talk for a while before that.
@@ -118,18 +88,14 @@ fn curl(cluster: &Cluster, from: &str, server: Ipv4Addr) -> Result<String> {
     cluster.kubectl(["-n", "shop", "exec", from, "--"].into_iter().chain(command))
 }
 
-/// What a pod's container has said, asked on its node.
 fn log(cluster: &Cluster, node: u8, pod: &str, container: &str) -> Result<Vec<String>> {
-    let log = format!("cat /var/log/pods/shop_{pod}_*/{container}/*.log");
-    let log = cluster.node(node).run(["sh", "-c", &log])?;
-    // TIME stdout F 200 0
-    Ok(log.lines().filter_map(|line| Some(line.splitn(4, ' ').last()?.to_owned())).collect())
+    shop::log(cluster, node, "shop", pod, container)
 }
 
 #[test]
 fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_agent_is_up()
 -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     let mesh = a_node_that_is_not_ready_gets_no_pods(&cluster)?;
 
     // The addresses that node 1 gives next are dialled all the time, from before there are pods that have them.
@@ -155,7 +121,7 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
         })?;
         addresses.push(address(&cluster, name)?);
     }
-    ready(&cluster)?;
+    shop::ready(&cluster, "shop")?;
     ensure!(
         addresses.iter().all(|address| outside.dialled.contains(address)),
         "{addresses:?} were not dialled: {:?}",
@@ -227,7 +193,7 @@ fn a_node_that_is_not_ready_gets_no_pods(cluster: &Cluster) -> Result<Mesh<'_>> 
         ensure!(taints.split_whitespace().eq(["team", "team"]), "{taints}");
         Ok(())
     })?;
-    ready(cluster)?;
+    shop::ready(cluster, "shop")?;
     mesh.wait_state(&[(1, "shop/first"), (2, "shop/cart")], "enrolled")?;
 
     // Whoever takes it off may write nothing else.
@@ -369,9 +335,9 @@ fn knock(
 
 #[test]
 fn pods_of_every_kind_are_found_or_it_is_said_why_not() -> Result<()> {
-    let cluster = up()?;
+    let cluster = Mesh::cluster()?;
     apply(&cluster, &[strict_namespace("shop"), pod("cart", 2, &server()), pod("web", 1, IDLE)])?;
-    ready(&cluster)?;
+    shop::ready(&cluster, "shop")?;
     let mesh = Mesh::install(&cluster)?;
     mesh.wait_state(&[(1, "shop/web"), (2, "shop/cart")], "enrolled")?;
     let cart = address(&cluster, "cart")?;

@@ -7,7 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
     PORT, Pair, PodSpec,
-    cluster::{Cluster, Mesh, PATIENCE, TEST_IMAGE, test_name},
+    cluster::{
+        Cluster, Mesh, PATIENCE,
+        shop::{IDLE, container},
+    },
     eventually,
     flow::Flow,
     masquerade::{Masquerade, Ports},
@@ -24,10 +27,6 @@ const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
 
 /// A port of the nodes' own range, from which nothing is dialled.
 const FORGED_PORT: u16 = 40_001;
-
-fn container(name: &str, script: &str) -> Value {
-    json!({"name": name, "image": TEST_IMAGE, "imagePullPolicy": "Never", "command": ["/bin/sh", "-c", script]})
-}
 
 fn server(port: u16) -> String {
     format!(
@@ -48,7 +47,7 @@ fn pod(namespace: &str, name: &str, node: u8, more: Value) -> Value {
     let mut spec = json!({
         "nodeName": format!("node{node}"),
         "terminationGracePeriodSeconds": 0,
-        "containers": [container("main", "exec sleep 100000")],
+        "containers": [container("main", IDLE)],
     });
     if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
         spec.extend(more);
@@ -80,7 +79,6 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(cluster: &'a Cluster) -> Result<Self> {
-        Mesh::import_images(cluster)?;
         let mesh = Mesh::install(cluster)?;
         let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop",
             "labels": {"nodemesh.dev/mesh": "enabled"}, "annotations": {"nodemesh.dev/mode": "strict"}}});
@@ -169,7 +167,7 @@ impl<'a> Stage<'a> {
 
 #[test]
 fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
-    let cluster = Cluster::up(&test_name())?;
+    let cluster = Mesh::cluster()?;
     let stage = Stage::new(&cluster)?;
     stage.probes_pass("from the start")?;
     stage.is_refused("other/host", APP)?;

@@ -14,7 +14,6 @@ use tests::{
     cluster::{
         Cluster, Mesh, PATIENCE,
         shop::{self, address, answers, asking, pod},
-        test_name,
     },
     eventually,
     flow::Flow,
@@ -29,8 +28,7 @@ const BUSY: u32 = 5;
 
 #[test]
 fn from_the_label_to_mutual_tls() -> Result<()> {
-    let cluster = Cluster::up(&test_name())?;
-    Mesh::import_images(&cluster)?;
+    let cluster = Mesh::cluster()?;
     shop::open(&cluster)?;
     let cart = SocketAddr::new(address(&cluster, "cart")?, 8080);
     let names: Vec<String> = (0..CLIENTS).map(|n| format!("client{n}")).collect();
@@ -123,7 +121,7 @@ const PAIR: [&str; 2] = ["meshed", "plain"];
 fn workload(namespace: &str) -> Value {
     let labels =
         json!({"nodemesh.dev/mesh": if namespace == PAIR[0] { "enabled" } else { "disabled" }});
-    let mut server = shop::container(&shop::server());
+    let mut server = shop::container("main", &shop::server());
     let is_there = ["curl", "-sf", "-o", "/dev/null", "http://127.0.0.1:8080/"];
     server["readinessProbe"] = json!({"exec": {"command": is_there}, "periodSeconds": 1});
     server["lifecycle"] = json!({"preStop": {"exec": {"command": ["sleep", "4"]}}});
@@ -159,8 +157,7 @@ fn both_answered(cluster: &Cluster) -> Result<[usize; 2]> {
 
 #[test]
 fn a_deployment_is_scaled_and_rolled_under_load() -> Result<()> {
-    let cluster = Cluster::up(&test_name())?;
-    Mesh::import_images(&cluster)?;
+    let cluster = Mesh::cluster()?;
     let mesh = Mesh::install(&cluster)?;
     let each = |argv: &[&str]| -> Result<()> {
         for namespace in PAIR {

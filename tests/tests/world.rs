@@ -10,27 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
     cluster::{
-        Cluster, Mesh, PATIENCE, TEST_IMAGE,
+        Cluster, Mesh, PATIENCE,
         bulk::{Bulk, Request},
-        test_name,
+        shop::{IDLE, pod},
     },
     eventually,
 };
-
-fn pod(name: &str, node: u8, script: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
-        "spec": {
-            "nodeName": format!("node{node}"),
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{
-                "name": "main", "image": TEST_IMAGE, "imagePullPolicy": "Never",
-                "command": ["/bin/sh", "-c", script],
-            }],
-        },
-    })
-}
 
 /// Answers its own name.
 fn server(name: &str) -> String {
@@ -41,8 +26,7 @@ fn server(name: &str) -> String {
 
 #[test]
 fn of_a_large_cluster_and_of_one_with_a_liar_in_it() -> Result<()> {
-    let cluster = Cluster::up(&test_name())?;
-    Mesh::import_images(&cluster)?;
+    let cluster = Mesh::cluster()?;
     let enabled = json!({"nodemesh.dev/mesh": "enabled"});
     let mut near = pod("near", 1, &server("near"));
     near["metadata"]["labels"]["nodemesh.dev/mesh"] = json!("disabled");
@@ -53,7 +37,7 @@ fn of_a_large_cluster_and_of_one_with_a_liar_in_it() -> Result<()> {
     }
     let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": enabled}},
-        pod("web", 1, "exec sleep 100000"), here, there, near,
+        pod("web", 1, IDLE), here, there, near,
     ]});
     cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
     let mesh = Mesh::install(&cluster)?;

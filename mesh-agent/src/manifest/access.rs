@@ -22,14 +22,7 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
                 ],
             }),
         )?,
-        part::<ClusterRoleBinding>(
-            "",
-            json!({
-                "apiVersion": RBAC, "kind": "ClusterRoleBinding", "metadata": {"name": cluster_name(AGENT)},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_name(AGENT)},
-                "subjects": [{"kind": "ServiceAccount", "name": AGENT, "namespace": NAMESPACE}],
-            }),
-        )?,
+        part::<ClusterRoleBinding>("", cluster_role_binding(AGENT))?,
         part::<Role>(
             "An agent watches its own DaemonSet: when that is deleted, it takes everything away that it has put on its node.",
             role(
@@ -46,6 +39,39 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
 /// The name of a cluster-wide object.
 pub(super) fn cluster_name(name: &str) -> String {
     format!("{NAMESPACE}-{name}")
+}
+
+/// Gives an account the cluster's role that is called after it.
+pub(super) fn cluster_role_binding(account: &str) -> Value {
+    let name = cluster_name(account);
+    json!({
+        "apiVersion": RBAC, "kind": "ClusterRoleBinding", "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
+    })
+}
+
+/// Puts an admission policy in force.
+pub(super) fn policy_binding(policy: &str) -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": policy},
+        "spec": {"policyName": policy, "validationActions": ["Deny"]},
+    })
+}
+
+/// The security context of a container that needs nothing of its node.
+pub(super) fn unprivileged() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "runAsNonRoot": true,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
 }
 
 pub(super) fn account(name: &str) -> Value {

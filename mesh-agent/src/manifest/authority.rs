@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde_json::json;
 
-use super::access::{account, role, role_binding};
+use super::access::{account, role, role_binding, unprivileged};
 use super::{Manifest, ManifestError, NAMESPACE, Part, part};
 
 /// The Secret with `ca.crt`, `ca.key` and `anchors.pem`.
@@ -53,15 +53,7 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                                 "imagePullPolicy": "IfNotPresent",
                                 "args": ["ca", "init", "--secret", format!("{NAMESPACE}/{SECRET}"), "--trust-domain", chosen.trust_domain],
                                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
-                                "securityContext": {
-                                    "allowPrivilegeEscalation": false,
-                                    "readOnlyRootFilesystem": true,
-                                    "runAsNonRoot": true,
-                                    "runAsUser": 65532,
-                                    "runAsGroup": 65532,
-                                    "capabilities": {"drop": ["ALL"]},
-                                    "seccompProfile": {"type": "RuntimeDefault"},
-                                },
+                                "securityContext": unprivileged(),
                             }],
                         },
                     },

@@ -6,6 +6,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::json;
 
+use super::access::policy_binding;
 use super::{AGENT, ManifestError, NAMESPACE, Part, part};
 use crate::source::mesh_node_crd;
 
@@ -46,12 +47,7 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
         )?,
         part::<ValidatingAdmissionPolicyBinding>(
             "The policy is in force.",
-            json!({
-                "apiVersion": "admissionregistration.k8s.io/v1",
-                "kind": "ValidatingAdmissionPolicyBinding",
-                "metadata": {"name": POLICY},
-                "spec": {"policyName": POLICY, "validationActions": ["Deny"]},
-            }),
+            policy_binding(POLICY),
         )?,
     ])
 }

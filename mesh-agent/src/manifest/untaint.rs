@@ -8,7 +8,10 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde_json::json;
 
-use super::access::{RBAC, account, cluster_name, role, role_binding};
+use super::access::{
+    RBAC, account, cluster_name, cluster_role_binding, policy_binding, role, role_binding,
+    unprivileged,
+};
 use super::{Manifest, ManifestError, NAMESPACE, Part, part};
 use crate::start_taint::TAINT;
 
@@ -16,7 +19,6 @@ const UNTAINT: &str = "untaint";
 const POLICY: &str = "nodemesh-untaint-takes-off-its-own-taint";
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
-    let name = cluster_name(UNTAINT);
     Ok(vec![
         part::<ServiceAccount>(
             "Takes the start-up taint off nodes whose agent is ready. Nodes of which nobody has tainted any are none of its business.",
@@ -25,18 +27,11 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
         part::<ClusterRole>(
             "A taint is a field of the node, and no role is as narrow as a field: the policy below is.",
             json!({
-                "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": name},
+                "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(UNTAINT)},
                 "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]}],
             }),
         )?,
-        part::<ClusterRoleBinding>(
-            "",
-            json!({
-                "apiVersion": RBAC, "kind": "ClusterRoleBinding", "metadata": {"name": name},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-                "subjects": [{"kind": "ServiceAccount", "name": UNTAINT, "namespace": NAMESPACE}],
-            }),
-        )?,
+        part::<ClusterRoleBinding>("", cluster_role_binding(UNTAINT))?,
         part::<Role>(
             "",
             role(
@@ -46,15 +41,7 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
         )?,
         part::<RoleBinding>("", role_binding(UNTAINT))?,
         policy()?,
-        part::<ValidatingAdmissionPolicyBinding>(
-            "",
-            json!({
-                "apiVersion": "admissionregistration.k8s.io/v1",
-                "kind": "ValidatingAdmissionPolicyBinding",
-                "metadata": {"name": POLICY},
-                "spec": {"policyName": POLICY, "validationActions": ["Deny"]},
-            }),
-        )?,
+        part::<ValidatingAdmissionPolicyBinding>("", policy_binding(POLICY))?,
         deployment(chosen)?,
     ])
 }
@@ -135,15 +122,7 @@ fn deployment(chosen: &Manifest) -> Result<Part, ManifestError> {
                             "imagePullPolicy": "IfNotPresent",
                             "args": ["untaint"],
                             "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}},
-                            "securityContext": {
-                                "allowPrivilegeEscalation": false,
-                                "readOnlyRootFilesystem": true,
-                                "runAsNonRoot": true,
-                                "runAsUser": 65532,
-                                "runAsGroup": 65532,
-                                "capabilities": {"drop": ["ALL"]},
-                                "seccompProfile": {"type": "RuntimeDefault"},
-                            },
+                            "securityContext": unprivileged(),
                         }],
                     },
                 },

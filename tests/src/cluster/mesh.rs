@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Cluster;
+use super::{Cluster, test_name};
 use crate::{bin_dir, eventually, exec::Output, flow::Flow};
 
 /// How long an agent may take to be ready: it waits for its CA, which a Job makes.
@@ -39,6 +39,13 @@ pub struct Mesh<'a> {
 }
 
 impl<'a> Mesh<'a> {
+    /// A test's own cluster, of which the nodes have the images.
+    pub fn cluster() -> Result<Cluster> {
+        let cluster = Cluster::up(&test_name())?;
+        Self::import_images(&cluster)?;
+        Ok(cluster)
+    }
+
     /// Gives the nodes the images of the agent and of the tests' pods.
     pub fn import_images(cluster: &Cluster) -> Result<()> {
         for image in [&["--profile", "dev"][..], &["--test-image"]] {

@@ -19,15 +19,15 @@ pub fn pod(name: &str, node: u8, script: &str) -> Value {
         "spec": {
             "nodeName": format!("node{node}"),
             "terminationGracePeriodSeconds": 0,
-            "containers": [container(script)],
+            "containers": [container("main", script)],
         },
     })
 }
 
 /// A container that does so.
-pub fn container(script: &str) -> Value {
+pub fn container(name: &str, script: &str) -> Value {
     json!({
-        "name": "main", "image": TEST_IMAGE, "imagePullPolicy": "Never",
+        "name": name, "image": TEST_IMAGE, "imagePullPolicy": "Never",
         "command": ["/bin/sh", "-c", script],
     })
 }
@@ -134,8 +134,19 @@ pub fn asking(url: &str, pause: &str) -> String {
 
 /// What a client on node 1 that runs [`asking`] has printed so far.
 pub fn answers(cluster: &Cluster, namespace: &str, pod: &str) -> Result<Vec<String>> {
-    let log = format!("cat /var/log/pods/{namespace}_{pod}_*/main/0.log");
-    let log = cluster.node(1).run(["sh", "-c", &log])?;
+    log(cluster, 1, namespace, pod, "main")
+}
+
+/// What a pod's container has said, asked on its node.
+pub fn log(
+    cluster: &Cluster,
+    node: u8,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<Vec<String>> {
+    let log = format!("cat /var/log/pods/{namespace}_{pod}_*/{container}/*.log");
+    let log = cluster.node(node).run(["sh", "-c", &log])?;
     // TIME stdout F 200 0
     Ok(log.lines().filter_map(|line| Some(line.splitn(4, ' ').last()?.to_owned())).collect())
 }
