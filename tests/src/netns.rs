@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    unistd::Pid,
+};
 
 /// Where `ip netns` keeps the names.
 const NAMES: &str = "/run/netns";
@@ -30,20 +33,31 @@ pub fn names() -> Vec<String> {
 
 /// Makes a namespace whose IPv6 addresses are usable at once and which forwards if `router`.
 pub fn add(name: &str, router: bool) -> Result<()> {
-    // `ip netns add` prepares /run/netns on first use, and two at once get in each other's way.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let guard = ONE_AT_A_TIME.lock().expect("nothing panics below");
-    let added = ip(None, &format!("netns add {name}"));
-    drop(guard);
-    added?;
+    named(name, &format!("netns add {name}"))?;
     inside(&path(name), || -> Result<()> {
-        sysctl("net.ipv6.conf.all.accept_dad", "0")?;
-        sysctl("net.ipv6.conf.default.accept_dad", "0")?;
         if router {
             sysctl("net.ipv4.ip_forward", "1")?;
             sysctl("net.ipv6.conf.all.forwarding", "1")?;
         }
         Ok(())
+    })?
+}
+
+/// Gives a process' namespace a name, and makes its IPv6 addresses usable at once.
+pub fn attach(name: &str, process: Pid) -> Result<()> {
+    named(name, &format!("netns attach {name} {process}"))
+}
+
+fn named(name: &str, command: &str) -> Result<()> {
+    // `ip netns` prepares /run/netns on first use, and two at once get in each other's way.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let guard = ONE_AT_A_TIME.lock().expect("nothing panics below");
+    let added = ip(None, command);
+    drop(guard);
+    added?;
+    inside(&path(name), || -> Result<()> {
+        sysctl("net.ipv6.conf.all.accept_dad", "0")?;
+        sysctl("net.ipv6.conf.default.accept_dad", "0")
     })?
 }
 

@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::unistd::{Pid, geteuid};
 
 use crate::{
     agent::{Agent, Dirs, SOON},
@@ -65,6 +66,7 @@ pub struct PodSpec {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) stage: Stage,
+    pub(crate) netns_of: Option<Pid>,
 }
 
 /// A pod: programs run in it, through [`Place`].
@@ -118,6 +120,13 @@ impl PodSpec {
         self
     }
 
+    /// In the network namespace that this process has already, instead of a new one.
+    #[must_use]
+    pub fn netns_of(mut self, process: Pid) -> Self {
+        self.netns_of = Some(process);
+        self
+    }
+
     /// With an annotation, for instance `nodemesh.dev/mode`.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
@@ -135,10 +144,7 @@ impl Net {
     /// A network whose things have a given tag; what was there under that tag is removed.
     pub fn with_tag(name: &str, tag: Tag) -> Result<Self> {
         static ONCE: Once = Once::new();
-        ensure!(
-            nix::unistd::geteuid().is_root(),
-            "whole-system tests make namespaces: run them as root"
-        );
+        ensure!(geteuid().is_root(), "whole-system tests make namespaces: run them as root");
         ONCE.call_once(tag::sweep);
         mount_bpffs()?;
         tag.remove_all()?;
@@ -214,7 +220,10 @@ impl Net {
         let v6: Ipv6Addr = format!("fd00:244:{on}::{host:x}").parse()?;
         let what = format!("{}-{}", spec.namespace, spec.name);
         let netns = self.tag.netns(&what);
-        netns::add(&netns, false)?;
+        match spec.netns_of {
+            Some(process) => netns::attach(&netns, process)?,
+            None => netns::add(&netns, false)?,
+        }
         netns::ip(
             Some(&node.netns),
             &format!(
