@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -46,6 +46,7 @@ use crate::{
     heartbeat,
     identity::{FileCa, Identities, TlsConfigs},
     kernel::{Before, Kernel},
+    metrics,
     netns::{Factory, Netns},
     pod_cgroups,
     preflight::{self, Host, PreflightError},
@@ -134,7 +135,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         limits(&settings)?,
     ));
 
-    let asked = answering.child();
+    let (asked, scraped) = (answering.child(), answering.child());
     feeding.spawn("renewal", {
         let (identities, stop) = (Arc::clone(&identities), stop.clone());
         async move { identities.renew_loop(stop).await }
@@ -165,6 +166,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         problems: ArcSwap::default(),
         knowledge: ArcSwap::default(),
         draining: AtomicBool::new(false),
+        metrics_problem: ArcSwapOption::empty(),
         desk: Desk {
             wishes: wish,
             node: settings.node.to_string(),
@@ -173,7 +175,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         },
     });
     if locks.is_some() {
-        answer(&settings, &host, &state, (&answering, &asked))?;
+        answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
     answering.spawn("refusals", refusals::record(refusals, Arc::clone(&mesh)));
     heartbeat::beat(&kernel)?;
@@ -210,7 +212,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         if let Err(error) = kernel.forget_unfinished() {
             tracing::warn!(%error, "what the predecessor was just about to pin cannot be removed");
         }
-        answer(&settings, &host, &state, (&answering, &asked))?;
+        answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
     let (end, mut over) = oneshot::channel();
@@ -241,6 +243,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let handed_over = matches!(ended, Some(Ok(Over::Switched(_))));
     let outcome = match ended {
         Some(Ok(Over::Switched(Switched { released }))) => {
+            scraped.stop(); // the heir's port, where the two share a network
             tracing::info!("handed over; what is open may end by itself until the deadline");
             drop(locks.take());
             let _: Result<(), ()> = released.send(()); // an heir that is gone finds the locks free
@@ -273,17 +276,21 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     outcome
 }
 
-/// Begins to answer on the admin socket, and notes what `cleanup` has to know.
+/// Begins to answer on the admin socket and to who asks for metrics, and notes what `cleanup` has to know.
 fn answer(
     settings: &Settings,
     host: &Host,
     state: &Arc<admin::State>,
-    (answering, asked): (&Tasks, &Tasks),
+    (answering, asked, scraped): (&Tasks, &Tasks, &Tasks),
 ) -> Result<(), DaemonError> {
     let note = Note::of(settings, host);
     note.write(&settings.runtime_dir).map_err(os("cannot write into the runtime directory"))?;
     let socket = admin::bind(&settings.runtime_dir)?;
     answering.spawn("admin-socket", admin::serve(socket, Arc::clone(state), asked.clone()));
+    if let Some(address) = settings.metrics {
+        let serving = metrics::keep_serving(address, Arc::clone(state), scraped.clone());
+        scraped.spawn("metrics", serving);
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod kubelet;
 pub mod lock;
 pub mod manifest;
+pub mod metrics;
 pub mod netns;
 pub mod pod_cgroups;
 pub mod preflight;

@@ -63,3 +63,29 @@ pub(crate) fn program(workspace: &Workspace, profile: Profile, name: &str) -> Re
     program.current_dir(&workspace.root);
     Ok(program)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Package, version and features of all that is built.
+    fn features(workspace: &Workspace, edges: &str) -> BTreeSet<String> {
+        let format = ["--prefix", "none", "--format", "{p} {f}", "--offline", "--edges", edges];
+        let tree = process::read_aloud(process::cargo(workspace).arg("tree").args(format));
+        tree.unwrap().lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+    }
+
+    #[test]
+    fn programs_and_tests_are_built_with_the_same_features() {
+        let workspace = Workspace::here();
+        let programs = features(&workspace, "normal,build");
+        let tests = features(&workspace, "normal,build,dev");
+        let other: Vec<_> = programs.symmetric_difference(&tests).collect();
+        assert!(
+            programs.len() > 100 && other.is_empty(),
+            "compiled twice, and all above it: {other:?}; tests/Cargo.toml says what to do"
+        );
+    }
+}

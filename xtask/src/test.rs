@@ -101,8 +101,7 @@ fn deny(workspace: &Workspace) -> Result<()> {
     process::run(&mut deny)
 }
 
-/// Not `cargo build`: what tests alone depend on gives some dependencies other features, and everything
-/// above them would be compiled once for the programs and once more for the tests.
+/// The tests with the programs, in one go.
 fn programs_and_tests(workspace: &Workspace) -> Result<()> {
     process::run(process::cargo(workspace).args(["build", "--all-targets"]))
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use mesh_common::verdict::{VERDICT_SLOTS, Verdict};
 use nix::sys::stat::{Mode, umask};
@@ -61,8 +61,66 @@ pub struct State {
     pub knowledge: ArcSwap<Knowledge>,
     /// Whether the agent is draining.
     pub draining: AtomicBool,
+    /// Why the metrics are not served, if they should be.
+    pub metrics_problem: ArcSwapOption<ProblemFacts>,
     /// Where an heir is received.
     pub desk: Desk,
+}
+
+impl State {
+    /// How the agent and its pods are.
+    pub fn status(&self) -> Status {
+        let mesh = &self.mesh;
+        let tables = mesh.kernel.tables();
+        let pods = self.board.read();
+        let world = mesh.world.load();
+        let verdicts = tables.verdicts().unwrap_or([0; VERDICT_SLOTS]);
+        let pod_verdicts = pods
+            .iter()
+            .filter_map(|pod| {
+                Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?))
+            })
+            .map(|(pod, counts)| (pod, by_code(&counts, false)))
+            .collect();
+        let mut problems: Vec<_> = self.problems.load().to_vec();
+        problems.extend(world.problems().iter().map(ProblemFacts::of));
+        let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
+        problems.extend(self.identities.ca_problem().map(ca_problem));
+        let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
+        problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
+        problems.extend(self.metrics_problem.load_full().as_deref().cloned());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.clone(),
+            pid: std::process::id(),
+            started: self.started,
+            trust_domain: mesh.trust_domain.as_str().to_owned(),
+            anchors: self.identities.anchors().fingerprints(),
+            ready: **self.knowledge.load() != Knowledge::Nothing,
+            knowledge: KnowledgeFacts::of(**self.knowledge.load(), Timestamp::now()),
+            draining: self.draining.load(Ordering::Relaxed),
+            remote_peers: world.remote_pods(),
+            counters: NodeCounters {
+                accepted_outbound: mesh.counters.accepted_outbound.load(Ordering::Relaxed),
+                accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
+                bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
+                bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
+                plaintext_masqueraded: mesh.counters.plaintext_masqueraded.load(Ordering::Relaxed),
+                judged: mesh.counters.judged.load(Ordering::Relaxed),
+                table_writes: mesh.counters.table_writes.load(Ordering::Relaxed),
+                open: mesh.flows.open(),
+                capacity: mesh.limits.capacity(),
+                refused_by_limits: mesh.limits.refused(),
+                events_lost: tables.events_lost(),
+            },
+            verdicts: by_code(&verdicts, true),
+            pod_verdicts,
+            identities: identities(&self.identities),
+            problems,
+            pods,
+            not_carried: world.services_with_outside().into_iter().map(not_carried).collect(),
+        }
+    }
 }
 
 /// Why the socket could not be made.
@@ -131,7 +189,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
             let out_of_order = "nobody is handing over on this connection".to_owned();
             send(&mut write, &Response::Error(out_of_order)).await
         }
-        Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(status(state)))).await,
+        Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(state.status()))).await,
         Ok(Request::Flows { follow }) => {
             let mut follower = follow.then(|| state.mesh.flows.follow());
             let mut sent = BTreeSet::new();
@@ -167,58 +225,6 @@ async fn send(
     timeout(PATIENCE, stream.write_all(&line)).await?
 }
 
-fn status(state: &State) -> Status {
-    let mesh = &state.mesh;
-    let tables = mesh.kernel.tables();
-    let pods = state.board.read();
-    let world = mesh.world.load();
-    let verdicts = tables.verdicts().unwrap_or([0; VERDICT_SLOTS]);
-    let pod_verdicts = pods
-        .iter()
-        .filter_map(|pod| {
-            Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?))
-        })
-        .map(|(pod, counts)| (pod, by_code(&counts, false)))
-        .collect();
-    let mut problems: Vec<_> = state.problems.load().to_vec();
-    problems.extend(world.problems().iter().map(ProblemFacts::of));
-    let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
-    problems.extend(state.identities.ca_problem().map(ca_problem));
-    let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
-    problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
-    Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        node: state.node.clone(),
-        pid: std::process::id(),
-        started: state.started,
-        trust_domain: mesh.trust_domain.as_str().to_owned(),
-        anchors: state.identities.anchors().fingerprints(),
-        ready: **state.knowledge.load() != Knowledge::Nothing,
-        knowledge: KnowledgeFacts::of(**state.knowledge.load(), Timestamp::now()),
-        draining: state.draining.load(Ordering::Relaxed),
-        remote_peers: world.remote_pods(),
-        counters: NodeCounters {
-            accepted_outbound: mesh.counters.accepted_outbound.load(Ordering::Relaxed),
-            accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
-            bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
-            bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
-            plaintext_masqueraded: mesh.counters.plaintext_masqueraded.load(Ordering::Relaxed),
-            judged: mesh.counters.judged.load(Ordering::Relaxed),
-            table_writes: mesh.counters.table_writes.load(Ordering::Relaxed),
-            open: mesh.flows.open(),
-            capacity: mesh.limits.capacity(),
-            refused_by_limits: mesh.limits.refused(),
-            events_lost: tables.events_lost(),
-        },
-        verdicts: by_code(&verdicts, true),
-        pod_verdicts,
-        identities: identities(state),
-        problems,
-        pods,
-        not_carried: world.services_with_outside().into_iter().map(not_carried).collect(),
-    }
-}
-
 fn not_carried(service: &Arc<ServicePort>) -> NotCarried {
     NotCarried {
         service: format!("{}/{}", service.namespace, service.name),
@@ -237,14 +243,14 @@ fn by_code(counts: &[u64], all: bool) -> BTreeMap<String, u64> {
         .collect()
 }
 
-fn identities(state: &State) -> Vec<IdentityFacts> {
+fn identities(identities: &Identities) -> Vec<IdentityFacts> {
     let facts = |status: crate::identity::IdentityStatus| IdentityFacts {
         id: status.id.to_string(),
         serial: status.certificate.as_ref().map(|identity| identity.serial().to_owned()),
         not_after: status.certificate.as_ref().map(|identity| timestamp(identity.not_after())),
         failure: status.failure.map(|failure| failure.error.to_string()),
     };
-    state.identities.status().into_iter().map(facts).collect()
+    identities.status().into_iter().map(facts).collect()
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {

@@ -9,6 +9,7 @@ use super::{PIN_DIR, RUNTIME_DIR};
 use crate::{
     daemon::{self, Settings, World},
     identity::TrustDomain,
+    metrics,
     world::NodeName,
 };
 
@@ -64,6 +65,9 @@ pub(super) struct Run {
     /// How many connections may be open at once, over all pods; as many as the descriptor limit allows without it
     #[arg(long, value_name = "NUMBER")]
     max_connections: Option<usize>,
+    /// Where to serve metrics for Prometheus (GET /metrics), to anybody who reaches it, such as [::]:15020; not at all without it
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<metrics::Address>,
     /// What to log: error, warn, info, debug, or directives such as `info,mesh_agent::proxy=debug`
     #[arg(long, env = "NODEMESH_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -114,6 +118,7 @@ impl Run {
             drain: Duration::from_secs(self.drain_seconds),
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
             max_connections: self.max_connections,
+            metrics: self.metrics,
             take_over: self.take_over,
             stays_until_told: self.kubernetes,
         };

@@ -13,6 +13,7 @@ use crate::identity::TrustDomain;
 use crate::identity::file_ca::CaError;
 use crate::kernel::KernelError;
 use crate::lock::LockError;
+use crate::metrics;
 use crate::netns::NetnsError;
 use crate::preflight::PreflightError;
 use crate::source::OpenError;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub leaf_ttl: Duration,
     /// How many connections at once, if fewer than the descriptors allow.
     pub max_connections: Option<usize>,
+    /// Where to serve metrics, if at all.
+    pub metrics: Option<metrics::Address>,
     /// Whether to take over from an agent that runs for this node.
     pub take_over: bool,
     /// Whether to go on, doing nothing, after having handed over: a container that ends is started again.

@@ -8,6 +8,8 @@ use super::{AGENT, Manifest, ManifestError, NAMESPACE, Part, part};
 
 /// How long open connections may take to end when an agent is told to stop.
 const DRAIN_SECONDS: u32 = 25;
+/// Where the agents serve metrics, on their pods' addresses; ztunnel's port for the same.
+const METRICS_PORT: u16 = 15020;
 /// The kubelet's patience: the drain, and time to let pods leave and to put things in order on a busy node.
 const GRACE_SECONDS: u32 = DRAIN_SECONDS + 35;
 
@@ -28,6 +30,9 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             "template": {
                 "metadata": {"labels": labels, "annotations": {
                     "kubectl.kubernetes.io/default-container": AGENT,
+                    // A convention of many Prometheus installations, read by nobody else.
+                    "prometheus.io/scrape": "true",
+                    "prometheus.io/port": METRICS_PORT.to_string(),
                 }},
                 "spec": {
                     "serviceAccountName": AGENT,
@@ -46,7 +51,9 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                             "run", "--kubernetes", "--daemon-set", AGENT, "--take-over",
                             "--ca-dir", "/etc/nodemesh/ca",
                             "--drain-seconds", DRAIN_SECONDS.to_string(),
+                            "--metrics", format!("[::]:{METRICS_PORT}"),
                         ],
+                        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
                         "env": [{"name": "NODE_NAME", "valueFrom": from("spec.nodeName")}],
                         // Ready: in charge of the node, and the world has been read. There is no liveness probe: an
                         // agent that is stuck ends itself, and one that is only slow must not lose its connections for it.

@@ -80,6 +80,8 @@ fn compile(go: &Go, module: &Path, flags: &[String], program: &Program, to: &Pat
     command.arg("build").args(flags).arg("-o").arg(to).arg(program.package);
     // What somebody has set for their own programs would make others of these; statically linked, they run in any image.
     command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "").env("GOWORK", "off");
+    // Compilers that collect garbage less often: a fifth less processor time for etcd, measured twice.
+    command.env("GOGC", "400");
     process::run(&mut command).with_context(|| format!("{} could not be built", program.name))
 }
 

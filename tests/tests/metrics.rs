@@ -1,0 +1,202 @@
+//! What an agent tells Prometheus, who may ask for it how often, and what becomes of it when another agent takes over.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{
+    Net, Node, Pair, PodSpec, SHOP,
+    agent::{Agent, Dirs, SOON},
+    attack::{self, AttackSpec, Kind},
+    eventually,
+    exec::Place,
+    objects::MODE,
+    probe::{self, DialSpec, ServeSpec, Talk},
+    scenario,
+};
+
+/// Where the agents of these tests serve metrics, in their node's network.
+const PORT: u16 = 15_020;
+const OPTIONS: [&str; 4] = ["--metrics", "[::]:15020", "--drain-seconds", "5"];
+
+/// What the endpoint promises: so many connections of one address, and so long each (`metrics/serve.rs`).
+const SEATS_OF_ONE: u64 = 8;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A pair whose agents serve metrics.
+fn pair(net: &Net) -> Result<Pair<'_>> {
+    let nodes = [net.node("node1")?, net.node("node2")?];
+    let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
+    let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server").annotation(MODE, "strict"))?;
+    let start = |node: &Node| Agent::start(node, Dirs::of(net), &OPTIONS);
+    let agents = [start(&nodes[0])?, start(&nodes[1])?];
+    let pair = Pair { net, nodes, agents, client, server };
+    pair.join()?;
+    Ok(pair)
+}
+
+fn curl(from: &Place, node: &Node, words: &[&str]) -> Result<String> {
+    let url = format!("http://{}:{PORT}/metrics", node.address());
+    let curl = ["curl", "--silent", "--show-error", "--max-time", "5"];
+    from.run(curl.iter().chain(words).chain([&&*url]))?.success()
+}
+
+/// The samples, by name with labels. Every metric must have its HELP and TYPE, and no sample may be told twice.
+fn scrape(from: &Place, node: &Node) -> Result<BTreeMap<String, f64>> {
+    let page = curl(from, node, &["--fail"])?;
+    let mut samples = BTreeMap::new();
+    let mut about = Vec::new();
+    for line in page.lines() {
+        if let Some(told) = line.strip_prefix("# ") {
+            about.extend(told.split(' ').nth(1).map(|name| (&told[..4], name)));
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').with_context(|| format!("{line:?}"))?;
+        let family = name.split('{').next().unwrap_or(name);
+        let is_told = about.contains(&("HELP", family)) && about.contains(&("TYPE", family));
+        ensure!(is_told && family.starts_with("nodemesh_"), "{line:?}");
+        ensure!(samples.insert(name.to_owned(), value.parse()?).is_none(), "twice: {line:?}");
+    }
+    Ok(samples)
+}
+
+#[test]
+fn the_page_says_what_status_says() {
+    scenario("metrics-page", |net| {
+        let pair = pair(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        for _ in 0..3 {
+            probe::dial(&pair.client, &DialSpec::say(pair.server.at(tests::PORT), "hello"))?;
+        }
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        probe::dial(&stranger, &DialSpec::say(pair.server.at(tests::PORT), "hello"))?;
+        let samples = eventually(SOON, || {
+            let samples = scrape(&stranger, &pair.nodes[1])?;
+            ensure!(samples.get("nodemesh_connections_open") == Some(&0.0), "{samples:#?}");
+            Ok(samples)
+        })?;
+        let status = pair.agents[1].status()?;
+        for (name, value) in [
+            ("nodemesh_ready", 1),
+            ("nodemesh_knowledge{from=\"source\"}", 1),
+            ("nodemesh_knowledge{from=\"disk\"}", 0),
+            ("nodemesh_knowledge_age_seconds", 0),
+            ("nodemesh_pods{state=\"enrolled\"}", 1),
+            ("nodemesh_pods{state=\"held\"}", 0),
+            ("nodemesh_remote_pods", 1),
+            ("nodemesh_connections_accepted_total{direction=\"inbound\"}", 3),
+            ("nodemesh_connections_accepted_total{direction=\"outbound\"}", 0),
+            ("nodemesh_application_bytes_total{direction=\"sent\"}", status.counters.bytes_sent),
+            ("nodemesh_certificates_not_signed", 0),
+        ] {
+            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+            let value = value as f64;
+            ensure!(samples.get(name) == Some(&value), "{name} is not {value}: {samples:#?}");
+        }
+        let verdict =
+            |code: &str| samples.get(&format!("nodemesh_verdicts_total{{verdict=\"{code}\"}}"));
+        let told: Vec<_> =
+            status.verdicts.iter().filter(|(code, _)| verdict(code).is_none()).collect();
+        ensure!(told.is_empty(), "without metric: {told:?}");
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let strict = status.verdict("refused_strict") as f64;
+        ensure!(strict >= 1.0 && verdict("refused_strict") == Some(&strict), "{samples:#?}");
+        let today = now()?;
+        let expiry = samples.get("nodemesh_certificate_first_expiry_time_seconds");
+        let in_a_day = today..today + 86_400.0;
+        ensure!(expiry.is_some_and(|at| in_a_day.contains(at)), "{expiry:?} from {today}");
+        let names = samples.keys().any(|name| name.contains("client") || name.contains("shop"));
+        ensure!(!names, "pods are named: {samples:#?}");
+
+        let answer = curl(&stranger, &pair.nodes[1], &["--head"])?;
+        ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("version=0.0.4"), "{answer}");
+        let answer = curl(&stranger, &pair.nodes[1], &["--data", "x", "--include"])?;
+        ensure!(answer.starts_with("HTTP/1.1 405") && answer.contains("GET, HEAD"), "{answer}");
+        Ok(())
+    });
+}
+
+/// Seconds since 1970.
+fn now() -> Result<f64> {
+    Ok(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64())
+}
+
+#[test]
+fn who_holds_connections_open_keeps_nobody_else_out() {
+    scenario("metrics-flood", |net| {
+        let pair = pair(net)?;
+        let attacker = net.pod(&pair.nodes[0], PodSpec::new("other", "attacker"))?;
+        let node = &pair.nodes[1];
+        let descriptors = || attack::Usage::of(&pair.agents[1]).map(|usage| usage.descriptors);
+        let before = descriptors()?;
+        let to = (node.address(), PORT).into();
+        // Garbage without an end of line could be a head that is not whole yet: it waits with its sender.
+        for (kind, turned_away) in [(Kind::Silent, 200), (Kind::Drip, 200), (Kind::Garbage, 4)] {
+            let spec = AttackSpec { hold: 200, workers: 4, ..AttackSpec::new(kind, to) };
+            let running = attack::start(&attacker, &spec)?;
+            running.wait("to be turned away", |tally| tally.ended >= turned_away)?;
+            for _ in 0..5 {
+                scrape(&pair.beside_server(), node)?;
+                scrape(&pair.client, node)?;
+            }
+            let held = descriptors()?.saturating_sub(before);
+            ensure!(held < 2 * usize::try_from(SEATS_OF_ONE)?, "{kind:?}: {held} descriptors");
+            running.stop()?;
+        }
+        // Those who hold on are let go of by the agent itself.
+        let spec = AttackSpec { hold: SEATS_OF_ONE, ..AttackSpec::new(Kind::Silent, to) };
+        let running = attack::start(&attacker, &spec)?;
+        running.wait("to be let go of", |tally| tally.connected >= 2 * SEATS_OF_ONE)?;
+        running.stop()?;
+        eventually(PATIENCE + SOON, || {
+            let after = descriptors()?;
+            ensure!(after <= before, "{before} descriptors became {after}");
+            Ok(())
+        })?;
+        ensure!(pair.agents[1].is_running()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
+    scenario("metrics-port", |net| {
+        let node = net.node("node1")?;
+        let other = probe::serve(&node, &ServeSpec::new(PORT, Talk::Sink))?;
+        let agent = Agent::start(&node, Dirs::of(net), &OPTIONS)?;
+        let problem = agent.wait_problem("metrics", |of| of.code == "metrics_not_served")?;
+        for word in ["[::]:15020", "in use", "--metrics"] {
+            ensure!(problem.message.contains(word), "{problem:?}");
+        }
+        drop(other);
+        eventually(SOON, || scrape(&node, &node))?;
+        ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_heir_answers_while_its_predecessor_drains() {
+    scenario("metrics-heir", |net| {
+        let pair = pair(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let started = |samples: &BTreeMap<String, f64>| samples["nodemesh_start_time_seconds"];
+        let before = scrape(&pair.client, &pair.nodes[1])?;
+        let lines = DialSpec::new(pair.server.at(tests::PORT), Talk::Lines);
+        let kept = probe::load(
+            &pair.client,
+            &DialSpec { workers: 1, keep_alive: true, pause_ms: 5, timeout_s: 5, ..lines },
+        )?;
+        kept.wait_more(10)?;
+        let mut old = pair.agents[1].take_over()?;
+        eventually(SOON, || {
+            let after = scrape(&pair.client, &pair.nodes[1])?;
+            ensure!(started(&after) > started(&before), "still the predecessor's");
+            Ok(())
+        })?;
+        ensure!(old.is_running()?, "it has ended: nothing is shown");
+        kept.wait_more(10)?;
+        ensure!(pair.agents[1].status()?.problems.is_empty());
+        kept.finish()?;
+        Ok(())
+    });
+}
