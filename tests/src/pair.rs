@@ -4,8 +4,9 @@ use anyhow::Result;
 
 use crate::{
     Net, Node, Pod, PodSpec,
-    agent::Agent,
+    agent::{Agent, Dirs},
     exec::Place,
+    objects::MODE,
     probe::{self, ServeSpec, Server, Talk},
 };
 
@@ -33,11 +34,28 @@ pub struct Pair<'a> {
 impl<'a> Pair<'a> {
     /// With nobody in the mesh yet.
     pub fn new(net: &'a Net) -> Result<Self> {
+        Self::with(net, [Dirs::of(net), Dirs::of(net)], &[])
+    }
+
+    /// The same, with agents that have these directories and options.
+    pub fn with(net: &'a Net, dirs: [Dirs; 2], options: &[&str]) -> Result<Self> {
         let nodes = [net.node("node1")?, net.node("node2")?];
         let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
         let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
-        let agents = [net.agent(&nodes[0])?, net.agent(&nodes[1])?];
+        let [one, two] = dirs;
+        let agents =
+            [Agent::start(&nodes[0], one, options)?, Agent::start(&nodes[1], two, options)?];
         Ok(Self { net, nodes, agents, client, server })
+    }
+
+    /// With both in the mesh and a strict server, and agents that have these options; and a pod outside the mesh, on the client's
+    /// node.
+    pub fn strict(net: &'a Net, options: &[&str]) -> Result<(Self, Pod)> {
+        let pair = Self::with(net, [Dirs::of(net), Dirs::of(net)], options)?;
+        net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        pair.join()?;
+        Ok((pair, stranger))
     }
 
     /// With both in the mesh, and both agents knowing it.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use tests::{
-    Net, Node, PORT, Pair, Pod, PodSpec, SHOP,
+    Node, PORT, Pair, Pod, PodSpec, SHOP,
     agent::{Agent, Dirs, SOON},
     eventually,
     exec::Place,
@@ -21,23 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How long an agent lets open connections end: `--drain-seconds`.
 const DRAIN: Duration = Duration::from_secs(2);
+const DRAINS: [&str; 2] = ["--drain-seconds", "2"];
 
 /// How often a node is handed over.
 const HAND_OVERS: usize = 10;
-
-/// A meshed pair whose server is strict, with agents that drain for [`DRAIN`]; and a pod outside the mesh.
-fn strict(net: &Net) -> Result<(Pair<'_>, Pod)> {
-    let nodes = [net.node("node1")?, net.node("node2")?];
-    let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
-    let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
-    let start = |node: &Node| Agent::start(node, Dirs::of(net), &["--drain-seconds", "2"]);
-    let agents = [start(&nodes[0])?, start(&nodes[1])?];
-    let pair = Pair { net, nodes, agents, client, server };
-    net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
-    let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
-    pair.join()?;
-    Ok((pair, stranger))
-}
 
 fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
     probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(pair.server.at(PORT), "req 1\n") })
@@ -77,7 +64,7 @@ fn wait_back(node: &Node, before: &Inventory) -> Result<()> {
 #[test]
 fn handed_over_ten_times_under_load() {
     scenario("handover-load", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &DRAINS)?;
         let service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let before = [at_rest(&pair.nodes[0])?, at_rest(&pair.nodes[1])?];
@@ -134,7 +121,7 @@ fn handed_over_ten_times_under_load() {
 #[test]
 fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
     scenario("handover-heir", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let before = at_rest(&pair.nodes[1])?;
@@ -259,7 +246,7 @@ fn what_a_dead_heir_has_changed_is_as_it_was() {
 #[test]
 fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
     scenario("handover-appears", |net| {
-        let (pair, _) = strict(net)?;
+        let (pair, _) = Pair::strict(net, &DRAINS)?;
         let open = ServeSpec::both_families(PORT, Talk::Lines);
         let _services = (pair.serve(Talk::Lines)?, probe::serve(&pair.client, &open)?);
         let heir = Heir::ask(&pair.nodes[1])?;
@@ -290,7 +277,7 @@ fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
 #[test]
 fn an_heir_that_is_too_slow_changes_nothing_any_more() {
     scenario("handover-slow", |net| {
-        let (pair, _) = strict(net)?;
+        let (pair, _) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
         let (node, agent) = (&pair.nodes[1], &pair.agents[1]);
         let mut heir = agent.spawn_heir()?;
@@ -316,7 +303,7 @@ fn an_heir_that_is_too_slow_changes_nothing_any_more() {
 #[test]
 fn what_an_agent_could_not_reach_goes_with_it() {
     scenario("handover-failed", |net| {
-        let (pair, _) = strict(net)?;
+        let (pair, _) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
         let (node, agent) = (&pair.nodes[0], &pair.agents[0]);
         for port in 9_000..9_010 {
@@ -344,7 +331,7 @@ fn answered_or_cut(conn: &Conn) -> Result<()> {
 #[test]
 fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
     scenario("handover-old", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
         let prober = load(&stranger, &pair, 1, false)?;
         for delay_ms in (0..10).map(|step| step * 20) {
@@ -370,7 +357,7 @@ fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
 #[test]
 fn who_takes_over_by_mistake_is_told() {
     scenario("handover-mistake", |net| {
-        let (pair, _) = strict(net)?;
+        let (pair, _) = Pair::strict(net, &DRAINS)?;
         let said = |options: &[&str]| -> Result<String> {
             let process = Agent::spawn_beside(&pair.agents[1], options)?;
             let output = process.wait(SOON)?;

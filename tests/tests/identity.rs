@@ -4,23 +4,13 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
-    Net, PORT, Pair, Pod, PodSpec, SHOP,
+    Net, PORT, Pair, Pod, SHOP,
     agent::{Agent, Dirs, SOON},
     eventually,
     objects::pod_file,
     probe::{self, DialSpec, End, Talk},
     scenario,
 };
-
-/// A pair whose agents may have directories of their own.
-fn pair<'a>(net: &'a Net, dirs: [Dirs; 2], options: &[&str]) -> Result<Pair<'a>> {
-    let nodes = [net.node("node1")?, net.node("node2")?];
-    let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
-    let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
-    let [one, two] = dirs;
-    let agents = [Agent::start(&nodes[0], one, options)?, Agent::start(&nodes[1], two, options)?];
-    Ok(Pair { net, nodes, agents, client, server })
-}
 
 fn serial(agent: &Agent) -> Result<String> {
     let identities = agent.status()?.identities;
@@ -32,7 +22,7 @@ fn certificates_are_renewed_and_no_connection_is_dropped() {
     scenario("identity-renewal", |net| {
         // They live four seconds and are renewed after two.
         let dirs = || Dirs::of(net);
-        let pair = pair(net, [dirs(), dirs()], &["--leaf-ttl-seconds", "4"])?;
+        let pair = Pair::with(net, [dirs(), dirs()], &["--leaf-ttl-seconds", "4"])?;
         pair.join()?;
         let service = pair.serve(Talk::Lines)?;
         let to = pair.server.at(PORT);
@@ -75,7 +65,7 @@ fn two_trust_anchors_at_once() {
         for dirs in &dirs {
             fs::write(dirs.ca.join("anchors.pem"), certs.concat())?;
         }
-        let pair = pair(net, dirs, &[])?;
+        let pair = Pair::with(net, dirs, &[])?;
         pair.join()?;
         let _service = pair.serve(Talk::Exchange)?;
         let seen = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "hello"))?;
@@ -103,7 +93,7 @@ fn refused_for(pair: &Pair<'_>, code: &str) -> Result<()> {
 #[test]
 fn agents_with_foreign_anchors_both_know_it() {
     scenario("identity-foreign", |net| {
-        let pair = pair(net, [Dirs::of(net), other_ca(net)], &[])?;
+        let pair = Pair::with(net, [Dirs::of(net), other_ca(net)], &[])?;
         pair.join()?;
         refused_for(&pair, "unknown_anchor")
     });
@@ -116,7 +106,8 @@ fn an_announcement_that_contradicts_the_objects_is_not_believed() {
         let dirs = Dirs::of(net);
         let source = dirs.source.with_file_name("source-of-node1");
         fs::create_dir_all(&source)?;
-        let pair = pair(net, [Dirs { source: source.clone(), ..dirs.clone() }, dirs.clone()], &[])?;
+        let pair =
+            Pair::with(net, [Dirs { source: source.clone(), ..dirs.clone() }, dirs.clone()], &[])?;
         net.objects().label_namespace(SHOP, Some("enabled"))?;
         copy_objects(&dirs.source, &source, &pair.server)?;
         pair.agents[0].wait_enrolled(&[&pair.client])?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
-    Net, Node, PORT, Pair, Pod, PodSpec, SHOP,
+    Node, PORT, Pair, Pod, PodSpec, SHOP,
     agent::SOON,
     eventually,
     exec::Place,
@@ -14,15 +14,6 @@ use tests::{
     probe::{self, Conn, DialSpec, End, Talk},
     scenario,
 };
-
-/// A pair whose server is strict, and a pod outside the mesh on the client's node.
-fn strict(net: &Net) -> Result<(Pair<'_>, Pod)> {
-    let pair = Pair::new(net)?;
-    net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
-    let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
-    pair.join()?;
-    Ok((pair, stranger))
-}
 
 fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
     probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(pair.server.at(PORT), "hello") })
@@ -47,7 +38,7 @@ fn pins(node: &Node) -> usize {
 #[test]
 fn a_stopped_agent_leaves_strict_pods_closed() {
     scenario("lifecycle-stop", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let mut service = pair.serve(Talk::Exchange)?;
         closed(&dial(&stranger, &pair)?)?;
         answered(&dial(&pair.client, &pair)?)?;
@@ -74,7 +65,7 @@ fn a_stopped_agent_leaves_strict_pods_closed() {
 #[test]
 fn a_killed_agent_leaves_strict_pods_closed() {
     scenario("lifecycle-kill", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Exchange)?;
         answered(&dial(&pair.client, &pair)?)?;
         pair.agents[1].kill9()?;

@@ -5,7 +5,7 @@ use tests::{
     PORT, Pair, PodSpec, SHOP,
     flow::Flow,
     kernel, objects,
-    probe::{self, Client, DialSpec, End, ServeSpec, Talk},
+    probe::{self, Client, DialSpec, End, ServeSpec, Server, Talk},
     scenario,
 };
 
@@ -18,6 +18,13 @@ fn load(pair: &Pair<'_>, v6: bool, keep_alive: bool) -> Result<Client> {
         &pair.client,
         &DialSpec { keep_alive, workers: 2, ..DialSpec::new(to, Talk::Lines) },
     )
+}
+
+fn nothing_lost(client: Client, service: &Server) -> Result<()> {
+    let result = client.finish()?;
+    ensure!(result.failed == 0, "{result:#?}");
+    ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+    Ok(())
 }
 
 #[test]
@@ -83,9 +90,7 @@ fn either_side_alone_in_the_mesh_goes_on_in_plaintext() {
             agent.wait_state(pod, "not_enrolled")?;
             client.wait_more(STEADY)?;
         }
-        let result = client.finish()?;
-        ensure!(result.failed == 0, "{result:#?}");
-        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        nothing_lost(client, &service)?;
         for agent in &pair.agents {
             let flows = agent.flows()?;
             ensure!(!flows.iter().any(Flow::is_mtls), "{flows:?}");
@@ -115,10 +120,7 @@ fn a_port_excluded_and_included_under_load_loses_no_request() {
             }
         }
         client.wait_more(STEADY)?;
-        let result = client.finish()?;
-        ensure!(result.failed == 0, "{result:#?}");
-        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
-        Ok(())
+        nothing_lost(client, &service)
     });
 }
 
@@ -138,10 +140,7 @@ fn a_mode_changed_under_load_loses_no_request() {
             })?;
             client.wait_more(STEADY)?;
         }
-        let result = client.finish()?;
-        ensure!(result.failed == 0, "{result:#?}");
-        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
-        Ok(())
+        nothing_lost(client, &service)
     });
 }
 

@@ -4,12 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
-    Net, Node, Pair, PodSpec, SHOP,
+    Node, Pair,
     agent::{Agent, Dirs, SOON},
     attack::{self, AttackSpec, Kind},
     eventually,
     exec::Place,
-    objects::MODE,
     probe::{self, DialSpec, ServeSpec, Talk},
     scenario,
 };
@@ -21,18 +20,6 @@ const OPTIONS: [&str; 4] = ["--metrics", "[::]:15020", "--drain-seconds", "5"];
 /// What the endpoint promises: so many connections of one address, and so long each (`metrics/serve.rs`).
 const SEATS_OF_ONE: u64 = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A pair whose agents serve metrics.
-fn pair(net: &Net) -> Result<Pair<'_>> {
-    let nodes = [net.node("node1")?, net.node("node2")?];
-    let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
-    let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server").annotation(MODE, "strict"))?;
-    let start = |node: &Node| Agent::start(node, Dirs::of(net), &OPTIONS);
-    let agents = [start(&nodes[0])?, start(&nodes[1])?];
-    let pair = Pair { net, nodes, agents, client, server };
-    pair.join()?;
-    Ok(pair)
-}
 
 fn curl(from: &Place, node: &Node, words: &[&str]) -> Result<String> {
     let url = format!("http://{}:{PORT}/metrics", node.address());
@@ -62,12 +49,11 @@ fn scrape(from: &Place, node: &Node) -> Result<BTreeMap<String, f64>> {
 #[test]
 fn the_page_says_what_status_says() {
     scenario("metrics-page", |net| {
-        let pair = pair(net)?;
+        let (pair, stranger) = Pair::strict(net, &OPTIONS)?;
         let _service = pair.serve(Talk::Exchange)?;
         for _ in 0..3 {
             probe::dial(&pair.client, &DialSpec::say(pair.server.at(tests::PORT), "hello"))?;
         }
-        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
         probe::dial(&stranger, &DialSpec::say(pair.server.at(tests::PORT), "hello"))?;
         let samples = eventually(SOON, || {
             let samples = scrape(&stranger, &pair.nodes[1])?;
@@ -123,8 +109,7 @@ fn now() -> Result<f64> {
 #[test]
 fn who_holds_connections_open_keeps_nobody_else_out() {
     scenario("metrics-flood", |net| {
-        let pair = pair(net)?;
-        let attacker = net.pod(&pair.nodes[0], PodSpec::new("other", "attacker"))?;
+        let (pair, attacker) = Pair::strict(net, &OPTIONS)?;
         let node = &pair.nodes[1];
         let descriptors = || attack::Usage::of(&pair.agents[1]).map(|usage| usage.descriptors);
         let before = descriptors()?;
@@ -177,7 +162,7 @@ fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
 #[test]
 fn an_heir_answers_while_its_predecessor_drains() {
     scenario("metrics-heir", |net| {
-        let pair = pair(net)?;
+        let (pair, _) = Pair::strict(net, &OPTIONS)?;
         let _service = pair.serve(Talk::Lines)?;
         let started = |samples: &BTreeMap<String, f64>| samples["nodemesh_start_time_seconds"];
         let before = scrape(&pair.client, &pair.nodes[1])?;

@@ -18,7 +18,6 @@ use tests::{
     exec::Place,
     flow::Flow,
     kernel::{self, Held, Inventory},
-    objects::MODE,
     probe::{self, Client, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
@@ -34,15 +33,6 @@ const WARMTH_KIB: u64 = 16 * 1024;
 
 /// A source port of the mesh's range, for a prober who pretends to be an agent.
 const MESH_PORT: u16 = 61_500;
-
-/// A pair whose server is strict, and a pod outside the mesh on the client's node.
-fn strict(net: &Net) -> Result<(Pair<'_>, Pod)> {
-    let pair = Pair::new(net)?;
-    net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
-    let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
-    pair.join()?;
-    Ok((pair, stranger))
-}
 
 fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
     probe::dial(from, &DialSpec { timeout_s: 1, ..DialSpec::say(pair.server.at(PORT), "req 1\n") })
@@ -156,7 +146,7 @@ const THIEF: &str = "thief.yaml";
 #[test]
 fn a_strict_pod_whose_address_is_taken_while_the_agent_is_away_stays_closed() {
     scenario("restarts-taken", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let agent = &pair.agents[1];
@@ -191,7 +181,7 @@ fn a_strict_pod_whose_address_is_taken_while_the_agent_is_away_stays_closed() {
 #[test]
 fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_to_be() {
     scenario("restarts-unlabelled", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let agent = &pair.agents[1];
@@ -230,7 +220,7 @@ fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_t
 #[test]
 fn what_another_version_pinned_is_replaced_without_a_gap() {
     scenario("restarts-version", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let before = Inventory::of(&pair.nodes[1])?;
@@ -252,7 +242,7 @@ fn what_another_version_pinned_is_replaced_without_a_gap() {
 #[test]
 fn a_pinned_map_of_another_shape_is_replaced_without_a_gap() {
     scenario("restarts-shape", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let before = Inventory::of(&pair.nodes[1])?;
@@ -276,7 +266,7 @@ fn a_pinned_map_of_another_shape_is_replaced_without_a_gap() {
 #[test]
 fn pins_that_are_missing_are_made_again() {
     scenario("restarts-missing", |net| {
-        let (pair, _) = strict(net)?;
+        let (pair, _) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let before = Inventory::of(&pair.nodes[1])?;
@@ -337,7 +327,7 @@ fn an_agent_of_another_node_is_not_disturbed() {
 #[test]
 fn a_drain_says_what_it_cut() {
     scenario("restarts-drain", |net| {
-        let (pair, _) = strict(net)?;
+        let (pair, _) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         // The client's agent again, with a deadline of a second.
         pair.agents[0].stop()?;
@@ -383,7 +373,7 @@ fn a_drain_says_what_it_cut() {
 #[test]
 fn an_agent_whose_runtime_is_stuck_ends_itself() {
     scenario("restarts-stuck", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         let agent = &pair.agents[1];
         // Its watchdog, its log and everything else run on; only the threads of the runtime are stopped, for good.
@@ -432,7 +422,7 @@ fn an_agent_out_of_memory_leaves_strict_pods_closed() {
         return;
     }
     scenario("restarts-memory", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let sink = probe::serve(
             &pair.server,
             &ServeSpec { quiet: true, ..ServeSpec::both_families(PORT + 1, Talk::Sink) },
@@ -492,7 +482,7 @@ impl Drop for Limit {
 #[test]
 fn killed_twenty_times_under_load() {
     scenario("restarts-kill", |net| {
-        let (pair, stranger) = strict(net)?;
+        let (pair, stranger) = Pair::strict(net, &[])?;
         let service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
         let before = AtRest::of(&pair)?;
