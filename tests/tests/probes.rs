@@ -9,7 +9,7 @@ use tests::{
     PORT, Pair, PodSpec,
     cluster::{
         Cluster, Mesh, PATIENCE,
-        shop::{IDLE, container},
+        shop::{self, IDLE, container},
     },
     eventually,
     flow::Flow,
@@ -22,15 +22,17 @@ use tests::{
 /// Ports of the strict pod: one that only the kubelet and the mesh reach, one that is left open later.
 const APP: u16 = 8080;
 const METRICS: u16 = 9102;
+const GRPC: u16 = 9000;
 
 const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
 
 /// A port of the nodes' own range, from which nothing is dialled.
 const FORGED_PORT: u16 = 40_001;
 
+/// Tells in its log what it was asked for.
 fn server(port: u16) -> String {
     format!(
-        "mkdir -p /tmp/www && echo hello > /tmp/www/index.html && exec httpd -f -p {port} -h /tmp/www"
+        "mkdir -p /tmp/www && cd /tmp/www && echo hello | tee index.html > hook && exec httpd -f -vv -p {port} -h /tmp/www"
     )
 }
 
@@ -55,18 +57,38 @@ fn pod(namespace: &str, name: &str, node: u8, more: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
 }
 
-/// Strict from its first instant, with probes of all kinds that busybox can answer.
+/// Strict from its first instant, with probes of all kinds, and a hook.
 fn guarded() -> Value {
     let http = || json!({"httpGet": {"path": "/", "port": APP}});
     let mut app = container("app", &server(APP));
     app["startupProbe"] = probe_of(json!({"tcpSocket": {"port": APP}}), 60);
     app["readinessProbe"] = probe_of(http(), 30);
     app["livenessProbe"] = probe_of(http(), 30);
+    // The next container begins when this one serves, and its hook asks this one.
+    let serves = format!("until curl --silent --fail http://127.0.0.1:{APP}/; do sleep 0.1; done");
+    app["lifecycle"] = json!({"postStart": {"exec": {"command": ["sh", "-c", serves]}}});
     let mut metrics = container("metrics", &server(METRICS));
     metrics["startupProbe"] = probe_of(json!({"exec": {"command": ["true"]}}), 60);
     metrics["readinessProbe"] = probe_of(json!({"exec": {"command": ["true"]}}), 30);
     metrics["livenessProbe"] = probe_of(json!({"tcpSocket": {"port": METRICS}}), 30);
-    pod("shop", "guarded", 1, json!({"containers": [app, metrics]}))
+    metrics["lifecycle"] = json!({"postStart": hook()});
+    let mut grpc = container("grpc", &format!("exec mesh-probe health 0.0.0.0:{GRPC}"));
+    let check = || json!({"grpc": {"port": GRPC}});
+    grpc["startupProbe"] = probe_of(check(), 60);
+    grpc["readinessProbe"] = probe_of(check(), 30);
+    grpc["livenessProbe"] = probe_of(check(), 30);
+    pod("shop", "guarded", 1, json!({"containers": [app, metrics, grpc]}))
+}
+
+/// Asks the server on [`APP`]; a kubelet asks once.
+fn hook() -> Value {
+    json!({"httpGet": {"path": "/hook", "port": APP}})
+}
+
+/// How often a server's container was asked for what only hooks ask for.
+fn hooks_seen(cluster: &Cluster, pod: &str, container: &str) -> Result<usize> {
+    let log = shop::log(cluster, 1, "shop", pod, container)?;
+    Ok(log.iter().filter(|line| line.ends_with("url:/hook")).count())
 }
 
 /// `shop/guarded`, strict, on node 1, with `shop/web` in the mesh on node 2. Outside the mesh: `other/host` with the network of
@@ -116,7 +138,7 @@ impl<'a> Stage<'a> {
         eventually(PATIENCE, || {
             let of = "jsonpath={.status.conditions[?(@.type=='Ready')].status} {.status.containerStatuses[*].restartCount}";
             let state = self.cluster.kubectl(["-n", "shop", "get", "pod", "guarded", "-o", of])?;
-            ensure!(state == "True 0 0", "{when}: {state}");
+            ensure!(state == "True 0 0 0", "{when}: {state}");
             Ok(())
         })
     }
@@ -170,6 +192,7 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     let cluster = Mesh::cluster()?;
     let stage = Stage::new(&cluster)?;
     stage.probes_pass("from the start")?;
+    hooks_pass(&stage)?;
     stage.is_refused("other/host", APP)?;
     stage.is_refused("other/stranger", APP)?;
     stage.forged_is_refused()?;
@@ -179,7 +202,7 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     cluster.wait_nodes()?;
     stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?; // a new kubelet does not know all pods at once
     stage.probes_pass("after the kubelet was restarted")?;
-    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    stage.mesh.kill_agent(1)?;
     stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?; // before, its counters are nobody's
     stage.probes_pass("after the agent was restarted")?;
 
@@ -194,7 +217,38 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
         ensure!(now > refused + 5, "{refused} refused before, {now} now");
         Ok(())
     })?;
+    let unheard = hooked("unheard", "postStart");
+    cluster.kubectl_with(&unheard.to_string(), ["apply", "-f", "-"])?;
+    eventually(PATIENCE, || {
+        let of = "--field-selector=reason=FailedPostStartHook,involvedObject.name=unheard";
+        let events = cluster.kubectl(["-n", "shop", "get", "events", of, "-o", "name"])?;
+        ensure!(!events.is_empty(), "a hook passes that is nobody's");
+        Ok(())
+    })?;
     cluster.down()
+}
+
+/// A server with one hook, and some seconds for it to be asked in the end.
+fn hooked(name: &str, when: &str) -> Value {
+    let mut app = container("app", &server(APP));
+    app["lifecycle"] = json!({when: hook()});
+    pod("shop", name, 1, json!({"containers": [app], "terminationGracePeriodSeconds": 10}))
+}
+
+/// What the kubelet asks when a container begins and when it is to end.
+fn hooks_pass(stage: &Stage<'_>) -> Result<()> {
+    ensure!(hooks_seen(stage.cluster, "guarded", "app")? == 1, "no hook after the start");
+    let ending = hooked("ending", "preStop");
+    stage.cluster.kubectl_with(&ending.to_string(), ["apply", "-f", "-"])?;
+    stage.mesh.wait_strict(&[(1, "shop/ending")])?;
+    let wait = ["wait", "--for=condition=Ready", "pod/ending", "--timeout=120s"];
+    stage.cluster.kubectl(["-n", "shop"].into_iter().chain(wait))?;
+    ensure!(hooks_seen(stage.cluster, "ending", "app")? == 0);
+    stage.cluster.kubectl(["-n", "shop", "delete", "pod", "ending", "--wait=false"])?;
+    eventually(PATIENCE, || {
+        ensure!(hooks_seen(stage.cluster, "ending", "app")? == 1, "no hook before the end");
+        Ok(())
+    })
 }
 
 /// A kubelet that nobody has given a cgroup of its own is in one above all pods.

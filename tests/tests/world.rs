@@ -307,7 +307,7 @@ fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let changed = Cost::of_agent(cluster, mesh)?;
 
     // One that begins has to list all of it.
-    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    mesh.kill_agent(1)?;
     let since = Instant::now();
     let again = eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;

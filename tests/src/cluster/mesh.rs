@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Cluster, test_name};
 use crate::{bin_dir, eventually, exec::Output, flow::Flow};
@@ -122,7 +122,11 @@ impl<'a> Mesh<'a> {
 
     /// The state of a pod, `namespace/name`, as its node's agent has it.
     pub fn state_of(&self, node: u8, pod: &str) -> Result<Value> {
-        let status = self.status(node)?;
+        Self::state_in(&self.status(node)?, pod)
+    }
+
+    /// The same, out of a status.
+    pub fn state_in(status: &Value, pod: &str) -> Result<Value> {
         let pods = status["pods"].as_array().cloned().unwrap_or_default();
         let is = |found: &&Value| {
             format!(
@@ -155,6 +159,63 @@ impl<'a> Mesh<'a> {
             }
             Ok(())
         })
+    }
+
+    /// What is wrong, as the agent says it, asked on the node itself: code and message.
+    pub fn problems_on_node(&self, node: u8) -> Result<Vec<(String, String)>> {
+        let status = self.status_on_node(node)?;
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        let text =
+            |problem: &Value, key: &str| problem[key].as_str().unwrap_or_default().to_owned();
+        Ok(problems.iter().map(|it| (text(it, "code"), text(it, "message"))).collect())
+    }
+
+    /// Waits until the agent says that something is wrong, with these words.
+    pub fn wait_problem(&self, node: u8, code: &str, words: &str) -> Result<()> {
+        eventually(PATIENCE, || {
+            let found = self.problems_on_node(node)?;
+            let is_it = |(is, message): &(String, String)| is == code && message.contains(words);
+            ensure!(found.iter().any(is_it), "node{node}, {code}: {found:#?}");
+            Ok(())
+        })
+    }
+
+    /// Waits until nothing is wrong any more.
+    pub fn wait_no_problem(&self, node: u8) -> Result<()> {
+        eventually(PATIENCE, || {
+            let found = self.problems_on_node(node)?;
+            ensure!(found.is_empty(), "node{node}: {found:#?}");
+            Ok(())
+        })
+    }
+
+    /// Kills a node's agent, and returns the process id that it had there.
+    pub fn kill_agent(&self, node: u8) -> Result<Value> {
+        // Not by its name: others of that program may run on the node.
+        let killed = self.status_on_node(node)?["pid"].clone();
+        self.cluster.node(node).run(["kill", "-KILL", &killed.to_string()])?;
+        Ok(killed)
+    }
+
+    /// Breaks off a node's agent's connections to the API server; they may be made anew. How many there were.
+    pub fn sever(&self, node: u8) -> Result<usize> {
+        let netns = format!("--net=/proc/{}/ns/net", self.status_on_node(node)?["pid"]);
+        let kill = ["ss", "--no-header", "--tcp", "--kill", "dport", "=", ":443"];
+        let killed = self.cluster.node(node).run(["nsenter", &netns].into_iter().chain(kill))?;
+        Ok(killed.lines().count())
+    }
+
+    /// Whether one of the mesh's service accounts may do something, in any namespace: the API server's answer, and an error if
+    /// there is none.
+    pub fn account_may(&self, account: &str, verb: &str, resource: &str) -> Result<bool> {
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
+            "user": format!("system:serviceaccount:nodemesh:{account}"),
+            "groups": ["system:serviceaccounts", "system:serviceaccounts:nodemesh", "system:authenticated"],
+            "resourceAttributes": {"verb": verb, "resource": resource}}});
+        let to = "--raw=/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let said = self.cluster.kubectl_with(&review.to_string(), ["create", to, "-f", "-"])?;
+        let said: Value = serde_json::from_str(&said)?;
+        said["status"]["allowed"].as_bool().with_context(|| format!("no answer: {said:#}"))
     }
 
     /// Has connections made until the newest that the node's agent knows is mutual TLS to that pod: the peers' announcements

@@ -1,9 +1,11 @@
 //! `mesh-probe in NETNS CGROUP PROGRAM…`: runs a program as a pod would.
 //! `mesh-probe serve --listen ADDRESS --talk KIND …`, `mesh-probe dial --to ADDRESS --talk KIND …`: connections that are
 //! reported as JSON lines. All options: `tests/src/probe/spec.rs`.
+//! `mesh-probe health ADDRESS`: a gRPC server that is well.
 #![expect(clippy::print_stdout, reason = "its reports are its output")]
 
 mod dial;
+mod health;
 mod lines;
 mod play;
 mod race;
@@ -33,10 +35,11 @@ fn main() -> Result<()> {
         Some("in") => run_in(args),
         Some("serve") => serve::run(&from_args(args)?),
         Some("dial") => dial::run(&from_args(args)?),
+        Some("health") => health::run(&args.next().context("no ADDRESS")?),
         Some("raw") => raw::run(&from_args(args)?),
         Some("race") => race::run(&from_args(args)?),
         _ => bail!(
-            "usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS | raw OPTIONS | race OPTIONS"
+            "usage: mesh-probe in NETNS CGROUP PROGRAM… | serve OPTIONS | dial OPTIONS | health ADDRESS | raw OPTIONS | race OPTIONS"
         ),
     }
 }
