@@ -1,11 +1,15 @@
 //! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real ones.
 #![expect(clippy::print_stdout, reason = "figures are printed")]
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
+    capture::Conn,
     cluster::{
         Cluster, Mesh, PATIENCE,
         shop::{self, GREETING, Load, address, container, curl, lives, server},
@@ -183,6 +187,8 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
     ensure!(carried_by(2, "inbound", "shop/once-")? > 0, "the Job was not carried");
     carries("http://db-1.db:8080/")?;
 
+    over_ipv6(&cluster, &mesh)?;
+
     let owner = "jsonpath={.metadata.ownerReferences[0].kind}/{.metadata.ownerReferences[0].name}";
     let owner = cluster.kubectl(["get", "meshnode", "node1", "-o", owner])?;
     ensure!(owner == "Node/node1", "{owner}");
@@ -191,6 +197,92 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
     let rights = cluster.node(1).run(["grep", "CapEff", &format!("/proc/{pid}/status")])?;
     ensure!(rights.trim().ends_with("00000080002c1000"), "{rights}");
     cluster.down()
+}
+
+/// By pods' own addresses, and by services that have both families or IPv6 alone; on the client's node and across.
+fn over_ipv6(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    let service = |name: &str, of: &str, families: Value| {
+        let mut spec =
+            json!({"selector": {"app": of}, "ports": [{"port": 80, "targetPort": 8080}]});
+        if let (Some(spec), Value::Object(families)) = (spec.as_object_mut(), families) {
+            spec.extend(families);
+        }
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+    };
+    let only = || json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv6"]});
+    let services = json!({"apiVersion": "v1", "kind": "List", "items": [
+        service("cart-dual", "cart", json!({"ipFamilyPolicy": "RequireDualStack"})),
+        service("near-dual", "near", json!({"ipFamilyPolicy": "PreferDualStack"})),
+        service("cart-six", "cart", only()), service("near-six", "near", only()),
+        service("cart-names", "cart", json!({"clusterIP": "None", "ipFamilyPolicy": "RequireDualStack"})),
+    ]});
+    cluster.kubectl_with(&services.to_string(), ["apply", "-f", "-"])?;
+    let six = |what: &str, path: &str| -> Result<Ipv6Addr> {
+        let path = format!("jsonpath={{{path}}}");
+        let told = cluster.kubectl(["-n", "shop", "get", what, "-o", &path])?;
+        told.parse().with_context(|| format!("{what}: {told:?} is no address"))
+    };
+    let of_pod = |name: &str| six(&format!("pod/{name}"), ".status.podIPs[1].ip");
+    let of_service = |name: &str| six(&format!("service/{name}"), ".spec.clusterIPs[1]");
+    let (cart, near) = (of_pod("cart")?, of_pod("near")?);
+    let urls = [
+        ("shop/cart", format!("http://[{cart}]:8080/")),
+        ("shop/near", format!("http://[{near}]:8080/")),
+        ("shop/cart", format!("http://[{}]/", of_service("cart-dual")?)),
+        ("shop/near", format!("http://[{}]/", of_service("near-dual")?)),
+        ("shop/cart", "http://cart-dual/".to_owned()),
+        ("shop/cart", "http://cart-six/".to_owned()),
+        ("shop/near", "http://near-six/".to_owned()),
+        ("shop/cart", "http://cart-names:8080/".to_owned()),
+    ];
+    let carried = |server: &str| -> Result<usize> {
+        let is = |flow: &&Flow| {
+            flow.direction == "outbound"
+                && flow.is_mtls()
+                && flow.client.pod.as_deref() == Some("shop/web")
+                && flow.server.pod.as_deref() == Some(server)
+                && flow.original_destination.is_ipv6()
+                && flow.server.address.is_ipv6()
+        };
+        Ok(mesh.flows(1)?.iter().filter(is).count())
+    };
+    let carries = |server: &str, url: &str| -> Result<()> {
+        let before = carried(server)?;
+        let get = ["curl", "-6", "--silent", "--show-error", "--fail", "--max-time", "10", url];
+        let got = cluster.kubectl(["-n", "shop", "exec", "web", "--"].into_iter().chain(get))?;
+        ensure!(got.contains(GREETING), "{got}");
+        ensure!(carried(server)? > before, "not over mutual TLS and IPv6");
+        Ok(())
+    };
+    for (server, url) in &urls {
+        let told = eventually(PATIENCE, || carries(server, url)); // the service is new
+        told.with_context(|| url.clone())?;
+    }
+    let capture = cluster.node(1).capture()?;
+    for (server, url) in &urls {
+        carries(server, url).with_context(|| url.clone())?;
+    }
+    let recording = capture.stop()?;
+    ensure!(!recording.contains(GREETING), "{:?}", recording.quote(GREETING));
+    let to_cart = recording.to(SocketAddr::from((cart, 8080)));
+    let is_1_3 = |conn: &&Conn| conn.tls().is_some_and(|tls| tls.is_1_3());
+    ensure!(to_cart.len() >= 5 && to_cart.iter().all(is_1_3), "{to_cart:?}");
+
+    let from_outside = || {
+        let url = format!("http://[{cart}]:8080/");
+        cluster.node(1).place()?.run(["curl", "--silent", "--show-error", "--max-time", "5", &url])
+    };
+    ensure!(from_outside()?.success()?.contains(GREETING), "permissive is closed");
+    let mode = |is: &str| cluster.kubectl(["-n", "shop", "annotate", "pod", "cart", is]);
+    mode("nodemesh.dev/mode=strict")?;
+    mesh.wait_strict(&[(2, "shop/cart")])?;
+    let refused = from_outside()?;
+    ensure!(!refused.status.success(), "strict is open: {refused}");
+    let is_refusal =
+        |flow: &Flow| flow.outcome == "refused_strict" && flow.server.address == IpAddr::from(cart);
+    ensure!(mesh.flows(2)?.iter().any(is_refusal), "no record of the refusal");
+    carries("shop/cart", "http://cart-six/")?;
+    mode("nodemesh.dev/mode-").map(drop)
 }
 
 #[test]
@@ -232,9 +324,9 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
     for (verb, what) in
         [("patch", "nodes"), ("patch", "pods"), ("get", "secrets"), ("create", "pods")]
     {
-        let may = as_agent("", &["auth", "can-i", verb, what, "--all-namespaces"]);
-        ensure!(may.is_err(), "an agent may {verb} {what}");
+        ensure!(!mesh.account_may("mesh-agent", verb, what)?, "an agent may {verb} {what}");
     }
+    ensure!(mesh.account_may("mesh-agent", "watch", "pods")?, "whoever is asked about may nothing");
     cluster.down()
 }
 
@@ -285,7 +377,7 @@ fn killed_under_load(
     let restarted_before = restarts()?;
     let capture = cluster.node(1).capture()?;
     let since = Instant::now();
-    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
+    mesh.kill_agent(1)?;
     // Several in a row: what a dying agent still did is not meant.
     let end = eventually(PATIENCE, || {
         let answers = load.answers()?;
