@@ -1,6 +1,7 @@
 //! One watch per kind, each a stream of [`Change`]s that mends itself.
 
 use std::fmt::Debug;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,9 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(15);
 const WATCH_S: u32 = 120;
 /// How long the API server may be silent in the middle of an answer: longer than a watch.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(150);
+
+/// The code of a watch that cannot go on from where it was (Kubernetes documentation, "API concepts": 410 Gone).
+const GONE: u16 = 410;
 
 /// All watches of the source for the agent of `node`.
 pub(super) fn all(client: &Client, node: &NodeName) -> SelectAll<BoxStream<'static, Change>> {
@@ -83,7 +87,8 @@ pub(super) fn settled() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_S)
 }
 
-/// A watch that is begun again after failures, with pauses.
+/// A watch that is begun again after failures, with pauses. That the API server has forgotten what came between (410) is no
+/// failure: a list follows.
 pub(super) fn events<K>(
     api: Api<K>,
     which: watcher::Config,
@@ -91,7 +96,27 @@ pub(super) fn events<K>(
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    watcher(api, which).backoff(Pauses::default())
+    let what = api.resource_url().to_owned();
+    let is_told = move |event: &watcher::Result<Event<K>>| {
+        let forgotten = event.as_ref().err().and_then(forgotten);
+        if let Some(answer) = forgotten {
+            tracing::info!(
+                watched = what,
+                answer,
+                "the API server has forgotten what has changed since it was watched last (410); listing everything anew"
+            );
+        }
+        ready(forgotten.is_none())
+    };
+    watcher(api, which).backoff(Pauses::default()).filter(is_told)
+}
+
+/// What the API server says of a version that is too old for it.
+fn forgotten(error: &watcher::Error) -> Option<&str> {
+    match error {
+        watcher::Error::WatchError(status) if status.code == GONE => Some(&status.message),
+        _ => None,
+    }
 }
 
 fn name(kind: &'static str, object: &impl Resource) -> Name {
