@@ -1,6 +1,10 @@
 //! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real ones.
 #![expect(clippy::print_stdout, reason = "figures are printed")]
 
+// Tests begin in the order of their names: the longest, which mostly sleeps, is in here, and all others run beside it.
+#[path = "kubernetes/absence.rs"]
+mod absence;
+
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Instant,
@@ -398,124 +402,4 @@ fn killed_under_load(
         end - start
     );
     Ok(())
-}
-
-#[test]
-fn without_the_api_server_what_is_known_goes_on() -> Result<()> {
-    let cluster = Mesh::cluster()?;
-    shop::open(&cluster)?;
-    let mesh = Mesh::install(&cluster)?;
-    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
-    cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
-    mesh.wait_strict(&WEB_AND_CART)?;
-    let load = Load::start(&cluster, &mesh)?;
-    let cart = format!("http://{}:8080/", address(&cluster, "cart")?);
-    let from_outside = || {
-        let curl = ["curl", "--silent", "--show-error", "--max-time", "5", &cart];
-        cluster.node(1).place()?.run(curl)
-    };
-    let (start, before) = load.more(0)?; // its first dials were refused: it was held
-
-    cluster.stop_api_server()?;
-    let problems = |node: u8| -> Result<Vec<String>> {
-        let status = mesh.status_on_node(node)?;
-        let problems = status["problems"].as_array().cloned().unwrap_or_default();
-        Ok(problems
-            .iter()
-            .filter_map(|problem| Some(problem["code"].as_str()?.to_owned()))
-            .collect())
-    };
-    for node in [1, 2] {
-        eventually(PATIENCE, || {
-            let found = problems(node)?;
-            ensure!(found.contains(&"api_server_away".to_owned()), "node{node}: {found:?}");
-            Ok(())
-        })?;
-    }
-    let (end, failed) = load.more(start)?;
-    ensure!(failed == before && end > start, "{failed:?}");
-    let refused = from_outside()?;
-    ensure!(!refused.status.success(), "strict is open: {refused}");
-
-    // An agent that begins now goes on with what the one before it wrote down: known pods are enrolled again.
-    let capture = cluster.node(1).capture()?;
-    let killed = kill_agent(&cluster, &mesh)?;
-    eventually(PATIENCE, || {
-        let status = mesh.status_on_node(1)?;
-        let known = &status["knowledge"];
-        ensure!(status["pid"] != killed && status["ready"] == true, "{status:#}");
-        ensure!(known["from"] == "disk" && known["age_s"].as_u64() > Some(0), "{known:#}");
-        Ok(())
-    })?;
-    let found = problems(1)?;
-    ensure!(found.contains(&"world_from_disk".to_owned()), "{found:?}");
-    let (start, failed) = settled(&load, end)?;
-    let (_, later) = load.more(start)?;
-    ensure!(later == failed, "the load still fails: {later:?}");
-    println!(
-        "{} dials failed while an agent began without the API server",
-        later.len() - before.len()
-    );
-    let flows = mesh.flows_on_node(1)?;
-    let ended: Vec<_> = flows.iter().filter(|flow| flow.outcome == "closed").collect();
-    ensure!(ended.len() > 50 && ended.iter().all(|flow| flow.is_mtls()), "{} flows", ended.len());
-    let refused = from_outside()?;
-    ensure!(!refused.status.success(), "strict is open: {refused}");
-
-    // One that finds nothing, or what it cannot use, leaves all as it is: nobody talks in plaintext instead.
-    cluster.node(1).run(["sh", "-c", "echo nonsense > /run/nodemesh/world.jsonl"])?;
-    let killed = kill_agent(&cluster, &mesh)?;
-    eventually(PATIENCE, || {
-        let status = mesh.status_on_node(1)?;
-        ensure!(status["pid"] != killed, "not yet another one");
-        ensure!(status["ready"] == false && status["pods"] == json!([]), "{status:#}");
-        Ok(())
-    })?;
-    let found = problems(1)?;
-    for code in ["api_server_away", "world_file_unusable"] {
-        ensure!(found.contains(&code.to_owned()), "{found:?}");
-    }
-    let (now, before) = load.more(0)?;
-    let (end, after) = load.more(now)?;
-    ensure!(after.len() - before.len() == end - now, "an agent that knows nothing carries");
-    ensure!(!capture.stop()?.contains(GREETING), "plaintext");
-    let refused = from_outside()?;
-    ensure!(!refused.status.success(), "strict is open: {refused}");
-
-    cluster.start_api_server()?;
-    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
-    settled(&load, 0)?;
-    eventually(PATIENCE, || {
-        let known = mesh.status_on_node(1)?["knowledge"].clone();
-        ensure!(known == json!({"from": "source", "as_of": null, "age_s": 0}), "{known:#}");
-        Ok(())
-    })?;
-    cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
-    mesh.wait_state(&WEB_AND_CART, "not_enrolled")?;
-    for node in [1, 2] {
-        eventually(PATIENCE, || {
-            let found = problems(node)?;
-            ensure!(found.is_empty(), "node{node}: {found:?}");
-            Ok(())
-        })?;
-    }
-    ensure!(from_outside()?.success()?.contains(GREETING));
-    cluster.down()
-}
-
-/// Kills the agent of node 1, and returns its pid as it was in the node.
-fn kill_agent(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<Value> {
-    let killed = mesh.status_on_node(1)?["pid"].clone();
-    cluster.node(1).run(["pkill", "-KILL", "-x", "mesh-agent"])?;
-    Ok(killed)
-}
-
-/// Waits until 50 answers in a row are good. How many there are then, and those that are none.
-fn settled(load: &Load<'_>, than: usize) -> Result<(usize, Vec<String>)> {
-    eventually(PATIENCE, || {
-        let (count, failed) = load.more(than)?;
-        let (count, later) = load.more(count)?;
-        ensure!(failed == later, "the load still fails");
-        Ok((count, later))
-    })
 }
