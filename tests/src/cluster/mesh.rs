@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
@@ -99,6 +100,13 @@ impl<'a> Mesh<'a> {
         ])?;
         let newest = pods.lines().last().context("the node has no agent")?;
         Ok(newest.to_owned())
+    }
+
+    /// The address of its pod.
+    pub fn agent_address(&self, node: u8) -> Result<IpAddr> {
+        let agent = self.agent(node)?;
+        let of = ["-n", "nodemesh", "get", &agent, "-o", "jsonpath={.status.podIP}"];
+        Ok(self.cluster.kubectl(of)?.parse()?)
     }
 
     /// Runs a command of the agent's in its container, as a user would.

@@ -2,7 +2,7 @@
 //! to plaintext meanwhile, and what has changed takes effect soon afterwards.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -46,6 +46,7 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     settled(&load, 0)?;
     let (start, before) = load.more(0)?; // its first dials were refused: it was held
 
+    let agents = [mesh.agent_address(1)?, mesh.agent_address(2)?];
     let away = Instant::now();
     cluster.stop_api_server()?;
     for node in [1, 2] {
@@ -59,12 +60,15 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
     let (end, failed) = load.more(seen)?;
     ensure!(failed == before, "{failed:?}");
-    for node in [1, 2] {
-        let status = mesh.status_on_node(node)?;
-        let (known, gone) = (&status["knowledge"], away.elapsed());
-        let age = Duration::from_secs(known["age_s"].as_u64().context("no age")?);
+    for (node, agent) in [1, 2].into_iter().zip(agents) {
+        let known = mesh.status_on_node(node)?["knowledge"].clone();
+        let told = metric(&cluster, agent, "nodemesh_knowledge_age_seconds")?;
+        let gone = away.elapsed();
         ensure!(known["from"] == "source" && known["as_of"].is_string(), "{known:#}");
-        ensure!(age <= gone && age + NOTICED >= gone, "away for {gone:?}: {known:#}");
+        for age in [known["age_s"].as_u64().context("no age")?, told] {
+            let age = Duration::from_secs(age);
+            ensure!(age <= gone && age + NOTICED >= gone, "away for {gone:?}, not {age:?}");
+        }
     }
     println!(
         "{} requests in {:.0?} without the API server, none failed",
@@ -430,6 +434,15 @@ fn web_is_carried(cluster: &Cluster, mesh: &Mesh<'_>, server: &str, url: &str) -
     })
 }
 
+/// What an agent tells Prometheus, asked on node 1.
+fn metric(cluster: &Cluster, agent: IpAddr, name: &str) -> Result<u64> {
+    let url = format!("http://{}/metrics", SocketAddr::new(agent, 15_020));
+    let curl = ["curl", "--silent", "--show-error", "--fail", "--max-time", "5", &url];
+    let page = cluster.node(1).place()?.run(curl)?.success()?;
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.with_context(|| format!("no {name} in {page}"))
+}
+
 /// What a client on a node, outside the mesh, gets from a pod.
 fn from_node(cluster: &Cluster, node: u8, pod: IpAddr) -> Result<String> {
     let url = format!("http://{pod}:8080/");
@@ -466,9 +479,7 @@ struct Cut<'a> {
 
 impl<'a> Cut<'a> {
     fn between_agent_and_api_server(cluster: &'a Cluster, mesh: &Mesh<'_>) -> Result<Self> {
-        let of = ["-o", "jsonpath={.status.podIP}"];
-        let agent = mesh.agent(1)?;
-        let agent = cluster.kubectl(["-n", "nodemesh", "get", &agent].into_iter().chain(of))?;
+        let agent = mesh.agent_address(1)?;
         // New connections are reset, so that nobody waits for those that nothing comes of. Answers are dropped: a reset would
         // tell the API server. After kube-proxy has had its way with the service's address.
         let rules = format!(
