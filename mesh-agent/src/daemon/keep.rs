@@ -14,7 +14,7 @@ use crate::{
     enrol::Enroller,
     handover::{Switched, Wish},
     kernel::KernelError,
-    source::SourceError,
+    source::{Knowledge, SourceError, SourceState},
     world::{Announcements, Objects, of_this_boot},
 };
 
@@ -122,7 +122,7 @@ impl Keeper {
         let cgroups = self.feeds.cgroups.now();
         self.believed.update(&objects.objects, &announced.announcements);
         let announcements = &self.believed.announcements;
-        self.enroller.only_hold(&objects.objects, announcements, &cgroups).await;
+        self.enroller.only_hold(&objects, announcements, &cgroups).await;
     }
 
     fn say_what_is_known(&self) {
@@ -153,15 +153,17 @@ impl Keeper {
             return;
         }
         let announcements = &self.believed.announcements;
-        self.enroller.step(&objects.objects, announcements, &cgroups, objects.complete).await;
+        self.enroller.step(&objects, announcements, &cgroups).await;
     }
 
     /// The world has no pods any more: those that are in the mesh leave in order, and what is held is released.
     async fn let_everybody_go(&mut self, stop: &CancellationToken) -> Option<Over> {
-        let (nothing, nobody) = (Arc::default(), Arc::default());
+        let knowledge = Knowledge::Current;
+        let nothing = SourceState { complete: true, knowledge, ..SourceState::default() };
+        let nobody = Arc::default();
         loop {
             let cgroups = self.feeds.cgroups.now();
-            self.enroller.step(&nothing, &nobody, &cgroups, true).await;
+            self.enroller.step(&nothing, &nobody, &cgroups).await;
             if !self.enroller.is_anyone_leaving() {
                 return Some(Over::Removed);
             }

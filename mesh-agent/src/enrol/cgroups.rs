@@ -71,7 +71,8 @@ mod tests {
         .unwrap();
         let mut objects = Objects::default();
         objects.insert_pod(PodObject::try_from(&mirror).unwrap());
-        let cgroup = PodCgroup { path: "/kubepods/pod73bd".into(), id: 7, containers: 1 };
+        let (path, id) = ("/kubepods/pod73bd".into(), 7);
+        let cgroup = PodCgroup { path, id, containers: 1, only_sandbox: false };
         let uid = |text: &str| PodUid::parse(text).unwrap();
         let seen = Arc::new(PodCgroups::from([(uid(digest), cgroup.clone())]));
         let on =

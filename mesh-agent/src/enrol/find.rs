@@ -83,6 +83,32 @@ impl Finder {
         (only_process()? == process && inode(&path) == Some(netns.inode())).then_some(found)
     }
 
+    /// The one namespace of a pod's processes that is among those asked for, by its cookie, and the addresses in it.
+    pub(super) async fn see_one_of(
+        &self,
+        factory: &Factory,
+        uid: &PodUid,
+        is_asked_for: impl Fn(u64) -> bool,
+    ) -> Option<(u64, BTreeSet<IpAddr>)> {
+        let Self::Processes(cgroups) = self else { return None };
+        let mut seen: BTreeSet<_> =
+            NO_PODS.into_iter().filter_map(|path| inode(Path::new(path))).collect();
+        let mut only: Option<Netns> = None;
+        for process in cgroups.now().get(uid).map(processes_below)? {
+            let path = namespace_of(process);
+            if !inode(&path).is_some_and(|inode| seen.insert(inode)) {
+                continue;
+            }
+            let Ok(netns) = Netns::open(factory, &path).await else { continue }; // the process has ended
+            if is_asked_for(netns.cookie()) && only.replace(netns).is_some() {
+                return None;
+            }
+        }
+        let only = only?;
+        let addresses = only.run(factory, own_addresses).await.ok()?.ok()?;
+        Some((only.cookie(), addresses))
+    }
+
     /// Whether an enrolled pod still has this namespace.
     pub fn is_still_there(&self, uid: &PodUid, netns: &Netns) -> bool {
         let Self::Processes(cgroups) = self else { return netns.still_there() };

@@ -8,9 +8,8 @@ use std::{
 use super::{Enrolled, Enroller, Failure, leave::is_another};
 use crate::{
     pod_cgroups::PodCgroups,
-    world::{
-        Announcements, LocalPod, Membership, NotEnabledReason, Objects, PodUid, Snapshot, Wanted,
-    },
+    source::SourceState,
+    world::{Announcements, LocalPod, Membership, NotEnabledReason, PodUid, Snapshot, Wanted},
 };
 
 impl Enroller {
@@ -41,11 +40,11 @@ impl Enroller {
     /// Not cancel safe: run it to its end.
     pub async fn only_hold(
         &mut self,
-        objects: &Arc<Objects>,
+        state: &SourceState,
         announcements: &Arc<Announcements>,
         cgroups: &PodCgroups,
     ) {
-        let world = self.build(objects, announcements).await;
+        let world = self.build(state, announcements).await;
         self.hold(&world, cgroups);
     }
 

@@ -6,6 +6,7 @@
 
 mod cgroups;
 mod find;
+mod floors;
 mod follow;
 mod hold;
 mod join;
@@ -27,6 +28,7 @@ use std::{
 
 pub use cgroups::Cgroups;
 pub use find::Finder;
+use floors::Floors;
 use follow::Follower;
 use jiff::Timestamp;
 pub use saved::{Saved, restore_all};
@@ -41,11 +43,10 @@ use crate::{
     kernel::KernelError,
     netns::{Netns, NetnsError},
     proxy::{ListenError, Listening, Mesh, Pod, Steered},
-    source::Announcer,
+    source::{Announcer, SourceState},
     tasks::Tasks,
     world::{
-        Announcements, LocalNode, MeshNode, Mode, NodeName, Objects, PodUid, PortSet, Settings,
-        Snapshot,
+        Announcements, LocalNode, MeshNode, Mode, NodeName, PodUid, PortSet, Settings, Snapshot,
     },
 };
 
@@ -85,6 +86,7 @@ pub struct Enroller {
     left_closed: BTreeMap<PodUid, u64>,
     looked_back: bool,
     sightings: Sightings,
+    floors: Floors,
     board: Board,
     follower: Follower,
 }
@@ -293,6 +295,7 @@ impl Enroller {
             left_closed: BTreeMap::new(),
             looked_back: false,
             sightings: Sightings::default(),
+            floors: Floors::default(),
             board: Board::default(),
             follower: Follower::default(),
         }
@@ -304,13 +307,11 @@ impl Enroller {
     }
 
     /// The world with what is captured on this node right now.
-    async fn build(
-        &mut self,
-        objects: &Arc<Objects>,
-        announcements: &Arc<Announcements>,
-    ) -> Snapshot {
+    async fn build(&mut self, state: &SourceState, announcements: &Arc<Announcements>) -> Snapshot {
         let local = LocalNode { name: self.node.clone(), enrolled: self.enrolled() };
-        let objects = self.sightings.in_objects(objects, &self.node);
+        let objects = self.sightings.in_objects(&state.objects, &self.node);
+        let tables = self.mesh.kernel.tables();
+        let objects = self.floors.in_objects(&objects, state.knowledge, tables);
         self.follower.build(&self.mesh, &objects, announcements, local).await
     }
 

@@ -1,11 +1,15 @@
 //! Addresses of pods that the kubelet has not reported yet: it does so up to seconds after a pod's first process began.
 //!
 //! They are taken from the pod's own network namespace, and only under conditions that leave a pod no say in them:
-//! - the pod has a single process, its sandbox's, which runs before any program of the pod's own does;
+//! - the pod has a single process, its sandbox's, and has never had more than one container since its cgroup was made, so
+//!   that no program of the pod's own has run yet;
 //! - exactly one address of the namespace lies in each of the node's ranges (`spec.podCIDRs`), of which there must be one;
 //! - nobody else of this node has the address, by report or by sighting.
 //!
-//! Where one is not met, the report is waited for. The report is believed in any case: once it is there, a sighting is void.
+//! What an earlier agent has found so, or was told by a report, stands in the kernel's table of addresses with the cookie of
+//! the pod's namespace, which no other namespace ever has: this agent goes on with it ([`known_before`]).
+//!
+//! Where none of this helps, the report is waited for. The report is believed in any case: once it is there, a sighting is void.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,6 +18,10 @@ use std::{
     time::Duration,
 };
 
+use mesh_common::{
+    addr::Addr,
+    maps::{LOCAL_LEFT, LocalPod as KernelPod},
+};
 use tokio::time::Instant;
 
 use super::Enroller;
@@ -152,8 +160,12 @@ impl Enroller {
             if !starting.is_worth_a_look(containers, now) {
                 continue;
             }
-            let found = self.finder.see_sandbox(&self.mesh.factory, uid).await;
-            if let Some(addresses) = found.and_then(|found| of_pod(&found, &ranges)) {
+            let mut found = self.see_known_before(uid).await;
+            if found.is_none() && cgroups.get(uid).is_some_and(|cgroup| cgroup.only_sandbox) {
+                let sandbox = self.finder.see_sandbox(&self.mesh.factory, uid).await;
+                found = sandbox.and_then(|sandbox| of_pod(&sandbox, &ranges));
+            }
+            if let Some(addresses) = found {
                 tracing::debug!(%uid, ?addresses, "addresses found before they were reported");
                 self.sightings.found(uid, addresses);
                 any = true;
@@ -161,6 +173,36 @@ impl Enroller {
         }
         any
     }
+
+    /// The addresses with which an earlier agent had a pod in the mesh, if its namespace still has them.
+    async fn see_known_before(&self, uid: &PodUid) -> Option<Vec<IpAddr>> {
+        let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
+        let ours = self.pods.values().chain(leaving);
+        let ours = ours.map(|enrolled| enrolled.pod.netns.cookie()).collect();
+        let mut known = known_before(&self.mesh.kernel.tables().local.content(), &ours);
+        if known.is_empty() {
+            return None;
+        }
+        let is_known = |netns| known.contains_key(&netns);
+        let (netns, found) = self.finder.see_one_of(&self.mesh.factory, uid, is_known).await?;
+        let addresses = known.remove(&netns)?;
+        addresses.iter().all(|address| found.contains(address)).then_some(addresses)
+    }
+}
+
+/// The addresses that the kernel's table has of namespaces that are not ours, unless their pods have left the mesh.
+fn known_before(
+    local: &HashMap<Addr, KernelPod>,
+    ours: &BTreeSet<u64>,
+) -> BTreeMap<u64, Vec<IpAddr>> {
+    let mut known: BTreeMap<u64, Vec<IpAddr>> = BTreeMap::new();
+    for (address, pod) in local {
+        if pod.flags & LOCAL_LEFT == 0 && !ours.contains(&pod.netns) {
+            known.entry(pod.netns).or_default().push((*address).into());
+        }
+    }
+    known.values_mut().for_each(|addresses| addresses.sort());
+    known
 }
 
 /// The pod's addresses among those of its namespace: one of each range, in their order.
@@ -176,9 +218,10 @@ fn of_pod(found: &BTreeSet<IpAddr>, ranges: &[Cidr]) -> Option<Vec<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
+    use mesh_common::maps::LOCAL_STRICT;
     use serde_json::json;
 
-    use super::*;
+    use super::{super::tables, *};
 
     fn node() -> NodeName {
         NodeName::parse("node1").unwrap()
@@ -232,6 +275,21 @@ mod tests {
         assert_eq!(of(&ordinary, &["10.244.2.0/24"]), None);
         assert_eq!(of(&["127.0.0.1", "10.244.1.9"], &[v4, v6]), None, "not all are there yet");
         assert_eq!(of(&["10.244.1.9", "10.244.1.10"], &[v4]), None, "two, and no telling which");
+    }
+
+    #[test]
+    fn what_an_earlier_agent_knew_of_namespaces_is_known_but_of_pods_that_have_left_or_are_ours() {
+        let entry = |text: &str, netns, flags| (address(text).into(), tables::local(netns, flags));
+        let local = HashMap::from([
+            entry("fd00:1::9", 7, LOCAL_STRICT),
+            entry("10.244.1.9", 7, LOCAL_STRICT),
+            entry("10.244.1.8", 8, LOCAL_LEFT),
+            entry("10.244.1.7", 9, 0),
+            entry("10.244.1.6", 10, 0),
+        ]);
+        let known = known_before(&local, &[9].into());
+        let both = vec![address("10.244.1.9"), address("fd00:1::9")];
+        assert_eq!(known, [(7, both), (10, vec![address("10.244.1.6")])].into());
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::{
     kernel::KernelError,
     pod_cgroups::PodCgroups,
     proxy::{ListenError, Mesh, Pod, owns},
-    world::{Announcements, LocalPod, Objects, PodUid, Snapshot, Wanted},
+    source::SourceState,
+    world::{Announcements, LocalPod, PodUid, Snapshot, Wanted},
 };
 
 impl Enrolled {
@@ -30,26 +31,29 @@ impl Enrolled {
 
 impl Enroller {
     /// Brings the node's pods to what the world wants, as far as it can be done now. To be called when the world has
-    /// changed and when [`Enroller::due`] resolves. `complete` says that the source has no errors: only then may a pod that
-    /// it does not know be taken for one that is gone. `cgroups` are those of the node's pods, as far as they can be told.
+    /// changed and when [`Enroller::due`] resolves. Only if what the source says is complete may a pod that it does not know
+    /// be taken for one that is gone. `cgroups` are those of the node's pods, as far as they can be told.
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
     pub async fn step(
         &mut self,
-        objects: &Arc<Objects>,
+        state: &SourceState,
         announcements: &Arc<Announcements>,
         cgroups: &PodCgroups,
-        complete: bool,
     ) {
-        let enrolled = self.enrolled();
-        let world = self.build(objects, announcements).await;
+        let (enrolled, complete) = (self.enrolled(), state.complete);
+        let mut world = self.build(state, announcements).await;
         if !std::mem::replace(&mut self.looked_back, true) {
+            // Without its address a pod that is closed would be held, which drops what dials it.
+            if self.look_for_addresses(&world, &state.objects, cgroups).await {
+                world = self.build(state, announcements).await;
+            }
             self.look_for_closed(&world).await;
         }
         self.hold(&world, cgroups);
-        let found = self.look_for_addresses(&world, objects, cgroups).await;
-        let world = if found { self.build(objects, announcements).await } else { world };
+        let found = self.look_for_addresses(&world, &state.objects, cgroups).await;
+        let world = if found { self.build(state, announcements).await } else { world };
         // Before a pod is taken in: what arrives at it is judged by them.
         let ranges = self.follower.write_ranges(&self.mesh, &world);
         self.log_failure("write the ranges of pod addresses", ranges);
@@ -63,7 +67,7 @@ impl Enroller {
         let joined = self.enrol_wanted(&world).await;
         self.change_settings(&world);
         let unchanged = self.enrolled() == enrolled;
-        let world = if unchanged { world } else { self.build(objects, announcements).await };
+        let world = if unchanged { world } else { self.build(state, announcements).await };
         // Whoever is accepted from now on is judged by a world that knows him.
         self.mesh.world.store(Arc::new(world.clone()));
         self.steer(&joined);

@@ -43,6 +43,8 @@ pub struct PodCgroup {
     pub id: u64,
     /// How many containers' cgroups are in it: it changes when the pod's first process is about to start.
     pub containers: usize,
+    /// Whether it is known never to have had more than one: it has been watched since it was made. The first is the sandbox.
+    pub only_sandbox: bool,
 }
 
 /// The pods' cgroups by UID.
@@ -79,7 +81,8 @@ impl Watch {
                 _woken = timeout(RESCAN, self.signal.notified()) => {}
             }
             match scan(&self.root) {
-                Ok(found) => {
+                Ok(mut found) => {
+                    remember(&mut found, &self.known.borrow());
                     self.known.send_if_modified(|known| {
                         let changed = **known != found;
                         if changed {
@@ -110,6 +113,15 @@ fn watch(root: &Path, signal: &Arc<Notify>) -> notify::Result<RecommendedWatcher
     Ok(watcher)
 }
 
+/// What is seen of the past: who has had one container at most whenever the tree was read, and was not there at first.
+fn remember(found: &mut PodCgroups, before: &PodCgroups) {
+    for (uid, cgroup) in found {
+        let before = before.get(uid).filter(|before| before.id == cgroup.id);
+        cgroup.only_sandbox =
+            cgroup.containers <= 1 && before.is_none_or(|before| before.only_sandbox);
+    }
+}
+
 /// The pods' cgroups in a tree; those that vanish meanwhile are left out.
 fn scan(root: &Path) -> io::Result<PodCgroups> {
     let mut found = PodCgroups::new();
@@ -129,7 +141,7 @@ fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<(
                 Err(error) if is_gone(&error) => {}
                 metadata => {
                     let (id, containers) = (metadata?.ino(), containers(&path));
-                    found.insert(uid, PodCgroup { path, id, containers });
+                    found.insert(uid, PodCgroup { path, id, containers, only_sandbox: false });
                 }
             },
             None if levels > 1 => match scan_level(&path, levels - 1, found) {
@@ -173,13 +185,48 @@ mod tests {
         let one = |known: &Arc<PodCgroups>| known.get(&uid).is_some_and(|pod| pod.containers == 1);
         let found = seen.wait_for(one).await.unwrap()[&uid].clone();
         let id = fs::metadata(&pod).unwrap().ino();
-        assert_eq!(found, PodCgroup { id, path: pod.clone(), containers: 1 });
+        let only_sandbox = true;
+        assert_eq!(found, PodCgroup { id, path: pod.clone(), containers: 1, only_sandbox });
         fs::create_dir(pod.join("another")).unwrap();
         seen.wait_for(|known| known.get(&uid).is_some_and(|pod| pod.containers == 2))
             .await
             .unwrap();
         fs::remove_dir_all(&pod).unwrap();
         seen.wait_for(|known| known.is_empty()).await.unwrap();
+        stop.cancel();
+        running.wait().await;
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_that_is_alone_again_or_was_not_seen_from_the_beginning_is_told_from_a_new_one()
+     {
+        let root = tempfile::tempdir().unwrap();
+        let (old, new) = (root.path().join("podold"), root.path().join("podnew"));
+        fs::create_dir_all(old.join("sandbox")).unwrap();
+        let (watch, mut seen) = Watch::open(root.path()).unwrap();
+        let stop = CancellationToken::new();
+        let running = crate::tasks::Tasks::new();
+        running.spawn("watch", watch.run(stop.clone()));
+        let mut only_sandbox = async |name: &str, containers: usize| {
+            let uid = PodUid::parse(name).unwrap();
+            let has = |known: &Arc<PodCgroups>| {
+                known.get(&uid).is_some_and(|pod| pod.containers == containers)
+            };
+            seen.wait_for(has).await.unwrap()[&uid].only_sandbox
+        };
+        fs::create_dir_all(new.join("sandbox")).unwrap();
+        assert!(only_sandbox("new", 1).await);
+        assert!(!only_sandbox("old", 1).await, "what it had before is not known");
+        fs::create_dir(new.join("init")).unwrap();
+        assert!(!only_sandbox("new", 2).await);
+        fs::remove_dir(new.join("init")).unwrap();
+        assert!(!only_sandbox("new", 1).await, "a program of the pod has run");
+        fs::remove_dir_all(&new).unwrap();
+        seen.wait_for(|known| known.len() == 1).await.unwrap();
+        fs::create_dir_all(new.join("sandbox")).unwrap();
+        let uid = PodUid::parse("new").unwrap();
+        let again = |known: &Arc<PodCgroups>| known.get(&uid).is_some_and(|pod| pod.only_sandbox);
+        seen.wait_for(again).await.unwrap();
         stop.cancel();
         running.wait().await;
     }

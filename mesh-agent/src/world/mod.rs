@@ -10,6 +10,7 @@ mod address;
 mod announcement;
 mod boots;
 mod cidr;
+mod floor;
 mod membership;
 mod names;
 mod objects;
@@ -26,6 +27,7 @@ pub use address::parse_address;
 pub use announcement::{AnnouncedPod, Announcements, MeshNode};
 pub use boots::of_this_boot;
 pub use cidr::Cidr;
+pub use floor::Floor;
 pub use membership::{Membership, NotEnabledReason};
 pub use names::{NodeName, ObjectName, PodUid};
 pub use objects::{

@@ -53,6 +53,13 @@ impl PortSet {
         self.0.as_deref().unwrap_or_default()
     }
 
+    /// Those of its ports that `stays` says. None if what is left has more ranges than are possible.
+    #[must_use]
+    pub(super) fn only(&self, stays: impl Fn(u16) -> bool) -> Self {
+        let left = self.iter().filter(|port| stays(*port)).map(|port| (port, port));
+        Self::from_ranges(left.collect()).unwrap_or_default()
+    }
+
     /// Whether no port is in the set.
     pub fn is_empty(&self) -> bool {
         self.ranges().is_empty()

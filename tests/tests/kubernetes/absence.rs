@@ -30,6 +30,10 @@ const CAUGHT_UP: Duration = Duration::from_secs(20);
 /// A kubelet's pauses between attempts are up to a minute long.
 const KUBELET_PATIENCE: Duration = Duration::from_mins(3);
 
+/// What an agent writes down, and where a copy of it outlives the agent.
+const WORLD: &str = "/run/nodemesh/world.jsonl";
+const OLD_WORLD: &str = "/run/old-world.jsonl";
+
 /// A static pod of node 1, as its mirror is named.
 const STATIC: &str = "fixed-node1";
 
@@ -39,12 +43,15 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     shop::open(&cluster)?;
     let mesh = Mesh::install(&cluster)?;
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh=enabled"])?;
+    mesh.wait_state(&WEB_AND_CART, "enrolled")?;
+    let load = Load::start(&cluster, &mesh)?;
+    keep_an_open_world(&cluster)?;
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
     mesh.wait_strict(&WEB_AND_CART)?;
-    let load = Load::start(&cluster, &mesh)?;
-    let cart = address(&cluster, "cart")?;
+    mesh.wait_strict(&[(1, "shop/near"), (1, "shop/load")])?;
+    let (cart, near) = (address(&cluster, "cart")?, address(&cluster, "near")?);
     settled(&load, 0)?;
-    let (start, before) = load.more(0)?; // its first dials were refused: it was held
+    let (start, before) = load.more(0)?; // some may have failed while all became strict
 
     let agents = [mesh.agent_address(1)?, mesh.agent_address(2)?];
     let away = Instant::now();
@@ -76,7 +83,7 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
         away.elapsed()
     );
     is_closed(&cluster, 1, cart)?;
-    agents_begin_without_it(&cluster, &mesh, &load, cart, away)?;
+    agents_begin_without_it(&cluster, &mesh, &load, [cart, near], away)?;
 
     cluster.start_api_server()?;
     println!("the API server was away for {:.0?}", away.elapsed());
@@ -149,12 +156,13 @@ fn agents_begin_without_it(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
     load: &Load<'_>,
-    cart: IpAddr,
+    [cart, near]: [IpAddr; 2],
     away: Instant,
 ) -> Result<()> {
     let (end, before) = load.more(0)?;
     let capture = cluster.node(1).capture()?;
-    let killed = mesh.kill_agent(1)?;
+    // What it finds is older than that pods are strict, and that web's address was reported: the kernel's tables know better.
+    let killed = kill_agent_with_an_old_world(cluster, mesh)?;
     eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;
         let known = &status["knowledge"];
@@ -165,6 +173,16 @@ fn agents_begin_without_it(
         Ok(())
     })?;
     mesh.wait_problem(1, "world_from_disk", "")?;
+    eventually(PATIENCE, || {
+        let status = mesh.status_on_node(1)?;
+        for name in ["near", "load", "web"] {
+            let pod = Mesh::state_in(&status, &format!("shop/{name}"))?;
+            ensure!(pod["state"] == "enrolled" && pod["mode"] == "strict", "{pod:#}");
+            ensure!(pod["permissive_ports"] == "" && pod["addresses"] != json!([]), "{pod:#}");
+        }
+        Ok(())
+    })?;
+    is_closed(cluster, 2, near)?;
     let (start, failed) = settled(load, end)?;
     let (_, later) = load.more(start)?;
     ensure!(later == failed, "the load still fails: {later:?}");
@@ -178,7 +196,7 @@ fn agents_begin_without_it(
     is_closed(cluster, 1, cart)?;
 
     // One that finds nothing, or what it cannot use, leaves all as it is: nobody talks in plaintext instead.
-    cluster.node(1).run(["sh", "-c", "echo nonsense > /run/nodemesh/world.jsonl"])?;
+    cluster.node(1).run(["sh", "-c", &format!("echo nonsense > {WORLD}")])?;
     let killed = mesh.kill_agent(1)?;
     eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;
@@ -194,6 +212,42 @@ fn agents_begin_without_it(
     ensure!(after.len() - before.len() == end - now, "an agent that knows nothing carries");
     ensure!(!capture.stop()?.contains(GREETING), "plaintext");
     is_closed(cluster, 1, cart)
+}
+
+/// Keeps what the agent of node 1 writes down while no pod is strict, and near has a port that would be open if it were.
+fn keep_an_open_world(cluster: &Cluster) -> Result<()> {
+    let of_near = |it: &str| cluster.kubectl(["-n", "shop", "annotate", "pod", "near", it]);
+    of_near("nodemesh.dev/permissive-ports=8080")?;
+    eventually(PATIENCE, || {
+        let world = cluster.node(1).run(["cat", WORLD])?;
+        let pod = |name: &str| {
+            let is = |line: &&str| {
+                line.contains(r#""kind":"Pod""#) && line.contains(&format!(r#""name":"{name}""#))
+            };
+            world.lines().find(is).with_context(|| format!("{name} is not in {world}"))
+        };
+        let annotated = pod("near")?.contains(r#""nodemesh.dev/permissive-ports":"8080""#);
+        ensure!(annotated && pod("load")?.contains(r#""podIPs":[{"#), "not yet: {world}");
+        ensure!(!world.contains("nodemesh.dev/mode"), "{world}");
+        cluster.node(1).run(["cp", WORLD, OLD_WORLD]).map(drop)
+    })?;
+    of_near("nodemesh.dev/permissive-ports-").map(drop)
+}
+
+/// Kills the agent of node 1, as if it had not come to write down that pods are strict, nor web's address. Returns its pid.
+fn kill_agent_with_an_old_world(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<Value> {
+    let killed = mesh.status_on_node(1)?["pid"].clone();
+    let (node, pid) = (cluster.node(1), killed.to_string());
+    node.run(["kill", "-STOP", &pid])?;
+    // As old as the agent says it is: by the file's time.
+    let old = format!(
+        "touch -r {WORLD} {OLD_WORLD} \
+         && sed '/\"name\":\"web\"/s/\"podIPs\":\[[^]]*\]/\"podIPs\":[]/' {OLD_WORLD} > {WORLD} \
+         && touch -r {OLD_WORLD} {WORLD} && grep -c '\"podIPs\":\[\]' {WORLD}"
+    );
+    ensure!(node.run(["sh", "-c", &old])?.trim() == "1", "web is not in it");
+    node.run(["kill", "-KILL", &pid])?;
+    Ok(killed)
 }
 
 /// A label off and a mode there and back, within seconds after the API server is back. A new pod takes as long as its kubelet.

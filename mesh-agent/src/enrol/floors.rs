@@ -1,0 +1,118 @@
+//! What an earlier agent has written down may be older than what it told the kernel: made strict since, a pod would be opened
+//! again by an agent that begins with what is on disk.
+//!
+//! As long as that is all that is known, the kernel's tables, as they were when this agent began, are the floor: no pod
+//! becomes more open than they say. It is put into the objects that the world is made of, so that snapshot, announcement and
+//! tables say the same. A pod is known by its address alone: should another have had that in the tables, this one is closed
+//! for longer than it need be, and no pod is opened.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use mesh_common::{
+    addr::{Addr, Endpoint},
+    maps::{LOCAL_LEFT, LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE},
+};
+
+use super::tables::is_strict;
+use crate::{
+    kernel::Tables,
+    source::Knowledge,
+    world::{Floor, Mode, Objects},
+};
+
+/// See the file.
+#[derive(Default)]
+pub(super) struct Floors {
+    /// `None` until they are needed.
+    found: Option<HashMap<IpAddr, Floor>>,
+    /// Objects before and after.
+    last: Option<(Arc<Objects>, Arc<Objects>)>,
+}
+
+impl Floors {
+    /// Objects in which no pod is more open than the tables said when this was first asked; the same copy while nothing
+    /// changes. What the source itself has told is left as it is.
+    pub(super) fn in_objects(
+        &mut self,
+        objects: &Arc<Objects>,
+        knowledge: Knowledge,
+        tables: &Tables,
+    ) -> Arc<Objects> {
+        if !matches!(knowledge, Knowledge::Kept(_)) {
+            *self = Self::default();
+            return Arc::clone(objects);
+        }
+        if let Some((without, with)) = &self.last
+            && Arc::ptr_eq(without, objects)
+        {
+            return Arc::clone(with);
+        }
+        let read = || floors(&tables.local.content(), &tables.ports.content());
+        let found = self.found.get_or_insert_with(read);
+        let with = Arc::new(objects.above(found));
+        self.last = Some((Arc::clone(objects), Arc::clone(&with)));
+        with
+    }
+}
+
+/// Out of what the tables hold. Of a pod that has left they say nothing.
+fn floors(
+    local: &HashMap<Addr, LocalPod>,
+    ports: &HashMap<Endpoint, u32>,
+) -> HashMap<IpAddr, Floor> {
+    let here = local.iter().filter(|(_, pod)| pod.flags & LOCAL_LEFT == 0);
+    let mut floors: HashMap<IpAddr, Floor> = here
+        .map(|(address, pod)| {
+            let mode = if is_strict(pod.flags) { Mode::Strict } else { Mode::Permissive };
+            ((*address).into(), Floor { mode, ..Floor::default() })
+        })
+        .collect();
+    for (endpoint, bits) in ports {
+        let Some(floor) = floors.get_mut(&IpAddr::from(endpoint.addr)) else { continue };
+        let mut note = |bit, ports: fn(&mut Floor) -> &mut BTreeSet<u16>| {
+            if bits & bit != 0 {
+                ports(floor).insert(endpoint.port);
+            }
+        };
+        note(PORT_EXCLUDED, |floor| &mut floor.exclude_ports);
+        note(PORT_PERMISSIVE, |floor| &mut floor.permissive_ports);
+    }
+    floors
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_common::maps::LOCAL_STRICT;
+
+    use super::{super::tables::local, *};
+
+    #[test]
+    fn the_tables_say_how_closed_a_pod_is_unless_it_has_left() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let [strict, open, left, remote] =
+            ["10.0.0.1", "fd00::2", "10.0.0.3", "10.0.1.4"].map(address);
+        let pods = HashMap::from([
+            (strict.into(), local(7, LOCAL_STRICT)),
+            (open.into(), local(8, 0)),
+            (left.into(), local(9, LOCAL_LEFT)),
+        ]);
+        let at = |address: IpAddr, port| Endpoint::new(address.into(), port);
+        let ports = HashMap::from([
+            (at(strict, 9102), PORT_PERMISSIVE),
+            (at(strict, 22), PORT_EXCLUDED | PORT_PERMISSIVE),
+            (at(left, 22), PORT_EXCLUDED),
+            (at(remote, 22), PORT_EXCLUDED),
+        ]);
+        let said = Floor {
+            mode: Mode::Strict,
+            exclude_ports: [22].into(),
+            permissive_ports: [22, 9102].into(),
+        };
+        let expected = HashMap::from([(strict, said), (open, Floor::default())]);
+        assert_eq!(floors(&pods, &ports), expected);
+    }
+}
