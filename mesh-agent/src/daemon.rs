@@ -25,6 +25,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 pub use self::cleanup::{CleanedUp, cleanup};
 pub use self::feeds::World;
@@ -92,9 +93,10 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     feeding.spawn("pod-cgroups", watch.run(stop.clone()));
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(os("cannot read the boot id"))?;
+    let in_charge = CancellationToken::new();
     let kept = KeptFile::new(&settings.runtime_dir, &settings.node, boot_id.trim());
     let Followed { mut feeds, announcer, finder, is_removed, question, keeping } =
-        settings.world.follow(&settings.node, cgroups, kept, &feeding).await?;
+        settings.world.follow(&settings.node, cgroups, kept, in_charge.clone(), &feeding).await?;
     tokio::select! {
         () = signals.wait() => return Ok(()),
         () = charge::has_read_or_is_alone(&settings, &mut feeds) => {}
@@ -214,6 +216,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         }
         answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
+    in_charge.cancel();
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
     let (end, mut over) = oneshot::channel();
     enrolling.spawn("enrolment", async move {

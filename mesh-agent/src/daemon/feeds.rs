@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch::{self, error::RecvError};
+use tokio_util::sync::CancellationToken;
 
 use super::DaemonError;
 use crate::{
@@ -87,12 +88,13 @@ pub(super) struct Followed {
 }
 
 impl World {
-    /// Begins to follow it, and waits for its first state.
+    /// Begins to follow it, and waits for its first state. What it says is written down once this agent is `in_charge`.
     pub(super) async fn follow(
         &self,
         node: &NodeName,
         cgroups_seen: watch::Receiver<Arc<PodCgroups>>,
         kept: KeptFile,
+        in_charge: CancellationToken,
         feeding: &Tasks,
     ) -> Result<Followed, DaemonError> {
         let stop = || feeding.stopped().cancelled_owned();
@@ -122,7 +124,7 @@ impl World {
                 feeding.spawn("announcements", announcing.run(stop()));
                 let mut announcements = announcer.subscribe();
                 let keep = Keep::new(kept, objects.clone(), announcements.clone());
-                keeping.spawn("world-file", keep.run(feeding.stopped()));
+                keeping.spawn("world-file", keep.run(in_charge, feeding.stopped()));
                 if !listed(&mut objects, &mut announcements, LIST_WAIT).await {
                     tracing::error!(
                         waited = ?LIST_WAIT,

@@ -1,4 +1,7 @@
 //! Writes down what the API server says, for an agent that may have to begin without it.
+//!
+//! One agent writes at a time, the one that is in charge of the node: the last word of one that hands over is written before
+//! it gives up its locks, and so cannot replace what its heir knows since.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,9 +44,14 @@ impl Keep {
         Self { file: Some(file), objects, announcements, written: None, error: None }
     }
 
-    /// Works until `stop`, and writes what is new then. Nothing is written any more when this has ended: to be waited for,
-    /// not dropped.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Works from when this agent is `in_charge` until `stop`, and writes what is new then. Nothing is written any more when
+    /// this has ended: to be waited for, not dropped, before another agent may be in charge.
+    pub async fn run(mut self, in_charge: CancellationToken, stop: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = in_charge.cancelled() => {}
+            () = stop.cancelled() => return,
+        }
         while !stop.is_cancelled() {
             let pause = self.write().await;
             tokio::select! {
@@ -110,5 +118,83 @@ impl Keep {
             tracing::warn!(%error, "what the API server says cannot be written down; an agent that begins without it will know nothing");
         }
         self.error = Some(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{TestDir, soon};
+    use super::*;
+    use crate::tasks::Tasks;
+    use crate::world::NodeName;
+
+    /// A writer of a world that the API server has told, and what makes it one that is in charge, and what stops it.
+    struct Writer {
+        in_charge: CancellationToken,
+        stop: CancellationToken,
+        running: Tasks,
+        objects: watch::Sender<Arc<SourceState>>,
+        _announcements: watch::Sender<Arc<AnnouncementState>>,
+    }
+
+    fn world(namespaces: &[&str]) -> SourceState {
+        let mut objects = Objects::default();
+        for name in namespaces {
+            let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            super::super::kept::insert(object, &mut objects, &mut Announcements::new()).unwrap();
+        }
+        let knowledge = Knowledge::Current;
+        SourceState { objects: Arc::new(objects), knowledge, revision: 1, ..SourceState::default() }
+    }
+
+    fn file(dir: &TestDir) -> KeptFile {
+        KeptFile::new(dir.path(), &NodeName::parse("node1").unwrap(), "b1")
+    }
+
+    fn writer(dir: &TestDir, namespaces: &[&str]) -> Writer {
+        let announced =
+            AnnouncementState { knowledge: Knowledge::Current, ..AnnouncementState::default() };
+        let objects = watch::Sender::new(Arc::new(world(namespaces)));
+        let announcements = watch::Sender::new(Arc::new(announced));
+        let keep = Keep::new(file(dir), objects.subscribe(), announcements.subscribe());
+        let (in_charge, stop, running) =
+            (CancellationToken::new(), CancellationToken::new(), Tasks::new());
+        running.spawn("world-file", keep.run(in_charge.clone(), stop.clone()));
+        Writer { in_charge, stop, running, objects, _announcements: announcements }
+    }
+
+    fn namespaces(dir: &TestDir) -> Option<usize> {
+        file(dir).read().unwrap().map(|kept| kept.objects.namespaces().count())
+    }
+
+    async fn until_namespaces(dir: &TestDir, count: usize) {
+        soon("the file", async {
+            while namespaces(dir) != Some(count) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn only_the_agent_in_charge_writes_and_an_heir_has_the_last_word() {
+        let dir = TestDir::new();
+        let old = writer(&dir, &["shop"]);
+        old.in_charge.cancel();
+        until_namespaces(&dir, 1).await;
+        let heir = writer(&dir, &["shop", "new", "newer"]);
+        let in_vain = writer(&dir, &[]);
+        in_vain.stop.cancel();
+        in_vain.running.wait().await;
+        // What the old one hears after its last write is written when it ends, whatever the heir knows.
+        old.objects.send_replace(Arc::new(world(&["shop", "new"])));
+        old.stop.cancel();
+        old.running.wait().await;
+        assert_eq!(namespaces(&dir), Some(2), "the heir, or who was never in charge, has written");
+        heir.in_charge.cancel();
+        until_namespaces(&dir, 3).await;
+        heir.stop.cancel();
+        heir.running.wait().await;
+        assert_eq!(namespaces(&dir), Some(3));
     }
 }
