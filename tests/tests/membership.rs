@@ -237,3 +237,37 @@ fn dials_that_could_not_be_captured_are_captured_as_soon_as_they_can() {
         })
     });
 }
+
+/// How many ports of services and annotations the kernel's table has room for.
+const PORTS: usize = 131_072;
+
+#[test]
+fn a_full_table_of_ports_is_told_until_there_is_room() {
+    scenario("membership-ports", |net| {
+        let pair = Pair::meshed(net)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let stranger = |number: usize| {
+            let (address, number) = ([0xfd; 12], u32::try_from(number).unwrap_or_default());
+            [&address[..], &number.to_be_bytes(), &[0; 4]].concat()
+        };
+        let keys: Vec<_> = (0..PORTS).map(stranger).collect();
+        let bits = 2_u32.to_ne_bytes().to_vec();
+        let fill: Vec<_> = keys.iter().map(|key| (key.clone(), Some(bits.clone()))).collect();
+        kernel::write(&pair.nodes[0], "PORTS", &fill)?;
+        let ports = PORT.to_string();
+        net.objects().annotate_pod(&pair.server, objects::EXCLUDE_PORTS, Some(&ports))?;
+        let told = |problem: &tests::agent::Problem| problem.code == "table_full";
+        pair.agents[0].wait_problem("the full table", told)?;
+        let free: Vec<_> = keys.into_iter().take(4).map(|key| (key, None)).collect();
+        kernel::write(&pair.nodes[0], "PORTS", &free)?;
+        tests::eventually(tests::agent::SOON, || {
+            let status = pair.agents[0].status()?;
+            ensure!(!status.problems.iter().any(told), "{:?}", status.problems);
+            let before = status.verdict("outbound_excluded");
+            let seen = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "req 1\n"))?;
+            let excluded = pair.agents[0].status()?.verdict("outbound_excluded");
+            ensure!(seen.end == End::Fin && excluded > before, "not excluded: {seen:?}");
+            Ok(())
+        })
+    });
+}

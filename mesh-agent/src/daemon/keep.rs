@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{feeds::Feeds, hooks::Hooks, kubelet::KubeletFollower};
 use crate::{
     admin::{self, ProblemFacts},
-    enrol::Enroller,
+    enrol::{Enroller, Excess},
     handover::{Switched, Wish},
     kernel::KernelError,
     source::{Knowledge, SourceError, SourceState},
@@ -146,7 +146,10 @@ impl Keeper {
         let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
         let of_kubelet = self.kubelet.as_ref().and_then(KubeletFollower::problem);
         let others = self.believed.void.iter().chain(of_kubelet).cloned();
-        let problems: Vec<_> = problems.chain(others).collect();
+        // As the step before has left the tables: one comes every two seconds at least.
+        let of_tables = self.enroller.refused().map(of_kernel);
+        let lost = self.enroller.lost().iter().map(of_excess);
+        let problems: Vec<_> = problems.chain(others).chain(of_tables).chain(lost).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
         if !self.feeds.have_been_read() {
@@ -234,6 +237,23 @@ impl Keeper {
 
 fn of_source(error: &SourceError) -> ProblemFacts {
     ProblemFacts { code: error.code.to_owned(), message: error.to_string() }
+}
+
+fn of_kernel(error: &KernelError) -> ProblemFacts {
+    let (code, message) = match error.full_table() {
+        Some(table) => (
+            "table_full",
+            format!(
+                "the kernel's table {table} is full: pods, services and ports that found no room are on this node as if they were not in the mesh, or not named in an annotation; it is tried again every two seconds"
+            ),
+        ),
+        None => ("kernel_refused", format!("the kernel's tables are not up to date: {error}")),
+    };
+    ProblemFacts { code: code.to_owned(), message }
+}
+
+fn of_excess(excess: &Excess) -> ProblemFacts {
+    ProblemFacts { code: "ports_over_share".to_owned(), message: excess.to_string() }
 }
 
 fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {

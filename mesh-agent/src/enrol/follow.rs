@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::tables;
+use super::{shares::Excess, tables};
 use crate::{
     kernel::KernelError,
     proxy::Mesh,
@@ -25,6 +25,8 @@ struct State {
     /// What the kernel's tables hold; `None` if that is not known. Kept also because the last copy of a large snapshot
     /// must not be dropped by a connection that has just looked something up.
     written: Option<Snapshot>,
+    /// For what there was no room, of this snapshot: it is not tried again before something changes.
+    lost: Option<(Snapshot, Vec<Excess>)>,
     /// The ranges of pod addresses that the kernel holds; `None` if that is not known.
     ranges: Option<Arc<BTreeSet<Cidr>>>,
 }
@@ -88,11 +90,17 @@ impl Follower {
     /// Another agent may have written to the kernel's tables: the next calls write everything.
     pub(super) fn forget_written(&mut self) {
         if let Some(state) = &mut self.0 {
-            (state.written, state.ranges) = (None, None);
+            (state.written, state.lost, state.ranges) = (None, None, None);
         }
     }
 
-    /// Brings the kernel's tables to a world.
+    /// Who has asked for more than the kernel's tables have room for.
+    pub(super) fn lost(&self) -> &[Excess] {
+        let lost = self.0.as_ref().and_then(|state| state.lost.as_ref());
+        lost.map_or(&[], |(_, lost)| lost)
+    }
+
+    /// Brings the kernel's tables to a world, as far as there is room.
     ///
     /// # Errors
     /// What the kernel said; the next call writes everything.
@@ -105,15 +113,21 @@ impl Follower {
         world: &Snapshot,
     ) -> Result<(), KernelError> {
         let state = self.0.get_or_insert_default();
-        if state.written.as_ref().is_some_and(|written| written.is(world)) {
+        let lost = state.lost.as_ref().map(|(world, _)| world);
+        if state.written.as_ref().or(lost).is_some_and(|written| written.is(world)) {
             return Ok(());
         }
         let (mesh, world) = (Arc::clone(mesh), world.clone());
         let write = move |state: &mut State| {
             let before = state.written.take();
+            state.lost = None;
             let written = tables::write_world(mesh.kernel.tables(), before.as_ref(), &world)?;
-            state.written = Some(world);
-            mesh.counters.table_writes.fetch_add(written as u64, Ordering::Relaxed);
+            mesh.counters.table_writes.fetch_add(written.entries as u64, Ordering::Relaxed);
+            if written.lost.is_empty() {
+                state.written = Some(world);
+            } else {
+                state.lost = Some((world, written.lost));
+            }
             Ok(())
         };
         off_the_workers(&mut self.0, write).await.unwrap_or(Ok(()))

@@ -14,6 +14,7 @@ mod leave;
 mod orphans;
 mod pass_on;
 mod saved;
+mod shares;
 mod sightings;
 mod status;
 mod step;
@@ -33,8 +34,9 @@ use follow::Follower;
 use jiff::Timestamp;
 pub use saved::{Saved, restore_all};
 use serde::{Deserialize, Serialize};
+pub use shares::Excess;
 use sightings::Sightings;
-pub use tables::write_world;
+pub use tables::{Written, write_world};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -87,6 +89,8 @@ pub struct Enroller {
     looked_back: bool,
     sightings: Sightings,
     floors: Floors,
+    /// What was refused when the tables were last written.
+    refused: [Option<KernelError>; 2],
     board: Board,
     follower: Follower,
 }
@@ -296,6 +300,7 @@ impl Enroller {
             looked_back: false,
             sightings: Sightings::default(),
             floors: Floors::default(),
+            refused: [None, None],
             board: Board::default(),
             follower: Follower::default(),
         }
@@ -304,6 +309,16 @@ impl Enroller {
     /// Where to read how enrolment stands.
     pub fn board(&self) -> Board {
         self.board.clone()
+    }
+
+    /// Who has asked for more than the kernel's tables have room for.
+    pub fn lost(&self) -> &[Excess] {
+        self.follower.lost()
+    }
+
+    /// Why the kernel's tables are not what they should be.
+    pub fn refused(&self) -> impl Iterator<Item = &KernelError> {
+        self.refused.iter().flatten()
     }
 
     /// The world with what is captured on this node right now.

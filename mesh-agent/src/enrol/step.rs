@@ -55,8 +55,7 @@ impl Enroller {
         let found = self.look_for_addresses(&world, &state.objects, cgroups).await;
         let world = if found { self.build(state, announcements).await } else { world };
         // Before a pod is taken in: what arrives at it is judged by them.
-        let ranges = self.follower.write_ranges(&self.mesh, &world);
-        self.log_failure("write the ranges of pod addresses", ranges);
+        let ranges = self.follower.write_ranges(&self.mesh, &world).err();
         self.remove_vanished(&world).await;
         let leaving = match (complete, self.swept) {
             (true, false) => self.take_in_to_leave(&world).await,
@@ -72,7 +71,7 @@ impl Enroller {
         self.mesh.world.store(Arc::new(world.clone()));
         self.steer(&joined);
         self.steer_leaving(&leaving);
-        self.publish(&world).await;
+        self.refused = [ranges, self.publish(&world).await.err()];
         self.capture_dials();
         self.are_enrolled_now(&joined);
         self.finish_leaving().await;
@@ -100,10 +99,11 @@ impl Enroller {
     }
 
     /// The new world for the kernel and the other nodes.
-    async fn publish(&mut self, world: &Snapshot) {
-        if let Err(error) = self.follower.write(&self.mesh, world).await {
-            tracing::error!(%error, "the kernel's tables are not up to date; trying again with the next change");
-        }
+    ///
+    /// # Errors
+    /// What the kernel said of its tables; the next step tries again. The other nodes are told all the same.
+    async fn publish(&mut self, world: &Snapshot) -> Result<(), KernelError> {
+        let written = self.follower.write(&self.mesh, world).await;
         let generation =
             |uid: &PodUid| self.pods.get(uid).map_or(0, |enrolled| enrolled.generation);
         let trust_domain = self.mesh.trust_domain.as_str();
@@ -113,6 +113,7 @@ impl Enroller {
             *known = wish;
             changed
         });
+        written
     }
 
     /// Begins to accept for pods that have just joined.

@@ -9,17 +9,27 @@ use mesh_common::{
     addr::{Addr, Endpoint},
     maps::{
         ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, LOCAL_STRICT, LocalPod, PORT_EXCLUDED,
-        PORT_PERMISSIVE, PORT_SERVICE,
+        PORT_PERMISSIVE, PORT_SERVICE, limits,
     },
 };
 
+use super::shares::{Claim, Excess, Ports, share_out};
 use crate::{
     kernel::{KernelError, Tables},
     world::{KernelAddress, Mode, PortSet, Snapshot},
 };
 
-/// Brings `ADDRESSES` and `PORTS` to what a snapshot says. If they are known to be at what an earlier one said, this takes
-/// time in proportion to what differs. Returns how many entries were written or removed.
+/// What has become of the tables.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Written {
+    /// How many entries were written or removed.
+    pub entries: usize,
+    /// Who has asked for more than there is room for. If anybody has, the tables are not at what the snapshot says.
+    pub lost: Vec<Excess>,
+}
+
+/// Brings `ADDRESSES` and `PORTS` to what a snapshot says, as far as there is room. If they are known to be at what an earlier
+/// one said, this takes time in proportion to what differs.
 ///
 /// # Errors
 /// The first entry that the kernel refused: the tables are then at neither.
@@ -27,32 +37,41 @@ pub fn write_world(
     tables: &Tables,
     before: Option<&Snapshot>,
     world: &Snapshot,
-) -> Result<usize, KernelError> {
-    match before {
-        Some(before) => write_difference(tables, before, world),
-        None => write_all(tables, world),
+) -> Result<Written, KernelError> {
+    if let Some(before) = before
+        && let Ok(entries) = write_difference(tables, before, world)
+    {
+        return Ok(Written { entries, lost: Vec::new() });
     }
+    // Also if the difference found no room: who asks for too much is to lose, and not who asks last.
+    write_all(tables, world)
 }
 
-fn write_all(tables: &Tables, world: &Snapshot) -> Result<usize, KernelError> {
+fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, KernelError> {
     let mut addresses: HashMap<Addr, u32> = HashMap::new();
-    let mut ports: HashMap<Endpoint, u32> = HashMap::new();
+    let mut claims = Vec::new();
     for row in world.kernel_addresses() {
         addresses.insert(row.address.into(), address_bits(&row));
-        for port in row.exclude_ports.into_iter().flat_map(PortSet::iter) {
-            *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_EXCLUDED;
-        }
-        for port in row.permissive_ports.into_iter().flat_map(PortSet::iter) {
-            *ports.entry(endpoint(row.address, port)).or_insert(0) |= PORT_PERMISSIVE;
+        let Some(peer) = world.peer(row.address) else { continue };
+        let sets = [(row.exclude_ports, PORT_EXCLUDED), (row.permissive_ports, PORT_PERMISSIVE)];
+        for (ports, bit) in sets {
+            if let Some(ports) = ports.filter(|ports| !ports.is_empty()) {
+                let (namespace, ports) = (&peer.namespace, Ports::Of(ports));
+                claims.push(Claim { namespace, address: row.address, ports, bit });
+            }
         }
     }
     for address in world.node_addresses() {
         addresses.entry((*address).into()).or_insert(ADDRESS_NODE);
     }
     for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
-        *ports.entry(endpoint(row.address, row.port)).or_insert(0) |= PORT_SERVICE;
+        let Some(service) = world.service(row.address, row.port) else { continue };
+        let (namespace, ports) = (&service.namespace, Ports::Only(row.port));
+        claims.push(Claim { namespace, address: row.address, ports, bit: PORT_SERVICE });
     }
-    Ok(tables.addresses.sync(&addresses)? + tables.ports.sync(&ports)?)
+    let (ports, lost) = share_out(claims, limits::PORTS);
+    let (addresses, ports) = (tables.addresses.sync(&addresses), tables.ports.sync(&ports));
+    Ok(Written { entries: addresses? + ports?, lost })
 }
 
 fn write_difference(
@@ -74,7 +93,9 @@ fn write_difference(
         let bits = port_bits(world, address, port);
         (endpoint(address, port), (bits != 0).then_some(bits))
     });
-    Ok(tables.addresses.apply(&addresses)? + tables.ports.apply(&ports.collect())?)
+    let (addresses, ports) =
+        (tables.addresses.apply(&addresses), tables.ports.apply(&ports.collect()));
+    Ok(addresses? + ports?)
 }
 
 fn address_bits(row: &KernelAddress<'_>) -> u32 {

@@ -103,6 +103,17 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// The map that had no room, if that is what is wrong.
+    pub fn full_table(&self) -> Option<&'static str> {
+        let Self::Map { map, source } = self else { return None };
+        let aya::maps::MapError::SyscallError(failed) = &**source else { return None };
+        // Hash tables, and tries.
+        let is_full = matches!(failed.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC));
+        is_full.then_some(*map)
+    }
+}
+
 /// A loaded program, for `status` and the tests.
 #[derive(Clone, Debug)]
 pub struct ProgramFacts {
