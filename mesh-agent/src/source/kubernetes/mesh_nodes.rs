@@ -21,7 +21,7 @@ use super::super::error::SourceError;
 use super::super::state::Knowledge;
 use super::away::Away;
 use super::fallback::{Earlier, Fallback};
-use super::watches::{events, settled};
+use super::watches::{events, settled, with_causes};
 use crate::world::{Announcements, FieldError, MeshNode, NodeName};
 
 /// What is watched.
@@ -96,7 +96,7 @@ impl KubeAnnouncerTask {
                 event = self.events.next() => match event {
                     Some(Ok(event)) => self.take_in(event),
                     Some(Err(error)) => {
-                        self.away.failed(KIND, error.to_string());
+                        self.away.failed(KIND, with_causes(&error));
                         self.complain();
                     }
                     None => return,
