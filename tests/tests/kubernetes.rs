@@ -239,7 +239,7 @@ fn over_ipv6(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
         ("shop/near", "http://near-six/".to_owned()),
         ("shop/cart", "http://cart-names:8080/".to_owned()),
     ];
-    let carried = |server: &str| -> Result<usize> {
+    let flows_to = |server: &str| -> Result<usize> {
         let is = |flow: &&Flow| {
             flow.direction == "outbound"
                 && flow.is_mtls()
@@ -251,11 +251,11 @@ fn over_ipv6(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
         Ok(mesh.flows(1)?.iter().filter(is).count())
     };
     let carries = |server: &str, url: &str| -> Result<()> {
-        let before = carried(server)?;
+        let before = flows_to(server)?;
         let get = ["curl", "-6", "--silent", "--show-error", "--fail", "--max-time", "10", url];
         let got = cluster.kubectl(["-n", "shop", "exec", "web", "--"].into_iter().chain(get))?;
         ensure!(got.contains(GREETING), "{got}");
-        ensure!(carried(server)? > before, "not over mutual TLS and IPv6");
+        ensure!(flows_to(server)? > before, "not over mutual TLS and IPv6");
         Ok(())
     };
     for (server, url) in &urls {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::{
     Node, Pair,
     agent::{Agent, Dirs, SOON},
-    attack::{self, AttackSpec, Kind},
+    attack::{self, AttackSpec, Kind, MeasureSpec},
     eventually,
     exec::Place,
     probe::{self, DialSpec, ServeSpec, Talk},
@@ -127,6 +127,16 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
             ensure!(held < 2 * usize::try_from(SEATS_OF_ONE)?, "{kind:?}: {held} descriptors");
             running.stop()?;
         }
+        // Who dials as fast as he can is not felt by connections that are carried.
+        let _service = pair.serve(Talk::Lines)?;
+        let spec = MeasureSpec { to: pair.server.at(tests::PORT), count: 200, keep_alive: false };
+        let quiet = attack::measure(&pair.client, &spec)?;
+        let running = attack::start(&attacker, &AttackSpec::new(Kind::Dial, to))?;
+        running.wait("to dial", |tally| tally.connected > 500)?;
+        let flooded = attack::measure(&pair.client, &spec)?;
+        println!("requests of others: {quiet:?}, while the port is dialled: {flooded:?}");
+        ensure!((quiet.failed, flooded.failed) == (0, 0));
+        running.stop()?;
         // Those who hold on are let go of by the agent itself.
         let spec = AttackSpec { hold: SEATS_OF_ONE, ..AttackSpec::new(Kind::Silent, to) };
         let running = attack::start(&attacker, &spec)?;

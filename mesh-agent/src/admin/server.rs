@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
-use mesh_common::verdict::{VERDICT_SLOTS, Verdict};
+use mesh_common::verdict::Verdict;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::{
@@ -28,7 +28,7 @@ use super::{
     Status, socket_path,
 };
 use crate::{
-    enrol::Board,
+    enrol::{Board, PodStatus},
     flows::Followed,
     handover::{self, Desk},
     identity::Identities,
@@ -70,18 +70,31 @@ pub struct State {
 impl State {
     /// How the agent and its pods are.
     pub fn status(&self) -> Status {
-        let mesh = &self.mesh;
-        let tables = mesh.kernel.tables();
-        let pods = self.board.read();
-        let world = mesh.world.load();
-        let verdicts = tables.verdicts().unwrap_or([0; VERDICT_SLOTS]);
-        let pod_verdicts = pods
+        let tables = self.mesh.kernel.tables();
+        let mut status = self.overview();
+        let of_pod = |pod: &PodStatus| {
+            Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?))
+        };
+        status.pod_verdicts = status
+            .pods
             .iter()
-            .filter_map(|pod| {
-                Some((format!("{}/{}", pod.namespace, pod.name), tables.pod_verdicts(pod.netns?)?))
-            })
+            .filter_map(of_pod)
             .map(|(pod, counts)| (pod, by_code(&counts, false)))
             .collect();
+        let world = self.mesh.world.load();
+        let outside = world.services_with_outside().into_iter();
+        status.not_carried = outside.map(not_carried).collect();
+        status
+    }
+
+    /// The same without what takes time in proportion to pods and services of the cluster, or a system call for each pod:
+    /// `pod_verdicts` and `not_carried` are empty.
+    pub fn overview(&self) -> Status {
+        let mesh = &self.mesh;
+        let tables = mesh.kernel.tables();
+        let world = mesh.world.load();
+        // None rather than zeros: counters that fall are taken for those of a new kernel.
+        let verdicts = tables.verdicts().map(|counts| by_code(&counts, true)).unwrap_or_default();
         let mut problems: Vec<_> = self.problems.load().to_vec();
         problems.extend(world.problems().iter().map(ProblemFacts::of));
         let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
@@ -113,12 +126,12 @@ impl State {
                 refused_by_limits: mesh.limits.refused(),
                 events_lost: tables.events_lost(),
             },
-            verdicts: by_code(&verdicts, true),
-            pod_verdicts,
+            verdicts,
+            pod_verdicts: BTreeMap::new(),
             identities: identities(&self.identities),
             problems,
-            pods,
-            not_carried: world.services_with_outside().into_iter().map(not_carried).collect(),
+            pods: self.board.read(),
+            not_carried: Vec::new(),
         }
     }
 }

@@ -2,7 +2,8 @@
 //! again by an agent that begins with what is on disk.
 //!
 //! As long as that is all that is known, the kernel's tables, as they were when this agent began, are the floor: no pod
-//! becomes more open than they say. It is put into the objects that the world is made of, so that snapshot, announcement and
+//! becomes more open than they say. The same goes for what cannot be read, of which the disk has an earlier version, until it
+//! can be read. It is put into the objects that the world is made of, so that snapshot, announcement and
 //! tables say the same. A pod is known by its address alone: should another have had that in the tables, this one is closed
 //! for longer than it need be, and no pod is opened.
 
@@ -27,7 +28,7 @@ use crate::{
 /// See the file.
 #[derive(Default)]
 pub(super) struct Floors {
-    /// `None` until they are needed.
+    /// As this agent has found them; `None` until it has looked.
     found: Option<HashMap<IpAddr, Floor>>,
     /// Objects before and after.
     last: Option<(Arc<Objects>, Arc<Objects>)>,
@@ -35,15 +36,24 @@ pub(super) struct Floors {
 
 impl Floors {
     /// Objects in which no pod is more open than the tables said when this was first asked; the same copy while nothing
-    /// changes. What the source itself has told is left as it is.
+    /// changes. What the source itself has told, and can be read, is left as it is from then on.
     pub(super) fn in_objects(
         &mut self,
         objects: &Arc<Objects>,
         knowledge: Knowledge,
         tables: &Tables,
     ) -> Arc<Objects> {
-        if !matches!(knowledge, Knowledge::Kept(_)) {
-            *self = Self::default();
+        let read = || floors(&tables.local.content(), &tables.ports.content());
+        let found = self.found.get_or_insert_with(read);
+        if !found.is_empty() && !matches!(knowledge, Knowledge::Kept(_)) {
+            let (before, unreadable) = (found.len(), objects.unreadable());
+            found.retain(|address, _| unreadable.contains(address));
+            if found.len() != before {
+                self.last = None;
+            }
+        }
+        if found.is_empty() {
+            self.last = None;
             return Arc::clone(objects);
         }
         if let Some((without, with)) = &self.last
@@ -51,8 +61,6 @@ impl Floors {
         {
             return Arc::clone(with);
         }
-        let read = || floors(&tables.local.content(), &tables.ports.content());
-        let found = self.found.get_or_insert_with(read);
         let with = Arc::new(objects.above(found));
         self.last = Some((Arc::clone(objects), Arc::clone(&with)));
         with

@@ -5,7 +5,7 @@
 //! every node that knows the same world: of services before those of annotations, then by address and port.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -79,6 +79,15 @@ pub(super) fn share_out(
     let mut asked: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
     for claim in &claims {
         *asked.entry(claim.namespace).or_default() += claim.len();
+    }
+    if asked.values().sum::<usize>() > size {
+        // Then it is worth while to see that a port which is claimed for two reasons takes one entry.
+        let mut claimed: HashSet<Endpoint> = HashSet::new();
+        asked.clear();
+        for claim in &claims {
+            let new = claim.endpoints().filter(|endpoint| claimed.insert(*endpoint)).count();
+            *asked.entry(claim.namespace).or_default() += new;
+        }
     }
     let most = level(asked.values().copied(), size);
     let greedy = asked.into_iter().filter(|(_, wanted)| *wanted > most);
@@ -190,6 +199,8 @@ mod tests {
             claim(Ports::Of(ports), PORT_EXCLUDED),
             claim(Ports::Only(8080), PORT_SERVICE),
         ];
+        let (given, excess) = share_out(all.clone(), 99);
+        assert_eq!((given.len(), excess), (99, Vec::new()), "99 entries, of 199 claims");
         let (given, _) = share_out(all, 3);
         let at = |port| Endpoint::new((*address).into(), port);
         let both = PORT_EXCLUDED | PORT_PERMISSIVE;

@@ -201,7 +201,9 @@ fn known_before(
             known.entry(pod.netns).or_default().push((*address).into());
         }
     }
-    known.values_mut().for_each(|addresses| addresses.sort());
+    for addresses in known.values_mut() {
+        addresses.sort();
+    }
     known
 }
 

@@ -44,9 +44,9 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
     page.number(
         (
             "nodemesh_ready",
-            "1 if the agent is in charge of its node and has read the world, otherwise 0.",
+            "1 if the agent is in charge of its node, has read the world, and has not been told to stop, otherwise 0.",
         ),
-        i64::from(status.ready),
+        i64::from(status.ready && !status.draining),
     )?;
 
     let from = status.knowledge.from;
@@ -125,7 +125,7 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
     page.counter(
         (
             "nodemesh_connections_accepted_total",
-            "Connections that the agent took: outbound from this node's pods, inbound for them.",
+            "Connections that the agent took: outbound from this node's pods, inbound for them. Where both ends are in the mesh, each is outbound at one agent and inbound at the other.",
         ),
         "direction",
         [("outbound", counters.accepted_outbound), ("inbound", counters.accepted_inbound)],
@@ -133,7 +133,7 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
     page.counter(
         (
             "nodemesh_application_bytes_total",
-            "Bytes of applications that the agent carried: sent from clients to servers, received by clients.",
+            "Bytes of applications over connections that have ended: sent from clients to servers, received by clients. Where both ends are in the mesh, both their agents count them.",
         ),
         "direction",
         [("sent", counters.bytes_sent), ("received", counters.bytes_received)],

@@ -40,6 +40,8 @@ const MAX_OF_ONE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What a request's head may take, in bytes; hyper's least.
 const MAX_HEAD_BYTES: usize = 8192;
+/// Between two connections that are taken, or turned away: a pod that dials as fast as it can costs little.
+const PAUSE: Duration = Duration::from_millis(1);
 /// How old a page may be.
 const FRESH: Duration = Duration::from_secs(1);
 /// Between two attempts to have the port.
@@ -110,12 +112,14 @@ pub async fn keep_serving(address: Address, state: Arc<State>, tasks: Tasks) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let Some(seat) = guests.seat(from.ip().to_canonical()) else { continue };
-                let office = Arc::clone(&office);
-                tasks.spawn("metrics-answer", async move {
-                    let _seat = seat;
-                    answer(stream, &office).await;
-                });
+                if let Some(seat) = guests.seat(from.ip().to_canonical()) {
+                    let office = Arc::clone(&office);
+                    tasks.spawn("metrics-answer", async move {
+                        let _seat = seat;
+                        answer(stream, &office).await;
+                    });
+                }
+                sleep(PAUSE).await;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection that asks for metrics");
@@ -180,7 +184,7 @@ impl Office {
         {
             return Ok(page.clone());
         }
-        let page = Bytes::from(page(&self.state.status())?);
+        let page = Bytes::from(page(&self.state.overview())?);
         *kept = Some((Instant::now(), page.clone()));
         Ok(page)
     }

@@ -1,12 +1,12 @@
 //! What holds of a pod at least, whatever its object says.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::membership::Membership;
 use super::objects::{Objects, PodObject};
-use super::settings::{Declared, Mode, Settings};
+use super::settings::{Mode, Settings};
 
 /// How closed a pod is. Nobody may open it further by knowledge that is older than this.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,13 +51,23 @@ impl Objects {
             let settings = floors.fold(said.clone(), |settings, floor| floor.above(&settings));
             if settings != said {
                 let mut pod = PodObject::clone(pod);
-                pod.mesh.mode = Declared::Set(settings.mode);
-                pod.mesh.exclude_ports = Declared::Set(settings.exclude_ports);
-                pod.mesh.permissive_ports = Declared::Set(settings.permissive_ports);
+                pod.mesh.mode.put(settings.mode);
+                pod.mesh.exclude_ports.put(settings.exclude_ports);
+                pod.mesh.permissive_ports.put(settings.permissive_ports);
                 lifted.insert_pod(pod);
             }
         }
         lifted
+    }
+
+    /// The addresses of pods of which something is declared that cannot be read, by themselves or by their namespaces: what is
+    /// in force for them instead was said earlier.
+    pub fn unreadable(&self) -> HashSet<IpAddr> {
+        let is_unreadable = |pod: &&Arc<PodObject>| {
+            let namespace = self.namespaces.get(&pod.name.namespace);
+            pod.mesh.has_unreadable() || namespace.is_some_and(|it| it.mesh.has_unreadable())
+        };
+        self.pods().filter(is_unreadable).flat_map(|pod| &pod.ips).copied().collect()
     }
 }
 
@@ -123,5 +133,25 @@ mod tests {
         assert_eq!(in_force(&lifted, "out"), None, "nobody is taken in by it");
         assert_eq!(in_force(&lifted, "strict"), is(Mode::Strict, "22", ""), "nor opened");
         assert_eq!(lifted.above(&floors), lifted);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_more_open_for_what_was_said_before() {
+        let said = |mode: &'static str| {
+            let mut objects = Objects::default();
+            objects.insert_namespace(namespace("shop", &[ENABLED]));
+            let slip = [("nodemesh.dev/mode", mode)];
+            objects.insert_pod(pod("shop", "slip", "node1", "10.0.0.1", &slip));
+            objects.insert_pod(pod("shop", "clear", "node1", "10.0.0.2", &[]));
+            objects
+        };
+        let mut objects = said("strct");
+        objects.inherit(&said("permissive"));
+        let slip: IpAddr = "10.0.0.1".parse().unwrap();
+        assert_eq!(objects.unreadable(), [slip].into());
+        let mode = |objects: &Objects| in_force(objects, "slip").map(|(mode, ..)| mode);
+        let lifted = objects.above(&HashMap::from([(slip, floor(Mode::Strict, &[], &[]))]));
+        assert_eq!((mode(&objects), mode(&lifted)), (Some(Mode::Permissive), Some(Mode::Strict)));
+        assert_eq!(lifted.unreadable(), [slip].into(), "it is told still");
     }
 }

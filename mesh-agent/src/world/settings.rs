@@ -122,6 +122,15 @@ impl<T: Clone> Declared<T> {
         matches!(self, Self::Unreadable { .. })
     }
 
+    /// Puts this value in force; that what is there cannot be read stays known.
+    pub(super) fn put(&mut self, value: T) {
+        let value = Self::Set(value);
+        match self {
+            Self::Unreadable { before, .. } => *before = Some(Box::new(value)),
+            Self::Unset | Self::Set(_) => *self = value,
+        }
+    }
+
     /// If this cannot be read, lets the object's earlier version stay in force.
     fn carry_over(&mut self, earlier: &Self) {
         if let Self::Unreadable { before, .. } = self {

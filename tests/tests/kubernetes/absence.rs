@@ -52,10 +52,11 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     mesh.wait_state(&WEB_AND_CART, "enrolled")?;
     let load = Load::start(&cluster, &mesh)?;
     keep_an_open_world(&cluster)?;
+    let (cart, near) = (address(&cluster, "cart")?, address(&cluster, "near")?);
+    ensure!(from_node(&cluster, 2, near)?.contains(GREETING));
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
     mesh.wait_strict(&WEB_AND_CART)?;
     mesh.wait_strict(&[(1, "shop/near"), (1, "shop/load")])?;
-    let (cart, near) = (address(&cluster, "cart")?, address(&cluster, "near")?);
     settled(&load, 0)?;
     let (start, before) = load.more(0)?; // some may have failed while all became strict
 

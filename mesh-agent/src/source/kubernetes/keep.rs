@@ -89,8 +89,8 @@ impl Keep {
         let is_written = self.written.as_ref().is_some_and(is_same);
         let as_of = match knowledge {
             Knowledge::Current => Timestamp::now(),
-            Knowledge::Since(as_of) if !is_written => as_of,
-            Knowledge::Since(_) | Knowledge::Kept(_) | Knowledge::Nothing => return WRITE_INTERVAL,
+            Knowledge::Since(as_of) => as_of,
+            Knowledge::Kept(_) | Knowledge::Nothing => return WRITE_INTERVAL,
         };
         let began = Instant::now();
         let what = (Arc::clone(&objects), Arc::clone(&announced));
@@ -196,5 +196,19 @@ mod tests {
         heir.stop.cancel();
         heir.running.wait().await;
         assert_eq!(namespaces(&dir), Some(3));
+    }
+
+    #[tokio::test]
+    async fn while_the_api_server_is_away_the_file_is_as_old_as_what_was_known_last() {
+        let dir = TestDir::new();
+        let writer = writer(&dir, &["shop"]);
+        writer.in_charge.cancel();
+        until_namespaces(&dir, 1).await;
+        let as_of = Timestamp::from_second(1_700_000_000).unwrap();
+        let away = SourceState { knowledge: Knowledge::Since(as_of), ..world(&["shop"]) };
+        writer.objects.send_replace(Arc::new(away));
+        writer.stop.cancel();
+        writer.running.wait().await;
+        assert_eq!(file(&dir).read().unwrap().unwrap().as_of, as_of);
     }
 }

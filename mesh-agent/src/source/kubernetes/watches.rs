@@ -89,7 +89,7 @@ pub(super) fn settled() -> watcher::Config {
 }
 
 /// A watch that is begun again after failures, with pauses. That the API server has forgotten what came between (410) is no
-/// failure: a list follows.
+/// failure, since a list follows; unless it does so again at once.
 pub(super) fn events<K>(
     api: Api<K>,
     which: watcher::Config,
@@ -98,8 +98,12 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let what = api.resource_url().to_owned();
+    let mut last: Option<Instant> = None;
     let is_told = move |event: &watcher::Result<Event<K>>| {
         let forgotten = event.as_ref().err().and_then(forgotten);
+        let forgotten = forgotten.filter(|_| {
+            last.replace(Instant::now()).is_none_or(|last| last.elapsed() > FORGIVEN_AFTER)
+        });
         if let Some(answer) = forgotten {
             tracing::info!(
                 watched = what,

@@ -58,7 +58,7 @@ fn answer(mut stream: TcpStream) -> Result<()> {
         stream.read_exact(&mut payload)?;
         match kind {
             SETTINGS | PING if flags & ACK == 0 => {
-                send(&mut stream, kind, ACK, 0, &payload_of_ack(kind, payload))?
+                send(&mut stream, kind, ACK, 0, &payload_of_ack(kind, payload))?;
             }
             HEADERS | DATA if flags & END_STREAM != 0 => {
                 send(&mut stream, HEADERS, END_HEADERS, number, OK)?;
