@@ -199,8 +199,8 @@ mod tests {
             claim(Ports::Of(ports), PORT_EXCLUDED),
             claim(Ports::Only(8080), PORT_SERVICE),
         ];
-        let (given, excess) = share_out(all.clone(), 99);
-        assert_eq!((given.len(), excess), (99, Vec::new()), "99 entries, of 199 claims");
+        let (given, excess) = share_out(all.clone(), 100);
+        assert_eq!((given.len(), excess), (100, Vec::new()), "100 entries, of 199 claims");
         let (given, _) = share_out(all, 3);
         let at = |port| Endpoint::new((*address).into(), port);
         let both = PORT_EXCLUDED | PORT_PERMISSIVE;

@@ -54,7 +54,8 @@ impl Objects {
                 pod.mesh.mode.put(settings.mode);
                 pod.mesh.exclude_ports.put(settings.exclude_ports);
                 pod.mesh.permissive_ports.put(settings.permissive_ports);
-                lifted.insert_pod(pod);
+                // Not as a later version, of which what cannot be read would be as it was.
+                lifted.pods.insert(pod.uid.clone(), Arc::new(pod));
             }
         }
         lifted
