@@ -51,7 +51,8 @@ impl Capture {
     pub(crate) fn start(place: &Place, interface: &str, everyone: Ipv4Addr) -> Result<Self> {
         let stamp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let file = place.logs.with_file_name(format!("{}-{stamp}.pcap", place.name));
-        // -Z root: else it gives up root, and then may not write here. The buffer (-B, KiB) holds bursts on a busy machine.
+        // -Z root: else it gives up root, and then may not write here. The buffer (-B, KiB) holds bursts on a busy machine: some
+        // thousands of packets, since each takes as much of it as the longest may (-s).
         let options = [
             "tcpdump",
             "-i",
@@ -61,7 +62,9 @@ impl Capture {
             "-Z",
             "root",
             "-B",
-            "131072",
+            "262144",
+            "-s",
+            "65600",
             "--immediate-mode",
             "-w",
         ];

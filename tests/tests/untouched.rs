@@ -60,10 +60,17 @@ impl Mixed {
                 "{conns:?}"
             );
             let after = [self.agents[0].status()?, self.agents[1].status()?];
-            for (node, code) in [(0, Some(dialled)), (1, arrived)] {
+            // A late segment of a connection that has just closed finds no socket, and is looked up as a new one is: seen once in
+            // some hundred runs, on a busy machine.
+            for (node, code, late) in [(0, Some(dialled), 0), (1, arrived, 1)] {
                 if let Some(code) = code {
                     let counted = after[node].verdict(code) - before[node].verdict(code);
-                    ensure!(counted == COUNT, "{code}: {counted}; {:?}", after[node].verdicts);
+                    let expected = COUNT..=COUNT + late;
+                    ensure!(
+                        expected.contains(&counted),
+                        "{code}: {counted}; {:?}",
+                        after[node].verdicts
+                    );
                 }
                 let (before, after) = (&before[node].counters, &after[node].counters);
                 ensure!(before == after, "{} -> {to}: {before:?} {after:?}", from.name);

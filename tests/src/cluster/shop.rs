@@ -100,7 +100,7 @@ pub struct Load<'a> {
 impl<'a> Load<'a> {
     /// Returns when it is in the mesh.
     pub fn start(cluster: &'a Cluster, mesh: &Mesh<'_>) -> Result<Self> {
-        let script = asking("http://cart/", "");
+        let script = asking("http://cart/", "sleep 0.02;"); // as much again for the cluster and other tests
         let items = json!({"apiVersion": "v1", "kind": "List", "items": [pod("load", 1, &script)]});
         cluster.kubectl_with(&items.to_string(), ["apply", "-f", "-"])?;
         mesh.wait_state(&[(1, "shop/load")], "enrolled")?;

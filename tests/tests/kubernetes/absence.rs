@@ -20,8 +20,9 @@ use tests::{
 
 use super::WEB_AND_CART;
 
-/// How long the API server is stopped, with agents that go on. The test sleeps meanwhile, and others run beside it.
-const OUTAGE: Duration = Duration::from_mins(3);
+/// How long the API server is stopped, with agents that go on: longer than a watch (120 s). The test sleeps meanwhile, and others
+/// run beside it.
+const OUTAGE: Duration = Duration::from_secs(130);
 /// How long what agents say of it may be wrong: the time until they notice.
 const NOTICED: Duration = Duration::from_secs(10);
 /// How long an agent may take to know what has changed, and to act on it: a pause of 5 s between attempts, and what a busy machine
