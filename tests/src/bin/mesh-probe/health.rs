@@ -53,8 +53,9 @@ fn answer(mut stream: TcpStream) -> Result<()> {
         stream.read_exact(&mut header)?;
         let [a, b, c, kind, flags, number @ ..] = header;
         let (length, number) = (u32::from_be_bytes([0, a, b, c]), u32::from_be_bytes(number));
-        let mut payload = vec![0; usize::try_from(length)?];
-        ensure!(payload.len() <= MAX_FRAME, "a frame of {length} bytes");
+        let length = usize::try_from(length)?;
+        ensure!(length <= MAX_FRAME, "a frame of {length} bytes");
+        let mut payload = vec![0; length];
         stream.read_exact(&mut payload)?;
         match kind {
             SETTINGS | PING if flags & ACK == 0 => {
