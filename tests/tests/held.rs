@@ -10,7 +10,7 @@ use tests::{
     agent::{self, Agent, Dirs, SOON},
     eventually,
     exec::Place,
-    objects::{MESH, MODE},
+    objects::{EXCLUDE_PORTS, MESH, MODE},
     probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
@@ -142,15 +142,25 @@ fn a_permissive_pod_is_never_held() {
 }
 
 #[test]
-fn a_mode_that_cannot_be_read_holds_the_pod_and_says_so() {
+fn a_strict_pod_whose_settings_cannot_be_read_is_held_and_says_so() {
     scenario("held-slip", |net| {
         let pair = Pair::new(net)?;
-        let spec = PodSpec::new(SHOP, "slip").label(MESH, "enabled").annotation(MODE, "strikt");
-        let pod = net.pod(&pair.nodes[1], spec)?;
-        let status = pair.agents[1].wait_state(&pod, "held")?;
-        ensure!(status.reason.contains("strikt"), "{status:?}");
-        let seen = dial(&pod, &pair.server)?;
-        ensure!(seen.end == End::Refused, "{seen:?}");
+        let strict =
+            |name| PodSpec::new(SHOP, name).label(MESH, "enabled").annotation(MODE, "strict");
+        for (spec, slip) in [
+            (strict("mode").annotation(MODE, "strikt"), "strikt"),
+            (strict("ports").annotation(EXCLUDE_PORTS, "http"), "http"),
+            (strict("label").label(MESH, "enable"), "enable"),
+        ] {
+            let pod = net.pod(&pair.nodes[1], spec)?;
+            let own = probe::serve(&pod, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+            let status = pair.agents[1].wait_state(&pod, "held")?;
+            ensure!(status.reason.contains(&format!("{slip:?}")), "{status:?}");
+            let seen = dial(&pod, &pair.server)?;
+            ensure!(seen.end == End::Refused, "{slip}: {seen:?}");
+            let seen = dial(&pair.client, &pod)?;
+            ensure!(seen.end == End::Timeout && own.conns().is_empty(), "{slip}: {seen:?}");
+        }
         Ok(())
     });
 }

@@ -14,6 +14,9 @@ use tests::{Net, Node, bin_dir, eventually, exec::Process, scenario};
 /// two builds.
 const LONG: Duration = Duration::from_mins(3);
 
+/// How large the agent's image may be, also with the larger program of a build for debugging.
+const MAX_BYTES: u64 = 25_000_000;
+
 /// The namespace of images in which a kubelet looks.
 const KUBELETS: &str = "k8s.io";
 
@@ -25,6 +28,9 @@ fn a_runtime_loads_the_agents_image_and_it_runs_by_itself() {
         let again = Packed::by_xtask(net, &node, "two", &["--profile", "dev"])?;
         ensure!(image.digest == again.digest, "{} is not {}", image.digest, again.digest);
         ensure!(fs::read(&image.archive)? == fs::read(&again.archive)?, "two archives differ");
+
+        let bytes = fs::metadata(&image.archive)?.len();
+        ensure!(bytes <= MAX_BYTES, "{bytes} bytes are more than a node should have to pull");
 
         let runtime = Runtime::start(net, &node)?;
         let root = runtime.load(&image, "nodemesh.dev/mesh-agent:dev")?;

@@ -31,10 +31,16 @@ fn sh(script: &str) -> Result<String> {
     Output::of(&line.map(Into::into), &output).success()
 }
 
-/// The commands below a heading of a page, without their remarks.
+/// The first commands below a heading of a page, without their remarks.
 fn commands<'a>(page: &'a str, heading: &str) -> Result<Vec<&'a str>> {
+    block(page, heading, 0)
+}
+
+/// The commands of a block, counted from the heading on.
+fn block<'a>(page: &'a str, heading: &str, number: usize) -> Result<Vec<&'a str>> {
     let (_, below) = page.split_once(&format!("\n## {heading}")).context(heading.to_owned())?;
-    let block = below.split("```").nth(1).with_context(|| format!("{heading}: no commands"))?;
+    let mut blocks = below.split("```").skip(1).step_by(2);
+    let block = blocks.nth(number).with_context(|| format!("{heading}: no commands"))?;
     let command =
         |line: &'a str| line.split_once("  #").map_or(line, |(command, _)| command).trim();
     Ok(block.lines().map(command).filter(|line| !line.is_empty()).collect())
@@ -124,6 +130,10 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
     }
     let left = cluster.kubectl(["get", "namespaces", "-o", "name"])?;
     ensure!(!left.contains("nodemesh"), "{left}");
+    // As on a node that has not heard of the removal, where there would be something left to take away.
+    for command in block(&page, "Remove", 1)? {
+        cluster.node(1).run(["sh", "-c", command]).with_context(|| command.to_owned())?;
+    }
     ensure!(cluster.kubectl(get)?.contains(shop::GREETING));
     drop(cluster);
     run("cargo xtask cluster down")?;

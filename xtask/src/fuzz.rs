@@ -79,6 +79,11 @@ fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
+/// Builds what [`gate`] runs.
+pub(crate) fn build(workspace: Workspace) -> Result<()> {
+    Fuzzer::build(workspace).map(drop)
+}
+
 /// Every target for a few seconds, as a gate of `cargo xtask test`: always the same inputs, as far as the time goes, so that
 /// a commit is judged by what it changed and not by luck.
 pub(crate) fn gate(workspace: Workspace) -> Result<()> {
@@ -116,7 +121,7 @@ impl Fuzzer {
         let mut cargo = process::cargo(&workspace);
         cargo.args(["build", "--quiet", "--package", "fuzz"]);
         cargo.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("fuzz/rustc"));
-        process::run(&mut cargo)?;
+        process::run(&mut process::behind(&cargo))?;
         let program = workspace.programs("debug").join("fuzz");
         Ok(Self { workspace, program })
     }

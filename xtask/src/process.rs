@@ -28,6 +28,22 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
+/// The same at lower priority, for what is built beside what somebody waits for.
+pub(crate) fn behind(command: &Command) -> Command {
+    let mut behind = Command::new("nice");
+    behind.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        behind.current_dir(directory);
+    }
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => behind.env(key, value),
+            None => behind.env_remove(key),
+        };
+    }
+    behind
+}
+
 /// Runs to the end, its output on our terminal.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every gate that a change must pass, or the tests of some names.
 use std::io::{BufRead as _, BufReader};
 use std::process::{ExitCode, Stdio};
+use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
@@ -70,7 +71,7 @@ fn run(args: &Args) -> Result<ExitCode> {
 
     let mut gates = Gates::of("test");
     let mut tally = Tally::default();
-    let built = thread::scope(|scope| {
+    thread::scope(|scope| {
         // Compilers of crates leave a processor idle now and then, and half of the cluster's build is fetching.
         let cluster = everything
             .then(|| gates.begin(scope, "build for the cluster", || cluster::build(&workspace)));
@@ -81,17 +82,25 @@ fn run(args: &Args) -> Result<ExitCode> {
         // Tests of an agent that is not what the sources say would prove nothing.
         let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
             && gates.run("build for the host", || programs_and_tests(&workspace));
-        cluster.is_none_or(|cluster| gates.end(cluster)) && built
+        if !cluster.is_none_or(|cluster| gates.end(cluster)) || !built {
+            return;
+        }
+        // Tests wait more than they work. They go first, since two cargos cannot build at once.
+        let (first_test, begun) = mpsc::channel();
+        let fuzzer = lint.then(|| {
+            gates.begin(scope, "build for fuzzing", move || {
+                let _dropped_by_then: Result<(), _> = begun.recv();
+                fuzz::build(Workspace::here())
+            })
+        });
+        gates.run("tests", || tests(&workspace, names, first_test, &mut tally));
+        if everything {
+            gates.run("few tests skipped", || few_skipped(&tally));
+        }
+        if fuzzer.is_some_and(|fuzzer| gates.end(fuzzer)) {
+            gates.run("fuzz", || fuzz::gate(Workspace::here()));
+        }
     });
-    if built {
-        gates.run("tests", || tests(&workspace, names, &mut tally));
-    }
-    if built && everything {
-        gates.run("few tests skipped", || few_skipped(&tally));
-    }
-    if built && everything && !args.has("--no-lint") {
-        gates.run("fuzz", || fuzz::gate(Workspace::here()));
-    }
     let code = gates.close();
     say::out(&tally.summary());
     Ok(code)
@@ -113,8 +122,14 @@ fn programs_and_tests(workspace: &Workspace) -> Result<()> {
 }
 
 /// Unit, property, whole-system and documentation tests, in one go: one package at a time, dependencies would get other
-/// features and be compiled again.
-fn tests(workspace: &Workspace, names: &[String], tally: &mut Tally) -> Result<()> {
+/// features and be compiled again. Drops `first` once a test runs, or none will.
+fn tests(
+    workspace: &Workspace,
+    names: &[String],
+    first: mpsc::Sender<()>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut first = Some(first);
     let mut cargo = process::cargo(workspace);
     cargo.args(["test", "--no-fail-fast", "--"]).args(names);
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
@@ -124,6 +139,7 @@ fn tests(workspace: &Workspace, names: &[String], tally: &mut Tally) -> Result<(
     let output = child.stdout.take().context("`cargo test` without an output")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what `cargo test` prints")?;
+        drop(first.take());
         let line = String::from_utf8_lossy(&line);
         tally.line(&line);
         if names.is_empty() || !is_about_nothing(&line) {

@@ -3,6 +3,8 @@
 
 mod ca;
 mod cleanup;
+#[cfg(test)]
+mod codes;
 mod flows;
 mod manifest;
 mod ready;

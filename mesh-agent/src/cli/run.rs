@@ -62,7 +62,8 @@ pub(super) struct Run {
     /// How many seconds certificates live; renewed at half of it
     #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS")]
     leaf_ttl_seconds: u64,
-    /// How many connections may be open at once, over all pods; as many as the descriptor limit allows without it
+    /// How many connections may be open at once, over all pods; without it, and at most, what the descriptor limit is enough
+    /// for (half of it), up to 16384
     #[arg(long, value_name = "NUMBER")]
     max_connections: Option<usize>,
     /// Where to serve metrics for Prometheus (GET /metrics), to anybody who reaches it, such as [::]:15020; not at all without it

@@ -78,7 +78,7 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
         ))?;
     }
     for problem in &status.problems {
-        print_line(&format!("\n✗ {}", problem.message))?;
+        print_line(&format!("\n✗ {}: {}", problem.code, problem.message))?;
     }
     Ok(())
 }
@@ -97,8 +97,13 @@ fn row(pod: &PodStatus) -> [String; 7] {
         mode(pod),
         pod.since.map_or_else(|| "-".to_owned(), age),
         pod.connections.to_string(),
-        pod.reason.clone(),
+        reason(pod),
     ]
+}
+
+/// The code before the sentence: the documents and metrics go by codes.
+fn reason(pod: &PodStatus) -> String {
+    if pod.code.is_empty() { String::new() } else { format!("{}: {}", pod.code, pod.reason) }
 }
 
 fn mode(pod: &PodStatus) -> String {

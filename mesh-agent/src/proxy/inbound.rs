@@ -73,8 +73,9 @@ pub(super) async fn serve(
     let Ok(to) = stream.local_addr() else {
         return; // reset before we came
     };
-    let Ok(slot) = timeout(HANDSHAKE_TIMEOUT, admitted.handshake()).await else {
-        return refuse(&mesh, &pod, stream, from, LimitReached::Handshakes);
+    let slot = match admitted.handshake(HANDSHAKE_TIMEOUT).await {
+        Ok(slot) => slot,
+        Err(reached) => return refuse(&mesh, &pod, stream, from, reached),
     };
     if to.port() == ports::PATH_PROBE {
         // Only an agent can be meant, and a reset would take the answer with it.

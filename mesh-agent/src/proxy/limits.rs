@@ -17,9 +17,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 /// Connections at once, at most, however many descriptors there are: with some 64 KiB of buffers and state for each
 /// (measured, docs/security.md) 1 GiB.
@@ -193,17 +197,26 @@ impl Counts {
 }
 
 impl Admitted {
-    /// Waits until this connection's source has fewer than [`HANDSHAKES_PER_SOURCE`] handshakes in progress.
+    /// Waits until this connection's source has fewer than [`HANDSHAKES_PER_SOURCE`] handshakes in progress, for as long as
+    /// `patience`.
+    ///
+    /// # Errors
+    /// [`LimitReached::Handshakes`] if it waited in vain.
     ///
     /// # Cancel safety
     /// Dropped, the place in the queue is lost.
-    pub async fn handshake(&self) -> HandshakeSlot {
+    pub async fn handshake(&self, patience: Duration) -> Result<HandshakeSlot, LimitReached> {
         let handshakes = {
             let counts = self.account.lock();
             let source = self.source.and_then(|address| counts.sources.get(&address));
             source.map(|source| Arc::clone(&source.handshakes))
         };
-        handshakes?.acquire_owned().await.ok()
+        let Some(handshakes) = handshakes else { return Ok(None) };
+        let Ok(slot) = timeout(patience, handshakes.acquire_owned()).await else {
+            self.limits.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(LimitReached::Handshakes);
+        };
+        Ok(slot.ok())
     }
 }
 
@@ -226,6 +239,7 @@ mod tests {
 
     const ONE: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
     const OTHER: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
+    const LONG: Duration = Duration::from_mins(1);
 
     /// Takes until it is refused.
     fn take_all(
@@ -277,14 +291,17 @@ mod tests {
         let mut slots = Vec::new();
         for _ in 0..HANDSHAKES_PER_SOURCE {
             let admitted = limits.admit(&inbound, ONE).unwrap();
-            slots.push((admitted.handshake().await, admitted));
+            slots.push((admitted.handshake(LONG).await.unwrap(), admitted));
         }
         let (late, other) = (limits.admit(&inbound, ONE).unwrap(), limits.admit(&inbound, OTHER));
-        let mut waits = std::pin::pin!(late.handshake());
+        let mut waits = std::pin::pin!(late.handshake(LONG));
         assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
-        assert!(other.unwrap().handshake().await.is_some());
+        assert!(other.unwrap().handshake(LONG).await.unwrap().is_some());
+        let in_vain =
+            limits.admit(&inbound, ONE).unwrap().handshake(Duration::from_millis(1)).await;
+        assert_eq!((in_vain.err(), limits.refused()), (Some(LimitReached::Handshakes), 1));
         slots.pop();
-        assert!(waits.await.is_some());
+        assert!(waits.await.unwrap().is_some());
     }
 
     #[test]

@@ -227,15 +227,16 @@ fn what_the_world_finds_wrong_is_named_by_file_line_and_field() {
         problems(&state.borrow()),
         [
             "1.yaml:6: Namespace shop: metadata.labels[nodemesh.dev/mesh]: unknown value \"enable\"; \
-             pods that depend on it are not in the mesh. Hint: write enabled or disabled.",
+             pods that depend on it are not in the mesh, and held if they are strict. Hint: write \
+             enabled or disabled.",
             "5.yaml:4: Pod back/d: metadata.namespace: the Namespace \"back\" is not there; the pod \
              is not in the mesh. Hint: add the object: kind Namespace, metadata.name back.",
             "2.yaml:7: Pod shop/a: metadata.annotations[nodemesh.dev/mode]: unknown mode \
-             \"strikt\"; pods that depend on it are not in the mesh. Hint: write permissive or \
-             strict.",
+             \"strikt\"; pods that depend on it are not in the mesh, and held if they are strict. \
+             Hint: write permissive or strict.",
             "3.yaml:7: Pod shop/b: metadata.annotations[nodemesh.dev/exclude-ports]: \"x\" is \
              neither a port (1 to 65535) nor a range such as 8000-8010; pods that depend on it are \
-             not in the mesh. Hint: write ports and ranges with commas between them, such as \
+             not in the mesh, and held if they are strict. Hint: write ports and ranges with commas between them, such as \
              6379,8000-8010.",
             "4.yaml:13: Pod shop/c: status.podIPs[0].ip: 10.0.0.1 is already the address of Pod \
              shop/a (2.yaml, line 1); this pod is not enrolled. Hint: give each pod its own \

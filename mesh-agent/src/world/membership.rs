@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::objects::{NamespaceObject, PodObject};
 use super::origin::FieldError;
 use super::ports::PortSet;
-use super::settings::{Declared, MODE_ANNOTATION, MeshLabel, Mode, Settings};
+use super::settings::{Declared, MeshLabel, Mode, Settings};
 
 /// Whether one pod is to be in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +23,14 @@ pub enum Membership {
         settings: Settings,
     },
     /// A label or annotation cannot be read and nothing earlier is known: the pod is not enrolled,
-    /// since the settings it was meant to have (strict?) are unknown.
+    /// since the settings it was meant to have are unknown.
     Invalid {
         /// Which field, and why.
         error: FieldError,
         /// Whether the field is the namespace's and not the pod's.
         on_namespace: bool,
+        /// Whether the pod's mode is strict, or cannot be read either: nobody misspells the default.
+        strict: bool,
     },
 }
 
@@ -121,14 +123,14 @@ impl Membership {
         }
     }
 
-    /// Whether whoever declared this wants no plaintext: also of a pod that is not in the mesh yet, and of one whose mode
-    /// cannot be read, since nobody misspells the default.
+    /// Whether whoever declared this wants no plaintext: also of a pod that is not in the mesh yet, and of one whose settings
+    /// cannot be read.
     pub fn means_strict(&self) -> bool {
         match self {
             Self::Enabled(settings) | Self::Waiting { settings, .. } => {
                 settings.mode == Mode::Strict
             }
-            Self::Invalid { error, .. } => error.field.contains(MODE_ANNOTATION),
+            Self::Invalid { strict, .. } => *strict,
             Self::Disabled(_) => false,
         }
     }
@@ -140,18 +142,18 @@ impl Membership {
 
     fn try_decide(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Result<Self, Self> {
         let above = namespace.map(|namespace| &namespace.mesh);
-        let label = inherit(&pod.mesh.mesh, above.map(|above| &above.mesh))?;
+        let label = inherit(&pod.mesh.mesh, above.map(|above| &above.mesh));
         // A pod that says all of it by itself inherits nothing that matters.
         let says_its_mode = !matches!(pod.mesh.mode.in_force(), Ok(None));
-        let not_wanted = match (label, namespace) {
-            (Some((MeshLabel::Enabled, _)), Some(_)) => None,
-            (Some((MeshLabel::Enabled, _)), None) if says_its_mode => None,
-            (Some((MeshLabel::Disabled, Level::Pod)), _) => Some(NotEnabledReason::PodOptedOut),
-            (Some((MeshLabel::Disabled, Level::Namespace)), _) => {
+        let not_wanted = match (&label, namespace) {
+            (Err(_), _) | (Ok(Some((MeshLabel::Enabled, _))), Some(_)) => None,
+            (Ok(Some((MeshLabel::Enabled, _))), None) if says_its_mode => None,
+            (Ok(Some((MeshLabel::Disabled, Level::Pod))), _) => Some(NotEnabledReason::PodOptedOut),
+            (Ok(Some((MeshLabel::Disabled, Level::Namespace))), _) => {
                 Some(NotEnabledReason::NamespaceOptedOut)
             }
-            (_, None) => Some(NotEnabledReason::NamespaceMissing),
-            (None, Some(_)) => Some(NotEnabledReason::NotLabelled),
+            (Ok(_), None) => Some(NotEnabledReason::NamespaceMissing),
+            (Ok(None), Some(_)) => Some(NotEnabledReason::NotLabelled),
         };
         let not_possible = || {
             let reasons = [
@@ -163,8 +165,17 @@ impl Membership {
         if let Some(reason) = not_wanted.or_else(not_possible) {
             return Err(Self::Disabled(reason));
         }
-        let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode))?;
-        let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports))?;
+        let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode));
+        let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports));
+        let strict = !matches!(mode, Ok(None | Some((Mode::Permissive, _))));
+        let (mode, ports) = match (label, mode, ports) {
+            (Ok(_), Ok(mode), Ok(ports)) => (mode, ports),
+            (Err(unreadable), ..) | (_, Err(unreadable), _) | (.., Err(unreadable)) => {
+                let Unreadable { error, level } = unreadable;
+                let on_namespace = matches!(level, Level::Namespace);
+                return Err(Self::Invalid { error, on_namespace, strict });
+            }
+        };
         let settings = Settings {
             mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
             exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
@@ -197,19 +208,22 @@ enum Level {
     Namespace,
 }
 
+/// What cannot be read, and nothing earlier is known of it.
+struct Unreadable {
+    error: FieldError,
+    level: Level,
+}
+
 /// The pod's value, else the namespace's.
 fn inherit<T: Clone>(
     pod: &Declared<T>,
     namespace: Option<&Declared<T>>,
-) -> Result<Option<(T, Level)>, Membership> {
+) -> Result<Option<(T, Level)>, Unreadable> {
     for (declared, level) in [(Some(pod), Level::Pod), (namespace, Level::Namespace)] {
         match declared.map_or(Ok(None), Declared::in_force) {
             Ok(Some(value)) => return Ok(Some((value.clone(), level))),
             Ok(None) => {}
-            Err(error) => {
-                let on_namespace = matches!(level, Level::Namespace);
-                return Err(Membership::Invalid { error: error.clone(), on_namespace });
-            }
+            Err(error) => return Err(Unreadable { error: error.clone(), level }),
         }
     }
     Ok(None)
@@ -217,6 +231,7 @@ fn inherit<T: Clone>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::MODE_ANNOTATION;
     use super::super::snapshot::testing::{namespace, pod};
     use super::*;
 
@@ -334,9 +349,38 @@ mod tests {
         let strict = &[(MODE_ANNOTATION, "strict")];
         assert!(means_strict(strict, true) && means_strict(strict, false));
         assert!(!means_strict(&[], true) && !means_strict(&[], false));
-        assert!(means_strict(&[(MODE_ANNOTATION, "strikt")], true));
-        assert!(!means_strict(&[("nodemesh.dev/exclude-ports", "x")], true));
         let out = [OFF, strict].concat();
         assert!(!means_strict(&out, false));
+    }
+
+    #[test]
+    fn whatever_cannot_be_read_a_strict_pod_is_meant_to_be_closed() {
+        let slips = [
+            ("nodemesh.dev/mesh", "enable"),
+            (MODE_ANNOTATION, "strikt"),
+            ("nodemesh.dev/exclude-ports", "http"),
+        ];
+        let decide = |on_pod: &[(&str, &str)], on_namespace: &[(&str, &str)], host_network| {
+            let mut pod = pod("shop", "cart", "node1", "10.0.0.1", on_pod);
+            pod.host_network = host_network;
+            Membership::decide(&pod, Some(&namespace("shop", on_namespace)))
+        };
+        let with_mode = |slip: (&str, &str), mode: &'static str| {
+            // The slip last: it replaces what is readable of the same key.
+            let all = [("nodemesh.dev/mesh", "enabled"), (MODE_ANNOTATION, mode), slip];
+            all.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        };
+        for slip in slips {
+            for (mode, strict) in [("strict", true), ("permissive", slip.0 == MODE_ANNOTATION)] {
+                let said = with_mode(slip, mode);
+                let said = said.each_ref().map(|(key, value)| (key.as_str(), value.as_str()));
+                for membership in [decide(&said, &[], false), decide(&[], &said, false)] {
+                    assert_eq!(membership.code(), "invalid_setting", "{said:?}");
+                    assert_eq!(membership.means_strict(), strict, "{said:?}");
+                }
+                let of_the_node = decide(&said, &[], true);
+                assert_eq!(of_the_node.code(), "host_network", "nobody may hold the node's own");
+            }
+        }
     }
 }

@@ -149,7 +149,7 @@ impl<T: Clone> Declared<T> {
             origin,
             match before.as_deref() {
                 Some(_) => "what it said before stays in force",
-                None => "pods that depend on it are not in the mesh",
+                None => "pods that depend on it are not in the mesh, and held if they are strict",
             },
         )
     }
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(
             text(&slip),
             ["Pod shop/cart: metadata.annotations[nodemesh.dev/mode]: unknown mode \"strikt\"; \
-              pods that depend on it are not in the mesh. Hint: write permissive or strict."]
+              pods that depend on it are not in the mesh, and held if they are strict. Hint: write permissive or strict."]
         );
         slip.carry_over(&declaration("strict"));
         assert_eq!(

@@ -76,21 +76,14 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
 }
 
 fn compile(go: &Go, module: &Path, flags: &[String], program: &Program, to: &Path) -> Result<()> {
-    // Of lower priority: `cargo xtask test` compiles crates meanwhile, and waits for those first.
-    let mut command = Command::new("nice");
-    command
-        .args(["-n", "10"])
-        .arg(&go.program)
-        .arg("build")
-        .args(flags)
-        .arg("-o")
-        .arg(to)
-        .arg(program.package);
+    let mut command = Command::new(&go.program);
+    command.arg("build").args(flags).arg("-o").arg(to).arg(program.package);
     // What somebody has set for their own programs would make others of these; statically linked, they run in any image.
     command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "").env("GOWORK", "off");
     // Compilers that collect garbage less often: a fifth less processor time for etcd, measured twice.
     command.env("GOGC", "400");
-    process::run(&mut command).with_context(|| format!("{} could not be built", program.name))
+    process::run(&mut process::behind(&command))
+        .with_context(|| format!("{} could not be built", program.name))
 }
 
 fn flags(version: &str) -> Vec<String> {
