@@ -483,7 +483,8 @@ fn connections_without_end() {
                 Ok(())
             })?;
         }
-        served(&greedy, &crowded).with_context(|| format!("after {held:?}"))
+        // What has just been refused is remembered for a second.
+        eventually(SOON, || served(&greedy, &crowded)).with_context(|| format!("after {held:?}"))
     });
 }
 

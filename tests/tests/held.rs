@@ -145,23 +145,27 @@ fn a_permissive_pod_is_never_held() {
 fn a_strict_pod_whose_settings_cannot_be_read_is_held_and_says_so() {
     scenario("held-slip", |net| {
         let pair = Pair::new(net)?;
-        let strict =
-            |name| PodSpec::new(SHOP, name).label(MESH, "enabled").annotation(MODE, "strict");
-        for (spec, slip) in [
-            (strict("mode").annotation(MODE, "strikt"), "strikt"),
-            (strict("ports").annotation(EXCLUDE_PORTS, "http"), "http"),
-            (strict("label").label(MESH, "enable"), "enable"),
-        ] {
-            let pod = net.pod(&pair.nodes[1], spec)?;
-            let own = probe::serve(&pod, &ServeSpec::both_families(PORT, Talk::Exchange))?;
-            let status = pair.agents[1].wait_state(&pod, "held")?;
+        let is_held = |pod: &Pod, slip: &str| {
+            let own = probe::serve(pod, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+            let status = pair.agents[1].wait_state(pod, "held")?;
             ensure!(status.reason.contains(&format!("{slip:?}")), "{status:?}");
-            let seen = dial(&pod, &pair.server)?;
+            let seen = dial(pod, &pair.server)?;
             ensure!(seen.end == End::Refused, "{slip}: {seen:?}");
-            let seen = dial(&pair.client, &pod)?;
+            let seen = dial(&pair.client, pod)?;
             ensure!(seen.end == End::Timeout && own.conns().is_empty(), "{slip}: {seen:?}");
-        }
-        Ok(())
+            Ok(())
+        };
+        let on_node2 = |spec| net.pod(&pair.nodes[1], spec);
+        let mode = strict_spec("mode").annotation(MODE, "strikt");
+        is_held(&on_node2(mode)?, "strikt")?;
+        let ports = strict_spec("ports").annotation(EXCLUDE_PORTS, "http");
+        is_held(&on_node2(ports)?, "http")?;
+        // As long as nobody who can be read wants it in the mesh, it is none of the mesh's.
+        let label = on_node2(strict_spec("label").label(MESH, "enable"))?;
+        let status = pair.agents[1].wait_state(&label, "not_enrolled")?;
+        ensure!(status.code == "invalid_setting", "{status:?}");
+        net.objects().label_namespace(&label.namespace, Some("enabled"))?;
+        is_held(&label, "enable")
     });
 }
 

@@ -121,7 +121,7 @@ impl Fuzzer {
         let mut cargo = process::cargo(&workspace);
         cargo.args(["build", "--quiet", "--package", "fuzz"]);
         cargo.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("fuzz/rustc"));
-        process::run(&mut process::behind(&cargo))?;
+        process::run(&mut cargo)?;
         let program = workspace.programs("debug").join("fuzz");
         Ok(Self { workspace, program })
     }

@@ -75,6 +75,7 @@ impl Gates {
 }
 
 /// A gate that runs beside others.
+#[must_use = "its outcome counts only once it has been ended"]
 pub(crate) struct Beside<'scope> {
     name: &'static str,
     check: ScopedJoinHandle<'scope, Outcome>,

@@ -1,7 +1,6 @@
 //! `cargo xtask test`: every gate that a change must pass, or the tests of some names.
 use std::io::{BufRead as _, BufReader};
 use std::process::{ExitCode, Stdio};
-use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
@@ -82,22 +81,16 @@ fn run(args: &Args) -> Result<ExitCode> {
         // Tests of an agent that is not what the sources say would prove nothing.
         let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
             && gates.run("build for the host", || programs_and_tests(&workspace));
+        let can_fuzz =
+            built && lint && gates.run("build for fuzzing", || fuzz::build(Workspace::here()));
         if !cluster.is_none_or(|cluster| gates.end(cluster)) || !built {
             return;
         }
-        // Tests wait more than they work. They go first, since two cargos cannot build at once.
-        let (first_test, begun) = mpsc::channel();
-        let fuzzer = lint.then(|| {
-            gates.begin(scope, "build for fuzzing", move || {
-                let _dropped_by_then: Result<(), _> = begun.recv();
-                fuzz::build(Workspace::here())
-            })
-        });
-        gates.run("tests", || tests(&workspace, names, first_test, &mut tally));
+        gates.run("tests", || tests(&workspace, names, &mut tally));
         if everything {
             gates.run("few tests skipped", || few_skipped(&tally));
         }
-        if fuzzer.is_some_and(|fuzzer| gates.end(fuzzer)) {
+        if can_fuzz {
             gates.run("fuzz", || fuzz::gate(Workspace::here()));
         }
     });
@@ -122,14 +115,8 @@ fn programs_and_tests(workspace: &Workspace) -> Result<()> {
 }
 
 /// Unit, property, whole-system and documentation tests, in one go: one package at a time, dependencies would get other
-/// features and be compiled again. Drops `first` once a test runs, or none will.
-fn tests(
-    workspace: &Workspace,
-    names: &[String],
-    first: mpsc::Sender<()>,
-    tally: &mut Tally,
-) -> Result<()> {
-    let mut first = Some(first);
+/// features and be compiled again.
+fn tests(workspace: &Workspace, names: &[String], tally: &mut Tally) -> Result<()> {
     let mut cargo = process::cargo(workspace);
     cargo.args(["test", "--no-fail-fast", "--"]).args(names);
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
@@ -139,7 +126,6 @@ fn tests(
     let output = child.stdout.take().context("`cargo test` without an output")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what `cargo test` prints")?;
-        drop(first.take());
         let line = String::from_utf8_lossy(&line);
         tally.line(&line);
         if names.is_empty() || !is_about_nothing(&line) {

@@ -123,7 +123,7 @@ pub struct NodeCounters {
     pub open: usize,
     /// How many may be open at once.
     pub capacity: usize,
-    /// Connections that were refused because too many were open.
+    /// Connections that were refused because too many were open, or in their handshakes.
     pub refused_by_limits: usize,
     /// Reports of the kernel's refusals that found their buffer full.
     pub events_lost: u64,

@@ -110,7 +110,12 @@ impl Enroller {
             Some((failure, _)) => (failure.code, failure.sentence.clone()),
             None => (workload.membership.code(), workload.membership.reason()),
         };
-        let sentence = format!("strict, so its TCP connections are refused until then; {because}");
+        let strict = match workload.membership {
+            Membership::Invalid { .. } => "its mode is strict, or cannot be read",
+            _ => "strict",
+        };
+        let sentence =
+            format!("{strict}, so its TCP connections are refused until then; {because}");
         self.held.contains_key(&workload.uid).then_some(Failure { code, sentence })
     }
 }

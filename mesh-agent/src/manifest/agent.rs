@@ -10,8 +10,9 @@ use super::{AGENT, Manifest, ManifestError, NAMESPACE, Part, part};
 const DRAIN_SECONDS: u32 = 25;
 /// Where the agents serve metrics, on their pods' addresses; ztunnel's port for the same.
 const METRICS_PORT: u16 = 15020;
-/// How long an agent may wait until it knows anything: longer than any outage of an API server that nobody looks after.
-const PATIENCE_SECONDS: u32 = 7 * 24 * 60 * 60;
+/// How long an agent may wait until it knows anything, before it is begun anew: longer than the ten minutes after which the
+/// kubelet forgets earlier restarts, so that no pause comes before it.
+const PATIENCE_SECONDS: u32 = 60 * 60;
 /// The kubelet's patience: the drain, and time to let pods leave and to put things in order on a busy node.
 const GRACE_SECONDS: u32 = DRAIN_SECONDS + 35;
 
@@ -59,8 +60,7 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                         "env": [{"name": "NODE_NAME", "valueFrom": from("spec.nodeName")}],
                         // Ready: in charge of the node, and the world has been read. There is no liveness probe: an
                         // agent that is stuck ends itself, and one that is only slow must not lose its connections for it.
-                        // Nor may the startup probe end one that waits for the API server, or for the agent that it is to
-                        // take over from: it is there to ask more often at first.
+                        // The startup probe is there to ask more often at first.
                         "startupProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 1, "failureThreshold": PATIENCE_SECONDS, "timeoutSeconds": 5},
                         "readinessProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 10, "timeoutSeconds": 5},
                         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},

@@ -151,7 +151,7 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
         signed(counters.capacity),
     )?;
     page.one_counter(
-        ("nodemesh_connections_refused_by_limits_total", "Connections refused because too many were open, over all, of a pod or of a client's address."),
+        ("nodemesh_connections_refused_by_limits_total", "Connections refused because too many were open, or in their handshakes, over all, of a pod or of a client's address."),
         unsigned(counters.refused_by_limits),
     )?;
     page.one_counter(

@@ -227,13 +227,13 @@ fn what_the_world_finds_wrong_is_named_by_file_line_and_field() {
         problems(&state.borrow()),
         [
             "1.yaml:6: Namespace shop: metadata.labels[nodemesh.dev/mesh]: unknown value \"enable\"; \
-             pods that depend on it are not in the mesh, and held if they are strict. Hint: write \
-             enabled or disabled.",
+             pods that depend on it are not in the mesh; one whose namespace is, and that is strict, \
+             is held. Hint: write enabled or disabled.",
             "5.yaml:4: Pod back/d: metadata.namespace: the Namespace \"back\" is not there; the pod \
              is not in the mesh. Hint: add the object: kind Namespace, metadata.name back.",
             "2.yaml:7: Pod shop/a: metadata.annotations[nodemesh.dev/mode]: unknown mode \
-             \"strikt\"; pods that depend on it are not in the mesh, and held if they are strict. \
-             Hint: write permissive or strict.",
+             \"strikt\"; pods of the mesh that depend on it are held, since they may be meant to be \
+             strict. Hint: write permissive or strict.",
             "3.yaml:7: Pod shop/b: metadata.annotations[nodemesh.dev/exclude-ports]: \"x\" is \
              neither a port (1 to 65535) nor a range such as 8000-8010; pods that depend on it are \
              not in the mesh, and held if they are strict. Hint: write ports and ranges with commas between them, such as \

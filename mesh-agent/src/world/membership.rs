@@ -27,9 +27,8 @@ pub enum Membership {
     Invalid {
         /// Which field, and why.
         error: FieldError,
-        /// Whether the field is the namespace's and not the pod's.
-        on_namespace: bool,
-        /// Whether the pod's mode is strict, or cannot be read either: nobody misspells the default.
+        /// Whether somebody who can be read wants the pod in the mesh, and its mode is strict or cannot be read: nobody
+        /// misspells the default.
         strict: bool,
     },
 }
@@ -146,13 +145,13 @@ impl Membership {
         // A pod that says all of it by itself inherits nothing that matters.
         let says_its_mode = !matches!(pod.mesh.mode.in_force(), Ok(None));
         let not_wanted = match (&label, namespace) {
-            (Err(_), _) | (Ok(Some((MeshLabel::Enabled, _))), Some(_)) => None,
+            (Err(_) | Ok(Some((MeshLabel::Enabled, _))), Some(_)) => None,
             (Ok(Some((MeshLabel::Enabled, _))), None) if says_its_mode => None,
             (Ok(Some((MeshLabel::Disabled, Level::Pod))), _) => Some(NotEnabledReason::PodOptedOut),
             (Ok(Some((MeshLabel::Disabled, Level::Namespace))), _) => {
                 Some(NotEnabledReason::NamespaceOptedOut)
             }
-            (Ok(_), None) => Some(NotEnabledReason::NamespaceMissing),
+            (_, None) => Some(NotEnabledReason::NamespaceMissing),
             (Ok(None), Some(_)) => Some(NotEnabledReason::NotLabelled),
         };
         let not_possible = || {
@@ -167,13 +166,16 @@ impl Membership {
         }
         let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode));
         let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports));
-        let strict = !matches!(mode, Ok(None | Some((Mode::Permissive, _))));
+        let permissive = matches!(mode, Ok(None | Some((Mode::Permissive, _))));
+        // A label that nobody can read puts no pod into the mesh, and takes none out of its namespace's.
+        let by_namespace = above.is_some_and(|above| {
+            above.mesh.in_force().is_ok_and(|label| label == Some(&MeshLabel::Enabled))
+        });
+        let strict = !permissive && (label.is_ok() || by_namespace);
         let (mode, ports) = match (label, mode, ports) {
             (Ok(_), Ok(mode), Ok(ports)) => (mode, ports),
-            (Err(unreadable), ..) | (_, Err(unreadable), _) | (.., Err(unreadable)) => {
-                let Unreadable { error, level } = unreadable;
-                let on_namespace = matches!(level, Level::Namespace);
-                return Err(Self::Invalid { error, on_namespace, strict });
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
+                return Err(Self::Invalid { error, strict });
             }
         };
         let settings = Settings {
@@ -208,22 +210,16 @@ enum Level {
     Namespace,
 }
 
-/// What cannot be read, and nothing earlier is known of it.
-struct Unreadable {
-    error: FieldError,
-    level: Level,
-}
-
-/// The pod's value, else the namespace's.
+/// The pod's value, else the namespace's; an error if that cannot be read and nothing earlier is known.
 fn inherit<T: Clone>(
     pod: &Declared<T>,
     namespace: Option<&Declared<T>>,
-) -> Result<Option<(T, Level)>, Unreadable> {
+) -> Result<Option<(T, Level)>, FieldError> {
     for (declared, level) in [(Some(pod), Level::Pod), (namespace, Level::Namespace)] {
         match declared.map_or(Ok(None), Declared::in_force) {
             Ok(Some(value)) => return Ok(Some((value.clone(), level))),
             Ok(None) => {}
-            Err(error) => return Err(Unreadable { error: error.clone(), level }),
+            Err(error) => return Err(error.clone()),
         }
     }
     Ok(None)
@@ -334,6 +330,10 @@ mod tests {
             );
         }
         assert!(decide(&[ON, &[(MODE_ANNOTATION, "strikt")]]).means_strict());
+        assert_eq!(
+            decide(&[&[("nodemesh.dev/mesh", "enable")], strict]).code(),
+            "namespace_missing"
+        );
         assert_eq!(decide(&[OFF, strict]).code(), "pod_opted_out");
     }
 
@@ -354,33 +354,38 @@ mod tests {
     }
 
     #[test]
-    fn whatever_cannot_be_read_a_strict_pod_is_meant_to_be_closed() {
-        let slips = [
-            ("nodemesh.dev/mesh", "enable"),
-            (MODE_ANNOTATION, "strikt"),
-            ("nodemesh.dev/exclude-ports", "http"),
+    fn a_strict_pod_of_the_mesh_is_meant_to_be_closed_whatever_else_cannot_be_read() {
+        const STRICT: (&str, &str) = (MODE_ANNOTATION, "strict");
+        const PERMISSIVE: (&str, &str) = (MODE_ANNOTATION, "permissive");
+        const MODE_SLIP: (&str, &str) = (MODE_ANNOTATION, "strikt");
+        const PORTS_SLIP: (&str, &str) = ("nodemesh.dev/exclude-ports", "http");
+        const LABEL_SLIP: (&str, &str) = ("nodemesh.dev/mesh", "enable");
+        let (on, off) = (ON[0], OFF[0]);
+        let cases: [(&[(&str, &str)], &[(&str, &str)], bool); 12] = [
+            (&[on, MODE_SLIP], &[], true),
+            (&[], &[on, MODE_SLIP], true),
+            (&[on, STRICT, PORTS_SLIP], &[], true),
+            (&[PORTS_SLIP], &[on, STRICT], true),
+            (&[], &[on, STRICT, PORTS_SLIP], true),
+            (&[on, PERMISSIVE, PORTS_SLIP], &[], false),
+            // The namespace says that it is in the mesh, and what the pod says about that nobody knows.
+            (&[LABEL_SLIP], &[on, STRICT], true),
+            (&[LABEL_SLIP, PERMISSIVE], &[on, STRICT], false),
+            // Nobody says so.
+            (&[LABEL_SLIP, STRICT], &[], false),
+            (&[LABEL_SLIP], &[off, STRICT], false),
+            (&[], &[LABEL_SLIP, STRICT], false),
+            (&[STRICT], &[LABEL_SLIP], false),
         ];
-        let decide = |on_pod: &[(&str, &str)], on_namespace: &[(&str, &str)], host_network| {
+        for (on_pod, on_namespace, strict) in cases {
             let mut pod = pod("shop", "cart", "node1", "10.0.0.1", on_pod);
-            pod.host_network = host_network;
-            Membership::decide(&pod, Some(&namespace("shop", on_namespace)))
-        };
-        let with_mode = |slip: (&str, &str), mode: &'static str| {
-            // The slip last: it replaces what is readable of the same key.
-            let all = [("nodemesh.dev/mesh", "enabled"), (MODE_ANNOTATION, mode), slip];
-            all.map(|(key, value)| (key.to_owned(), value.to_owned()))
-        };
-        for slip in slips {
-            for (mode, strict) in [("strict", true), ("permissive", slip.0 == MODE_ANNOTATION)] {
-                let said = with_mode(slip, mode);
-                let said = said.each_ref().map(|(key, value)| (key.as_str(), value.as_str()));
-                for membership in [decide(&said, &[], false), decide(&[], &said, false)] {
-                    assert_eq!(membership.code(), "invalid_setting", "{said:?}");
-                    assert_eq!(membership.means_strict(), strict, "{said:?}");
-                }
-                let of_the_node = decide(&said, &[], true);
-                assert_eq!(of_the_node.code(), "host_network", "nobody may hold the node's own");
-            }
+            let namespace = namespace("shop", on_namespace);
+            let membership = Membership::decide(&pod, Some(&namespace));
+            assert_eq!(membership.code(), "invalid_setting", "{on_pod:?} {on_namespace:?}");
+            assert_eq!(membership.means_strict(), strict, "{on_pod:?} {on_namespace:?}");
+            pod.host_network = true;
+            let membership = Membership::decide(&pod, Some(&namespace));
+            assert_eq!(membership.code(), "host_network", "nobody may hold the node's own");
         }
     }
 }

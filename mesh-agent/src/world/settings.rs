@@ -141,7 +141,8 @@ impl<T: Clone> Declared<T> {
         }
     }
 
-    pub(super) fn problem(&self, origin: &Origin) -> Option<Problem> {
+    /// The problem, if this cannot be read; the consequence is that of nothing having been said before.
+    fn problem(&self, origin: &Origin, consequence: &str) -> Option<Problem> {
         let Self::Unreadable { before, .. } = self else {
             return None;
         };
@@ -149,7 +150,7 @@ impl<T: Clone> Declared<T> {
             origin,
             match before.as_deref() {
                 Some(_) => "what it said before stays in force",
-                None => "pods that depend on it are not in the mesh, and held if they are strict",
+                None => consequence,
             },
         )
     }
@@ -237,9 +238,9 @@ impl Declaration {
 
     pub(super) fn problems(&self, origin: &Origin) -> impl Iterator<Item = Problem> {
         let all = [
-            self.mesh.problem(origin),
-            self.mode.problem(origin),
-            self.exclude_ports.problem(origin),
+            self.mesh.problem(origin, "pods that depend on it are not in the mesh; one whose namespace is, and that is strict, is held"),
+            self.mode.problem(origin, "pods of the mesh that depend on it are held, since they may be meant to be strict"),
+            self.exclude_ports.problem(origin, "pods that depend on it are not in the mesh, and held if they are strict"),
             self.permissive_ports
                 .problem_that(origin, "until it can be read, strict pods are strict on all ports"),
         ];
@@ -370,7 +371,8 @@ mod tests {
         assert_eq!(
             text(&slip),
             ["Pod shop/cart: metadata.annotations[nodemesh.dev/mode]: unknown mode \"strikt\"; \
-              pods that depend on it are not in the mesh, and held if they are strict. Hint: write permissive or strict."]
+              pods of the mesh that depend on it are held, since they may be meant to be strict. \
+              Hint: write permissive or strict."]
         );
         slip.carry_over(&declaration("strict"));
         assert_eq!(
