@@ -355,25 +355,27 @@ mod tests {
 
     #[test]
     fn a_strict_pod_of_the_mesh_is_meant_to_be_closed_whatever_else_cannot_be_read() {
+        type Said = &'static [(&'static str, &'static str)];
         const STRICT: (&str, &str) = (MODE_ANNOTATION, "strict");
         const PERMISSIVE: (&str, &str) = (MODE_ANNOTATION, "permissive");
         const MODE_SLIP: (&str, &str) = (MODE_ANNOTATION, "strikt");
         const PORTS_SLIP: (&str, &str) = ("nodemesh.dev/exclude-ports", "http");
         const LABEL_SLIP: (&str, &str) = ("nodemesh.dev/mesh", "enable");
-        let (on, off) = (ON[0], OFF[0]);
-        let cases: [(&[(&str, &str)], &[(&str, &str)], bool); 12] = [
-            (&[on, MODE_SLIP], &[], true),
-            (&[], &[on, MODE_SLIP], true),
-            (&[on, STRICT, PORTS_SLIP], &[], true),
-            (&[PORTS_SLIP], &[on, STRICT], true),
-            (&[], &[on, STRICT, PORTS_SLIP], true),
-            (&[on, PERMISSIVE, PORTS_SLIP], &[], false),
+        const IN: (&str, &str) = ("nodemesh.dev/mesh", "enabled");
+        const OUT: (&str, &str) = ("nodemesh.dev/mesh", "disabled");
+        let cases: [(Said, Said, bool); 12] = [
+            (&[IN, MODE_SLIP], &[], true),
+            (&[], &[IN, MODE_SLIP], true),
+            (&[IN, STRICT, PORTS_SLIP], &[], true),
+            (&[PORTS_SLIP], &[IN, STRICT], true),
+            (&[], &[IN, STRICT, PORTS_SLIP], true),
+            (&[IN, PERMISSIVE, PORTS_SLIP], &[], false),
             // The namespace says that it is in the mesh, and what the pod says about that nobody knows.
-            (&[LABEL_SLIP], &[on, STRICT], true),
-            (&[LABEL_SLIP, PERMISSIVE], &[on, STRICT], false),
+            (&[LABEL_SLIP], &[IN, STRICT], true),
+            (&[LABEL_SLIP, PERMISSIVE], &[IN, STRICT], false),
             // Nobody says so.
             (&[LABEL_SLIP, STRICT], &[], false),
-            (&[LABEL_SLIP], &[off, STRICT], false),
+            (&[LABEL_SLIP], &[OUT, STRICT], false),
             (&[], &[LABEL_SLIP, STRICT], false),
             (&[STRICT], &[LABEL_SLIP], false),
         ];
