@@ -28,7 +28,7 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
-/// The same at lower priority, for what is built beside what somebody waits for.
+/// A command as it is, at lower priority: for what is built beside what somebody waits for.
 pub(crate) fn behind(command: &Command) -> Command {
     let mut behind = Command::new("nice");
     behind.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
