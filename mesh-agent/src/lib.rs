@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod client_key;
 pub mod daemon;
 pub mod enrol;
 pub mod flows;

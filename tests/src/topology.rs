@@ -371,6 +371,20 @@ impl Node {
         Ipv4Addr::new(192, 168, 100, self.number)
     }
 
+    /// The same over IPv6.
+    pub fn address6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(
+            0xfd00,
+            0x100,
+            0,
+            0,
+            0,
+            0,
+            0,
+            u16::from_str_radix(&self.number.to_string(), 16).unwrap_or(0),
+        )
+    }
+
     /// The cgroup below which its pods are.
     pub fn pods_cgroup(&self) -> PathBuf {
         self.cgroup.join("pods")

@@ -17,8 +17,8 @@ use tests::{
 const PORT: u16 = 15_020;
 const OPTIONS: [&str; 4] = ["--metrics", "[::]:15020", "--drain-seconds", "5"];
 
-/// What the endpoint promises: so many connections of one address, and so long each (`metrics/serve.rs`).
-const SEATS_OF_ONE: u64 = 8;
+/// What the endpoint promises: so many connections at once, and so long each (`metrics/`).
+const SEATS: u64 = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn curl(from: &Place, node: &Node, words: &[&str]) -> Result<String> {
@@ -115,16 +115,16 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
         let before = descriptors()?;
         let to = (node.address(), PORT).into();
         // Garbage without an end of line could be a head that is not whole yet: it waits with its sender.
-        for (kind, turned_away) in [(Kind::Silent, 200), (Kind::Drip, 200), (Kind::Garbage, 4)] {
+        for (kind, pushed_out) in [(Kind::Silent, 200), (Kind::Drip, 200), (Kind::Garbage, 4)] {
             let spec = AttackSpec { hold: 200, workers: 4, ..AttackSpec::new(kind, to) };
             let running = attack::start(&attacker, &spec)?;
-            running.wait("to be turned away", |tally| tally.ended >= turned_away)?;
+            running.wait("to be pushed out", |tally| tally.ended >= pushed_out)?;
             for _ in 0..5 {
                 scrape(&pair.beside_server(), node)?;
                 scrape(&pair.client, node)?;
             }
             let held = descriptors()?.saturating_sub(before);
-            ensure!(held < 2 * usize::try_from(SEATS_OF_ONE)?, "{kind:?}: {held} descriptors");
+            ensure!(held < 2 * usize::try_from(SEATS)?, "{kind:?}: {held} descriptors");
             running.stop()?;
         }
         // Who dials as fast as he can is not felt by connections that are carried.
@@ -138,9 +138,9 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
         ensure!((quiet.failed, flooded.failed) == (0, 0));
         running.stop()?;
         // Those who hold on are let go of by the agent itself.
-        let spec = AttackSpec { hold: SEATS_OF_ONE, ..AttackSpec::new(Kind::Silent, to) };
+        let spec = AttackSpec { hold: SEATS, ..AttackSpec::new(Kind::Silent, to) };
         let running = attack::start(&attacker, &spec)?;
-        running.wait("to be let go of", |tally| tally.connected >= 2 * SEATS_OF_ONE)?;
+        running.wait("to be let go of", |tally| tally.connected >= 2 * SEATS)?;
         running.stop()?;
         eventually(PATIENCE + SOON, || {
             let after = descriptors()?;
@@ -149,6 +149,49 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
         })?;
         ensure!(pair.agents[1].is_running()?);
         Ok(())
+    });
+}
+
+#[test]
+fn whoever_has_many_addresses_has_no_more_than_one_share() {
+    scenario("metrics-network", |net| {
+        const ADDRESSES: u16 = 10;
+        let (pair, attacker) = Pair::strict(net, &OPTIONS)?;
+        let node = &pair.nodes[1];
+        let own: Vec<_> =
+            (0..ADDRESSES).map(|host| attacker.v6.to_bits() + 0x1000 + u128::from(host)).collect();
+        let own: Vec<_> = own.into_iter().map(std::net::Ipv6Addr::from_bits).collect();
+        for address in &own {
+            let words = format!("ip address add {address}/64 dev eth0 nodad");
+            attacker.run(words.split(' '))?.success()?;
+        }
+        let to = (node.address6(), PORT).into();
+        let attack = |address: &std::net::Ipv6Addr| {
+            let spec = AttackSpec { hold: SEATS / 4, ..AttackSpec::new(Kind::Silent, to) };
+            attack::start(&attacker, &spec.from((*address).into()))
+        };
+        let running: Vec<_> = own.iter().map(attack).collect::<Result<_>>()?;
+        for attack in &running {
+            attack.wait("to take all it can", |tally| tally.connected >= SEATS / 4)?;
+        }
+        let problem = pair.agents[1].wait_problem("a crowd", |of| of.code == "metrics_crowded")?;
+        let network = format!(
+            "{:x}:{:x}:{:x}::/64",
+            own[0].segments()[0],
+            own[0].segments()[1],
+            own[0].segments()[2]
+        );
+        ensure!(problem.message.contains(&network), "{problem:?}");
+        for _ in 0..10 {
+            scrape(&pair.beside_server(), node)?;
+            scrape(&pair.client, node)?;
+        }
+        running.into_iter().try_for_each(|attack| attack.stop().map(drop))?;
+        eventually(PATIENCE + SOON, || {
+            let problems = pair.agents[1].status()?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })
     });
 }
 

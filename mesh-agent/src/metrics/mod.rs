@@ -4,6 +4,7 @@
 //! values, all of them our own words: no pod, address or service is named, since whoever reaches the port may read the page,
 //! and since names would make as many series as there are pods.
 
+mod guests;
 mod serve;
 
 pub use self::serve::{Address, keep_serving};

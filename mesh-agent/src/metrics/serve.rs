@@ -1,11 +1,11 @@
 //! `GET /metrics`. Anybody in the cluster may reach the port, so that who asks gets little of the agent: a few connections
-//! at once, a few seconds each, and a page that is made at most once a second.
+//! at once, a few seconds each, and a page that is made at most once a second. Nobody is refused a connection: when there
+//! are too many, whoever has most loses his oldest.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -26,24 +26,25 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::page;
+use super::{
+    guests::{Guests, Left, MAX_OPEN},
+    page,
+};
 use crate::{
     admin::{ProblemFacts, State},
     tasks::Tasks,
 };
 
-/// Connections at once: several scrapers, and people who look.
-const MAX_OPEN: usize = 64;
-/// Of these, from one address, so that nobody keeps the others out alone.
-const MAX_OF_ONE: usize = 8;
 /// How long a connection may last; Prometheus itself waits for 10 s unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What a request's head may take, in bytes; hyper's least.
 const MAX_HEAD_BYTES: usize = 8192;
-/// Between two connections that are taken, or turned away: a pod that dials as fast as it can costs little.
+/// Between two connections that are taken: a pod that dials as fast as it can costs little.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How old a page may be.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long `status` shows that somebody's connections were pushed out, after the last one.
+const CROWDED_FOR: Duration = Duration::from_secs(10);
 /// Between two attempts to have the port.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -109,22 +110,34 @@ pub async fn keep_serving(address: Address, state: Arc<State>, tasks: Tasks) {
     tracing::info!(%address, "metrics are served");
     let office = Arc::new(Office { state, kept: Mutex::default() });
     let guests = Guests::default();
+    let mut crowded: Option<Instant> = None;
     loop {
-        match listener.accept().await {
-            Ok((stream, from)) => {
-                if let Some(seat) = guests.seat(from.ip().to_canonical()) {
-                    let office = Arc::clone(&office);
-                    tasks.spawn("metrics-answer", async move {
-                        let _seat = seat;
-                        answer(stream, &office).await;
-                    });
+        let accepted = timeout(CROWDED_FOR, listener.accept()).await;
+        if crowded.take_if(|since| since.elapsed() >= CROWDED_FOR).is_some() {
+            office.state.metrics_problem.store(None);
+        }
+        match accepted {
+            Ok(Ok((stream, from))) => {
+                let address = from.ip().to_canonical();
+                let (seat, left) = guests.seat(office.state.mesh.client(address), address);
+                if let Some(left) = left {
+                    crowded = Some(Instant::now());
+                    office.state.metrics_problem.store(Some(Arc::new(office.crowded_by(&left))));
                 }
+                let office = Arc::clone(&office);
+                tasks.spawn("metrics-answer", async move {
+                    tokio::select! {
+                        () = answer(stream, &office) => {}
+                        () = seat.pushed_out() => {} // dropped: it has asked for nothing in its time
+                    }
+                });
                 sleep(PAUSE).await;
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot accept a connection that asks for metrics");
                 sleep(Duration::from_millis(100)).await;
             }
+            Err(_nobody_asks) => {}
         }
     }
 }
@@ -177,6 +190,17 @@ impl Office {
         response
     }
 
+    /// Who has most of the connections, for `status`.
+    fn crowded_by(&self, left: &Left) -> ProblemFacts {
+        let Left { client, address } = left;
+        let pod = self.state.mesh.pod_at(*address).map(|pod| format!(" ({pod})"));
+        let message = format!(
+            "more than {MAX_OPEN} connections at once ask for metrics; {client}{} has most of them, and its oldest are ended for others. Hint: a NetworkPolicy can say who may ask",
+            pod.unwrap_or_default()
+        );
+        ProblemFacts { code: "metrics_crowded".to_owned(), message }
+    }
+
     fn page(&self) -> prometheus::Result<Bytes> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((made, page)) = &*kept
@@ -190,60 +214,9 @@ impl Office {
     }
 }
 
-/// Who is being answered.
-#[derive(Clone, Default)]
-struct Guests(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// A connection's place among them, until it is dropped.
-struct Seat {
-    guests: Guests,
-    of: IpAddr,
-}
-
-impl Guests {
-    /// A place for a connection from there, if there is one.
-    fn seat(&self, of: IpAddr) -> Option<Seat> {
-        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = seats.values().sum();
-        let taken = seats.get(&of).copied().unwrap_or_default();
-        if all >= MAX_OPEN || taken >= MAX_OF_ONE {
-            return None;
-        }
-        seats.insert(of, taken + 1);
-        Some(Seat { guests: self.clone(), of })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut seats = self.guests.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = seats.get_mut(&self.of) {
-            *taken -= 1;
-            if *taken == 0 {
-                seats.remove(&self.of);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nobody_takes_all_seats_and_a_seat_left_is_free() {
-        let guests = Guests::default();
-        let greedy = IpAddr::from([10, 0, 0, 1]);
-        let taken: Vec<_> = std::iter::from_fn(|| guests.seat(greedy)).collect();
-        assert_eq!(taken.len(), MAX_OF_ONE);
-        let others: Vec<_> =
-            (2..=255).filter_map(|host| guests.seat([10, 0, 0, host].into())).collect();
-        assert_eq!(others.len(), MAX_OPEN - MAX_OF_ONE);
-        drop(taken);
-        assert!(guests.seat(greedy).is_some());
-        drop(others);
-        assert!(guests.0.lock().unwrap().is_empty());
-    }
 
     #[test]
     fn an_address_without_port_is_refused_in_a_sentence() {

@@ -80,7 +80,7 @@ pub(super) async fn serve(
     if to.port() == ports::PATH_PROBE {
         // Only an agent can be meant, and a reset would take the answer with it.
         if SockRef::from(&stream).set_linger(None).is_ok() {
-            let claim = Claim { pod: pod.netns.cookie(), peer: from.ip() };
+            let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
             let answering = Box::pin(path::answer(&mesh, &pod, stream, from, to));
             if !mesh.turns.run(claim, answering).await {
                 rest(slot).await;
@@ -180,7 +180,7 @@ async fn mutual_tls(
         }
     };
     let until = Instant::now() + HANDSHAKE_TIMEOUT;
-    let claim = Claim { pod: pod.netns.cookie(), peer: between.from.ip() };
+    let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(between.from.ip()) };
     let accepted = mesh.turns.run(claim, Session::accept(stream, &tls, until)).await;
     drop(tls); // it would keep the private key in memory for as long as the connection is open
     let mut session = match accepted {

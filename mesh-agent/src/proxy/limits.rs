@@ -12,7 +12,6 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -24,6 +23,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
+
+use crate::client_key::ClientKey;
 
 /// Connections at once, at most, however many descriptors there are: with some 64 KiB of buffers and state for each
 /// (measured, docs/security.md) 1 GiB.
@@ -62,7 +63,7 @@ pub struct Account(Mutex<Counts>);
 struct Counts {
     open: usize,
     /// Who has a connection open to the pod; empty for what the pod itself dials.
-    sources: HashMap<IpAddr, Source>,
+    sources: HashMap<ClientKey, Source>,
 }
 
 struct Source {
@@ -74,7 +75,7 @@ struct Source {
 pub struct Admitted {
     limits: Arc<Limits>,
     account: Arc<Account>,
-    source: Option<IpAddr>,
+    source: Option<ClientKey>,
 }
 
 /// A handshake that is in progress.
@@ -141,7 +142,7 @@ impl Limits {
     pub fn admit(
         self: &Arc<Self>,
         account: &Arc<Account>,
-        source: Option<IpAddr>,
+        source: Option<ClientKey>,
     ) -> Result<Admitted, LimitReached> {
         let admitted = account.lock().take(self.room(), source);
         if let Err(reached) = admitted {
@@ -165,32 +166,32 @@ impl Account {
 }
 
 impl Counts {
-    fn take(&mut self, room: usize, source: Option<IpAddr>) -> Result<(), LimitReached> {
+    fn take(&mut self, room: usize, source: Option<ClientKey>) -> Result<(), LimitReached> {
         let most = SHARE * room;
         if self.open >= most {
             return Err(LimitReached::Pod);
         }
-        if let Some(address) = source {
-            let has = self.sources.get(&address).map_or(0, |source| source.open);
+        if let Some(client) = source {
+            let has = self.sources.get(&client).map_or(0, |source| source.open);
             if has >= SHARE * (most - self.open) {
                 return Err(LimitReached::Source);
             }
             let new =
                 || Source { open: 0, handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_SOURCE)) };
-            self.sources.entry(address).or_insert_with(new).open += 1;
+            self.sources.entry(client).or_insert_with(new).open += 1;
         }
         self.open += 1;
         Ok(())
     }
 
-    fn give_back(&mut self, source: Option<IpAddr>) {
+    fn give_back(&mut self, source: Option<ClientKey>) {
         self.open = self.open.saturating_sub(1);
-        if let Some(address) = source
-            && let Some(of) = self.sources.get_mut(&address)
+        if let Some(client) = source
+            && let Some(of) = self.sources.get_mut(&client)
         {
             of.open = of.open.saturating_sub(1);
             if of.open == 0 {
-                self.sources.remove(&address);
+                self.sources.remove(&client);
             }
         }
     }
@@ -208,7 +209,7 @@ impl Admitted {
     pub async fn handshake(&self, patience: Duration) -> Result<HandshakeSlot, LimitReached> {
         let handshakes = {
             let counts = self.account.lock();
-            let source = self.source.and_then(|address| counts.sources.get(&address));
+            let source = self.source.and_then(|client| counts.sources.get(&client));
             source.map(|source| Arc::clone(&source.handshakes))
         };
         let Some(handshakes) = handshakes else { return Ok(None) };
@@ -231,21 +232,25 @@ impl Drop for Admitted {
 mod tests {
     use std::{
         future::{Future as _, poll_fn},
-        net::Ipv4Addr,
+        net::{IpAddr, Ipv4Addr},
         task::Poll,
     };
 
     use super::*;
 
-    const ONE: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
-    const OTHER: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
+    const ONE: Option<ClientKey> = Some(client(1));
+    const OTHER: Option<ClientKey> = Some(client(2));
     const LONG: Duration = Duration::from_mins(1);
+
+    const fn client(host: u8) -> ClientKey {
+        ClientKey::of_pod(IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)))
+    }
 
     /// Takes until it is refused.
     fn take_all(
         limits: &Arc<Limits>,
         account: &Arc<Account>,
-        source: Option<IpAddr>,
+        source: Option<ClientKey>,
     ) -> (Vec<Admitted>, LimitReached) {
         let mut taken = Vec::new();
         loop {

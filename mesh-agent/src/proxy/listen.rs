@@ -222,13 +222,15 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, dire
                     Err(reached) => outbound::refuse(&mesh, &pod, &app, from, reached),
                 }
             }
-            Ok((stream, from)) => match mesh.limits.admit(&pod.inbound, Some(from.ip())) {
-                Ok(admitted) => pod.connections.spawn(
-                    "inbound",
-                    inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from, admitted),
-                ),
-                Err(reached) => inbound::refuse(&mesh, &pod, stream, from, reached),
-            },
+            Ok((stream, from)) => {
+                match mesh.limits.admit(&pod.inbound, Some(mesh.client(from.ip()))) {
+                    Ok(admitted) => pod.connections.spawn(
+                        "inbound",
+                        inbound::serve(Arc::clone(&mesh), Arc::clone(&pod), stream, from, admitted),
+                    ),
+                    Err(reached) => inbound::refuse(&mesh, &pod, stream, from, reached),
+                }
+            }
             // The connection was gone before it was accepted.
             Err(error)
                 if matches!(

@@ -35,6 +35,7 @@ pub use pod::Pod;
 
 use self::{affinity::Affinities, load::Load, memory::Spare, path::Paths, turns::Turns};
 use crate::{
+    client_key::ClientKey,
     flows::{Bytes, Ended, Flow, FlowStore, Party},
     identity::{SpiffeId, TlsConfigs, TrustDomain},
     kernel::Kernel,
@@ -117,6 +118,16 @@ impl Mesh {
     /// The identity that a peer must prove, or `None` if its names make none.
     fn identity_of(&self, peer: &Peer) -> Option<SpiffeId> {
         SpiffeId::new(&self.trust_domain, &peer.namespace, &peer.service_account).ok()
+    }
+
+    /// Whose share a client's connections count against.
+    pub fn client(&self, address: IpAddr) -> ClientKey {
+        let world = self.world.load();
+        if world.workload(address).is_some() || world.peer(address).is_some() {
+            ClientKey::of_pod(address)
+        } else {
+            ClientKey::of_stranger(address)
+        }
     }
 
     /// Fills in which pod has an address.

@@ -8,11 +8,12 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::{Future, poll_fn},
-    net::IpAddr,
     pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
+
+use crate::client_key::ClientKey;
 
 /// Who wants to have a handshake worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +21,7 @@ pub(super) struct Claim {
     /// Cookie of the pod's namespace.
     pub(super) pod: u64,
     /// The pod's peer: who dials it, or whom it dials.
-    pub(super) peer: IpAddr,
+    pub(super) peer: ClientKey,
 }
 
 /// Gives out turns.
@@ -29,7 +30,7 @@ pub(super) struct Turns(Mutex<State>);
 struct State {
     free: usize,
     next: u64,
-    pods: Ring<u64, Ring<IpAddr, VecDeque<u64>>>,
+    pods: Ring<u64, Ring<ClientKey, VecDeque<u64>>>,
     /// Who waits; those who have gone are only missing here.
     waiting: HashMap<u64, Waiting>,
 }
@@ -185,7 +186,7 @@ mod tests {
     use crate::tasks::Tasks;
 
     fn claim(pod: u64, peer: u8) -> Claim {
-        Claim { pod, peer: [10, 0, 0, peer].into() }
+        Claim { pod, peer: ClientKey::of_pod([10, 0, 0, peer].into()) }
     }
 
     /// Lets all of them queue up behind one that holds the only turn, and returns the order in which they are served.
