@@ -20,6 +20,7 @@ mod problem;
 mod service;
 mod settings;
 mod shared_map;
+mod slips;
 mod snapshot;
 mod workload;
 

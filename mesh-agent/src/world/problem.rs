@@ -14,6 +14,12 @@ pub enum ProblemCode {
     NamespaceMissing,
     /// A `nodemesh.dev/…` label or annotation cannot be read.
     InvalidSetting,
+    /// A `nodemesh.dev/…` label or annotation that nobody knows.
+    UnknownSetting,
+    /// A label that should be an annotation, or the other way round.
+    MisplacedSetting,
+    /// One of both kinds that asks for strict.
+    StrictNotInForce,
     /// Two services have one address and port.
     ServiceAddressTaken,
     /// A node announces an address that is not its own, or another pod's.
@@ -29,6 +35,9 @@ impl ProblemCode {
             Self::AddressTaken => "address_taken",
             Self::NamespaceMissing => "namespace_missing",
             Self::InvalidSetting => "invalid_setting",
+            Self::UnknownSetting => "unknown_setting",
+            Self::MisplacedSetting => "misplaced_setting",
+            Self::StrictNotInForce => "strict_not_in_force",
             Self::ServiceAddressTaken => "service_address_taken",
             Self::AnnouncementRefused => "announcement_refused",
             Self::AnnouncementConflict => "announcement_conflict",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::origin::{FieldError, Origin};
 use super::ports::PortSet;
 use super::problem::{Problem, ProblemCode};
+use super::slips::{Slip, slips};
 
 /// Label on a namespace or pod: `enabled` or `disabled`. The pod's wins.
 pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
@@ -177,6 +178,8 @@ pub struct Declaration {
     pub exclude_ports: Declared<PortSet>,
     /// [`PERMISSIVE_PORTS_ANNOTATION`]. What it said before does not count: who cannot be read opens nothing.
     pub permissive_ports: Declared<PortSet>,
+    /// Keys of ours that say nothing where they stand.
+    pub slips: Vec<Slip>,
 }
 
 impl Declaration {
@@ -201,6 +204,7 @@ impl Declaration {
                 PERMISSIVE_PORTS_ANNOTATION,
                 parse_ports,
             ),
+            slips: slips(labels, annotations),
         }
     }
 
@@ -223,6 +227,9 @@ impl Declaration {
         annotations.extend(ports.map(|text| (EXCLUDE_PORTS_ANNOTATION.to_owned(), text)));
         let ports = self.permissive_ports.text(ToString::to_string);
         annotations.extend(ports.map(|text| (PERMISSIVE_PORTS_ANNOTATION.to_owned(), text)));
+        for slip in &self.slips {
+            slip.write(labels, annotations);
+        }
     }
 
     /// Whether an earlier version of the object has something to say.
@@ -244,7 +251,7 @@ impl Declaration {
             self.permissive_ports
                 .problem_that(origin, "until it can be read, strict pods are strict on all ports"),
         ];
-        all.into_iter().flatten()
+        all.into_iter().flatten().chain(self.slips.iter().map(|slip| slip.problem(origin)))
     }
 }
 
