@@ -170,6 +170,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         draining: AtomicBool::new(false),
         metrics_problem: ArcSwapOption::empty(),
         desk: Desk {
+        followers: admin::Followers::default(),
             wishes: wish,
             node: settings.node.to_string(),
             pin_dir: settings.pin_dir.clone(),

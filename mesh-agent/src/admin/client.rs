@@ -1,14 +1,20 @@
 //! The command line's side.
 
 use std::{
-    io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
 };
 
 use thiserror::Error;
 
 use super::{Request, Response, socket_path};
+
+/// How much is read at a time, in bytes.
+const CHUNK: usize = 16 * 1024;
 
 /// Why an agent did not answer.
 #[derive(Debug, Error)]
@@ -36,30 +42,56 @@ pub enum ClientError {
     Refused(String),
 }
 
-/// Asks the agent of a runtime directory and hands each answer to `each` until the agent closes or `each` returns `false`.
-///
-/// # Errors
-/// See [`ClientError`].
-pub fn ask(
-    runtime_dir: &Path,
-    request: &Request,
-    mut each: impl FnMut(Response) -> bool,
-) -> Result<(), ClientError> {
-    let path = socket_path(runtime_dir);
-    let mut stream =
-        UnixStream::connect(&path).map_err(|source| ClientError::NoAgent { path, source })?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line?)? {
-            Response::Error(message) => return Err(ClientError::Refused(message)),
-            response => {
-                if !each(response) {
-                    break;
-                }
+/// What an agent answers to one request, as it comes.
+pub struct Answers {
+    stream: UnixStream,
+    read: Vec<u8>,
+}
+
+impl Answers {
+    /// Asks the agent of a runtime directory.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn to(request: &Request, runtime_dir: &Path) -> Result<Self, ClientError> {
+        let path = socket_path(runtime_dir);
+        let mut stream =
+            UnixStream::connect(&path).map_err(|source| ClientError::NoAgent { path, source })?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        Ok(Self { stream, read: Vec::new() })
+    }
+
+    /// Whether one can be had without reading.
+    pub fn has_one(&self) -> bool {
+        self.read.contains(&b'\n')
+    }
+
+    /// The next one, once it is there; `None` when the agent has closed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn receive(&mut self) -> Result<Option<Response>, ClientError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return match serde_json::from_slice(&line)? {
+                    Response::Error(message) => Err(ClientError::Refused(message)),
+                    response => Ok(Some(response)),
+                };
+            }
+            let mut chunk = [0; CHUNK];
+            match self.stream.read(&mut chunk)? {
+                0 => return Ok(None),
+                read => self.read.extend_from_slice(chunk.get(..read).unwrap_or_default()),
             }
         }
     }
-    Ok(())
+}
+
+impl AsFd for Answers {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }

@@ -4,10 +4,12 @@
 //! Only root may connect: the socket's mode is 0600.
 
 mod client;
+mod followers;
 mod protocol;
 mod server;
 
-pub use client::{ClientError, ask};
+pub use client::{Answers, ClientError};
+pub use followers::Followers;
 pub use protocol::{
     IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, ProblemFacts,
     Request, Response, Status,

@@ -18,14 +18,15 @@ use mesh_common::verdict::Verdict;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     time::timeout,
 };
 
+use super::followers::MOST;
 use super::{
-    IdentityFacts, KnowledgeFacts, NodeCounters, NotCarried, ProblemFacts, Request, Response,
-    Status, socket_path,
+    Followers, IdentityFacts, KnowledgeFacts, NodeCounters, NotCarried, ProblemFacts, Request,
+    Response, Status, socket_path,
 };
 use crate::{
     enrol::{Board, PodStatus},
@@ -63,6 +64,8 @@ pub struct State {
     pub draining: AtomicBool,
     /// Why the metrics are not served, if they should be.
     pub metrics_problem: ArcSwapOption<ProblemFacts>,
+    /// Who follows the flows.
+    pub followers: Followers,
     /// Where an heir is received.
     pub desk: Desk,
 }
@@ -204,7 +207,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
         }
         Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(state.status()))).await,
         Ok(Request::Flows { follow }) => {
-            let mut follower = follow.then(|| state.mesh.flows.follow());
+            let mut follower = follow.then(|| (state.mesh.flows.follow(), state.followers.join()));
             let mut sent = BTreeSet::new();
             for record in state.mesh.flows.list() {
                 // An open one comes again when it is finished.
@@ -213,8 +216,16 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
                     send(&mut write, &Response::Flow(Box::new(record))).await?;
                 }
             }
-            while let Some(follower) = &mut follower {
-                let response = match follower.next().await {
+            while let Some((follower, place)) = &mut follower {
+                let next = tokio::select! {
+                    next = follower.next() => next,
+                    () = closed(&mut reader) => return Ok(()),
+                    () = place.taken.cancelled() => {
+                        let others = format!("{MOST} others follow the flows; who has done so longest has to go");
+                        return send(&mut write, &Response::Error(others)).await;
+                    }
+                };
+                let response = match next {
                     // Finished between the two: it was on the list already.
                     Some(Followed::Finished(record)) if sent.remove(&record.id) => continue,
                     Some(Followed::Finished(record)) => Response::Flow(Box::new((*record).clone())),
@@ -226,6 +237,20 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
             Ok(())
         }
         Err(error) => send(&mut write, &Response::Error(error.to_string())).await,
+    }
+}
+
+/// Resolves when who has asked is gone: nothing more is to be read.
+///
+/// # Cancel safety
+/// Can be dropped and called again.
+async fn closed(reader: &mut (impl AsyncBufRead + Unpin)) {
+    while let Ok(more) = reader.fill_buf().await {
+        let length = more.len();
+        if length == 0 {
+            return;
+        }
+        reader.consume(length);
     }
 }
 

@@ -1,16 +1,24 @@
 //! `mesh-agent flows`.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
+use anyhow::bail;
 use clap::Args;
 use jiff::tz::TimeZone;
 
-use super::{Asked, Output, print_line, table};
+use super::{
+    Asked, Output, print_line,
+    reader::{Reader, Waited, output_takes},
+    table,
+};
 use crate::{
-    admin::{Request, Response, ask},
+    admin::{Answers, Request, Response},
     flows::{Direction, FlowRecord, Party, Security},
     identity::SpiffeId,
 };
+
+/// How long the flows are followed where nothing tells that nobody reads any more.
+const FOLLOWED_UNSEEN: Duration = Duration::from_hours(1);
 
 /// Show the connections that the agent carried or the kernel refused, oldest first.
 #[derive(Debug, Args)]
@@ -20,6 +28,10 @@ pub(super) struct Flows {
     /// Go on with each connection as it ends
     #[arg(short, long)]
     follow: bool,
+    /// End after so many seconds. Without it, as long as somebody reads; an hour, if nothing would tell that (`kubectl exec`
+    /// without -i)
+    #[arg(long, requires = "follow", value_name = "SECONDS")]
+    for_seconds: Option<u64>,
     /// How to print
     #[arg(short, long, default_value = "table", value_name = "FORMAT")]
     output: Output,
@@ -28,26 +40,23 @@ pub(super) struct Flows {
 impl Flows {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         let request = Request::Flows { follow: self.follow };
+        // Who is there at the beginning is known before anything is asked.
+        let limit = self.for_seconds.map(Duration::from_secs);
+        let reader = Reader::new(limit, FOLLOWED_UNSEEN)?;
+        let answers = Answers::to(&request, &self.asked.runtime_dir)?;
+        if self.follow { self.follow(answers, &reader) } else { self.list(answers) }
+    }
+
+    fn list(self, mut answers: Answers) -> anyhow::Result<()> {
         let mut records = Vec::new();
-        let mut printed = Ok(());
-        ask(&self.asked.runtime_dir, &request, |response| {
-            printed = match response {
-                Response::Flow(record) if self.output == Output::Json => json(&record),
-                Response::Flow(record) if self.follow => line(&record),
-                Response::Flow(record) => {
-                    records.push(*record);
-                    Ok(())
-                }
-                Response::Lost(lost) => {
-                    eprintln!("{lost} records were lost: this reader was too slow");
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            printed.is_ok()
-        })?;
-        printed?;
-        if self.output == Output::Table && !self.follow {
+        while let Some(answer) = answers.receive()? {
+            match answer {
+                Response::Flow(record) if self.output == Output::Json => json(&record)?,
+                Response::Flow(record) => records.push(*record),
+                _ => {}
+            }
+        }
+        if self.output == Output::Table {
             if records.is_empty() {
                 eprintln!("No connection has reached the agent yet.");
                 return Ok(());
@@ -68,6 +77,41 @@ impl Flows {
             print_line(&table::table(heading, records.iter().map(row)))?;
         }
         Ok(())
+    }
+
+    /// Until the agent ends, or nobody reads.
+    fn follow(self, mut answers: Answers, reader: &Reader) -> anyhow::Result<()> {
+        loop {
+            if !answers.has_one() {
+                match reader.wait_for(&answers)? {
+                    Waited::Ready => {}
+                    Waited::Alone => return Ok(()),
+                    Waited::Over => {
+                        eprintln!("{}", self.why_over());
+                        return Ok(());
+                    }
+                }
+            }
+            let Some(answer) = answers.receive()? else { return Ok(()) };
+            if !output_takes()? {
+                bail!("standard output has taken nothing for a while: nobody reads it");
+            }
+            match answer {
+                Response::Flow(record) if self.output == Output::Json => json(&record)?,
+                Response::Flow(record) => line(&record)?,
+                Response::Lost(lost) => {
+                    eprintln!("{lost} records were lost: this reader was too slow");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn why_over(&self) -> String {
+        match self.for_seconds {
+            Some(seconds) => format!("Followed for {seconds} s."),
+            None => "Followed for an hour. Nothing would have told whether anybody still reads this: `kubectl exec -i` does, and --for-seconds follows longer.".to_owned(),
+        }
     }
 }
 

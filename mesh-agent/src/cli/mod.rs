@@ -8,6 +8,7 @@ mod codes;
 mod flows;
 mod manifest;
 mod ready;
+mod reader;
 mod run;
 mod status;
 mod table;
@@ -20,9 +21,10 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use anyhow::bail;
 
 use crate::{
-    admin::{self, Request, Response, ask},
+    admin::{self, Answers, Request, Response},
     identity::{SpiffeIdError, TrustDomain},
 };
 
@@ -83,16 +85,10 @@ struct Asked {
 impl Asked {
     /// How the agent is.
     fn status(&self) -> anyhow::Result<Box<admin::Status>> {
-        let mut answer = None;
-        ask(&self.runtime_dir, &Request::Status, |response| {
-            if let Response::Status(status) = response {
-                answer = Some(status);
-            }
-            false
-        })?;
-        answer.ok_or_else(|| {
-            anyhow::anyhow!("the agent closed without an answer; it may be stopping")
-        })
+        match Answers::to(&Request::Status, &self.runtime_dir)?.receive()? {
+            Some(Response::Status(status)) => Ok(status),
+            _ => bail!("the agent closed without an answer; it may be stopping"),
+        }
     }
 }
 

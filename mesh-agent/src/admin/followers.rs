@@ -1,0 +1,74 @@
+//! Who follows the flows: so many at once, since one whose terminal has gone may not hear of it. A process that `kubectl exec`
+//! has started in a container stays there when kubectl is gone.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+/// Each costs a process of some megabytes in the agent's container.
+pub(super) const MOST: usize = 16;
+
+/// Those who follow now, the longest first.
+#[derive(Debug, Default)]
+pub struct Followers(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    next: u64,
+    places: VecDeque<(u64, CancellationToken)>,
+}
+
+/// The place of one of them, until it is dropped.
+pub(super) struct Place<'a> {
+    followers: &'a Followers,
+    number: u64,
+    /// Done when another one has taken it.
+    pub(super) taken: CancellationToken,
+}
+
+impl Followers {
+    /// Another one. If there are too many, who has followed longest has to go.
+    pub(super) fn join(&self) -> Place<'_> {
+        let mut queue = self.lock();
+        let (number, taken) = (queue.next, CancellationToken::new());
+        queue.next += 1;
+        queue.places.push_back((number, taken.clone()));
+        if queue.places.len() > MOST
+            && let Some((_, longest)) = queue.places.pop_front()
+        {
+            longest.cancel();
+        }
+        Place { followers: self, number, taken }
+    }
+
+    /// No panic elsewhere makes the queue wrong: each change is one insertion or removal.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.followers.lock().places.retain(|(number, _)| *number != self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_followed_longest_goes_for_another() {
+        let followers = Followers::default();
+        let mut places: Vec<_> = (0..MOST).map(|_| followers.join()).collect();
+        assert!(places.iter().all(|place| !place.taken.is_cancelled()));
+        drop(places.pop());
+        let _one_more = followers.join();
+        assert!(places.iter().all(|place| !place.taken.is_cancelled()), "there was room");
+        let _too_many = followers.join();
+        let taken: Vec<_> = places.iter().map(|place| place.taken.is_cancelled()).collect();
+        assert_eq!(taken.iter().position(|taken| *taken), Some(0));
+        assert_eq!(taken.iter().filter(|taken| **taken).count(), 1);
+    }
+}
