@@ -31,6 +31,8 @@ pub struct Agent {
     node: Node,
     dirs: Dirs,
     options: Vec<String>,
+    /// What runs the program: `env A=b`.
+    wrapper: Vec<String>,
     process: RefCell<Option<Process>>,
 }
 
@@ -150,9 +152,16 @@ pub fn ca_init(dirs: &Dirs) -> Result<()> {
 impl Agent {
     /// Starts the agent of a node with directories of its own and more options, and waits until it answers.
     pub fn start(node: &Node, dirs: Dirs, options: &[&str]) -> Result<Self> {
+        Self::start_by(&[], node, dirs, options)
+    }
+
+    /// The same by another program, which becomes it.
+    pub fn start_by(wrapper: &[&str], node: &Node, dirs: Dirs, options: &[&str]) -> Result<Self> {
         ca_init(&dirs)?;
-        let options = options.iter().map(ToString::to_string).collect();
-        let agent = Self { node: node.clone(), dirs, options, process: RefCell::default() };
+        let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect();
+        let (options, wrapper) = (texts(options), texts(wrapper));
+        let agent =
+            Self { node: node.clone(), dirs, options, wrapper, process: RefCell::default() };
         agent.start_again()?;
         Ok(agent)
     }
@@ -174,7 +183,8 @@ impl Agent {
     pub fn launch(&self) -> Result<()> {
         fs::create_dir_all(&self.dirs.announce)?;
         fs::create_dir_all(self.node.runtime_dir())?;
-        let mut argv = run_argv(&self.node, &self.dirs);
+        let mut argv: Vec<_> = self.wrapper.iter().map(OsString::from).collect();
+        argv.extend(run_argv(&self.node, &self.dirs));
         argv.extend(self.options.iter().map(OsString::from));
         self.process.replace(Some(self.node.agent_place().spawn(argv)?));
         Ok(())

@@ -39,12 +39,19 @@ impl<'a> Pair<'a> {
 
     /// The same, with agents that have these directories and options.
     pub fn with(net: &'a Net, dirs: [Dirs; 2], options: &[&str]) -> Result<Self> {
+        Self::by(&[], net, dirs, options)
+    }
+
+    /// The same, with a first agent that another program runs.
+    pub fn by(wrapper: &[&str], net: &'a Net, dirs: [Dirs; 2], options: &[&str]) -> Result<Self> {
         let nodes = [net.node("node1")?, net.node("node2")?];
         let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
         let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server"))?;
         let [one, two] = dirs;
-        let agents =
-            [Agent::start(&nodes[0], one, options)?, Agent::start(&nodes[1], two, options)?];
+        let agents = [
+            Agent::start_by(wrapper, &nodes[0], one, options)?,
+            Agent::start(&nodes[1], two, options)?,
+        ];
         Ok(Self { net, nodes, agents, client, server })
     }
 

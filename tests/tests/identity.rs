@@ -1,6 +1,10 @@
 //! Certificates while they change, and agents that do not trust each other.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
@@ -43,6 +47,76 @@ fn certificates_are_renewed_and_no_connection_is_dropped() {
         let (kept, fresh) = (kept.finish()?, fresh.finish()?);
         ensure!((kept.failed, kept.connections, fresh.failed) == (0, 1, 0), "{kept:?} {fresh:?}");
         ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        Ok(())
+    });
+}
+
+/// Debian's, which tells a program another time than the kernel's.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// A file whose content is how far a clock is off, and what runs a program that goes by it; timers go on as they are.
+fn clock_of(net: &Net) -> Result<(PathBuf, Vec<String>)> {
+    ensure!(Path::new(FAKETIME).exists(), "no libfaketime: cargo xtask setup test");
+    let clock = net.tag().dir().join("clock");
+    let settings = [
+        format!("LD_PRELOAD={FAKETIME}"),
+        format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+        "NO_FAKE_STAT=1".to_owned(),
+    ];
+    Ok((clock, ["env".to_owned()].into_iter().chain(settings).collect()))
+}
+
+#[test]
+fn a_certificate_from_a_clock_that_was_wrong_is_replaced_at_once() {
+    scenario("identity-clock", |net| {
+        let (clock, wrapper) = clock_of(net)?;
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        // Less than certificates are dated back: nobody notices.
+        fs::write(&clock, "+200s")?;
+        let pair = Pair::by(&wrapper, net, [Dirs::of(net), Dirs::of(net)], &[])?;
+        pair.join()?;
+        let service = pair.serve(Talk::Exchange)?;
+        let dial = || probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "hello"));
+        let works = || -> Result<()> {
+            let seen = dial()?;
+            ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+            Ok(())
+        };
+        works()?;
+        let first = serial(&pair.agents[0])?;
+
+        // Set back by hours: what is from the future now is signed anew.
+        fs::write(&clock, "-2h")?;
+        eventually(SOON, || {
+            ensure!(serial(&pair.agents[0])? != first, "it is kept");
+            let problems = pair.agents[0].status()?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })?;
+        fs::write(&clock, "+0")?;
+        works()?;
+
+        // An agent that starts with a clock an hour ahead: peers say why they refuse it, and as soon as the clock is right it
+        // works again, without a restart.
+        pair.agents[0].stop()?;
+        fs::write(&clock, "+1h")?;
+        pair.agents[0].start_again()?;
+        pair.agents[0].wait_enrolled(&[&pair.client])?;
+        pair.agents[0].wait_peers(1)?;
+        let from_the_future = serial(&pair.agents[0])?;
+        let seen = dial()?;
+        ensure!((seen.end, seen.received) == (End::Reset, 0), "{seen:?}");
+        pair.agents[1]
+            .wait_flow("from the future", |flow| flow.outcome == "certificate_not_yet_valid")?;
+        fs::write(&clock, "+0")?;
+        eventually(SOON, || {
+            ensure!(serial(&pair.agents[0])? != from_the_future, "it is kept");
+            works()
+        })?;
+        ensure!(pair.agents[0].status()?.problems.is_empty());
+        drop(service);
         Ok(())
     });
 }
@@ -123,7 +197,7 @@ fn an_announcement_that_contradicts_the_objects_is_not_believed() {
 }
 
 /// Copies all objects; the server's pod gets another service account.
-fn copy_objects(from: &std::path::Path, to: &std::path::Path, server: &Pod) -> Result<()> {
+fn copy_objects(from: &Path, to: &Path, server: &Pod) -> Result<()> {
     for file in fs::read_dir(from)? {
         let file = file?;
         let mut text = fs::read_to_string(file.path())?;

@@ -56,6 +56,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     ),
     program("conntrack", "conntrack", Purpose::Cluster, "ends a service's old connections"),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
+    program("faketime", "faketime", Purpose::Test, "agents whose clock is wrong"),
     program(
         "host-local",
         "containernetworking-plugins",

@@ -102,6 +102,9 @@ impl State {
         problems.extend(world.problems().iter().map(ProblemFacts::of));
         let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
         problems.extend(self.identities.ca_problem().map(ca_problem));
+        let out_of_date =
+            |message| ProblemFacts { code: "certificate_not_valid".to_owned(), message };
+        problems.extend(self.identities.problems().into_iter().map(out_of_date));
         let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
         problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
         problems.extend(self.metrics_problem.load_full().as_deref().cloned());

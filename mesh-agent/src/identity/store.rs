@@ -1,8 +1,9 @@
 //! One key and certificate per service account that has a pod on this node.
 //!
 //! Keys are made here and never leave. Readers (every handshake) take no lock. A certificate is
-//! renewed at half of its life; while renewal fails the old one stays in use for as long as it is
-//! valid, and the failure is shown. Connections that exist go on with the keys they have.
+//! renewed at half of its life, or at once if the clock is before or after its dates. While renewal
+//! fails the old one stays in use for as long as it is valid, and the failure is shown. Connections
+//! that exist go on with the keys they have.
 
 mod issue;
 mod renew;
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::signer::{SignError, Signer};
 use super::tls::TlsCache;
-use super::{Anchors, PeerVerifier, SpiffeId};
+use super::{Anchors, PeerVerifier, SpiffeId, date_of};
 
 /// A service account's key and certificate, as used in handshakes.
 pub struct Identity {
@@ -27,6 +28,7 @@ pub struct Identity {
     key: Arc<CertifiedKey>,
     serial: String,
     issued_at: SystemTime,
+    not_before: SystemTime,
     not_after: SystemTime,
     /// Renewed as soon as possible, whatever its dates.
     outdated: AtomicBool,
@@ -54,22 +56,34 @@ impl Identity {
         self.not_after
     }
 
-    /// When it is due for renewal: half-way between being issued and its end, or at once if its CA does not sign any more.
+    /// When it is due for renewal: half-way between being issued and its end.
     pub fn renew_at(&self) -> SystemTime {
-        if self.is_outdated() {
-            return self.issued_at;
-        }
         let life = self.not_after.duration_since(self.issued_at).unwrap_or_default();
         self.issued_at + life / 2
     }
 
+    /// Whether it is to be replaced as soon as possible, whatever half of its life says: its CA does not sign any more, or it
+    /// is of another time than this one. The clock may have been wrong when it was signed, and be right now.
     fn is_outdated(&self) -> bool {
-        self.outdated.load(Ordering::Relaxed)
+        self.outdated.load(Ordering::Relaxed) || !self.is_valid()
     }
 
     /// Whether its dates allow it to be shown to a peer now.
     pub fn is_valid(&self) -> bool {
-        SystemTime::now() < self.not_after
+        let now = SystemTime::now();
+        self.not_before <= now && now < self.not_after
+    }
+
+    /// What people are told while it is not.
+    pub fn problem(&self) -> Option<String> {
+        let Self { id, not_before, not_after, .. } = self;
+        let now = SystemTime::now();
+        (!self.is_valid()).then(|| {
+            format!(
+                "the certificate of {id} is valid from {} to {}, and this node's clock says {}: peers refuse it until it is renewed, which is tried at once; if that does not help, the clock is wrong",
+                date_of(*not_before), date_of(*not_after), date_of(now)
+            )
+        })
     }
 }
 
@@ -139,6 +153,14 @@ impl Identities {
             identity.outdated.store(true, Ordering::Relaxed);
         }
         self.changed.notify_one();
+    }
+
+    /// What is wrong with certificates that are in use now.
+    pub fn problems(&self) -> Vec<String> {
+        let current = self.current.load();
+        let mut problems: Vec<_> = current.values().filter_map(|one| one.problem()).collect();
+        problems.sort();
+        problems
     }
 
     /// What is wrong with the CA now.

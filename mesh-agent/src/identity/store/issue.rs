@@ -99,6 +99,7 @@ impl Identities {
             key: Arc::new(key),
             serial,
             issued_at,
+            not_before: issued.not_before,
             not_after: issued.not_after,
             outdated: AtomicBool::new(false),
             tls: TlsCache::default(),

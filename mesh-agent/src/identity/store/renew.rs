@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,8 +14,9 @@ use crate::identity::SpiffeId;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts: a CA that comes back is noticed within it.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// Looks at the clock at least this often: it may have been set, or the machine have slept.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// Looks at the clock at least this often: it may have been set, or the machine have slept. Until then peers refuse a
+/// certificate that is of another time.
+const LONGEST_SLEEP: Duration = Duration::from_secs(2);
 
 impl Identities {
     /// Renews every identity at half of its life, spread by up to a tenth of it, until `stop`.
@@ -27,17 +28,14 @@ impl Identities {
     /// Safe; a renewal under way is given up.
     pub async fn renew_loop(&self, stop: CancellationToken) {
         let spread = RandomState::new();
-        let mut retry_at: HashMap<SpiffeId, SystemTime> = HashMap::new();
+        let mut retry_at: HashMap<SpiffeId, Instant> = HashMap::new();
         loop {
             let next_step = async {
                 match self.next_due(&retry_at, &spread) {
-                    Some((id, at)) if at <= SystemTime::now() => {
-                        self.renew(id, &mut retry_at).await;
-                    }
+                    Some((id, Duration::ZERO)) => self.renew(id, &mut retry_at).await,
                     next => {
-                        let pause = next
-                            .and_then(|(_, at)| at.duration_since(SystemTime::now()).ok())
-                            .map_or(LONGEST_SLEEP, |pause| pause.min(LONGEST_SLEEP));
+                        let pause =
+                            next.map_or(LONGEST_SLEEP, |(_, pause)| pause.min(LONGEST_SLEEP));
                         tokio::select! {
                             () = tokio::time::sleep(pause) => {}
                             () = self.changed.notified() => {}
@@ -54,24 +52,27 @@ impl Identities {
         }
     }
 
-    /// The identity that is due first, and when.
+    /// The identity that is due first, and in how long by the clock as it is now.
     fn next_due(
         &self,
-        retry_at: &HashMap<SpiffeId, SystemTime>,
+        retry_at: &HashMap<SpiffeId, Instant>,
         spread: &RandomState,
-    ) -> Option<(SpiffeId, SystemTime)> {
-        let due = |identity: &Identity| {
-            let retry = retry_at.get(identity.id()).copied();
-            let at_once = identity.is_outdated();
-            let spread = if at_once { Duration::ZERO } else { jitter(identity, spread) };
-            retry.unwrap_or_else(|| identity.renew_at() + spread)
+    ) -> Option<(SpiffeId, Duration)> {
+        let due = |identity: &Identity| match retry_at.get(identity.id()) {
+            Some(retry) => retry.saturating_duration_since(Instant::now()),
+            None if identity.is_outdated() => Duration::ZERO,
+            None => {
+                let at = identity.renew_at() + jitter(identity, spread);
+                at.duration_since(SystemTime::now()).unwrap_or_default()
+            }
         };
         let current = self.current.load();
-        let first = current.values().min_by_key(|identity| due(identity))?;
-        Some((first.id().clone(), due(first)))
+        let all = current.values().map(|identity| (identity, due(identity)));
+        let (first, due) = all.min_by_key(|(_, due)| *due)?;
+        Some((first.id().clone(), due))
     }
 
-    async fn renew(&self, id: SpiffeId, retry_at: &mut HashMap<SpiffeId, SystemTime>) {
+    async fn renew(&self, id: SpiffeId, retry_at: &mut HashMap<SpiffeId, Instant>) {
         match self.issue(&id, Occasion::Renewal).await {
             Ok(identity) => {
                 retry_at.remove(&id);
@@ -88,7 +89,7 @@ impl Identities {
                     %id, %error, attempts, retry_s = pause.as_secs(), valid_s,
                     "certificate not renewed; the one in use stays in use while it is valid",
                 );
-                retry_at.insert(id, SystemTime::now() + pause);
+                retry_at.insert(id, Instant::now() + pause);
             }
         }
     }

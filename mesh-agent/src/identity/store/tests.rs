@@ -188,6 +188,29 @@ async fn while_the_ca_is_away_the_valid_certificate_stays_and_renewal_follows() 
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_of_another_time_is_told_until_it_is_replaced() {
+    let ca = CountingCa::new(Duration::from_secs(1));
+    let identities = Identities::new(Arc::<CountingCa>::clone(&ca));
+    let first = identities.ensure(&id("web")).await.unwrap();
+    assert_eq!(identities.problems(), [""; 0]);
+    ca.away.store(true, Ordering::Relaxed);
+    let stop = CancellationToken::new();
+    let watch = async {
+        until("an end", || !first.is_valid()).await;
+        let problems = identities.problems();
+        let told = problems.first().unwrap();
+        assert!(
+            told.contains(id("web").as_str()) && told.contains("this node's clock says"),
+            "{told}"
+        );
+        ca.away.store(false, Ordering::Relaxed);
+        until("a renewal", || identities.problems().is_empty()).await;
+        stop.cancel();
+    };
+    tokio::join!(watch, identities.renew_loop(stop.clone()));
+}
+
+#[tokio::test]
 async fn a_renewal_does_not_bring_back_who_has_left() {
     let ca = CountingCa::new(DAY);
     let identities = Identities::new(ca);
