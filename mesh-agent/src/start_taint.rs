@@ -22,6 +22,8 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use crate::source::{Repeats, of_watch, sentence};
+
 /// The taint's key; its effect is `NoSchedule`.
 pub const TAINT: &str = "nodemesh.dev/not-ready";
 
@@ -45,15 +47,16 @@ pub async fn keep_untainting(client: Client, agents: &str) {
     let mut pod_events = watcher(pods, of_agents).default_backoff().boxed();
     let mut known = Known::default();
     let mut is_refused = false;
+    let mut repeats = Repeats::default();
     loop {
         tokio::select! {
             Some(event) = node_events.next() => match event {
                 Ok(event) => known.nodes.apply(event, tainted),
-                Err(error) => tracing::warn!(%error, "nodes cannot be watched; trying again"),
+                Err(error) => complain("nodes cannot be watched", &of_watch(&error), &mut repeats),
             },
             Some(event) = pod_events.next() => match event {
                 Ok(event) => known.agents.apply(event, node_of_ready),
-                Err(error) => tracing::warn!(%error, "agents cannot be watched; trying again"),
+                Err(error) => complain("agents cannot be watched", &of_watch(&error), &mut repeats),
             },
             () = sleep(PAUSE), if is_refused => {}
             else => return,
@@ -66,11 +69,19 @@ pub async fn keep_untainting(client: Client, agents: &str) {
                     known.nodes.now.remove(&node); // until its watch says otherwise
                 }
                 Err(error) => {
-                    tracing::warn!(node, %error, "the taint {TAINT} cannot be taken off; trying again");
+                    let what = format!("the taint {TAINT} cannot be taken off {node}");
+                    complain(&what, &sentence(&error), &mut repeats);
                     is_refused = true;
                 }
             }
         }
+    }
+}
+
+fn complain(what: &str, why: &str, repeats: &mut Repeats) {
+    let told = format!("{what}: {why}");
+    if let Some(attempts) = repeats.again(&told) {
+        tracing::warn!(attempts, "{told}; trying again");
     }
 }
 

@@ -6,9 +6,10 @@ mod cleanup;
 #[cfg(test)]
 mod codes;
 mod flows;
+mod log;
 mod manifest;
-mod ready;
 mod reader;
+mod ready;
 mod run;
 mod status;
 mod table;
@@ -20,12 +21,13 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
 use anyhow::bail;
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     admin::{self, Answers, Request, Response},
     identity::{SpiffeIdError, TrustDomain},
+    world::check_subdomain,
 };
 
 /// Where the running agent keeps its socket, lock and notes.
@@ -92,6 +94,14 @@ impl Asked {
     }
 }
 
+/// Arguments that are right one by one, and wrong together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The exit code of clap, too.
+const WRONG_ARGUMENTS: u8 = 2;
+
 /// The program: parses, runs, and says in one line what went wrong. 0: done; 1: failed; 2: the arguments are wrong.
 pub fn main() -> ExitCode {
     match execute(Arguments::parse().command) {
@@ -106,7 +116,7 @@ pub fn main() -> ExitCode {
                     eprintln!("  because: {cause}");
                 }
             }
-            ExitCode::FAILURE
+            if error.is::<Usage>() { ExitCode::from(WRONG_ARGUMENTS) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -131,6 +141,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     text.parse().map_err(|error: SpiffeIdError| error.to_string())
+}
+
+/// The name of a Kubernetes object.
+fn object_name(text: &str) -> Result<String, String> {
+    check_subdomain(text).map(|()| text.to_owned())
 }
 
 /// One line on standard output; unlike `println!` an end of the pipe is an error and not a panic.

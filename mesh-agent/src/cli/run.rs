@@ -1,17 +1,20 @@
 //! `mesh-agent run`.
 
-use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::{Args, ValueEnum, value_parser};
 
-use super::{PIN_DIR, RUNTIME_DIR};
+use super::{PIN_DIR, RUNTIME_DIR, log};
 use crate::{
     daemon::{self, Settings, World},
     identity::TrustDomain,
     metrics,
     world::NodeName,
 };
+
+const A_DAY_S: u64 = 24 * 60 * 60;
+/// As long as a CA that is made here lives; no certificate outlives its CA.
+const LONGEST_LEAF_S: u64 = 3650 * A_DAY_S;
 
 /// Run the agent of a node.
 #[derive(Debug, Args)]
@@ -24,7 +27,7 @@ pub(super) struct Run {
     kubernetes: bool,
     /// The DaemonSet of its own namespace that this agent belongs to: when it is deleted, the agent takes away everything that
     /// it has put on the node
-    #[arg(long, requires = "kubernetes", value_name = "NAME")]
+    #[arg(long, requires = "kubernetes", value_parser = super::object_name, value_name = "NAME")]
     daemon_set: Option<String>,
     /// Directory of Kubernetes objects (Namespace, Node, Pod, Service, EndpointSlice) in YAML or JSON; watched
     #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
@@ -53,28 +56,27 @@ pub(super) struct Run {
     #[arg(long, default_value = "open", value_name = "WHAT")]
     unclassified: Unclassified,
     /// How many seconds open connections may take to end after SIGTERM
-    #[arg(long, default_value_t = 25, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 25, value_parser = value_parser!(u64).range(..=A_DAY_S), value_name = "SECONDS")]
     drain_seconds: u64,
     /// If an agent runs for this node already, take over from it: new connections go on without a gap, and those that are
     /// open inside it get until its --drain-seconds are over
     #[arg(long, env = "NODEMESH_TAKE_OVER")]
     take_over: bool,
     /// How many seconds certificates live; renewed at half of it
-    #[arg(long, default_value_t = 24 * 60 * 60, value_name = "SECONDS")]
+    #[arg(long, default_value_t = A_DAY_S, value_parser = value_parser!(u64).range(1..=LONGEST_LEAF_S), value_name = "SECONDS")]
     leaf_ttl_seconds: u64,
     /// How many connections may be open at once, over all pods; without it, and at most, what the descriptor limit is enough
     /// for (half of it), up to 16384
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_parser = connections, value_name = "NUMBER")]
     max_connections: Option<usize>,
     /// Where to serve metrics for Prometheus (GET /metrics), to anybody who reaches it, such as [::]:15020; not at all without it
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<metrics::Address>,
-    /// What to log: error, warn, info, debug, or directives such as `info,mesh_agent::proxy=debug`
-    #[arg(long, env = "NODEMESH_LOG", default_value = "info", value_name = "FILTER")]
-    log: String,
+    #[command(flatten)]
+    log: log::Log,
     /// How to log
     #[arg(long, default_value = "text", value_name = "FORMAT")]
-    log_format: LogFormat,
+    log_format: log::Format,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,22 +87,9 @@ enum Unclassified {
     Refuse,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    /// Lines for people
-    Text,
-    /// One JSON object per line
-    Json,
-}
-
 impl Run {
     pub(super) fn execute(self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log)?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        match self.log_format {
-            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-            LogFormat::Json => log.json().init(),
-        }
+        self.log.init(self.log_format)?;
         let settings = Settings {
             node: self.node,
             world: match (self.source, self.announce_dir) {
@@ -127,6 +116,13 @@ impl Run {
             tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("mesh").build()?;
         runtime.block_on(daemon::run(settings))?;
         Ok(())
+    }
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("write a number from 1 on".to_owned()),
+        Ok(number) => Ok(number),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
+use super::log;
 use crate::{manifest::AGENT, source::api_server, start_taint};
 
 /// Take the taint nodemesh.dev/not-ready off nodes whose agent is ready; runs once in a cluster, until it is told to stop
@@ -12,16 +12,13 @@ pub(super) struct Untaint {
     /// The `app.kubernetes.io/name` of the agents, which are pods of this one's namespace
     #[arg(long, default_value = AGENT, value_name = "NAME")]
     agents: String,
-    /// What to log, as for `mesh-agent run`
-    #[arg(long, env = "NODEMESH_LOG", default_value = "info", value_name = "FILTER")]
-    log: String,
+    #[command(flatten)]
+    log: log::Log,
 }
 
 impl Untaint {
     pub(super) fn execute(self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log)?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        log.with_ansi(false).init();
+        self.log.init(log::Format::Text)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;

@@ -14,7 +14,7 @@ use crate::{
     enrol::{Enroller, Excess},
     handover::{Switched, Wish},
     kernel::KernelError,
-    source::{Knowledge, SourceError, SourceState},
+    source::{AWAY, Knowledge, SourceError, SourceState},
     world::{Announcements, Objects, of_this_boot},
 };
 
@@ -257,7 +257,8 @@ fn of_excess(excess: &Excess) -> ProblemFacts {
 }
 
 fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
-    for problem in now.iter().filter(|problem| !known.contains(problem)) {
+    let new = now.iter().filter(|problem| !known.contains(problem));
+    for problem in new.filter(|problem| problem.code != AWAY) {
         tracing::error!(code = problem.code, "{}", problem.message);
     }
 }

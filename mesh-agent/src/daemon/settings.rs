@@ -102,7 +102,8 @@ pub enum DaemonError {
     Open(#[from] OpenError),
     /// Nobody has said where the API server is.
     #[error(
-        "there is no API server to ask: {0}; as a pod the agent needs its service account's token, elsewhere KUBECONFIG"
+        "there is no API server to ask: {}; as a pod the agent needs its service account's token, elsewhere KUBECONFIG",
+        crate::source::sentence(.0)
     )]
     NoApiServer(#[from] kube::Error),
     /// The kernel side failed.

@@ -25,6 +25,8 @@ use crate::{
 
 /// How long the predecessor may take for each answer: who is leaving is given 3 s to leave.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How much of an answer that was not expected is shown, in characters.
+const LONGEST_SHOWN: usize = 200;
 
 /// How long an heir may take from the predecessor's first answer until it has switched. The predecessor waits longer: who is
 /// late finds it out itself, and never goes on changing what the predecessor has put back.
@@ -86,6 +88,11 @@ pub struct Predecessor {
     pub cgroup: u64,
 }
 
+/// The beginning of an answer that was not expected.
+fn shown(answer: &Response) -> String {
+    serde_json::to_string(answer).unwrap_or_default().chars().take(LONGEST_SHOWN).collect()
+}
+
 impl Predecessor {
     /// Asks the agent of a runtime directory to hand over.
     ///
@@ -99,7 +106,7 @@ impl Predecessor {
         let estate = match said(&mut stream, &Request::HandOver(ask)).await? {
             Response::Estate(estate) => *estate,
             Response::Error(said) => return Err(TakeOverError::Refused { said }),
-            other => return Err(TakeOverError::Answer { said: format!("{other:?}") }),
+            other => return Err(TakeOverError::Answer { said: shown(&other) }),
         };
         let until = Instant::now() + SWITCH_WITHIN;
         // Only now, so that no descriptor comes along with the line that was just read into a buffer.
@@ -130,7 +137,7 @@ impl Predecessor {
     pub async fn release(&mut self) -> Result<(), TakeOverError> {
         match said(&mut self.stream, &Request::Switched).await? {
             Response::Released => Ok(()),
-            other => Err(TakeOverError::Answer { said: format!("{other:?}") }),
+            other => Err(TakeOverError::Answer { said: shown(&other) }),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::directory::{Change, Content};
 use super::error::SourceError;
+use super::kubernetes::AWAY;
 
 /// The files of a directory, by name, each parsed to a `T`.
 pub(super) struct LastGood<T> {
@@ -91,7 +92,9 @@ impl<T> LastGood<T> {
 
 /// Logs what is wrong now and was not before: the file is read often, the error told once.
 pub(super) fn log_new(errors: &[SourceError], before: &[SourceError]) {
-    for error in errors.iter().filter(|error| !before.contains(error)) {
+    let is_told_elsewhere = |error: &&SourceError| error.code == AWAY;
+    let new = errors.iter().filter(|error| !before.contains(error));
+    for error in new.filter(|error| !is_told_elsewhere(error)) {
         tracing::warn!(file = %error.file, "{error}");
     }
 }

@@ -30,6 +30,7 @@ pub use boots::of_this_boot;
 pub use cidr::Cidr;
 pub use floor::Floor;
 pub use membership::{Membership, NotEnabledReason};
+pub(crate) use names::check_subdomain;
 pub use names::{NodeName, ObjectName, PodUid};
 pub use objects::{
     EndpointObject, EndpointSliceObject, NamespaceObject, NetnsRef, NodeObject, Objects, PodObject,

@@ -430,6 +430,7 @@ fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     })?;
     mesh.wait_problem(1, "api_server_away", "forbidden")?;
     mesh.wait_problem(1, "world_from_disk", "")?;
+    what_is_missing_is_told_seldom_and_in_words(cluster, mesh)?;
     is_closed(cluster, 2, late)?;
     settled(&load, end)?;
     cluster.kubectl(["-n", "shop", "label", "pod", "late", "nodemesh.dev/mesh=disabled"])?;
@@ -445,6 +446,22 @@ fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     ensure!(from_node(cluster, 2, late)?.contains(GREETING));
     for node in [1, 2] {
         mesh.wait_no_problem(node)?;
+    }
+    Ok(())
+}
+
+/// Node 2's agent has been without rights for a while, and asks every few seconds.
+fn what_is_missing_is_told_seldom_and_in_words(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    // Six kinds of objects are asked for, each is told of at once and then once a minute.
+    const MOST: usize = 12;
+    let said = cluster.kubectl(["-n", "nodemesh", "logs", &mesh.agent(2)?, "--since=60s"])?;
+    let about: Vec<_> = said.lines().filter(|line| line.contains("forbidden")).collect();
+    ensure!(!about.is_empty() && about.len() <= MOST, "{} lines: {about:#?}", about.len());
+    for line in about {
+        for word in ["mesh-agent", "cannot ", "apply Nodemesh's manifest again"] {
+            ensure!(line.contains(word), "no {word} in {line}");
+        }
+        ensure!(!line.contains("Status {") && !line.contains("Some("), "{line}");
     }
     Ok(())
 }

@@ -10,17 +10,22 @@ use kube::Client;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::error::SourceError;
+use super::told::Repeats;
 
 /// How often a server that was away is asked whether it is back, and how long it may take to answer.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A watch that has failed is tried again within 5 s; one that has not failed again for longer works, if the server answers.
 const SETTLED: Duration = Duration::from_secs(8);
 
+/// The code of the problem. What is said of it changes with every attempt, so that it is logged here alone, and seldom.
+pub(crate) const AWAY: &str = "api_server_away";
+
 /// The watches that have failed and have not been heard of since.
 #[derive(Default)]
 pub(super) struct Away {
     failed: BTreeMap<&'static str, String>,
     since: Option<Timestamp>,
+    repeats: Repeats,
     last_failure: Option<Instant>,
     next_look: Option<Instant>,
 }
@@ -29,8 +34,16 @@ impl Away {
     /// A watch has failed.
     pub(super) fn failed(&mut self, kind: &'static str, error: String) {
         let now = Instant::now();
+        let since = *self.since.get_or_insert_with(Timestamp::now);
+        if let Some(attempts) = self.repeats.again(&error) {
+            tracing::error!(
+                code = AWAY,
+                kind,
+                attempts,
+                "the API server cannot be watched since {since:.0}: {error}"
+            );
+        }
         self.failed.insert(kind, error);
-        self.since.get_or_insert_with(Timestamp::now);
         self.last_failure = Some(now);
         self.next_look.get_or_insert(now + LOOK_EVERY);
     }
@@ -72,6 +85,6 @@ impl Away {
             "the API server cannot be watched since {since:.0} ({kind}: {error}); what it said before stays in force"
         );
         let told = SourceError::whole_file(&Arc::from("API server"), message);
-        Some(SourceError { code: "api_server_away", ..told })
+        Some(SourceError { code: AWAY, ..told })
     }
 }

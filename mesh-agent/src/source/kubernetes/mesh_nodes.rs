@@ -21,7 +21,8 @@ use super::super::error::SourceError;
 use super::super::state::Knowledge;
 use super::away::Away;
 use super::fallback::{Earlier, Fallback};
-use super::watches::{events, settled, with_causes};
+use super::told::{of_watch, sentence};
+use super::watches::{events, settled};
 use crate::world::{Announcements, FieldError, MeshNode, NodeName};
 
 /// What is watched.
@@ -56,7 +57,7 @@ pub fn kube_announcer(
     (announcer, task)
 }
 
-fn mesh_nodes() -> ApiResource {
+pub(super) fn mesh_nodes() -> ApiResource {
     let kind = GroupVersionKind::gvk("nodemesh.dev", "v1alpha1", "MeshNode");
     ApiResource::from_gvk_with_plural(&kind, "meshnodes")
 }
@@ -96,7 +97,7 @@ impl KubeAnnouncerTask {
                 event = self.events.next() => match event {
                     Some(Ok(event)) => self.take_in(event),
                     Some(Err(error)) => {
-                        self.away.failed(KIND, with_causes(&error));
+                        self.away.failed(KIND, of_watch(&error));
                         self.complain();
                     }
                     None => return,
@@ -254,7 +255,7 @@ impl OwnObject {
 /// Why the API server has not taken it.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error(transparent)]
+    #[error("{}", sentence(.0))]
     Api(kube::Error),
     #[error(transparent)]
     Json(serde_json::Error),

@@ -16,6 +16,7 @@ mod kept;
 #[cfg(test)]
 mod kept_tests;
 mod mesh_nodes;
+mod told;
 mod watches;
 
 use std::future::Future;
@@ -29,6 +30,7 @@ use kube::{Client, Config};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+pub(crate) use self::away::AWAY;
 use self::away::Away;
 use self::content::{Change, Content};
 pub use self::crd::mesh_node_crd;
@@ -38,6 +40,8 @@ pub use self::installation::{Installation, Question};
 pub use self::keep::Keep;
 pub use self::kept::{KeptFile, forget_kept};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
+pub use self::told::sentence;
+pub(crate) use self::told::{Repeats, of_watch};
 use super::announce::AnnouncementState;
 use super::state::{Knowledge, SourceState};
 use crate::world::{NodeName, Objects};

@@ -1,6 +1,5 @@
 //! One watch per kind, each a stream of [`Change`]s that mends itself.
 
-use std::error::Error as _;
 use std::fmt::Debug;
 use std::future::ready;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::document::Object;
 use super::content::{Change, Name};
+use super::told::of_watch;
 use crate::world::{
     EndpointSliceObject, FieldError, NamespaceObject, NodeName, NodeObject, PodObject,
     ServiceObject,
@@ -78,7 +78,7 @@ where
             Ok(Event::InitApply(object) | Event::Apply(object)) => is(&object),
             Ok(Event::Delete(object)) => Change::Gone(name(kind, &object)),
             Ok(Event::InitDone) => Change::ListEnds(kind),
-            Err(error) => Change::Failed { kind, error: with_causes(&error) },
+            Err(error) => Change::Failed { kind, error: of_watch(&error) },
         })
         .boxed()
 }
@@ -122,20 +122,6 @@ fn forgotten(error: &watcher::Error) -> Option<&str> {
         watcher::Error::WatchError(status) if status.code == GONE => Some(&status.message),
         _ => None,
     }
-}
-
-/// An error with what it comes from, such as `connection refused`, of which kube's own sentence may say nothing.
-pub(super) fn with_causes(error: &watcher::Error) -> String {
-    let mut told = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let why = error.to_string();
-        if !told.contains(&why) {
-            told = format!("{told}: {why}");
-        }
-        cause = error.source();
-    }
-    told
 }
 
 fn name(kind: &'static str, object: &impl Resource) -> Name {
