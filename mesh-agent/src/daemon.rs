@@ -101,12 +101,13 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         () = signals.wait() => return Ok(()),
         () = charge::has_read_or_is_alone(&settings, &mut feeds) => {}
     }
-    let Begun { mut locks, predecessor, inherited } = charge::begin(&settings, own_cgroup).await?;
+    // Before anybody is asked to hand over: an agent that cannot have its CA must not disturb one that has.
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
     if let Some(wanted) = settings.trust_domain.clone().filter(|wanted| *wanted != trust_domain) {
         return Err(DaemonError::TrustDomain { dir: settings.ca_dir, found: trust_domain, wanted });
     }
+    let Begun { mut locks, predecessor, inherited } = charge::begin(&settings, own_cgroup).await?;
     tracing::warn!(ca = %settings.ca_dir.display(), "this agent holds the CA's key and signs for itself; whoever takes over this node can be anybody in the mesh");
 
     let before = if predecessor.is_some() { Before::Lives } else { Before::Gone };
@@ -143,7 +144,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         async move { identities.renew_loop(stop).await }
     });
     feeding.spawn("ca", {
-        let (identities, stop) = (Arc::clone(&identities), stop.clone());
+        let (ca, identities, stop) = (Arc::clone(&ca), Arc::clone(&identities), stop.clone());
         async move { ca.follow(|| identities.renew_all(), stop).await }
     });
     let enroller = Enroller::new(enrol::Parts {
@@ -169,8 +170,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         knowledge: ArcSwap::default(),
         draining: AtomicBool::new(false),
         metrics_problem: ArcSwapOption::empty(),
-        desk: Desk {
         followers: admin::Followers::default(),
+        desk: Desk {
             wishes: wish,
             node: settings.node.to_string(),
             pin_dir: settings.pin_dir.clone(),
@@ -196,6 +197,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
             node_netns,
             refuse_unclassified,
         },
+        ca,
         kubelet: matches!(settings.world, World::Kubernetes { .. })
             .then(|| KubeletFollower::new(&kernel, &host)),
         wishes,

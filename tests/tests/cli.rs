@@ -1,10 +1,16 @@
 //! What people see: the commands' output for the terminal, and records as they come.
 
-use std::time::Duration;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use tests::{
-    PORT, Pair, PodSpec, agent,
+    PORT, Pair, PodSpec,
+    agent::{self, SOON},
+    eventually,
     probe::{self, DialSpec, Talk},
     scenario,
 };
@@ -46,6 +52,104 @@ fn flows_are_followed_as_they_end() {
         }
         Ok(())
     });
+}
+
+/// What reads goes away while nothing is printed.
+#[test]
+fn who_follows_ends_with_its_reader() {
+    scenario("cli-reader", |net| {
+        let pair = Pair::new(net)?;
+        let runtime = pair.nodes[0].runtime_dir();
+        let follow = |more: &[&str]| -> anyhow::Result<std::process::Child> {
+            let mut command = Command::new(agent::program());
+            command.args(["flows", "-f", "--runtime-dir"]).arg(&runtime).args(more);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let child = command.spawn()?;
+            let open = format!("/proc/{}/fd", child.id());
+            eventually(SOON, || {
+                let mut open =
+                    fs::read_dir(&open)?.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+                let is_asking = open.any(|to| to.to_string_lossy().starts_with("socket:"));
+                ensure!(is_asking, "it has not asked yet");
+                Ok(())
+            })?;
+            Ok(child)
+        };
+        let ends = |child: &mut std::process::Child| {
+            eventually(SOON, || {
+                let status = child.try_wait()?.context("it still follows")?;
+                ensure!(status.success(), "{status}");
+                Ok(())
+            })
+        };
+        let mut no_output = follow(&[])?;
+        drop(no_output.stdout.take());
+        ends(&mut no_output).context("standard output's reader has gone")?;
+        let mut no_input = follow(&[])?;
+        drop(no_input.stdin.take());
+        ends(&mut no_input).context("standard input's writer has gone")?;
+        let mut limited = follow(&["--for-seconds", "1"])?;
+        ends(&mut limited).context("its time is over")?;
+        // Only so many at once: those that nothing ends go for others.
+        let mut many: Vec<_> = (0..18).map(|_| follow(&[])).collect::<anyhow::Result<_>>()?;
+        let end = |child: &mut std::process::Child| -> anyhow::Result<bool> {
+            Ok(child.try_wait()?.is_some_and(|status| status.code() == Some(1)))
+        };
+        eventually(SOON, || {
+            let ended: Vec<bool> = many.iter_mut().map(end).collect::<anyhow::Result<_>>()?;
+            ensure!(ended.iter().filter(|ended| **ended).count() == 2, "{ended:?}");
+            Ok(())
+        })?;
+        for child in &mut many {
+            drop(child.kill()); // two have ended
+            child.wait()?;
+        }
+        Ok(())
+    });
+}
+
+/// The program refuses what cannot be meant, names it, and exits with 2.
+#[test]
+fn arguments_that_cannot_be_meant_are_refused() -> anyhow::Result<()> {
+    let manifest = |more: &[&'static str]| [&["manifest"], more].concat();
+    let run = |more: &[&'static str]| {
+        [&["run", "--node", "n", "--source", "/", "--announce-dir", "/", "--ca-dir", "/"], more]
+            .concat()
+    };
+    for (argv, words) in [
+        (manifest(&["--image", ""]), &["--image", "name"][..]),
+        (manifest(&["--image", "bad image"]), &["--image", "bad image"]),
+        (manifest(&["--image", "registry.example/mesh-agent"]), &["--image", "tag"]),
+        (
+            manifest(&["--image", "nodemesh.dev/mesh-agent:1", "--pull-policy", "Always"]),
+            &["no registry", "--image"],
+        ),
+        (manifest(&["--pull-policy", "Sometimes"]), &["--pull-policy", "IfNotPresent"]),
+        (
+            manifest(&["--trust-domain", "a.example", "--trust-domain", "b.example"]),
+            &["--trust-domain"],
+        ),
+        (manifest(&["--trust-domain", "Not A Name"]), &["--trust-domain"]),
+        (run(&["--log", "inf"]), &["--log", "inf", "info"]),
+        (run(&["--drain-seconds", "18446744073709551615"]), &["--drain-seconds"]),
+        (run(&["--leaf-ttl-seconds", "0"]), &["--leaf-ttl-seconds"]),
+        (run(&["--max-connections", "0"]), &["--max-connections"]),
+        (run(&["--metrics", "nowhere"]), &["--metrics"]),
+        (vec!["flows", "--for-seconds", "3"], &["--follow"]),
+        (vec!["ca", "keep", "--secret", "a/b"], &["--secret", "a/b"]),
+        (vec!["ca", "init"], &["--ca-dir"]),
+        (vec!["status", "--wach"], &["--wach"]),
+    ] {
+        let output = Command::new(agent::program()).args(&argv).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(output.status.code() == Some(2), "{argv:?}: {} {said}", output.status);
+        for word in words {
+            ensure!(said.contains(word), "{argv:?}: no {word} in: {said}");
+        }
+        ensure!(output.stdout.is_empty(), "{argv:?} printed something");
+    }
+    Ok(())
 }
 
 #[test]

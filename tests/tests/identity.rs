@@ -173,6 +173,78 @@ fn agents_with_foreign_anchors_both_know_it() {
     });
 }
 
+/// The CA of a node is replaced by another one, and then that of the other node, as when a Secret is made anew.
+#[test]
+fn a_ca_that_takes_anothers_place_fails_no_connection() {
+    scenario("identity-replaced", |net| {
+        let one = Dirs::of(net);
+        let two = Dirs { ca: one.ca.with_file_name("ca-of-node2"), ..one.clone() };
+        tests::agent::ca_init(&one)?;
+        copy_ca(&one.ca, &two.ca)?;
+        let pair = Pair::with(net, [one.clone(), two.clone()], &[])?;
+        pair.join()?;
+        let service = pair.serve(Talk::Lines)?;
+        let load = DialSpec::new(pair.server.at(PORT), Talk::Lines);
+        let load = probe::load(&pair.client, &load)?;
+        load.wait_more(5)?;
+        let new = other_ca(net);
+        tests::agent::ca_init(&new)?;
+        let anchors = |agent: &Agent| -> Result<Vec<String>> { Ok(agent.status()?.anchors) };
+        let before = [anchors(&pair.agents[0])?, serials(&pair)?];
+
+        copy_ca(&new.ca, &one.ca)?;
+        let told = pair.agents[0].wait_problem("the change", |it| it.code == "ca_changed")?;
+        ensure!(
+            told.message.contains("node2") && told.message.contains("put the old one back"),
+            "{told:?}"
+        );
+        load.wait_more(20)?;
+        ensure!(serials(&pair)? == before[1], "the new CA signs before all trust it");
+        copy_ca(&new.ca, &two.ca)?;
+        eventually(SOON, || {
+            for agent in &pair.agents {
+                let now = anchors(agent)?;
+                ensure!(now.len() == 1 && now != before[0], "{now:?}");
+                ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
+            }
+            let now = serials(&pair)?;
+            ensure!(now.iter().zip(&before[1]).all(|(now, before)| now != before), "{now:?}");
+            Ok(())
+        })?;
+        load.wait_more(20)?;
+        let load = load.finish()?;
+        ensure!(load.failed == 0, "{load:?}");
+        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+
+        // One that begins with yet another CA is told of by name, on both sides.
+        pair.agents[1].stop()?;
+        let third = Dirs { ca: one.ca.with_file_name("third-ca"), ..one.clone() };
+        tests::agent::ca_init(&third)?;
+        copy_ca(&third.ca, &two.ca)?;
+        pair.agents[1].start_again()?;
+        for (agent, other) in pair.agents.iter().zip(["node2", "node1"]) {
+            let told = agent.wait_problem("the other CA", |it| it.code == "ca_differs")?;
+            ensure!(told.message.contains(other), "{told:?}");
+        }
+        Ok(())
+    });
+}
+
+fn serials(pair: &Pair<'_>) -> Result<Vec<String>> {
+    pair.agents.iter().map(serial).collect()
+}
+
+/// As a kubelet writes a Secret that is mounted: each file is replaced.
+fn copy_ca(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for file in ["ca.key", "ca.crt", "anchors.pem"] {
+        let (new, there) = (to.join(format!("{file}.new")), to.join(file));
+        fs::copy(from.join(file), &new)?;
+        fs::rename(new, there)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn an_announcement_that_contradicts_the_objects_is_not_believed() {
     scenario("identity-account", |net| {

@@ -2,12 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::print_line;
+use super::{log, print_line};
 use crate::{
-    identity::{TrustDomain, file_ca},
+    identity::{
+        TrustDomain,
+        file_ca::{self, SecretKeeper},
+    },
+    manifest::AGENT,
     source::api_server,
 };
 
@@ -16,6 +20,8 @@ use crate::{
 pub(super) enum Ca {
     /// Make a trust anchor: ca.crt, ca.key and anchors.pem in a directory
     Init(Init),
+    /// Keep a CA in a Secret of the cluster
+    Keep(Keep),
     /// Trust another CA too: the first step of a change of CA, on every node
     AddAnchor(Anchor),
     /// Sign with another CA, which is trusted already: the second step, on every node
@@ -50,11 +56,8 @@ pub(super) struct Use {
 #[derive(Debug, Args)]
 pub(super) struct Init {
     /// The directory, made if it is not there
-    #[arg(long, value_name = "DIR", required_unless_present = "secret")]
-    ca_dir: Option<PathBuf>,
-    /// Instead of a directory, a Secret of the cluster that is to hold the files; one that is there is left as it is
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = secret, conflicts_with_all = ["ca_dir", "force"])]
-    secret: Option<(String, String)>,
+    #[arg(long, value_name = "DIR")]
+    ca_dir: PathBuf,
     /// The trust domain of all identities
     #[arg(long, default_value = "cluster.local", value_parser = super::trust_domain, value_name = "NAME")]
     trust_domain: TrustDomain,
@@ -63,10 +66,28 @@ pub(super) struct Init {
     force: bool,
 }
 
+/// Keep a CA in a Secret of this pod's namespace; runs once in a cluster, until it is told to stop. It is made if it is not
+/// there and no agent uses the one that was
+#[derive(Debug, Args)]
+pub(super) struct Keep {
+    /// The Secret, which holds the files of a CA directory
+    #[arg(long, value_name = "NAME", value_parser = super::object_name)]
+    secret: String,
+    /// The `app.kubernetes.io/name` of the agents, which are pods of the same namespace
+    #[arg(long, default_value = AGENT, value_name = "NAME")]
+    agents: String,
+    /// The trust domain of all identities
+    #[arg(long, default_value = "cluster.local", value_parser = super::trust_domain, value_name = "NAME")]
+    trust_domain: TrustDomain,
+    #[command(flatten)]
+    log: log::Log,
+}
+
 impl Ca {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::Init(init) => init.execute(),
+            Self::Keep(keep) => keep.execute(),
             Self::AddAnchor(Anchor { ca_dir, certificate }) => {
                 let added = file_ca::add_anchor(&ca_dir, &certificate)?;
                 print_line(&format!("Added {added} trust anchors to {}.", ca_dir.display()))
@@ -93,43 +114,29 @@ impl Ca {
 
 impl Init {
     fn execute(self) -> anyhow::Result<()> {
-        if let Some((namespace, name)) = &self.secret {
-            return self.in_secret(namespace, name);
-        }
-        let Some(ca_dir) = &self.ca_dir else { bail!("either --ca-dir or --secret is needed") };
-        let info = file_ca::init(ca_dir, &self.trust_domain, self.force)?;
-        let (domain, dir) = (&self.trust_domain, ca_dir.display());
+        let info = file_ca::init(&self.ca_dir, &self.trust_domain, self.force)?;
+        let (domain, dir) = (&self.trust_domain, self.ca_dir.display());
         print_line(&format!("Made the trust anchor of {domain} in {dir}."))?;
         print_line(&format!(
             "Keep {} to yourself: whoever has it can be anybody in the mesh.",
             info.key.display()
         ))
     }
-
-    fn in_secret(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let made = runtime.block_on(async {
-            let client = api_server().await?;
-            anyhow::Ok(file_ca::init_secret(client, namespace, name, &self.trust_domain).await?)
-        })?;
-        if !made {
-            return print_line(&format!(
-                "Secret {namespace}/{name} is there already; left as it is."
-            ));
-        }
-        print_line(&format!(
-            "Made the trust anchor of {} in Secret {namespace}/{name}.",
-            self.trust_domain
-        ))?;
-        print_line("Whoever reads it can be anybody in the mesh.")
-    }
 }
 
-fn secret(text: &str) -> Result<(String, String), String> {
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-            Ok((namespace.to_owned(), name.to_owned()))
-        }
-        _ => Err(format!("{text:?} is not NAMESPACE/NAME")),
+impl Keep {
+    fn execute(self) -> anyhow::Result<()> {
+        self.log.init(log::Format::Text)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let client = api_server().await?;
+            let keeper = SecretKeeper::new(client, &self.secret, &self.agents, self.trust_domain);
+            tokio::select! {
+                () = keeper.keep() => {}
+                _ = terminate.recv() => {}
+            }
+            Ok(())
+        })
     }
 }

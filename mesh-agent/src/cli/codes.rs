@@ -27,6 +27,7 @@ const SOURCES: &[&str] = &[
     include_str!("../source/error.rs"),
     include_str!("../source/kubernetes/away.rs"),
     include_str!("../source/kubernetes/fallback.rs"),
+    include_str!("../source/kubernetes/installed.rs"),
     include_str!("../wire/reason/session.rs"),
     include_str!("../world/membership.rs"),
     include_str!("../world/problem.rs"),

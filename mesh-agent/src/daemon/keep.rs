@@ -13,9 +13,10 @@ use crate::{
     admin::{self, ProblemFacts},
     enrol::{Enroller, Excess},
     handover::{Switched, Wish},
+    identity::FileCa,
     kernel::KernelError,
     source::{AWAY, Knowledge, SourceError, SourceState},
-    world::{Announcements, Objects, of_this_boot},
+    world::{Announcements, NodeName, Objects, of_this_boot},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their object, and whether the
@@ -28,6 +29,7 @@ pub(super) struct Keeper {
     pub(super) feeds: Feeds,
     pub(super) state: Arc<admin::State>,
     pub(super) hooks: Hooks,
+    pub(super) ca: Arc<FileCa>,
     /// In a cluster.
     pub(super) kubelet: Option<KubeletFollower>,
     /// Agents that want to take over.
@@ -149,7 +151,9 @@ impl Keeper {
         // As the step before has left the tables: one comes every two seconds at least.
         let of_tables = self.enroller.refused().map(of_kernel);
         let lost = self.enroller.lost().iter().map(of_excess);
-        let problems: Vec<_> = problems.chain(others).chain(of_tables).chain(lost).collect();
+        let of_ca = self.look_at_cas(&announced.announcements);
+        let problems = problems.chain(others).chain(of_tables).chain(lost).chain(of_ca);
+        let problems: Vec<_> = problems.collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
         if !self.feeds.have_been_read() {
@@ -157,6 +161,23 @@ impl Keeper {
         }
         let announcements = &self.believed.announcements;
         self.enroller.step(&objects, announcements, &cgroups).await;
+    }
+
+    /// Goes on with a change of CA by what other nodes say of theirs; what people are told of it.
+    fn look_at_cas(&self, announced: &Announcements) -> Vec<ProblemFacts> {
+        let own = |node: &NodeName| node.as_str() == self.state.node;
+        let others = || {
+            let of = announced.iter().filter(|(node, _)| !own(node));
+            of.filter_map(|(node, said)| Some((node, said.ca.as_ref()?)))
+        };
+        let identities = &self.state.identities;
+        if self.ca.settle(others(), identities.are_renewed()) {
+            identities.renew_all();
+        }
+        let problem = |code: &str, message| ProblemFacts { code: code.to_owned(), message };
+        let changed = self.ca.change_problem().map(|it| problem("ca_changed", it));
+        let strangers = self.ca.strangers(others()).map(|it| problem("ca_differs", it));
+        changed.into_iter().chain(strangers).collect()
     }
 
     /// The world has no pods any more: those that are in the mesh leave in order, and what is held is released.

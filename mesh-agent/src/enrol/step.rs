@@ -107,7 +107,10 @@ impl Enroller {
         let generation =
             |uid: &PodUid| self.pods.get(uid).map_or(0, |enrolled| enrolled.generation);
         let trust_domain = self.mesh.trust_domain.as_str();
-        let wish = world.announcement(&self.boot_id, trust_domain, generation);
+        let mut wish = world.announcement(&self.boot_id, trust_domain, generation);
+        if let Some(wish) = &mut wish {
+            wish.ca = self.identities.announced_ca();
+        }
         self.wish.send_if_modified(|known| {
             let changed = *known != wish;
             *known = wish;

@@ -64,19 +64,38 @@ impl Anchors {
         &self.trusted
     }
 
-    /// SHA-256 of each certificate, hexadecimal, as `openssl x509 -fingerprint -sha256` says it without its colons.
+    /// The [`fingerprint`] of each certificate.
     pub fn fingerprints(&self) -> Vec<String> {
-        let hex = |digest: &[u8]| {
-            let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16);
-            digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).flatten().collect()
-        };
-        self.certificates.iter().map(|one| hex(digest(&SHA256, one).as_ref())).collect()
+        self.certificates.iter().map(fingerprint).collect()
+    }
+
+    /// These, and those of another set.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        let all = other.certificates.iter().zip(&other.trusted).zip(&other.not_after);
+        for ((certificate, trusted), not_after) in all {
+            if !both.certificates.contains(certificate) {
+                both.certificates.push(certificate.clone());
+                both.trusted.push(trusted.clone());
+                both.not_after.push(*not_after);
+            }
+        }
+        both
     }
 
     /// When the last of them ends.
     pub fn not_after(&self) -> SystemTime {
         self.not_after.iter().copied().max().unwrap_or(SystemTime::UNIX_EPOCH)
     }
+}
+
+/// SHA-256 of a certificate, hexadecimal, as `openssl x509 -fingerprint -sha256` says it without its colons.
+pub(crate) fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16);
+    let digest = digest(&SHA256, certificate);
+    let digits = digest.as_ref().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]);
+    digits.flatten().collect()
 }
 
 /// Why a text is no set of trust anchors. Numbers are places in the file, from 1.

@@ -4,6 +4,7 @@
 //! may be signed by (several during rotation). Whoever reads `ca.key` can be anybody in the mesh;
 //! in a cluster only the CA's Deployment holds it.
 
+mod change;
 mod error;
 mod init;
 mod rotate;
@@ -12,7 +13,7 @@ mod secret;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -25,12 +26,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize as _, Zeroizing};
 
+use change::Change;
 pub use error::CaError;
 pub use init::{CA_LIFETIME, CaInfo, init};
 pub use rotate::{add_anchor, remove_anchor, use_ca};
-pub use secret::init_secret;
+pub use secret::SecretKeeper;
 
-use super::anchors::{Anchors, system_time};
+use super::anchors::{Anchors, fingerprint, system_time};
 use super::signer::{IssuedCertificate, SignError, SignFuture, Signer};
 use super::{SpiffeId, TrustDomain};
 
@@ -58,6 +60,7 @@ pub struct FileCa {
     authority: ArcSwap<Authority>,
     anchors: ArcSwap<Anchors>,
     problem: ArcSwapOption<CaError>,
+    change: Mutex<Option<Change>>,
 }
 
 /// What signs.
@@ -84,6 +87,7 @@ impl FileCa {
             authority: ArcSwap::from_pointee(authority),
             anchors: ArcSwap::from_pointee(anchors),
             problem: ArcSwapOption::empty(),
+            change: Mutex::default(),
         })
     }
 
@@ -104,7 +108,8 @@ impl FileCa {
         self.authority.load().not_after
     }
 
-    /// Reads the directory again. Returns whether another CA signs from now on.
+    /// Reads the directory again. Returns whether another CA signs from now on; one that takes the place of another waits for
+    /// [`FileCa::settle`].
     ///
     /// # Errors
     /// As [`FileCa::open`], or it is another trust domain's; what was in force stays so.
@@ -117,16 +122,12 @@ impl FileCa {
                 theirs: authority.trust_domain,
             });
         }
-        if **self.anchors.load() != anchors {
-            tracing::info!(anchors = anchors.certificates().len(), "trust anchors changed");
-            self.anchors.store(Arc::new(anchors));
-        }
-        let changed = self.authority.load().certificate != authority.certificate;
-        if changed {
-            tracing::info!(ca = %self.directory.display(), "another CA signs from now on");
-            self.authority.store(Arc::new(authority));
-        }
-        Ok(changed)
+        Ok(self.take(authority, anchors))
+    }
+
+    /// A panic elsewhere does not make it wrong: it is replaced whole.
+    fn change(&self) -> MutexGuard<'_, Option<Change>> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the directory until `stop`, and calls `changed` whenever another CA signs.
@@ -203,12 +204,20 @@ impl Signer for FileCa {
         self.anchors.load_full()
     }
 
+    fn issuer(&self) -> Option<String> {
+        Some(Self::issuer(self))
+    }
+
     fn problem(&self) -> Option<String> {
         self.problem.load().as_ref().map(ToString::to_string)
     }
 }
 
 impl Authority {
+    fn fingerprint(&self) -> String {
+        fingerprint(&self.certificate)
+    }
+
     fn read(directory: &Path) -> Result<Self, CaError> {
         let certificate_at = directory.join(CA_CERTIFICATE);
         let key_at = directory.join(CA_KEY);

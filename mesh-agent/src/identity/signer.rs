@@ -28,6 +28,11 @@ pub trait Signer: Send + Sync {
     /// The trust anchors in force now. Cheap: called for every handshake configuration.
     fn anchors(&self) -> Arc<Anchors>;
 
+    /// The CA that signs, by the fingerprint of its certificate, if that is known.
+    fn issuer(&self) -> Option<String> {
+        None
+    }
+
     /// What is wrong with the CA now, for `status`; what was in force before stays so.
     fn problem(&self) -> Option<String> {
         None

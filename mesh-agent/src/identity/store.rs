@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use super::signer::{SignError, Signer};
 use super::tls::TlsCache;
 use super::{Anchors, PeerVerifier, SpiffeId, date_of};
+use crate::world::AnnouncedCa;
 
 /// A service account's key and certificate, as used in handshakes.
 pub struct Identity {
@@ -93,6 +94,7 @@ pub struct Identities {
     current: ArcSwap<HashMap<SpiffeId, Arc<Identity>>>,
     issuing: Mutex<HashMap<SpiffeId, Arc<tokio::sync::Mutex<()>>>>,
     failures: Mutex<BTreeMap<SpiffeId, RenewalFailure>>,
+    announced_ca: Mutex<Option<AnnouncedCa>>,
     changed: Notify,
 }
 
@@ -104,6 +106,7 @@ impl Identities {
             current: ArcSwap::default(),
             issuing: Mutex::default(),
             failures: Mutex::default(),
+            announced_ca: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -166,6 +169,24 @@ impl Identities {
     /// What is wrong with the CA now.
     pub fn ca_problem(&self) -> Option<String> {
         self.signer.problem()
+    }
+
+    /// What other nodes are told of the CA. While certificates wait to be signed by another one, what was said of the one
+    /// before is true still.
+    pub fn announced_ca(&self) -> Option<AnnouncedCa> {
+        let mut announced = lock(&self.announced_ca);
+        let signs = self.signer.issuer()?;
+        let issuer = match announced.take() {
+            Some(before) if !self.are_renewed() => before.issuer,
+            _ => signs,
+        };
+        *announced = Some(AnnouncedCa { issuer, anchors: self.anchors().fingerprints() });
+        announced.clone()
+    }
+
+    /// Whether no certificate waits to be signed anew.
+    pub fn are_renewed(&self) -> bool {
+        self.current.load().values().all(|identity| !identity.is_outdated())
     }
 
     /// The trust anchors in force now.

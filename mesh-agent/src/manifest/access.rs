@@ -5,6 +5,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use serde_json::{Value, json};
 
 use super::{AGENT, ManifestError, NAMESPACE, Part, part};
+use crate::source::CA_NOTICE;
 
 pub(super) const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
@@ -24,12 +25,13 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
         )?,
         part::<ClusterRoleBinding>("", cluster_role_binding(AGENT))?,
         part::<Role>(
-            "An agent watches its own DaemonSet: when that is deleted, it takes everything away that it has put on its node.",
+            "An agent watches its own DaemonSet: when that is deleted, it takes everything away that it has put on its node. And\nwhat is said of the CA's Secret, which it may not read.",
             role(
                 AGENT,
-                &json!([{
-                    "apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [AGENT], "verbs": ["get", "list", "watch"],
-                }]),
+                &json!([
+                    {"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [AGENT], "verbs": ["get", "list", "watch"]},
+                    {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CA_NOTICE], "verbs": ["get", "list", "watch"]},
+                ]),
             ),
         )?,
         part::<RoleBinding>("", role_binding(AGENT))?,

@@ -46,13 +46,12 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                     "terminationGracePeriodSeconds": GRACE_SECONDS,
                     "nodeSelector": {"kubernetes.io/os": "linux"},
                     "tolerations": [{"operator": "Exists"}],
-                    "containers": [{
-                        "name": AGENT,
-                        "image": chosen.image,
-                        "imagePullPolicy": "IfNotPresent",
+                    "containers": [chosen.container(AGENT, json!({
                         "args": [
                             "run", "--kubernetes", "--daemon-set", AGENT, "--take-over",
                             "--ca-dir", "/etc/nodemesh/ca",
+                            // A CA of another one is refused: the one that is in use cannot be changed by another manifest.
+                            "--trust-domain", chosen.trust_domain.as_str(),
                             "--drain-seconds", DRAIN_SECONDS.to_string(),
                             "--metrics", format!("[::]:{METRICS_PORT}"),
                         ],
@@ -82,7 +81,7 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                             {"name": "bpf", "mountPath": "/sys/fs/bpf", "mountPropagation": "HostToContainer"},
                             {"name": "ca", "mountPath": "/etc/nodemesh/ca", "readOnly": true},
                         ],
-                    }],
+                    }))],
                     "volumes": [
                         {"name": "run", "hostPath": {"path": "/run/nodemesh", "type": "DirectoryOrCreate"}},
                         {"name": "bpf", "hostPath": {"path": "/sys/fs/bpf", "type": "Directory"}},

@@ -1,12 +1,13 @@
 //! The interim CA: its key lies in a Secret that every agent reads. A CA as a service will take its place.
 
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde_json::json;
 
 use super::access::{account, role, role_binding, unprivileged};
 use super::{Manifest, ManifestError, NAMESPACE, Part, part};
+use crate::source::CA_NOTICE;
 
 /// The Secret with `ca.crt`, `ca.key` and `anchors.pem`.
 pub(super) const SECRET: &str = "nodemesh-ca";
@@ -14,8 +15,7 @@ pub(super) const SECRET: &str = "nodemesh-ca";
 const MAKER: &str = "make-ca";
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
-    // A Job cannot be changed: another image, say one that exists, is another Job.
-    let job = format!("{MAKER}-{}", short_hash(&[&chosen.image, &chosen.trust_domain]));
+    let labels = json!({"app.kubernetes.io/name": MAKER, "app.kubernetes.io/part-of": "nodemesh"});
     Ok(vec![
         part::<ServiceAccount>(
             "INTERIM: the CA's key is in the Secret nodemesh-ca, and every agent signs with it. Whoever reads that Secret, or takes over\na node, can be anybody in the mesh. A CA of its own, which only signs for pods that run on the asking node, replaces this.",
@@ -28,45 +28,39 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                 &json!([
                     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
                     {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["get"]},
+                    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+                    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
+                    {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CA_NOTICE], "verbs": ["get", "patch"]},
                 ]),
             ),
         )?,
         part::<RoleBinding>("", role_binding(MAKER))?,
-        part::<Job>(
-            "Makes the Secret if it is not there; does nothing if it is.",
+        part::<Deployment>(
+            "Makes the Secret, unless it is there or agents use the one that was. A Deployment and no Job: a Job cannot be given\nanother image.",
             json!({
-                "apiVersion": "batch/v1", "kind": "Job",
-                "metadata": {"name": job, "namespace": NAMESPACE},
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {"name": MAKER, "namespace": NAMESPACE, "labels": labels},
                 "spec": {
-                    "backoffLimit": 20,
-                    "ttlSecondsAfterFinished": 60,
+                    "replicas": 1,
+                    "selector": {"matchLabels": {"app.kubernetes.io/name": MAKER}},
                     "template": {
-                        "metadata": {"labels": {"app.kubernetes.io/name": MAKER, "app.kubernetes.io/part-of": "nodemesh"}},
+                        "metadata": {"labels": labels},
                         "spec": {
                             "serviceAccountName": MAKER,
                             "automountServiceAccountToken": true,
-                            "restartPolicy": "OnFailure",
-                            "tolerations": [{"operator": "Exists"}],
-                            "containers": [{
-                                "name": MAKER,
-                                "image": chosen.image,
-                                "imagePullPolicy": "IfNotPresent",
-                                "args": ["ca", "init", "--secret", format!("{NAMESPACE}/{SECRET}"), "--trust-domain", chosen.trust_domain],
+                            "priorityClassName": "system-cluster-critical",
+                            "terminationGracePeriodSeconds": 1,
+                            "nodeSelector": {"kubernetes.io/os": "linux"},
+                            "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
+                            "containers": [chosen.container(MAKER, json!({
+                                "args": ["ca", "keep", "--secret", SECRET, "--trust-domain", chosen.trust_domain.as_str()],
                                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
                                 "securityContext": unprivileged(),
-                            }],
+                            }))],
                         },
                     },
                 },
             }),
         )?,
     ])
-}
-
-/// Eight hexadecimal digits of a SHA-256.
-fn short_hash(texts: &[&str]) -> String {
-    let all = texts.join("\n");
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, all.as_bytes());
-    let first = hash.as_ref().first_chunk().copied().unwrap_or_default();
-    format!("{:08x}", u32::from_be_bytes(first))
 }

@@ -6,6 +6,7 @@
 mod access;
 mod agent;
 mod authority;
+mod image;
 mod node_objects;
 mod untaint;
 
@@ -14,6 +15,9 @@ use std::fmt::Write as _;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use thiserror::Error;
+
+pub use self::image::{Image, PullPolicy};
+use crate::identity::TrustDomain;
 
 /// The namespace of everything that is not the cluster's.
 pub const NAMESPACE: &str = "nodemesh";
@@ -25,16 +29,12 @@ pub const IMAGE: &str = concat!("nodemesh.dev/mesh-agent:", env!("CARGO_PKG_VERS
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The agents' image.
-    pub image: String,
+    /// The image of all programs.
+    pub image: Image,
+    /// Whether nodes may fetch it.
+    pub pull_policy: PullPolicy,
     /// The trust domain of all identities.
-    pub trust_domain: String,
-}
-
-impl Default for Manifest {
-    fn default() -> Self {
-        Self { image: IMAGE.to_owned(), trust_domain: "cluster.local".to_owned() }
-    }
+    pub trust_domain: TrustDomain,
 }
 
 /// The manifest is not what Kubernetes knows. Fault: ours.
@@ -53,6 +53,16 @@ struct Part {
 }
 
 impl Manifest {
+    /// A container of the image; it has no other.
+    fn container(&self, name: &str, mut fields: Value) -> Value {
+        if let Some(container) = fields.as_object_mut() {
+            container.insert("name".to_owned(), json!(name));
+            container.insert("image".to_owned(), json!(self.image.as_str()));
+            container.insert("imagePullPolicy".to_owned(), json!(self.pull_policy.as_str()));
+        }
+        fields
+    }
+
     /// All objects, in the order in which they can be applied.
     ///
     /// # Errors
@@ -140,11 +150,17 @@ fn text(object: &Value) -> Result<String, ManifestError> {
 mod tests {
     use super::*;
 
+    fn default() -> Manifest {
+        let image: Image = IMAGE.parse().unwrap();
+        let pull_policy = PullPolicy::of(&image);
+        Manifest { image, pull_policy, trust_domain: "cluster.local".parse().unwrap() }
+    }
+
     #[test]
     fn the_manifest_is_of_objects_that_kubernetes_knows_and_reads_as_it_was_written() {
-        let yaml = Manifest::default().yaml().unwrap();
+        let yaml = default().yaml().unwrap();
         let read: Vec<Value> = serde_saphyr::from_multiple(&yaml).unwrap();
-        let parts = Manifest::default().parts().unwrap();
+        let parts = default().parts().unwrap();
         let written: Vec<_> = parts.into_iter().map(|part| part.object).collect();
         assert_eq!(read, written);
     }
@@ -152,7 +168,7 @@ mod tests {
     #[test]
     fn daemonset_yaml_is_what_is_written_here() {
         let file = include_str!("../../../daemonset.yaml");
-        assert_eq!(file, Manifest::default().yaml().unwrap(), "run: cargo xtask manifest");
+        assert_eq!(file, default().yaml().unwrap(), "run: cargo xtask manifest");
     }
 
     #[test]

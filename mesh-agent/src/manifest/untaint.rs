@@ -16,7 +16,15 @@ use super::{Manifest, ManifestError, NAMESPACE, Part, part};
 use crate::start_taint::TAINT;
 
 const UNTAINT: &str = "untaint";
+/// A permission for nothing, by which the policy knows whom the role is given to.
+const MARKER: Marker = Marker { group: "nodemesh.dev", resource: "starttaints", verb: "remove" };
 const POLICY: &str = "nodemesh-untaint-takes-off-its-own-taint";
+
+struct Marker {
+    group: &'static str,
+    resource: &'static str,
+    verb: &'static str,
+}
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
     Ok(vec![
@@ -25,10 +33,13 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             account(UNTAINT),
         )?,
         part::<ClusterRole>(
-            "A taint is a field of the node, and no role is as narrow as a field: the policy below is.",
+            "A taint is a field of the node, and no role is as narrow as a field: the policy below is. It holds for whoever has\nthis role, known by the permission `remove starttaints`, which means nothing else.",
             json!({
                 "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(UNTAINT)},
-                "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]}],
+                "rules": [
+                    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
+                    {"apiGroups": [MARKER.group], "resources": [MARKER.resource], "verbs": [MARKER.verb]},
+                ],
             }),
         )?,
         part::<ClusterRoleBinding>("", cluster_role_binding(UNTAINT))?,
@@ -47,8 +58,15 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
 }
 
 fn policy() -> Result<Part, ManifestError> {
-    let user =
-        format!("request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{UNTAINT}'");
+    // Known by what only its role gives, whatever namespace or name somebody has moved it to; who may write nodes in other
+    // ways, too, is an administrator's account.
+    let may = |of: &str, verb: &str| format!("authorizer{of}.check('{verb}').allowed()");
+    let marker = format!(".group('{}').resource('{}')", MARKER.group, MARKER.resource);
+    let user = format!(
+        "request.userInfo.username.startsWith('system:serviceaccount:') && {} && !{}",
+        may(&marker, MARKER.verb),
+        may(".group('').resource('nodes')", "update"),
+    );
     // Whatever else of a node may be written at all by who may patch nodes, but not their status.
     let same = |field: &str, empty: &str| {
         let value = |object: &str| {
@@ -116,14 +134,11 @@ fn deployment(chosen: &Manifest) -> Result<Part, ManifestError> {
                         "terminationGracePeriodSeconds": 1,
                         "nodeSelector": {"kubernetes.io/os": "linux"},
                         "tolerations": tolerated.map(|key| json!({"key": key, "operator": "Exists", "effect": "NoSchedule"})),
-                        "containers": [{
-                            "name": UNTAINT,
-                            "image": chosen.image,
-                            "imagePullPolicy": "IfNotPresent",
+                        "containers": [chosen.container(UNTAINT, json!({
                             "args": ["untaint"],
                             "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}},
                             "securityContext": unprivileged(),
-                        }],
+                        }))],
                     },
                 },
             },

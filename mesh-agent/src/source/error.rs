@@ -41,7 +41,8 @@ pub enum OpenError {
 /// One thing that is wrong with one file. What the file said before stays in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
-    /// Stable code for `status`: `bad_file`, `bad_object`, `api_server_away`, `world_from_disk` or `world_file_unusable`.
+    /// Stable code for `status`: `bad_file`, `bad_object`, `api_server_away`, `world_from_disk`,
+    /// `world_file_unusable`, `admission_not_in_force` or `ca_missing`.
     pub code: &'static str,
     /// The file's name, without the directory; empty if the directory itself is meant. Of the API server the object, as
     /// `Pod shop/cart`.

@@ -33,7 +33,7 @@ pub use file::FileSource;
 pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer};
 pub(crate) use kubernetes::{AWAY, Repeats, of_watch};
 pub use kubernetes::{
-    Earlier, Installation, Keep, KeptFile, KubeAnnouncerTask, KubeSource,
+    CA_NOTICE, CA_NOTICE_KEY, Earlier, Installation, Keep, KeptFile, KubeAnnouncerTask, KubeSource,
     Question, api_server, forget_kept, kube_announcer, listed, mesh_node_crd, sentence,
 };
 pub use state::{Knowledge, SourceState};

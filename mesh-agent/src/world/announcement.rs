@@ -23,6 +23,8 @@ const MAX_ADDRESSES: usize = 4;
 /// can have, so that nobody who writes annotations gets there. Each pair is an entry in tables of every other agent.
 const MAX_PORTS: usize = 1 << 20;
 const MAX_SHORT_TEXT_BYTES: usize = 253;
+/// Most trust anchors that one node may name; a change of CA needs two.
+const MAX_ANCHORS: usize = 16;
 
 /// The latest announcement of every node, by the node's name.
 pub type Announcements = BTreeMap<NodeName, Arc<MeshNode>>;
@@ -37,8 +39,23 @@ pub struct MeshNode {
     pub boot_id: String,
     /// The trust domain of its identities.
     pub trust_domain: String,
+    /// Its CAs; agents of earlier versions do not say.
+    pub ca: Option<AnnouncedCa>,
     /// The captured pods.
     pub pods: Vec<AnnouncedPod>,
+}
+
+/// A node's CAs, each by the SHA-256 of its certificate, hexadecimal. Nobody trusts a CA for it: it says only who is to be
+/// waited for, and named, when CAs change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AnnouncedCa {
+    /// The one that signs.
+    #[serde(deserialize_with = "short_text")]
+    pub issuer: String,
+    /// Those that are trusted.
+    #[serde(deserialize_with = "anchors")]
+    pub anchors: Vec<String>,
 }
 
 /// One captured pod.
@@ -106,25 +123,27 @@ struct Spec {
     boot_id: String,
     #[serde(deserialize_with = "dns_name")]
     trust_domain: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<AnnouncedCa>,
     #[serde(default, deserialize_with = "pods")]
     pods: Vec<AnnouncedPod>,
 }
 
 impl From<Wire> for MeshNode {
     fn from(wire: Wire) -> Self {
-        let Spec { boot_id, trust_domain, pods } = wire.spec;
-        Self { node: wire.metadata.name, boot_id, trust_domain, pods }
+        let Spec { boot_id, trust_domain, ca, pods } = wire.spec;
+        Self { node: wire.metadata.name, boot_id, trust_domain, ca, pods }
     }
 }
 
 impl From<MeshNode> for Wire {
     fn from(announcement: MeshNode) -> Self {
-        let MeshNode { node, boot_id, trust_domain, pods } = announcement;
+        let MeshNode { node, boot_id, trust_domain, ca, pods } = announcement;
         Self {
             api_version: ApiVersion::V1Alpha1,
             kind: Kind::MeshNode,
             metadata: Metadata { name: node },
-            spec: Spec { boot_id, trust_domain, pods },
+            spec: Spec { boot_id, trust_domain, ca, pods },
         }
     }
 }
@@ -151,6 +170,16 @@ fn short_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::E
         0..=MAX_SHORT_TEXT_BYTES => Ok(()),
         length => Err(format!("{length} bytes are more than {MAX_SHORT_TEXT_BYTES}")),
     })
+}
+
+fn anchors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    if texts.len() > MAX_ANCHORS || texts.iter().any(|text| text.len() > MAX_SHORT_TEXT_BYTES) {
+        let message =
+            format!("more than {MAX_ANCHORS} anchors, or a longer one than a fingerprint is");
+        return Err(serde::de::Error::custom(message));
+    }
+    Ok(texts)
 }
 
 fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
@@ -192,7 +221,7 @@ mod tests {
             "apiVersion": "nodemesh.dev/v1alpha1",
             "kind": "MeshNode",
             "metadata": {"name": "node2"},
-            "spec": {"bootId": "b1", "trustDomain": "cluster.local", "pods": [{
+            "spec": {"bootId": "b1", "trustDomain": "cluster.local", "ca": {"issuer": "ab", "anchors": ["ab", "cd"]}, "pods": [{
                 "uid": "u1", "namespace": "shop", "name": "cart-0", "serviceAccount": "cart",
                 "addresses": ["10.0.0.2", "fd00::2"], "mode": "strict",
                 "excludePorts": "6379,8000-8010", "permissivePorts": "9102", "generation": 3,

@@ -60,7 +60,7 @@ mod tests {
     fn announcement(name: &str, boot_id: &str) -> (NodeName, Arc<MeshNode>) {
         let node = NodeName::parse(name).unwrap();
         let (boot_id, trust_domain) = (boot_id.to_owned(), "cluster.local".to_owned());
-        (node.clone(), Arc::new(MeshNode { node, boot_id, trust_domain, pods: vec![] }))
+        (node.clone(), Arc::new(MeshNode { node, boot_id, trust_domain, ca: None, pods: vec![] }))
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod snapshot;
 mod workload;
 
 pub use address::parse_address;
-pub use announcement::{AnnouncedPod, Announcements, MeshNode};
+pub use announcement::{AnnouncedCa, AnnouncedPod, Announcements, MeshNode};
 pub use boots::of_this_boot;
 pub use cidr::Cidr;
 pub use floor::Floor;

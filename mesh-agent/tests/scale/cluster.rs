@@ -153,6 +153,7 @@ pub(crate) fn announcements(changed: impl Fn(usize) -> bool, version: u8) -> Ann
             node: node.clone(),
             boot_id: "boot".into(),
             trust_domain: "cluster.local".into(),
+            ca: None,
             pods,
         };
         (node, Arc::new(announcement))

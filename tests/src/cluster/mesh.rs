@@ -36,6 +36,7 @@ const PROGRAMS: [&str; 3] = ["mesh-agent", "mesh-probe", "xtask"];
 #[derive(Debug)]
 pub struct Mesh<'a> {
     cluster: &'a Cluster,
+    namespace: String,
     manifest: String,
 }
 
@@ -57,13 +58,37 @@ impl<'a> Mesh<'a> {
 
     /// Applies the manifest, and waits until the agents are ready. The images are there.
     pub fn install(cluster: &'a Cluster) -> Result<Self> {
-        let agent = bin_dir().join("mesh-agent");
-        let manifest = Command::new(agent).args(["manifest", "--image", AGENT_IMAGE]).output()?;
-        let manifest = String::from_utf8(manifest.stdout)?;
-        let mesh = Self { cluster, manifest };
+        Self::installed(cluster, "nodemesh", manifest(&[])?)
+    }
+
+    /// The same by kustomize, which puts everything into another namespace.
+    pub fn install_in(cluster: &'a Cluster, namespace: &str) -> Result<Self> {
+        let dir = cluster.dir().join("kustomize");
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("daemonset.yaml"), manifest(&[])?)?;
+        let lines = format!("namespace: {namespace}\nresources: [daemonset.yaml]\n");
+        fs::write(dir.join("kustomization.yaml"), lines)?;
+        let manifest = cluster.kubectl(["kustomize", &dir.to_string_lossy()])?;
+        Self::installed(cluster, namespace, manifest)
+    }
+
+    fn installed(cluster: &'a Cluster, namespace: &str, manifest: String) -> Result<Self> {
+        let mesh = Self { cluster, namespace: namespace.to_owned(), manifest };
         mesh.apply()?;
         mesh.wait_ready()?;
         Ok(mesh)
+    }
+
+    /// Goes on with a manifest of other values, without applying it.
+    pub fn choose(&mut self, options: &[&str]) -> Result<()> {
+        self.manifest = manifest(options)?;
+        Ok(())
+    }
+
+    /// `kubectl diff -f`: what an apply would change; nothing is an empty text.
+    pub fn diff(&self) -> Result<String> {
+        // It exits with 1 if there is something, and so does this with an error that has it.
+        self.cluster.kubectl_with(&self.manifest, ["diff", "-f", "-"])
     }
 
     /// `kubectl apply -f`; again, it changes nothing.
@@ -78,7 +103,7 @@ impl<'a> Mesh<'a> {
 
     /// Waits until every agent is of the newest template and ready.
     pub fn wait_ready(&self) -> Result<()> {
-        let rollout = ["-n", "nodemesh", "rollout", "status", "ds/mesh-agent", READY_LIMIT];
+        let rollout = ["-n", &self.namespace, "rollout", "status", "ds/mesh-agent", READY_LIMIT];
         self.cluster.kubectl(rollout).map(drop).with_context(|| self.told())
     }
 
@@ -87,7 +112,7 @@ impl<'a> Mesh<'a> {
         let of_node = format!("spec.nodeName=node{node},status.phase=Running");
         let pods = self.cluster.kubectl([
             "-n",
-            "nodemesh",
+            &self.namespace,
             "get",
             "pods",
             "-l",
@@ -105,14 +130,14 @@ impl<'a> Mesh<'a> {
     /// The address of its pod.
     pub fn agent_address(&self, node: u8) -> Result<IpAddr> {
         let agent = self.agent(node)?;
-        let of = ["-n", "nodemesh", "get", &agent, "-o", "jsonpath={.status.podIP}"];
+        let of = ["-n", &self.namespace, "get", &agent, "-o", "jsonpath={.status.podIP}"];
         Ok(self.cluster.kubectl(of)?.parse()?)
     }
 
     /// Runs a command of the agent's in its container, as a user would.
     pub fn exec(&self, node: u8, argv: &[&str]) -> Result<String> {
         let agent = self.agent(node)?;
-        let exec = ["-n", "nodemesh", "exec", &agent, "--", "mesh-agent"];
+        let exec = ["-n", &self.namespace, "exec", &agent, "--", "mesh-agent"];
         self.cluster.kubectl(exec.into_iter().chain(argv.iter().copied()))
     }
 
@@ -217,8 +242,8 @@ impl<'a> Mesh<'a> {
     /// there is none.
     pub fn account_may(&self, account: &str, verb: &str, resource: &str) -> Result<bool> {
         let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
-            "user": format!("system:serviceaccount:nodemesh:{account}"),
-            "groups": ["system:serviceaccounts", "system:serviceaccounts:nodemesh", "system:authenticated"],
+            "user": format!("system:serviceaccount:{}:{account}", self.namespace),
+            "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{}", self.namespace), "system:authenticated"],
             "resourceAttributes": {"verb": verb, "resource": resource}}});
         let to = "--raw=/apis/authorization.k8s.io/v1/subjectaccessreviews";
         let said = self.cluster.kubectl_with(&review.to_string(), ["create", to, "-f", "-"])?;
@@ -251,11 +276,20 @@ impl<'a> Mesh<'a> {
 
     /// What the agents and the API server said, for a failure.
     fn told(&self) -> String {
-        let get = ["-n", "nodemesh", "get", "pods,events", "-o", "wide"];
-        let logs = ["-n", "nodemesh", "logs", "-l", "app.kubernetes.io/part-of=nodemesh"];
+        let get = ["-n", &self.namespace, "get", "pods,events", "-o", "wide"];
+        let logs = ["-n", &self.namespace, "logs", "-l", "app.kubernetes.io/part-of=nodemesh"];
         let all = [self.cluster.kubectl(get), self.cluster.kubectl(logs)];
         all.map(|told| told.unwrap_or_else(|error| error.to_string())).join("\n")
     }
+}
+
+/// What `mesh-agent manifest` prints: with the programs' own image, unless the options name another.
+fn manifest(options: &[&str]) -> Result<String> {
+    let image = ["--image", AGENT_IMAGE];
+    let image = if options.contains(&"--image") { &[][..] } else { &image[..] };
+    let program = bin_dir().join("mesh-agent");
+    let output = Command::new(&program).arg("manifest").args(image).args(options).output()?;
+    Output::of(&[program.into(), "manifest".into()], &output).success()
 }
 
 fn lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {

@@ -1,5 +1,6 @@
 //! What can be wrong with a CA directory: each error names the file, the fault and the remedy.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,13 +11,44 @@ use crate::identity::{TrustDomain, date_of};
 /// Why a CA directory cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// The API server does not make the Secret.
-    #[error("Secret {secret} cannot be made: {error}")]
+    /// The API server does not give or make the Secret.
+    #[error("Secret {secret} cannot be had: {}", crate::source::sentence(.error))]
     Secret {
         /// Its namespace and name.
         secret: String,
         /// What the API server said.
         error: Box<kube::Error>,
+    },
+    /// The Secret is gone, and its CA is in use.
+    #[error(
+        "Secret {secret} is gone, and the agents of {} go on with the CA that was in it. No other CA is made, since they would not trust each other: put the Secret back from your copy, or put another CA there yourself (docs/kubernetes.md, \"The interim CA\")",
+        .nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    Gone {
+        /// Its namespace and name.
+        secret: String,
+        /// Where agents run.
+        nodes: BTreeSet<String>,
+    },
+    /// The Secret is of another trust domain.
+    #[error(
+        "Secret {secret} is the CA of trust domain {theirs}, and {ours} is asked for; identities cannot change their trust domain: apply with --trust-domain {theirs}"
+    )]
+    SecretOfOther {
+        /// Its namespace and name.
+        secret: String,
+        /// The trust domain that is asked for.
+        ours: TrustDomain,
+        /// The Secret's.
+        theirs: TrustDomain,
+    },
+    /// The Secret holds no CA.
+    #[error(
+        "Secret {secret} holds no CA of ours (ca.crt, ca.key, anchors.pem); put it back from your copy"
+    )]
+    SecretUnusable {
+        /// Its namespace and name.
+        secret: String,
     },
     /// There is no such file.
     #[error("{} does not exist; make a CA with `mesh-agent ca init --ca-dir {}`", .file.display(), directory(.file))]

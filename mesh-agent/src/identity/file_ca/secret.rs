@@ -1,47 +1,171 @@
-//! `mesh-agent ca init --secret`: makes a CA in a Secret of the cluster, which agents mount as their CA directory.
+//! `mesh-agent ca keep`: the CA in a Secret of the cluster, which agents mount as their CA directory. It is made if nobody uses
+//! one: a second CA beside one in use would cut nodes off from each other.
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::json;
 
-use super::init::{CA_LIFETIME, make};
+use super::init::{CA_LIFETIME, make, trust_domain_of};
 use super::{ANCHORS, CA_CERTIFICATE, CA_KEY, CaError};
 use crate::identity::TrustDomain;
+use crate::source::{CA_NOTICE, CA_NOTICE_KEY, Repeats, sentence};
 
-/// Makes the Secret with the three files of a CA directory. `false`: one is there already, and is left as it is.
-///
-/// # Errors
-/// The API server refuses, or no key could be made.
-pub async fn init_secret(
-    client: Client,
-    namespace: &str,
-    name: &str,
-    trust_domain: &TrustDomain,
-) -> Result<bool, CaError> {
-    let not_after = SystemTime::now() + CA_LIFETIME;
-    let (certificate, key) =
-        make(trust_domain, not_after).map_err(|detail| CaError::Crypto { detail })?;
-    let file = |name: &str, content: &str| (name.to_owned(), ByteString(content.into()));
-    let secret = Secret {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-        data: Some(BTreeMap::from([
-            file(CA_CERTIFICATE, &certificate),
-            file(CA_KEY, &key),
-            file(ANCHORS, &certificate),
-        ])),
-        ..Secret::default()
-    };
-    match Api::namespaced(client, namespace).create(&PostParams::default(), &secret).await {
-        Ok(_made) => Ok(true),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
-        Err(error) => {
-            let secret = format!("{namespace}/{name}");
-            Err(CaError::Secret { secret, error: Box::new(error) })
+/// How often the Secret is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Whose fields of the notice these are, for server-side apply.
+const FIELD_MANAGER: &str = "make-ca";
+
+/// Keeps the CA's Secret.
+pub struct SecretKeeper {
+    secrets: Api<Secret>,
+    pods: Api<Pod>,
+    notices: Api<ConfigMap>,
+    namespace: String,
+    name: String,
+    /// The `app.kubernetes.io/name` of the agents, in the Secret's namespace.
+    agents: String,
+    trust_domain: TrustDomain,
+}
+
+impl SecretKeeper {
+    /// Of a Secret in the client's own namespace, which `agents` mount.
+    pub fn new(client: Client, name: &str, agents: &str, trust_domain: TrustDomain) -> Self {
+        let namespace = client.default_namespace().to_owned();
+        let (name, agents) = (name.to_owned(), agents.to_owned());
+        let secrets = Api::namespaced(client.clone(), &namespace);
+        let pods = Api::namespaced(client.clone(), &namespace);
+        let notices = Api::namespaced(client, &namespace);
+        Self { secrets, pods, notices, namespace, name, agents, trust_domain }
+    }
+
+    /// Looks at the Secret again and again, and logs what is wrong. Ends only by being dropped.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn keep(&self) {
+        let (mut repeats, mut is_wrong) = (Repeats::default(), false);
+        let mut notice = None;
+        loop {
+            let found = match self.look().await {
+                Ok(made) => {
+                    if made {
+                        tracing::info!(secret = %self.whole_name(), trust_domain = %self.trust_domain, "made a CA; whoever reads this Secret can be anybody in the mesh");
+                    } else if is_wrong {
+                        tracing::info!(secret = %self.whole_name(), "the CA is there");
+                    }
+                    is_wrong = false;
+                    None
+                }
+                Err(error) => {
+                    let told = error.to_string();
+                    is_wrong = true;
+                    if repeats.again(&told).is_some() {
+                        tracing::error!("{told}");
+                    }
+                    // Of what the API server does not say agents know as much themselves.
+                    (!matches!(error, CaError::Secret { .. })).then_some(told)
+                }
+            };
+            // Agents may not read the Secret, and hear of it here.
+            if notice.as_ref() != Some(&found) && self.notify(found.as_deref()).await {
+                notice = Some(found);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+
+    /// Whether the agents can read what is wrong, or that nothing is.
+    async fn notify(&self, problem: Option<&str>) -> bool {
+        let data = problem.map_or_else(|| json!({}), |problem| json!({CA_NOTICE_KEY: problem}));
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CA_NOTICE}, "data": data});
+        let ours = PatchParams::apply(FIELD_MANAGER).force();
+        let written = self.notices.patch(CA_NOTICE, &ours, &Patch::Apply(object)).await;
+        written
+            .inspect_err(|error| tracing::warn!("agents cannot be told: {}", sentence(error)))
+            .is_ok()
+    }
+
+    /// Whether a CA was made: there was none, and nobody uses one.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub async fn look(&self) -> Result<bool, CaError> {
+        if let Some(secret) = self.secrets.get_opt(&self.name).await.map_err(|e| self.refused(e))? {
+            return self.is_of_trust_domain(&secret).map(|()| false);
+        }
+        let nodes = self.nodes_with_one().await?;
+        if !nodes.is_empty() {
+            return Err(CaError::Gone { secret: self.whole_name(), nodes });
+        }
+        self.make().await
+    }
+
+    /// The nodes whose agent runs: each has begun with a CA and goes on with it.
+    async fn nodes_with_one(&self) -> Result<BTreeSet<String>, CaError> {
+        let agents = format!("app.kubernetes.io/name={}", self.agents);
+        let agents = ListParams::default().labels(&agents);
+        let agents = self.pods.list(&agents).await.map_err(|e| self.refused(e))?;
+        Ok(agents.into_iter().filter(runs).filter_map(|pod| pod.spec?.node_name).collect())
+    }
+
+    fn is_of_trust_domain(&self, secret: &Secret) -> Result<(), CaError> {
+        let pem = secret.data.as_ref().and_then(|data| data.get(CA_CERTIFICATE));
+        let der = pem.and_then(|pem| CertificateDer::from_pem_slice(&pem.0).ok());
+        let parsed = der.as_ref().and_then(|der| x509_parser::parse_x509_certificate(der).ok());
+        let theirs = parsed.and_then(|(_, parsed)| trust_domain_of(&parsed));
+        let secret = self.whole_name();
+        match theirs {
+            Some(theirs) if theirs == self.trust_domain => Ok(()),
+            Some(theirs) => {
+                Err(CaError::SecretOfOther { secret, ours: self.trust_domain.clone(), theirs })
+            }
+            None => Err(CaError::SecretUnusable { secret }),
+        }
+    }
+
+    async fn make(&self) -> Result<bool, CaError> {
+        let not_after = SystemTime::now() + CA_LIFETIME;
+        let (certificate, key) =
+            make(&self.trust_domain, not_after).map_err(|detail| CaError::Crypto { detail })?;
+        let file = |name: &str, content: &str| (name.to_owned(), ByteString(content.into()));
+        let secret = Secret {
+            metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+            data: Some(BTreeMap::from([
+                file(CA_CERTIFICATE, &certificate),
+                file(CA_KEY, &key),
+                file(ANCHORS, &certificate),
+            ])),
+            ..Secret::default()
+        };
+        match self.secrets.create(&PostParams::default(), &secret).await {
+            Ok(_made) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    fn whole_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    fn refused(&self, error: kube::Error) -> CaError {
+        CaError::Secret { secret: self.whole_name(), error: Box::new(error) }
+    }
+}
+
+fn runs(agent: &Pod) -> bool {
+    let containers = agent.status.as_ref().and_then(|it| it.container_statuses.as_ref());
+    let is_running = |it: &k8s_openapi::api::core::v1::ContainerStatus| {
+        it.state.as_ref().is_some_and(|state| state.running.is_some())
+    };
+    containers.into_iter().flatten().any(is_running)
 }

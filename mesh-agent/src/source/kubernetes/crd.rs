@@ -25,10 +25,25 @@ pub(super) struct MeshNodeSpec {
     /// The trust domain of the identities.
     #[schemars(length(max = 253))]
     trust_domain: String,
+    /// The node's CAs, so that it is seen who has not got a new one yet. Nobody trusts a CA for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<Ca>,
     /// The pods that are captured.
     #[schemars(length(max = 4096))]
     #[serde(default)]
     pods: Vec<CapturedPod>,
+}
+
+/// CAs, each by the SHA-256 of its certificate.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct Ca {
+    /// The one that signs.
+    #[schemars(length(max = 253))]
+    issuer: String,
+    /// Those that are trusted.
+    #[schemars(length(max = 16))]
+    anchors: Vec<String>,
 }
 
 /// One captured pod.
@@ -88,7 +103,8 @@ mod tests {
     fn the_crd_has_every_field_that_is_written_and_no_other() {
         let written = json!({
             "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": "node1"},
-            "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": [{
+            "spec": {"bootId": "b", "trustDomain": "cluster.local",
+                "ca": {"issuer": "ab", "anchors": ["ab"]}, "pods": [{
                 "uid": "u", "namespace": "shop", "name": "cart", "serviceAccount": "cart",
                 "addresses": ["10.0.0.1"], "mode": "strict", "excludePorts": "22",
                 "permissivePorts": "9102", "generation": 3}]},
@@ -108,6 +124,7 @@ mod tests {
             object.keys().cloned().collect::<Vec<_>>()
         };
         assert_eq!(fields(spec), keys("/spec"));
+        assert_eq!(fields(&format!("{spec}/ca/properties")), keys("/spec/ca"));
         assert_eq!(fields(&format!("{spec}/pods/items/properties")), keys("/spec/pods/0"));
     }
 }

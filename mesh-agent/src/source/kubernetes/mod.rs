@@ -11,6 +11,7 @@ mod content_tests;
 mod crd;
 mod fallback;
 mod installation;
+mod installed;
 mod keep;
 mod kept;
 #[cfg(test)]
@@ -37,6 +38,8 @@ pub use self::crd::mesh_node_crd;
 pub use self::fallback::Earlier;
 use self::fallback::Fallback;
 pub use self::installation::{Installation, Question};
+use self::installed::Installed;
+pub use self::installed::{CA_NOTICE, CA_NOTICE_KEY};
 pub use self::keep::Keep;
 pub use self::kept::{KeptFile, forget_kept};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
@@ -59,6 +62,7 @@ pub struct KubeSource {
     changes: SelectAll<BoxStream<'static, Change>>,
     content: Content,
     away: Away,
+    installed: Installed,
     /// What an earlier agent knew, until everything has been listed.
     fallback: Fallback<Objects>,
     state: watch::Sender<Arc<SourceState>>,
@@ -75,8 +79,9 @@ impl KubeSource {
         let (state, receiver) = watch::channel(Arc::default());
         let changes = watches::all(&client, node);
         let (content, away) = (Content::default(), Away::default());
+        let installed = Installed::new(&client);
         let fallback = earlier.objects();
-        (Self { client, changes, content, away, fallback, state }, receiver)
+        (Self { client, changes, content, away, installed, fallback, state }, receiver)
     }
 
     /// Follows the API server until `cancel` is done.
@@ -91,6 +96,7 @@ impl KubeSource {
                     self.take_in_more().await;
                 }
                 () = self.away.look(&self.client) => {}
+                () = self.installed.changed() => {}
                 () = self.fallback.comes_into_force() => {}
             }
             self.tell();
@@ -130,6 +136,7 @@ impl KubeSource {
         }
         let before = Arc::clone(&self.state.borrow());
         let errors = self.content.errors().cloned().chain(self.away.error());
+        let errors = errors.chain(self.installed.errors());
         let errors: Vec<_> = errors.chain(self.fallback.errors().cloned()).collect();
         super::last_good::log_new(&errors, &before.errors);
         let (objects, complete, knowledge) = if self.content.is_listed() {

@@ -293,6 +293,7 @@ impl Snapshot {
             node: self.0.local_node.clone()?,
             boot_id: boot_id.to_owned(),
             trust_domain: trust_domain.to_owned(),
+            ca: None,
             pods: pods.collect(),
         })
     }

@@ -1,0 +1,259 @@
+//! A CA that has taken another's place without having been trusted beside it first: its Secret was deleted and made anew, its
+//! directory was replaced. No connection may fail for it. Both are trusted, and the old one signs until every node is known to
+//! trust the new one; the old one is forgotten when no node has certificates of it any more. Whoever wants it forgotten at
+//! once starts the agents anew.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Authority, FileCa};
+use crate::identity::Anchors;
+use crate::world::{AnnouncedCa, NodeName};
+
+/// How long nodes may take to have the new CA, too: the kubelet looks at a Secret every minute, and adds some of its own.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// How much of a fingerprint is shown, in hexadecimal digits.
+const SHOWN: usize = 16;
+
+/// A change that is under way.
+pub(super) struct Change {
+    /// What is trusted besides what is on disk.
+    before: Anchors,
+    on_disk: Anchors,
+    next: Arc<Authority>,
+    since: Instant,
+    /// The nodes that it waits for.
+    waits_for: Vec<NodeName>,
+}
+
+impl FileCa {
+    /// Takes what has been found on disk. Returns whether another CA signs from now on.
+    pub(super) fn take(&self, found: Authority, on_disk: Anchors) -> bool {
+        let mut change = self.change();
+        let signs = self.authority.load_full();
+        if let Some(change) = change.as_mut()
+            && change.next.certificate == found.certificate
+        {
+            self.anchors.store(Arc::new(change.before.with(&on_disk)));
+            change.on_disk = on_disk;
+            return false;
+        }
+        if on_disk.certificates().contains(&signs.certificate) {
+            // Step by step, or nothing of it: what is on disk is what is meant.
+            *change = None;
+            if **self.anchors.load() != on_disk {
+                tracing::info!(anchors = on_disk.certificates().len(), "trust anchors changed");
+                self.anchors.store(Arc::new(on_disk));
+            }
+            let is_other = signs.certificate != found.certificate;
+            if is_other {
+                tracing::info!(ca = %self.directory.display(), "another CA signs from now on");
+                self.authority.store(Arc::new(found));
+            }
+            return is_other;
+        }
+        tracing::warn!(
+            ca = %self.directory.display(), old = short(&signs.fingerprint()), new = short(&found.fingerprint()),
+            "another CA has taken the place of the one that signs here; both are trusted until all nodes have the new one"
+        );
+        let before = Anchors::clone(&self.anchors.load());
+        self.anchors.store(Arc::new(before.with(&on_disk)));
+        let next = Arc::new(found);
+        *change =
+            Some(Change { before, on_disk, next, since: Instant::now(), waits_for: Vec::new() });
+        false
+    }
+
+    /// Goes on with a change that is under way, by what other nodes announce. `is_renewed`: whether all certificates of this
+    /// node are of the CA that signs. Returns whether another CA signs from now on.
+    pub fn settle<'a>(
+        &self,
+        others: impl Iterator<Item = (&'a NodeName, &'a AnnouncedCa)>,
+        is_renewed: bool,
+    ) -> bool {
+        let mut guard = self.change();
+        let Some(change) = guard.as_mut() else { return false };
+        let signs = self.authority.load_full();
+        let next = change.next.fingerprint();
+        if signs.certificate != change.next.certificate {
+            let lack = others.filter(|(_, ca)| !ca.anchors.contains(&next));
+            change.waits_for = lack.map(|(node, _)| node.clone()).collect();
+            if !change.waits_for.is_empty() && change.since.elapsed() < PATIENCE {
+                return false;
+            }
+            tracing::info!(
+                ca = short(&next),
+                late = change.waits_for.len(),
+                "the new CA signs from now on"
+            );
+            self.authority.store(Arc::clone(&change.next));
+            return true;
+        }
+        let (on_disk, before) = (change.on_disk.fingerprints(), change.before.fingerprints());
+        let is_old = |issuer: &String| before.contains(issuer) && !on_disk.contains(issuer);
+        let use_it = others.filter(|(_, ca)| is_old(&ca.issuer));
+        change.waits_for = use_it.map(|(node, _)| node.clone()).collect();
+        if is_renewed && change.waits_for.is_empty() {
+            tracing::info!("no node uses the old CA any more; it is not trusted any more");
+            self.anchors.store(Arc::new(change.on_disk.clone()));
+            *guard = None;
+        }
+        false
+    }
+
+    /// The CA that signs here, by its fingerprint.
+    pub fn issuer(&self) -> String {
+        self.authority.load().fingerprint()
+    }
+
+    /// What people are told while a change is under way.
+    pub fn change_problem(&self) -> Option<String> {
+        let guard = self.change();
+        let change = guard.as_ref()?;
+        let signs = self.authority.load_full();
+        let nodes = names(&change.waits_for);
+        let how_far = if signs.certificate == change.next.certificate {
+            format!(
+                "it signs already, and the old one is trusted as long as certificates of it are in use{nodes}"
+            )
+        } else {
+            format!(
+                "the old one ({}) signs, and both are trusted, until all nodes have the new one{nodes}",
+                short(&signs.fingerprint())
+            )
+        };
+        Some(format!(
+            "another CA ({}) has been put into {} in the place of the one in use: {how_far}; if that was no purpose, put the old one back from your copy",
+            short(&change.next.fingerprint()),
+            self.directory.display()
+        ))
+    }
+
+    /// The nodes with which no connection comes about, since one of the two does not trust the other's CA.
+    pub fn strangers<'a>(
+        &self,
+        others: impl Iterator<Item = (&'a NodeName, &'a AnnouncedCa)>,
+    ) -> Option<String> {
+        let (issuer, trusted) = (self.issuer(), self.anchors.load().fingerprints());
+        let is_strange =
+            |ca: &AnnouncedCa| !ca.anchors.contains(&issuer) || !trusted.contains(&ca.issuer);
+        let nodes: Vec<_> =
+            others.filter(|(_, ca)| is_strange(ca)).map(|(node, _)| node.clone()).collect();
+        (!nodes.is_empty()).then(|| {
+            format!(
+                "this node and others have different CAs, so that their pods do not trust each other{}; give all nodes the same (here {} signs, of {})",
+                names(&nodes), short(&issuer), self.directory.display()
+            )
+        })
+    }
+}
+
+/// At most this many nodes are named.
+const NAMED: usize = 5;
+
+fn names(nodes: &[NodeName]) -> String {
+    let named: Vec<_> = nodes.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = match nodes.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    if named.is_empty() { String::new() } else { format!(" ({}{more})", named.join(", ")) }
+}
+
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..SHOWN).unwrap_or(fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::file_ca::{ANCHORS, CA_CERTIFICATE, CA_KEY, init};
+
+    fn node(name: &str) -> NodeName {
+        NodeName::parse(name).unwrap()
+    }
+
+    fn new_ca() -> (tempfile::TempDir, FileCa) {
+        let directory = tempfile::tempdir().unwrap();
+        init(directory.path(), &"cluster.local".parse().unwrap(), false).unwrap();
+        let ca = FileCa::open(directory.path()).unwrap();
+        (directory, ca)
+    }
+
+    fn replace(at: &tempfile::TempDir, by: &tempfile::TempDir) {
+        for file in [CA_CERTIFICATE, CA_KEY, ANCHORS] {
+            std::fs::copy(by.path().join(file), at.path().join(file)).unwrap();
+        }
+    }
+
+    fn says(ca: &FileCa) -> AnnouncedCa {
+        AnnouncedCa { issuer: ca.issuer(), anchors: ca.anchors.load().fingerprints() }
+    }
+
+    #[test]
+    fn a_ca_that_takes_anothers_place_signs_when_all_trust_it_and_then_the_old_one_is_forgotten() {
+        let (ours, ca) = new_ca();
+        let (theirs, other) = new_ca();
+        replace(&theirs, &ours);
+        assert!(!other.reload().unwrap());
+        let other = FileCa::open(theirs.path()).unwrap(); // the second node, of the same CA
+        let (new, fresh) = new_ca();
+        let (old_issuer, node2) = (ca.issuer(), node("node2"));
+        assert_eq!(
+            (ca.change_problem(), ca.strangers([(&node2, &says(&other))].into_iter())),
+            (None, None)
+        );
+
+        // The first node has it first: nothing fails, and it is told with the node that lacks it.
+        replace(&ours, &new);
+        assert!(!ca.reload().unwrap());
+        assert!(!ca.settle([(&node2, &says(&other))].into_iter(), true));
+        assert_eq!((ca.issuer(), ca.anchors.load().certificates().len()), (old_issuer.clone(), 2));
+        let told = ca.change_problem().unwrap();
+        assert!(told.contains("node2") && told.contains(short(&fresh.issuer())), "{told}");
+        assert_eq!(ca.strangers([(&node2, &says(&other))].into_iter()), None);
+        assert!(!ca.reload().unwrap(), "looked at again, it is the same change");
+
+        // The second follows: the new one signs on both, and the old one stays trusted until no node uses it.
+        replace(&theirs, &new);
+        assert!(!other.reload().unwrap());
+        let node1 = node("node1");
+        assert!(other.settle([(&node1, &says(&ca))].into_iter(), true));
+        assert_eq!(other.issuer(), fresh.issuer());
+        assert!(!other.settle([(&node1, &says(&ca))].into_iter(), true));
+        assert_eq!(other.anchors.load().certificates().len(), 2, "node1 signs with it still");
+        assert!(other.change_problem().unwrap().contains("node1"));
+        assert!(ca.settle([(&node2, &says(&other))].into_iter(), true));
+        assert!(!ca.settle([(&node2, &says(&other))].into_iter(), false));
+        assert_eq!(ca.anchors.load().certificates().len(), 2, "its own certificates are old");
+        for (ca, others) in [(&ca, (&node2, says(&other))), (&other, (&node1, says(&ca)))] {
+            assert!(!ca.settle([(others.0, &others.1)].into_iter(), true));
+            assert_eq!(ca.change_problem(), None);
+            assert_eq!(*ca.anchors.load().fingerprints(), [fresh.issuer()]);
+        }
+    }
+
+    #[test]
+    fn a_ca_that_is_put_back_ends_the_change() {
+        let (ours, ca) = new_ca();
+        let (kept, _) = new_ca();
+        replace(&kept, &ours);
+        let (new, _) = new_ca();
+        let before = ca.anchors.load_full();
+        replace(&ours, &new);
+        assert!(!ca.reload().unwrap());
+        replace(&ours, &kept);
+        assert!(!ca.reload().unwrap());
+        assert_eq!((ca.change_problem(), ca.anchors.load_full()), (None, before));
+    }
+
+    #[test]
+    fn nodes_of_other_cas_are_named() {
+        let ((_ours, ca), (_theirs, other)) = (new_ca(), new_ca());
+        let nodes: Vec<_> = (0..7).map(|n| node(&format!("n{n}"))).collect();
+        let strange = says(&other);
+        let told = ca.strangers(nodes.iter().map(|node| (node, &strange))).unwrap();
+        assert!(told.contains("(n0, n1, n2, n3, n4 and 2 more)"), "{told}");
+    }
+}

@@ -1,0 +1,115 @@
+//! What is wrong with the installation itself, as far as an agent can see it: whether the admission policy is in force that holds
+//! agents to their own node, and what is said of the CA's Secret, which agents may not read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams};
+use kube::core::DynamicObject;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::super::error::SourceError;
+use super::mesh_nodes::mesh_nodes;
+use super::watches::{events, settled};
+
+/// The ConfigMap in which `mesh-agent ca keep` says what is wrong with the CA's Secret, in the agents' namespace, and the key.
+pub const CA_NOTICE: &str = "nodemesh-ca";
+pub const CA_NOTICE_KEY: &str = "problem";
+
+/// How often it is asked whether the policy is in force, once it is known to be.
+const ASK_EVERY: Duration = Duration::from_mins(10);
+/// The same as long as it is not, or nobody has answered.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How long the API server may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// A node that there is not: nobody may write its `MeshNode`.
+const NOBODY: &str = "nodemesh-asks-whether-it-may";
+
+/// Looks after the installation.
+pub(super) struct Installed {
+    mesh_nodes: Api<DynamicObject>,
+    notices: BoxStream<'static, watcher::Result<Event<ConfigMap>>>,
+    next: Instant,
+    is_open: bool,
+    ca: Option<String>,
+}
+
+impl Installed {
+    pub(super) fn new(client: &Client) -> Self {
+        let notices = Api::<ConfigMap>::default_namespaced(client.clone());
+        let named = settled().fields(&format!("metadata.name={CA_NOTICE}"));
+        Self {
+            mesh_nodes: Api::all_with(client.clone(), &mesh_nodes()),
+            notices: events(notices, named).boxed(),
+            next: Instant::now(),
+            is_open: false,
+            ca: None,
+        }
+    }
+
+    /// Resolves when something may have changed.
+    ///
+    /// # Cancel safety
+    /// Can be dropped and called again; a question that was under way is asked again later.
+    pub(super) async fn changed(&mut self) {
+        tokio::select! {
+            Some(event) = self.notices.next() => self.take_in(event),
+            () = sleep_until(self.next) => {
+                self.next = Instant::now() + ASK_AGAIN;
+                self.ask().await;
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: watcher::Result<Event<ConfigMap>>) {
+        match event {
+            Ok(Event::Apply(notice) | Event::InitApply(notice)) => {
+                self.ca = notice.data.and_then(|mut data| data.remove(CA_NOTICE_KEY));
+            }
+            Ok(Event::Delete(_)) => self.ca = None,
+            // What a failed watch has missed, the next list says.
+            Ok(Event::Init | Event::InitDone) | Err(_) => {}
+        }
+    }
+
+    /// Tries what must be refused, without doing it.
+    async fn ask(&mut self) {
+        let false_claim = Patch::Apply(json!({
+            "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": NOBODY},
+            "spec": {"bootId": "", "trustDomain": "none.invalid", "pods": []},
+        }));
+        let only_try = PatchParams { dry_run: true, ..PatchParams::apply(NOBODY) };
+        let tried = self.mesh_nodes.patch(NOBODY, &only_try, &false_claim);
+        match timeout(ANSWER, tried).await {
+            Ok(Ok(_allowed)) => self.is_open = true,
+            Ok(Err(kube::Error::Api(status)))
+                if status.message.contains(NOBODY) && status.is_forbidden() =>
+            {
+                self.is_open = false;
+                self.next = Instant::now() + ASK_EVERY;
+            }
+            Ok(Err(_)) | Err(_) => {} // nothing is known
+        }
+    }
+
+    pub(super) fn errors(&self) -> impl Iterator<Item = SourceError> {
+        let error = |code, message: String| {
+            let told = SourceError::whole_file(&Arc::from("installation"), message);
+            SourceError { code, ..told }
+        };
+        let open = self.is_open.then(|| {
+            error(
+                "admission_not_in_force",
+                "the admission policy nodemesh-agents-speak-for-their-own-node is not in force: whoever has one agent's token can announce pods for every node; apply Nodemesh's manifest again".to_owned(),
+            )
+        });
+        let ca = self.ca.clone().map(|message| error("ca_missing", message));
+        open.into_iter().chain(ca)
+    }
+}
