@@ -17,6 +17,7 @@ use tests::{
     eventually,
     exec::Place,
     flow::{Flow, spiffe_id},
+    kernel,
     objects::MODE,
     probe::{self, DialSpec, End, ServeSpec, Server, Talk},
     scenario,
@@ -160,6 +161,46 @@ fn others_are_served(
     let most = best(&quiet) * SLOWER + SCHEDULER_US;
     ensure!(best(&under) <= most, "slower than {most} us: {quiet:?} {under:?}");
     Ok(())
+}
+
+/// How many notes of connections to applications an agent may leave in the kernel at once, in the next test.
+const NOTES: u64 = 1_000;
+
+/// Longer than the test takes: an application that wants to hear of nobody who says nothing (`TCP_DEFER_ACCEPT`, as Apache and
+/// nginx do by option).
+const DEFER_S: i32 = 60;
+
+#[test]
+fn clients_that_reset_without_a_byte_at_a_server_that_waits_for_one() {
+    scenario("attack-defer", |net| {
+        let scene = Scene::new(net)?;
+        let (node, server) = (&scene.pair.nodes[1], &scene.pair.server);
+        let spec = ServeSpec { defer_s: DEFER_S, ..ServeSpec::new(PORT + 1, Talk::Exchange) };
+        let _deferring = probe::serve(server, &ServeSpec { backlog: 4096, ..spec })?;
+        let notes = || Ok::<_, anyhow::Error>(kernel::entries(node, "LEGS")?.len() as u64);
+        scene.others(50)?;
+        let before = Usage::of(scene.agent())?;
+        let spec = AttackSpec { hold: NOTES, ..AttackSpec::new(Kind::Silent, server.at(PORT + 1)) };
+        let spec = spec.from(IpAddr::V4(scene.attacker.v4));
+        // What is in the kernel's hands only: the application has been told of none.
+        let attack = attack::start(&scene.attacker, &spec)?;
+        eventually(SOON, || {
+            let (now, tally) = (notes()?, attack.tally());
+            ensure!(now >= NOTES, "{now} notes of {tally:?}");
+            Ok(())
+        })?;
+        attack.stop()?;
+        others_are_served("attack-defer", &scene, &before, &scene.attacker, &spec, NOTES)?;
+        eventually(SOON, || {
+            let left = notes()?;
+            ensure!(left == 0, "{left} notes of connections that are gone");
+            Ok(())
+        })?;
+        let said = DialSpec::say(server.at(PORT + 1), "first");
+        let seen = probe::dial(&scene.pair.client, &said)?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "first"), "{seen:?}");
+        scene.recovered(&before)
+    });
 }
 
 #[test]

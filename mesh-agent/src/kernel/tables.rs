@@ -148,7 +148,7 @@ impl Tables {
         sys::bpf::put(self.legs.0.as_fd(), flow, client)
     }
 
-    /// Forgets a leg that came to nothing.
+    /// Forgets a leg that is over; sockops has taken its note, as a rule.
     ///
     /// # Errors
     /// What the kernel said.

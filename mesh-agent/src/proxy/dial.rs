@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,7 +21,7 @@ use tokio::{
 };
 
 use super::{Mesh, pod::Pod, relay::AppStream, source_ports::PortLease};
-use crate::netns::NetnsError;
+use crate::{kernel::Kernel, netns::NetnsError};
 
 /// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
@@ -165,8 +166,14 @@ pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppS
 pub(super) struct Leg {
     /// The connection.
     pub(super) stream: AppStream,
-    /// Its source port, as long as it lives.
-    pub(super) port: Option<PortLease>,
+    /// To be kept as long as the connection.
+    pub(super) held: LegHeld,
+}
+
+/// What a leg has besides its socket. The note goes before the port: the next leg from that port leaves one of the same name.
+pub(super) struct LegHeld {
+    _note: LegNote,
+    _port: Option<PortLease>,
 }
 
 /// Dials the application inside the pod, at the pod's own address `to`, so that it sees `client` as its peer.
@@ -215,25 +222,24 @@ pub(super) async fn application(
             }
             Err(error) => return Err(error),
             Ok(stream) => {
-                note.taken();
                 let stream = AppStream::new(stream).map_err(DialError::Socket)?;
-                return Ok(Leg { stream, port: lease });
+                return Ok(Leg { stream, held: LegHeld { _note: note, _port: lease } });
             }
         }
     }
     Err(DialError::NoSourcePort { to })
 }
 
-/// The kernel's note of who the client of a leg is. Sockops takes it when the application's socket is established; if that
-/// never happens, we take it back.
-struct LegNote<'a> {
-    mesh: &'a Mesh,
-    leg: Option<FlowKey>,
+/// The kernel's note of who the client of a leg is. Sockops takes it when the application's socket is established. That may be
+/// long after ours is (`TCP_DEFER_ACCEPT`), or never, so what is left of the note goes with the leg.
+struct LegNote {
+    kernel: Arc<Kernel>,
+    leg: FlowKey,
 }
 
-impl<'a> LegNote<'a> {
+impl LegNote {
     fn leave(
-        mesh: &'a Mesh,
+        mesh: &Mesh,
         pod: &Pod,
         socket: &Socket,
         to: SocketAddr,
@@ -252,19 +258,13 @@ impl<'a> LegNote<'a> {
         let named =
             Named { endpoint: Endpoint::from(client), verdict: Verdict::InboundMesh as u32 };
         mesh.kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
-        Ok(Self { mesh, leg: Some(leg) })
-    }
-
-    fn taken(mut self) {
-        self.leg = None;
+        Ok(Self { kernel: Arc::clone(&mesh.kernel), leg })
     }
 }
 
-impl Drop for LegNote<'_> {
+impl Drop for LegNote {
     fn drop(&mut self) {
-        if let Some(leg) = &self.leg
-            && let Err(error) = self.mesh.kernel.tables().drop_leg(leg)
-        {
+        if let Err(error) = self.kernel.tables().drop_leg(&self.leg) {
             tracing::warn!(%error, "cannot take back the note of a leg");
         }
     }

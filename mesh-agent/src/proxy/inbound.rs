@@ -212,7 +212,7 @@ async fn mutual_tls(
         record.client.port = client.port();
         record.original_destination = open.original_destination;
     });
-    let Leg { stream: app, port: _port } = match dial::application(mesh, pod, between.to, client)
+    let Leg { stream: app, held: _held } = match dial::application(mesh, pod, between.to, client)
         .await
     {
         Ok(leg) => leg,

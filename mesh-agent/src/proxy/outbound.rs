@@ -19,7 +19,7 @@ use tokio::{io::Interest, net::TcpStream, time::Instant};
 
 use super::{
     Mesh,
-    dial::{self, DialError, Leg},
+    dial::{self, DialError, Leg, LegHeld},
     ended,
     limits::{Admitted, LimitReached},
     load::Counted,
@@ -265,7 +265,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
                 (end, _) => ended(end),
             }
         }
-        Ok(Reached { way: Way::Plain(stream, _lease), .. }) => {
+        Ok(Reached { way: Way::Plain(stream, _held), .. }) => {
             let options = CarryOptions { memory, ..CarryOptions::default() };
             ended(&Box::pin(relay::relay_plain(app, stream, &counters, options)).await)
         }
@@ -323,7 +323,7 @@ struct Unreached {
 
 enum Way {
     Mesh(Box<Session>, PortLease),
-    Plain(AppStream, Option<PortLease>),
+    Plain(AppStream, Option<LegHeld>),
 }
 
 /// Reaches what was dialled or, if it is a service, one of its endpoints: another one if one refuses the connection.
@@ -381,8 +381,8 @@ async fn reach_one(
         let why = "own_address".to_owned();
         flow.note(|record| record.security = Security::Plaintext { why });
         let client = canonical(dialled.from);
-        let Leg { stream, port } = dial::application(mesh, pod, target, client).await?;
-        Way::Plain(stream, port)
+        let Leg { stream, held } = dial::application(mesh, pod, target, client).await?;
+        Way::Plain(stream, Some(held))
     } else if let Some(peer) = meshed_peer(mesh, target)? {
         let way = to_meshed(mesh, pod, dialled, &peer, flow).await?;
         met = Some(peer);

@@ -33,6 +33,8 @@ pub struct ServeSpec {
     pub device: String,
     /// `IPPROTO_MPTCP`.
     pub mptcp: bool,
+    /// `TCP_DEFER_ACCEPT`: how long the kernel may keep a connection to itself that has not said a byte.
+    pub defer_s: i32,
 }
 
 /// `mesh-probe dial`.
@@ -166,6 +168,7 @@ impl Default for ServeSpec {
             group: 1,
             device: String::new(),
             mptcp: false,
+            defer_s: 0,
         }
     }
 }

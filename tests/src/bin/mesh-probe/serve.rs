@@ -57,6 +57,9 @@ fn listen(spec: &ServeSpec, address: SocketAddr) -> Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(spec.v6only)?;
     }
+    if spec.defer_s > 0 {
+        sys::defer_accept(&socket, spec.defer_s)?;
+    }
     socket.bind(&address.into()).with_context(|| format!("binding {address}"))?;
     socket.listen(spec.backlog)?;
     Ok(socket.into())

@@ -22,6 +22,17 @@ pub(crate) fn disconnect(socket: &Socket) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `TCP_DEFER_ACCEPT`: nobody is accepted before the first byte.
+pub(crate) fn defer_accept(socket: &Socket, seconds: i32) -> io::Result<()> {
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the value lives, and has that length.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const seconds).cast(), length)
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `SO_PEERNAME`: what `getpeername` says, asked as an option.
 pub(crate) fn peer_name(stream: &TcpStream) -> io::Result<SocketAddr> {
     // The kernel wants to be asked for no more than there is.
