@@ -1,8 +1,17 @@
 //! Every program loads and passes the verifier on this kernel. Prints the number of instructions that the verifier walked.
-use std::{fs, io::Write as _, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
+use aya::programs::{ProgramInfo, loaded_programs};
 use mesh_agent::kernel::{Before, Kernel, cleanup};
 use mesh_common::ABI;
+use nix::sched::{CloneFlags, unshare};
 
 /// The limit of the kernel is a million; ours keeps the programs small enough for older verifiers.
 const MOST_INSTRUCTIONS: u32 = 20_000;
@@ -24,7 +33,7 @@ fn every_program_loads_and_verifies() {
     for program in kernel.programs() {
         let count = program.verified_instructions;
         // Past libtest's capture: the counts are wanted also when all is well.
-        writeln!(std::io::stdout(), "{}: {count:?} instructions verified", program.name).unwrap();
+        writeln!(io::stdout(), "{}: {count:?} instructions verified", program.name).unwrap();
         if let Some(count) = program.verified_instructions {
             assert!(count > 0 && count < MOST_INSTRUCTIONS, "{}: {count}", program.name);
         }
@@ -52,6 +61,61 @@ fn every_program_loads_and_verifies() {
     );
     assert!(fs::exists(pins.0.join(format!("v{ABI}/maps/ENROLLED"))).unwrap());
     drop(pins);
+}
+
+/// What a copy of the `sk_lookup` program may take of the kernel's memory, its namespace's cookie included.
+const COPY_BYTES: u32 = 32 * 1024;
+
+/// A network namespace that nobody else has.
+fn namespace() -> io::Result<fs::File> {
+    let made = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        fs::File::open("/proc/thread-self/ns/net")
+    });
+    made.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+}
+
+fn copies() -> impl Iterator<Item = ProgramInfo> {
+    loaded_programs()
+        .flatten()
+        .filter(|one| one.name_as_str().is_some_and(|name| name.starts_with("nm_lookup")))
+}
+
+#[test]
+fn each_namespace_has_a_copy_of_its_own_that_costs_little() {
+    const NAMESPACES: u64 = 20;
+    let pins = PinDir(PathBuf::from(format!("/sys/fs/bpf/nodemesh-copy-{}", std::process::id())));
+    let (kernel, _refusals) = Kernel::load(&pins.0, Before::Gone).expect("the programs load");
+    let before: Vec<u32> = copies().map(|one| one.id()).collect();
+    let namespaces: Vec<_> =
+        (1..=NAMESPACES).map(|cookie| (cookie, namespace().unwrap())).collect();
+    let begun = Instant::now();
+    for (cookie, netns) in &namespaces {
+        kernel.attach_pod(netns.as_fd(), *cookie, cookie % 2 == 0).unwrap();
+    }
+    let took = begun.elapsed() / 20;
+    // Other tests load programs of that name too, and unload them.
+    let new = copies().filter(|one| !before.contains(&one.id()));
+    let sizes = new.filter_map(|one| Some(one.memory_locked().ok()? + one.size_jitted()));
+    let mut sizes: Vec<u32> = sizes.collect();
+    sizes.sort_unstable();
+    assert!(sizes.len() as u64 >= NAMESPACES, "{} copies", sizes.len());
+    let bytes = sizes[sizes.len() / 2];
+    assert!(bytes < COPY_BYTES, "{bytes}");
+    writeln!(io::stdout(), "a copy for a namespace: {took:?}, {bytes} bytes").unwrap();
+    // Swapped and not added to, found again, and gone with its namespace or when it is detached.
+    let (cookie, netns) = &namespaces[0];
+    kernel.attach_pod(netns.as_fd(), *cookie, true).unwrap();
+    assert!(kernel.keep_attached(*cookie).unwrap() && kernel.is_attached(*cookie));
+    assert_eq!(kernel.attached_pods().unwrap().len() as u64, NAMESPACES);
+    kernel.detach_pod(*cookie).unwrap();
+    assert!(!kernel.is_attached(*cookie) && !kernel.keep_attached(*cookie).unwrap());
+    drop(namespaces);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while kernel.is_attached(2) {
+        assert!(Instant::now() < deadline, "the namespace is gone, and its link is not");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

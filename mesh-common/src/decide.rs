@@ -106,7 +106,7 @@ pub trait Arrival {
     fn local(&self) -> Endpoint;
     /// Where it came from.
     fn remote(&self) -> Endpoint;
-    /// The pod of this node that has the local address.
+    /// The namespace's pod, if it has the local address.
     fn pod(&self) -> Option<LocalPod>;
     /// `ADDRESS_*` bits.
     fn address_flags(&self, addr: &Addr) -> u32;
@@ -141,7 +141,7 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     }
     let remote = view.remote();
     let Some(pod) = view.pod() else {
-        // An address that is not the pod's as Kubernetes knows it: link-local, or of another interface.
+        // An address that is not the pod's as Kubernetes knows it: link-local, of another interface, or another pod's.
         let closed = matches!(namespace, Namespace::Strict) && remote.addr != local.addr;
         return if closed { Verdict::RefusedStrict } else { Verdict::NotEnrolled };
     };

@@ -117,14 +117,27 @@ pub struct Failed {
     pub zero: u32,
 }
 
-/// Key of `LISTENERS`.
+/// Key of `LISTENERS`. With its namespace, so that an address that passes from one pod to another never leads to a listener of
+/// the first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerKey {
+    /// Cookie of the namespace that the socket is in.
+    pub netns: u64,
     /// The pod's address.
     pub addr: Addr,
     /// [`OUTBOUND`] or [`INBOUND`].
     pub direction: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+impl ListenerKey {
+    /// A key from its parts.
+    #[inline(always)]
+    pub const fn new(netns: u64, addr: Addr, direction: u32) -> Self {
+        Self { netns, addr, direction, zero: 0 }
+    }
 }
 
 /// [`ListenerKey::direction`]: takes what the pod dials.
@@ -200,5 +213,5 @@ const _: () = assert!(size_of::<LocalPod>() == 16);
 const _: () = assert!(size_of::<DialKey>() == 40);
 const _: () = assert!(size_of::<FailedKey>() == 32);
 const _: () = assert!(size_of::<Failed>() == 16);
-const _: () = assert!(size_of::<ListenerKey>() == 20);
+const _: () = assert!(size_of::<ListenerKey>() == 32);
 const _: () = assert!(size_of::<RefusalEvent>() == 64);

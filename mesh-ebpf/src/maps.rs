@@ -51,7 +51,12 @@ pub(crate) static POD_CIDRS: LpmTrie<Addr, u32, { limits::POD_CIDRS }> = LpmTrie
 #[btf_map]
 pub(crate) static PORTS: HashMap<Endpoint, u32, { limits::PORTS }, NO_PREALLOC> = HashMap::new();
 
-/// Pod address and direction → the agent's listening socket inside that pod's namespace.
+/// Cookie of the network namespace that a copy of the `sk_lookup` programs is for. Each copy has a map of its own here; 0, which
+/// is no namespace, for the copies that are loaded only to be looked at.
+#[btf_map]
+static HERE: Array<u64, 1> = Array::new();
+
+/// Namespace, pod address and direction → the agent's listening socket inside that namespace.
 #[btf_map]
 pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 4 }> = SockHash::new();
 
@@ -106,6 +111,16 @@ static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 pub(crate) fn node(index: u32) -> u64 {
     match NODE.get_ptr(index) {
         // SAFETY: a pointer into the array. The agent writes while we read: the word is read once and whole.
+        Some(slot) => unsafe { slot.read_volatile() },
+        None => 0,
+    }
+}
+
+/// Cookie of the namespace that the running `sk_lookup` program is for.
+#[inline(always)]
+pub(crate) fn here() -> u64 {
+    match HERE.get_ptr(0) {
+        // SAFETY: a pointer into the array, which nobody writes once programs use it.
         Some(slot) => unsafe { slot.read_volatile() },
         None => 0,
     }

@@ -1,11 +1,14 @@
 //! `sk_lookup`, on each pod's network namespace: which listener an arriving connection finds. The pod's own dials find the
 //! outbound listener, peers' agents the inbound one; plaintext reaches the application only if the pod is permissive.
 //! Runs again for a retransmitted SYN. Kernel 5.9.
+//!
+//! Anybody in a namespace can have the kernel ask these programs, with addresses of any choice and without a packet (`sock_diag`,
+//! nft): so each namespace has a copy of its own, which answers for its pod and nobody else.
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     addr::{Addr, Endpoint},
-    decide::{self, Arrival as _, Namespace},
+    decide::{self, Namespace},
     maps::{INBOUND, ListenerKey, LocalPod, NODE_HEARTBEAT, OUTBOUND},
     verdict::{Action, Verdict},
 };
@@ -17,6 +20,8 @@ const PASS: u32 = 1;
 const DROP: u32 = 0;
 
 struct Arrival {
+    /// Cookie of the namespace.
+    netns: u64,
     local: Endpoint,
     remote: Endpoint,
 }
@@ -33,7 +38,8 @@ impl decide::Arrival for Arrival {
     #[inline(always)]
     fn pod(&self) -> Option<LocalPod> {
         // SAFETY: the value is copied at once.
-        unsafe { maps::LOCAL.get(&self.local.addr) }.copied()
+        let pod = unsafe { maps::LOCAL.get(&self.local.addr) }.copied();
+        pod.filter(|pod| pod.netns == self.netns)
     }
     #[inline(always)]
     fn address_flags(&self, addr: &Addr) -> u32 {
@@ -73,7 +79,8 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     if !lookup.is_tcp() {
         return PASS;
     }
-    let view = Arrival { local: lookup.local(), remote: lookup.remote() };
+    let netns = maps::here();
+    let view = Arrival { netns, local: lookup.local(), remote: lookup.remote() };
     let namespace = if STRICT { Namespace::Strict } else { Namespace::Permissive };
     let wanted = decide::arrival(&view, namespace);
     let verdict = match wanted {
@@ -81,11 +88,8 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
         Verdict::InboundMesh | Verdict::InboundProbe => steer(context, &view, wanted, INBOUND),
         other => other,
     };
-    let netns = match view.pod() {
-        Some(pod) => pod.netns,
-        None => 0,
-    };
-    maps::count(verdict, netns);
+    let of_pod = !matches!(verdict, Verdict::NotEnrolled | Verdict::Loopback);
+    maps::count(verdict, if of_pod { netns } else { 0 });
     if verdict.action() == Action::Refuse {
         maps::report(verdict, netns, view.remote, view.local);
         return DROP;
@@ -100,7 +104,7 @@ fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: 
     if decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns()) {
         return decide::silent(wanted);
     }
-    let key = ListenerKey { addr: view.local.addr, direction };
+    let key = ListenerKey::new(view.netns, view.local.addr, direction);
     match maps::LISTENERS.redirect_sk_lookup(context, key, 0) {
         Ok(()) => wanted,
         Err(_) => Verdict::RefusedNoListener,

@@ -38,6 +38,8 @@ pub enum Kind {
     Hold,
     /// Connect and reset, as fast as it goes.
     Dial,
+    /// Have the kernel destroy the listening socket that a connection to `to` from the address `bind` would find.
+    Destroy,
     /// Forged SYNs from the addresses below `forge` and the mesh's source ports; half-open for ever.
     Syn,
 }

@@ -107,6 +107,8 @@ impl State {
         problems.extend(self.identities.problems().into_iter().map(out_of_date));
         let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
         problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
+        let lost = |message| ProblemFacts { code: "listener_lost".to_owned(), message };
+        problems.extend(mesh.lost_listeners().into_iter().map(lost));
         problems.extend(self.metrics_problem.load_full().as_deref().cloned());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

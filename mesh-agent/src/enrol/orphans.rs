@@ -120,7 +120,7 @@ impl Enroller {
 
     /// Those whose namespaces are gone leave nothing behind.
     pub(super) fn bury_orphans(&mut self) {
-        let gone = |netns: &u64| !self.mesh.kernel.keep_attached(*netns).unwrap_or(true);
+        let gone = |netns: &u64| !self.mesh.kernel.is_attached(*netns);
         let gone: Vec<u64> = self.orphans.0.iter().filter(|netns| gone(netns)).copied().collect();
         for netns in gone {
             self.orphans.0.remove(&netns);

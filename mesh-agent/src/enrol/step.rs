@@ -220,7 +220,7 @@ impl Enroller {
         let netns = enrolled.pod.netns.cookie();
         self.log_failure("release", self.mesh.kernel.tables().enrolled.remove(&netns));
         if let Listeners::Steered(steered) = &enrolled.listeners {
-            steered.withdraw(&self.mesh, &enrolled.pod);
+            steered.withdraw(&self.mesh);
         }
         enrolled.pod.accepting.stop();
         self.mesh.kernel.tables().remove_pod_verdicts(netns);

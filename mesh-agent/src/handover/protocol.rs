@@ -49,6 +49,6 @@ impl Listener {
     /// Its key in the kernel's table.
     pub fn key(&self) -> ListenerKey {
         let direction = if self.outbound { OUTBOUND } else { INBOUND };
-        ListenerKey { addr: self.address.into(), direction }
+        ListenerKey::new(self.netns, self.address.into(), direction)
     }
 }

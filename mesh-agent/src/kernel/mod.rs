@@ -14,6 +14,7 @@ pub(crate) mod fuzz;
 mod guard;
 mod kubelet;
 mod layout;
+mod lookup;
 mod pins;
 mod programs;
 mod tables;

@@ -1,5 +1,5 @@
-//! Loads the programs and attaches them: five on the pods' cgroup, one on each enrolled namespace. Those on the cgroups of
-//! held pods are `guard.rs`'s part, those on the kubelet's `kubelet.rs`'s.
+//! Loads the programs and attaches the five on the pods' cgroup. The one on each enrolled namespace is `lookup.rs`'s part, those
+//! on the cgroups of held pods are `guard.rs`'s, those on the kubelet's `kubelet.rs`'s.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use aya::{
     maps::RingBuf,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
-        ProgramType, SkLookup, SockOps, links::FdLink,
+        ProgramType, SockOps, links::FdLink,
     },
     sys::{BpfHelper, is_helper_supported},
 };
@@ -26,6 +26,7 @@ use thiserror::Error;
 use super::{
     events::Refusals,
     layout,
+    lookup::Lookups,
     pins::PinDir,
     tables::{Before, Tables},
 };
@@ -37,9 +38,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// Programs on the pods' cgroup.
 const CGROUP_PROGRAMS: [&str; 5] =
     ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
-/// Programs on a pod's namespace, by its mode.
-const LOOKUP: &str = "nm_lookup";
-const LOOKUP_STRICT: &str = "nm_lookup_strict";
 
 /// Why the kernel side could not be set up or changed.
 #[derive(Debug, Error)]
@@ -75,6 +73,16 @@ pub enum KernelError {
         "the eBPF object has no {0} of the expected kind; agent and object are of different versions"
     )]
     Missing(String),
+    /// A copy for one namespace was refused.
+    #[error("program {program} for the network namespace {netns}: {source}")]
+    Lookup {
+        /// Its name.
+        program: &'static str,
+        /// The namespace's cookie.
+        netns: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A map could not be used.
     #[error("map {map}: {source}")]
     Map {
@@ -127,6 +135,7 @@ pub struct ProgramFacts {
 pub struct Kernel {
     pub(super) pins: PinDir,
     tables: Tables,
+    pub(super) lookups: Lookups,
     pub(super) ebpf: Mutex<Ebpf>,
 }
 
@@ -165,12 +174,13 @@ impl Kernel {
             };
             outcome.map_err(|source| program_error(name, source))?;
         }
+        let lookups = Lookups::open(OBJECT, &ebpf)?;
         let tables = Tables::open(&mut ebpf, before)?;
         let ring =
             ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
         let ring = RingBuf::try_from(ring)
             .map_err(|source| KernelError::Map { map: "EVENTS", source: Box::new(source) })?;
-        Ok((Self { pins, tables, ebpf: Mutex::new(ebpf) }, Refusals::new(ring)))
+        Ok((Self { pins, tables, lookups, ebpf: Mutex::new(ebpf) }, Refusals::new(ring)))
     }
 
     /// The maps.
@@ -207,54 +217,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Attaches `sk_lookup` to a pod's network namespace, or swaps the program that is attached: a strict pod's also
-    /// refuses what arrives at addresses that are not in `LOCAL`.
-    ///
-    /// # Errors
-    /// See [`KernelError`].
-    pub fn attach_pod(
-        &self,
-        netns: BorrowedFd<'_>,
-        cookie: u64,
-        strict: bool,
-    ) -> Result<(), KernelError> {
-        let name = if strict { LOOKUP_STRICT } else { LOOKUP };
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        let program =
-            ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
-        let pin = self.pins.pod(cookie);
-        if took_over_first(&self.pins, &pin, |pin| took_over(pin, program))? {
-            return Ok(());
-        }
-        let failed = |source| program_error(name, source);
-        let program: &mut SkLookup = program.try_into().map_err(failed)?;
-        let id = program.attach(netns).map_err(failed)?;
-        let link: FdLink = program.take_link(id).map_err(failed)?.into();
-        link.pin(&pin).map_err(|error| link_error(&pin, error))?;
-        Ok(())
-    }
-
-    /// Takes over what an earlier agent has attached to a namespace that we have no handle of: it takes plaintext from now
-    /// on, and mutual TLS as `LOCAL` says. `false`: nothing is attached there, or the namespace is gone.
-    ///
-    /// # Errors
-    /// See [`KernelError`].
-    pub fn keep_attached(&self, cookie: u64) -> Result<bool, KernelError> {
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        let program =
-            ebpf.program_mut(LOOKUP).ok_or_else(|| KernelError::Missing(LOOKUP.to_owned()))?;
-        let pin = self.pins.pod(cookie);
-        took_over_first(&self.pins, &pin, |pin| took_over(pin, program))
-    }
-
-    /// Detaches `sk_lookup` from a namespace. One that is not attached counts as detached.
-    ///
-    /// # Errors
-    /// See [`KernelError`].
-    pub fn detach_pod(&self, cookie: u64) -> Result<(), KernelError> {
-        unpin(&self.pins, &self.pins.pod(cookie))
-    }
-
     /// Ends what agents of other versions have pinned on the pods' cgroup: what this one has attached does their work.
     ///
     /// # Errors
@@ -269,14 +231,6 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn forget_unfinished(&self) -> Result<(), KernelError> {
         self.pins.remove_unfinished().map_err(|source| unusable(&self.pins, source))
-    }
-
-    /// The namespaces that have `sk_lookup` attached, perhaps by an earlier agent.
-    ///
-    /// # Errors
-    /// See [`KernelError`].
-    pub fn attached_pods(&self) -> Result<Vec<u64>, KernelError> {
-        self.pins.pods().map_err(|source| KernelError::Link { path: self.pins.pod(0), source })
     }
 }
 
@@ -296,7 +250,8 @@ pub(super) fn hang_on(
     pins: &PinDir,
     pin: &Path,
 ) -> Result<(), KernelError> {
-    let fits = |pin: &Path| Ok(attached_to(pin) == Some(id) && took_over(pin, program)?);
+    let fd = program.fd().map_err(|source| program_error(name, source))?;
+    let fits = |pin: &Path| Ok(attached_to(pin) == Some(id) && took_over(pin, fd.as_fd())?);
     if took_over_first(pins, pin, fits)? {
         return Ok(());
     }
@@ -351,7 +306,7 @@ fn remove(pin: &Path) -> Result<(), KernelError> {
 
 /// Takes over our pin or else the one that another layout has of the same; that one becomes ours, the same link under
 /// another name.
-fn took_over_first(
+pub(super) fn took_over_first(
     pins: &PinDir,
     ours: &Path,
     takes: impl Fn(&Path) -> Result<bool, KernelError>,
@@ -394,15 +349,14 @@ pub(super) fn attached_to(pin: &Path) -> Option<u64> {
 }
 
 /// Swaps the program behind a pinned link, if there is one that still hangs on something.
-fn took_over(pin: &Path, program: &Program) -> Result<bool, KernelError> {
+pub(super) fn took_over(pin: &Path, program: BorrowedFd<'_>) -> Result<bool, KernelError> {
     let failed = |source| KernelError::Link { path: pin.to_owned(), source };
     let link = match sys::bpf::open_pinned(pin) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(failed(source)),
     };
-    let fd = program.fd().map_err(|source| program_error(&pin.display().to_string(), source))?;
-    match sys::bpf::update_link(link.as_fd(), fd.as_fd()) {
+    match sys::bpf::update_link(link.as_fd(), program) {
         Ok(()) => Ok(true),
         // What it was attached to is gone (a cgroup or namespace that ended), or it is something else than a link of such a
         // program: the pin is of no use.

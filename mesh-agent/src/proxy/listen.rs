@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use mesh_common::{
     addr::Addr,
     maps::{INBOUND, ListenerKey, OUTBOUND},
@@ -36,6 +37,9 @@ const ACCEPTS_IN_A_ROW: u32 = 16;
 /// that does nothing but dial and reset waits for itself: the queue is the pod's own. Peers' dials are not slowed, since
 /// their queue belongs to all of them.
 const DIALS_PER_SECOND: u32 = 2_000;
+
+/// From the making of a listener to its next making, at least: something in the pod may destroy it over and over.
+const REMAKE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause after a dial whose application has reset it before we came. It makes the pod's own dials wait, and nobody else's.
 const GONE_PAUSE: Duration = Duration::from_millis(1);
@@ -66,7 +70,14 @@ pub enum ListenError {
 pub struct Listening(Vec<(ListenerKey, Socket, SocketAddr)>);
 
 /// The entries of a pod in the kernel's table; the sockets belong to the accept loops.
-pub struct Steered(Vec<(ListenerKey, Weak<TcpListener>)>);
+pub struct Steered(Vec<(ListenerKey, Weak<Post>)>);
+
+/// One of a pod's listeners, which may have to be made anew.
+struct Post {
+    key: ListenerKey,
+    address: SocketAddr,
+    listener: ArcSwap<TcpListener>,
+}
 
 impl Listening {
     /// Makes the listeners of a pod.
@@ -88,7 +99,8 @@ impl Listening {
                 let address = SocketAddr::new(at, port);
                 let made = pod.netns.run(&mesh.factory, move || bind(address)).await?;
                 let socket = made.map_err(|source| ListenError::Bind { address, source })?;
-                sockets.push((ListenerKey { addr: own.into(), direction }, socket, address));
+                let key = ListenerKey::new(pod.netns.cookie(), own.into(), direction);
+                sockets.push((key, socket, address));
             }
         }
         Ok(Self(sockets))
@@ -97,8 +109,9 @@ impl Listening {
     /// Listeners that another agent has made and given to us; `None` if they are not just what the pod needs.
     pub fn inherited(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Self> {
         let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
+        let netns = pod.netns.cookie();
         let needed = |own: IpAddr| {
-            [OUTBOUND, INBOUND].map(|direction| ListenerKey { addr: own.into(), direction })
+            [OUTBOUND, INBOUND].map(|direction| ListenerKey::new(netns, own.into(), direction))
         };
         let complete =
             keys.len() == sockets.len() && keys == pod.addresses().flat_map(needed).collect();
@@ -125,26 +138,25 @@ impl Listening {
                 listener.map_err(|source| ListenError::Bind { address, source })
             });
             let listener = match listener {
-                Ok(listener) => Arc::new(listener),
+                Ok(listener) => ArcSwap::from_pointee(listener),
                 Err(error) => {
                     pod.accepting.stop();
                     return Err(error);
                 }
             };
-            keys.push((key, Arc::downgrade(&listener)));
+            let post = Arc::new(Post { key, address, listener });
+            keys.push((key, Arc::downgrade(&post)));
             let name = if key.direction == OUTBOUND { "accept-outbound" } else { "accept-inbound" };
-            let accepting = accept(Arc::clone(mesh), Arc::clone(pod), listener, key.direction);
-            pod.accepting.spawn(name, accepting);
+            pod.accepting.spawn(name, accept(Arc::clone(mesh), Arc::clone(pod), post));
         }
         Ok(Steered(keys))
     }
 }
 
 impl Steered {
-    /// Takes the pod's entries out of the kernel's table, except where the address has passed to another pod. The loops end
-    /// with [`Pod::accepting`].
-    pub fn withdraw(&self, mesh: &Mesh, pod: &Pod) {
-        for (key, _) in self.0.iter().filter(|(key, _)| owns(mesh, pod, &key.addr)) {
+    /// Takes the pod's entries out of the kernel's table. The loops end with [`Pod::accepting`].
+    pub fn withdraw(&self, mesh: &Mesh) {
+        for (key, _) in &self.0 {
             mesh.kernel.tables().listeners.remove(key);
         }
     }
@@ -160,7 +172,33 @@ impl Steered {
 
     /// The sockets that are still open.
     pub fn sockets(&self) -> impl Iterator<Item = (ListenerKey, Arc<TcpListener>)> {
-        self.0.iter().filter_map(|(key, socket)| Some((*key, socket.upgrade()?)))
+        self.0.iter().filter_map(|(key, post)| Some((*key, post.upgrade()?.listener.load_full())))
+    }
+}
+
+impl Post {
+    /// Makes the listener anew; that may take as long as something in the pod has its port.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind.
+    async fn make_anew(&self, mesh: &Mesh, pod: &Pod) {
+        let name = pod.name.to_string();
+        mesh.lost.note(&name, Instant::now());
+        while let Err(error) = self.try_to_make_anew(mesh, pod).await {
+            mesh.lost.failed(&name, &error, Instant::now());
+            sleep(REMAKE_PAUSE).await;
+        }
+        mesh.lost.made_anew(&name);
+    }
+
+    async fn try_to_make_anew(&self, mesh: &Mesh, pod: &Pod) -> io::Result<()> {
+        let address = self.address;
+        let made = pod.netns.run(&mesh.factory, move || bind(address)).await;
+        let socket = made.map_err(io::Error::other)??;
+        let put = mesh.kernel.tables().listeners.put(self.key, &socket);
+        put.map_err(io::Error::other)?;
+        self.listener.store(Arc::new(TcpListener::from_std(socket.into())?));
+        Ok(())
     }
 }
 
@@ -188,7 +226,9 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, direction: u32) {
+async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
+    let (direction, mut listener) = (post.key.direction, post.listener.load_full());
+    let mut may_be_made_anew = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let pace = Duration::from_secs(u64::from(ACCEPTS_IN_A_ROW))
         / u32::try_from(threads).unwrap_or(1)
@@ -237,6 +277,13 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, listener: Arc<TcpListener>, dire
                     error.kind(),
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
+            // It does not listen any more: something in the pod has destroyed it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                sleep_until(may_be_made_anew).await;
+                post.make_anew(&mesh, &pod).await;
+                listener = post.listener.load_full();
+                may_be_made_anew = Instant::now() + REMAKE_PAUSE;
+            }
             Err(error) => {
                 tracing::warn!(pod = %pod.name, %error, "cannot accept; trying again");
                 sleep(ACCEPT_PAUSE).await;

@@ -10,6 +10,7 @@ mod limits;
 mod listen;
 mod load;
 mod look;
+mod lost;
 mod memory;
 mod outbound;
 mod path;
@@ -33,7 +34,9 @@ pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
-use self::{affinity::Affinities, load::Load, memory::Spare, path::Paths, turns::Turns};
+use self::{
+    affinity::Affinities, load::Load, lost::Lost, memory::Spare, path::Paths, turns::Turns,
+};
 use crate::{
     client_key::ClientKey,
     flows::{Bytes, Ended, Flow, FlowStore, Party},
@@ -66,6 +69,7 @@ pub struct Mesh {
     turns: Turns,
     spare: Spare,
     paths: Paths,
+    lost: Lost,
 }
 
 /// What the agent's userspace did since it started.
@@ -112,6 +116,7 @@ impl Mesh {
             turns: Turns::new(threads),
             spare: Spare::default(),
             paths: Paths::default(),
+            lost: Lost::default(),
         }
     }
 
@@ -151,6 +156,11 @@ impl Mesh {
     /// Paths on which something masquerades, one sentence for each peer's node and address family.
     pub fn masqueraded_paths(&self) -> Vec<String> {
         self.paths.problems(tokio::time::Instant::now())
+    }
+
+    /// Pods that destroy the agent's listeners, one sentence for each.
+    pub fn lost_listeners(&self) -> Vec<String> {
+        self.lost.problems(tokio::time::Instant::now())
     }
 
     /// Completes a record and counts its bytes.

@@ -1,8 +1,8 @@
-//! The `bpf(2)` commands that aya 0.14 does not offer: opening a pinned link, swapping a link's program, and taking an
-//! entry out of a hash in one call.
+//! The `bpf(2)` commands that aya 0.14 does not offer: opening a pinned link, swapping a link's program, taking an entry out of
+//! a hash in one call, and loading a program whose maps were put in after it was parsed.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io, mem,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -15,7 +15,10 @@ use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info};
+use aya_obj::generated::{
+    bpf_attach_type::BPF_SK_LOOKUP, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info,
+    bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
@@ -56,11 +59,58 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
-/// Id of the cgroup that a link is attached to: the inode of its directory, 0 once the cgroup is gone.
+/// Loads an `sk_lookup` program. Of its name the kernel keeps 15 bytes.
+///
+/// # Errors
+/// What the kernel said; its verifier's log is lost.
+pub(crate) fn load_sk_lookup(name: &str, code: &[bpf_insn], license: &CStr) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_3.prog_type = BPF_PROG_TYPE_SK_LOOKUP as u32;
+    attr.__bindgen_anon_3.expected_attach_type = BPF_SK_LOOKUP as u32;
+    attr.__bindgen_anon_3.insns = code.as_ptr() as u64;
+    attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
+    attr.__bindgen_anon_3.license = license.as_ptr() as u64;
+    // SAFETY: a byte array of the union's part that is being filled; the last byte stays zero.
+    let kept = unsafe { &mut attr.__bindgen_anon_3.prog_name };
+    let length = kept.len() - 1;
+    for (to, from) in kept.iter_mut().take(length).zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
+    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Attaches an `sk_lookup` program to a network namespace: until the link is closed, if it is not pinned.
 ///
 /// # Errors
 /// What the kernel said.
-pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+pub(crate) fn attach_sk_lookup(
+    program: BorrowedFd<'_>,
+    netns: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
+    attr.link_create.__bindgen_anon_2.target_fd = netns.as_raw_fd().cast_unsigned();
+    attr.link_create.attach_type = BPF_SK_LOOKUP as u32;
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Pins an object.
+///
+/// # Errors
+/// `EEXIST` if something is pinned there.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     // SAFETY: plain integers and unions of them.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
     let mut attr = zeroed();
@@ -68,6 +118,25 @@ pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     attr.info.info_len = size_of::<bpf_link_info>() as u32;
     attr.info.info = &raw mut info as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// Whether the network namespace that a link is attached to is still there.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn link_has_netns(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let info = link_info(link)?;
+    // SAFETY: the caller's link is one on a namespace, so this is the part that the kernel wrote.
+    Ok(unsafe { info.__bindgen_anon_1.netns.netns_ino } != 0)
+}
+
+/// Id of the cgroup that a link is attached to: the inode of its directory, 0 once the cgroup is gone.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = link_info(link)?;
     // SAFETY: the caller's link is one on a cgroup, so this is the part that the kernel wrote.
     Ok(unsafe { info.__bindgen_anon_1.cgroup.cgroup_id })
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "its reports are its output")]
 
 mod connect;
+mod destroy;
 mod forge;
 mod hello;
 mod keep;
@@ -88,6 +89,7 @@ fn attack(spec: &AttackSpec) -> Result<()> {
             let shared = &shared;
             scope.spawn(move || match spec.kind {
                 Kind::Syn => forge::syns(spec, shared),
+                Kind::Destroy => destroy::listeners(spec, shared),
                 Kind::Silent | Kind::Hold | Kind::Drip => connect::hold(spec, number, shared),
                 Kind::Hello | Kind::Garbage | Kind::Dial => connect::again(spec, number, shared),
             });
