@@ -6,7 +6,7 @@ use crate::{
     errno,
     maps::{
         ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, Failed, LOCAL_LEFT, LOCAL_STRICT,
-        LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE,
+        LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE, limits,
     },
     ports,
     verdict::Verdict,
@@ -33,6 +33,8 @@ pub trait Dial {
     fn failed(&self) -> Option<Failed>;
     /// `CLOCK_BOOTTIME` in nanoseconds. Asked only if the last dial failed.
     fn boot_ns(&self) -> u64;
+    /// Whether the pod's share has room for one more dial. Asked last.
+    fn has_room(&self) -> bool;
 }
 
 /// Decides about a dial. The second value is the pod's own address of the destination's family, to which a redirected
@@ -77,6 +79,9 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     if view.failed().is_some_and(|failed| view.boot_ns() < failed.until_boot_ns) {
         return (Verdict::RefusedRecently, Addr::NONE);
     }
+    if !view.has_room() {
+        return (Verdict::RefusedPendingShare, Addr::NONE);
+    }
     (if service { Verdict::RedirectService } else { Verdict::RedirectPeer }, own)
 }
 
@@ -88,11 +93,37 @@ pub fn errno(view: &impl Dial, verdict: Verdict) -> u32 {
         Verdict::RefusedRecently => {
             view.failed().map_or(errno::ECONNREFUSED, |failed| failed.errno)
         }
-        Verdict::RefusedForeignSource => errno::EADDRNOTAVAIL,
+        // A pod that dials without end hears it when its ports are used up.
+        Verdict::RefusedForeignSource | Verdict::RefusedPendingShare => errno::EADDRNOTAVAIL,
         Verdict::RefusedNoAddress => errno::ENETUNREACH,
         Verdict::RefusedNoMemory => errno::ENOMEM,
         _ => errno::ECONNREFUSED,
     }
+}
+
+/// How many dials a pod may have, where all pods together have so many.
+#[inline(always)]
+pub const fn dials_allowed(all: u64) -> u64 {
+    let allowed = limits::PENDING_SHARE * (limits::PENDING as u64).saturating_sub(counted(all));
+    if allowed < limits::PENDING_OF_POD { allowed } else { limits::PENDING_OF_POD }
+}
+
+/// Whether a pod that has `own` dials of `all` may have one more.
+#[inline(always)]
+pub const fn has_room(own: u64, all: u64) -> bool {
+    counted(own) < dials_allowed(all)
+}
+
+/// What a count says that several CPUs change: none, should it have been taken from once too often.
+#[inline(always)]
+pub const fn counted(count: u64) -> u64 {
+    if count.cast_signed() < 0 { 0 } else { count }
+}
+
+/// The number of the second, or nearly, in which reports are counted.
+#[inline(always)]
+pub const fn report_window(boot_ns: u64) -> u64 {
+    boot_ns >> 30
 }
 
 #[inline(always)]

@@ -34,6 +34,34 @@ pub struct Named {
     pub verdict: u32,
 }
 
+/// What a socket's own storage holds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// What its owner is told.
+    pub named: Named,
+    /// [`Share::since_ns`] of the share that its dial was taken from, and has to be given back to; 0 if there is none.
+    pub share_since_ns: u64,
+}
+
+/// Value of `SHARES`, keyed by namespace cookie: what a pod has of what all pods have together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// When this began to be counted, `CLOCK_BOOTTIME` in nanoseconds. What was taken before is not given back to it.
+    pub since_ns: u64,
+    /// Dials that have been redirected and whose sockets are not closed, but for those of which it was seen that the agent had
+    /// fetched their destinations: no fewer than the pod has entries in `PENDING`.
+    pub dials: u64,
+    /// The last second in which a refusal was reported: see [`crate::decide::report_window`].
+    pub window: u64,
+    /// How many were in that.
+    pub reports: u64,
+}
+
+/// Key in `SHARES` of what all pods have together, and of the reports about pods that are not enrolled. No namespace has it.
+pub const ALL_PODS: u64 = 0;
+
 /// Value of `ENROLLED`, keyed by namespace cookie: a pod whose connects are decided about.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,12 +230,20 @@ pub mod limits {
     pub const FAILED_PER_POD: usize = 64;
     /// The same for all pods.
     pub const FAILED: usize = LOCAL_PODS * FAILED_PER_POD;
+    /// The most of [`PENDING`] that one pod may have: as many as the agent carries at most for all.
+    pub const PENDING_OF_POD: u64 = 16_384;
+    /// And it has its share when it has this many times what is free: the agent's `proxy/limits.rs` says why so.
+    pub const PENDING_SHARE: u64 = 4;
+    /// Refusals of one pod that are reported in a second although the ring is half full, so that there is room for others.
+    pub const REPORTS_WHEN_CROWDED: u64 = 64;
     /// Ring buffer for refusals: 256 KiB, some 3,000 events.
     pub const EVENTS_BYTES: usize = 256 * 1024;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
+const _: () = assert!(size_of::<Shown>() == 32);
+const _: () = assert!(size_of::<Share>() == 32);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
 const _: () = assert!(size_of::<LocalPod>() == 16);
 const _: () = assert!(size_of::<DialKey>() == 40);

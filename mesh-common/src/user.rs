@@ -6,7 +6,7 @@ use crate::{
     addr::{Addr, Endpoint},
     maps::{
         DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
-        RefusalEvent, VerdictCounts,
+        RefusalEvent, Share, VerdictCounts,
     },
 };
 
@@ -28,6 +28,7 @@ pods!(
     Failed,
     FailedKey,
     ListenerKey,
+    Share,
     VerdictCounts
 );
 

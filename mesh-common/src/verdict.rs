@@ -11,6 +11,9 @@ pub enum Action {
     Refuse,
 }
 
+/// The first number of those about what arrives at a pod; those before are about what a pod dials.
+const FIRST_INBOUND: u32 = 32;
+
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $action:ident, $code:literal, $sentence:literal;)+) => {
         /// A decision of one of the kernel programs, naming its reason.
@@ -37,7 +40,7 @@ macro_rules! verdicts {
 
             /// Whether the one who was dialled is the pod that the verdict is about.
             pub const fn is_inbound(self) -> bool {
-                self as u32 >= 20
+                self as u32 >= FIRST_INBOUND
             }
 
             /// Stable `snake_case` code.
@@ -93,40 +96,42 @@ verdicts! {
     RefusedAgentSilent = 17, Refuse, "refused_agent_silent", "The node's agent has not said for seconds that it is well; it is stuck or starved, and the dial would hang.";
     /// A connection of the kubelet could not be noted. Decided in sockops.
     KubeletNotNoted = 18, Pass, "kubelet_not_noted", "Too many connections of the kubelet are noted at once; a strict pod refuses this one as it would any plaintext.";
+    /// The pod has its share of `PENDING`. Decided in connect, and once more in sockops.
+    RefusedPendingShare = 19, Refuse, "refused_pending_share", "The pod has as many dials under way, or open, through the mesh as the node can spare for it; they are too many, or other pods of the node have as many.";
 
     // --- inbound, decided in sk_lookup and, before a pod is enrolled, in cgroup_skb
     /// A peer's agent dials: TLS follows.
-    InboundMesh = 20, Redirect, "inbound_mesh", "The source port says that an agent is dialling; the connection goes to this node's agent.";
+    InboundMesh = 32, Redirect, "inbound_mesh", "The source port says that an agent is dialling; the connection goes to this node's agent.";
     /// Plaintext to a permissive pod.
-    InboundPlaintext = 21, Pass, "inbound_plaintext", "Plaintext from outside the mesh to a permissive pod.";
+    InboundPlaintext = 33, Pass, "inbound_plaintext", "Plaintext from outside the mesh to a permissive pod.";
     /// The port is excluded by annotation.
-    InboundExcluded = 22, Pass, "inbound_excluded", "The port is excluded from the mesh by nodemesh.dev/exclude-ports.";
+    InboundExcluded = 34, Pass, "inbound_excluded", "The port is excluded from the mesh by nodemesh.dev/exclude-ports.";
     /// A redirected connection arrives at the outbound listener.
-    OutboundSteered = 23, Redirect, "outbound_steered", "A redirected connection reached the agent's outbound listener.";
+    OutboundSteered = 35, Redirect, "outbound_steered", "A redirected connection reached the agent's outbound listener.";
     /// Plaintext to a strict pod.
-    RefusedStrict = 24, Refuse, "refused_strict", "The pod accepts only mutual TLS from the mesh (nodemesh.dev/mode: strict), and the client is not in the mesh.";
+    RefusedStrict = 36, Refuse, "refused_strict", "The pod accepts only mutual TLS from the mesh (nodemesh.dev/mode: strict), and the client is not in the mesh.";
     /// An agent dials but nobody listens: this node's agent is away.
-    RefusedNoListener = 25, Refuse, "refused_no_listener", "A peer's agent dialled while this node's agent was not listening; it is stopped or being replaced.";
+    RefusedNoListener = 37, Refuse, "refused_no_listener", "A peer's agent dialled while this node's agent was not listening; it is stopped or being replaced.";
     /// Somebody outside the pod dialled an internal port.
-    RefusedForeignMagicPort = 26, Refuse, "refused_foreign_magic_port", "Somebody outside the pod dialled a port that only redirected connections may carry.";
+    RefusedForeignMagicPort = 38, Refuse, "refused_foreign_magic_port", "Somebody outside the pod dialled a port that only redirected connections may carry.";
     /// Somebody dialled the agent's listener itself.
-    RefusedAgentListener = 27, Refuse, "refused_agent_listener", "Somebody dialled the agent's listener directly.";
+    RefusedAgentListener = 39, Refuse, "refused_agent_listener", "Somebody dialled the agent's listener directly.";
     /// A peer's agent dials a pod that has left the mesh.
-    RefusedLeft = 28, Refuse, "refused_left", "A peer's agent dialled a pod that has left the mesh; its news is stale.";
+    RefusedLeft = 40, Refuse, "refused_left", "A peer's agent dialled a pod that has left the mesh; its news is stale.";
     /// The agent's leg to the application, or the pod dialling itself.
-    InboundOwnAddress = 29, Pass, "inbound_own_address", "From the pod's own address: the agent's leg to the application, or the pod itself.";
+    InboundOwnAddress = 41, Pass, "inbound_own_address", "From the pod's own address: the agent's leg to the application, or the pod itself.";
     /// Something dials a held pod.
-    RefusedHeldInbound = 30, Refuse, "refused_held_inbound", "The pod is held until the agent has enrolled it; the client's packet was dropped and will be sent again.";
+    RefusedHeldInbound = 42, Refuse, "refused_held_inbound", "The pod is held until the agent has enrolled it; the client's packet was dropped and will be sent again.";
     /// An agent dials while this node's agent does not answer.
-    RefusedAgentSilentInbound = 31, Refuse, "refused_agent_silent_inbound", "A peer's agent dialled while this node's agent had not said for seconds that it is well.";
+    RefusedAgentSilentInbound = 43, Refuse, "refused_agent_silent_inbound", "A peer's agent dialled while this node's agent had not said for seconds that it is well.";
     /// Something dials a pod that nobody has classified.
-    RefusedUnclassifiedInbound = 32, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
+    RefusedUnclassifiedInbound = 44, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
     /// A peer's agent asks what of its address and port arrives.
-    InboundProbe = 33, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
+    InboundProbe = 45, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
     /// The kubelet dials a strict pod.
-    InboundKubelet = 34, Pass, "inbound_kubelet", "The node's own kubelet probes the strict pod, or calls one of its lifecycle hooks.";
+    InboundKubelet = 46, Pass, "inbound_kubelet", "The node's own kubelet probes the strict pod, or calls one of its lifecycle hooks.";
     /// Plaintext to a port on which a strict pod takes it.
-    InboundPermissivePort = 35, Pass, "inbound_permissive_port", "Plaintext from outside the mesh to a port that nodemesh.dev/permissive-ports leaves open on a strict pod.";
+    InboundPermissivePort = 47, Pass, "inbound_permissive_port", "Plaintext from outside the mesh to a port that nodemesh.dev/permissive-ports leaves open on a strict pod.";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

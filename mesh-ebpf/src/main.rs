@@ -14,6 +14,7 @@
     clippy::needless_borrows_for_generic_args,
     reason = "hooks get their context by value, and a key by reference is not copied once more on the 512-byte stack"
 )]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))] // one instruction, in maps.rs
 
 mod connect;
 mod ctx;

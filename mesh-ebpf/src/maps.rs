@@ -1,17 +1,17 @@
 //! The maps. Their names are what the agent knows them by; who may write which stands in ARCHITECTURE.md.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, bpf_sock},
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, bpf_sock},
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_storage_get},
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_query, bpf_sk_storage_get},
     macros::btf_map,
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide,
     maps::{
-        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
-        RefusalEvent, VerdictCounts, limits,
+        ALL_PODS, DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
+        RefusalEvent, Share, Shown, VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -63,12 +63,16 @@ pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 4 }> =
 /// What a socket's owner is told by `getpeername`: the original destination of a redirected socket, the real client of an
 /// accepted one. In the socket itself, because an LRU forgets (after 80,000 other connects one forgot a live socket).
 #[btf_map]
-pub(crate) static SHOWN_PEER: SkStorage<Named> = SkStorage::new();
+pub(crate) static SHOWN_PEER: SkStorage<Shown> = SkStorage::new();
 
 /// Redirected connection, as the dialling socket sees it → original destination. Looked up and deleted by the agent.
 #[btf_map]
 pub(crate) static PENDING: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> =
     HashMap::new();
+
+/// What each enrolled namespace has of what all have together. The agent makes the entry; [`ALL_PODS`] sums up.
+#[btf_map]
+static SHARES: HashMap<u64, Share, { limits::LOCAL_PODS + 1 }> = HashMap::new();
 
 /// Agent's leg to an application, as the agent's socket sees it → real client. Written by the agent before it connects,
 /// moved into the accepted socket's storage by sockops.
@@ -102,7 +106,7 @@ static POD_VERDICTS: PerCpuHashMap<u64, VerdictCounts, { limits::LOCAL_PODS }> =
 #[btf_map]
 static EVENTS: RingBuf<RefusalEvent, { limits::EVENTS_BYTES }> = RingBuf::new();
 
-/// Refusals whose event found the ring full (index 0).
+/// Refusals whose event found the ring full, or the pod's share of it (index 0).
 #[btf_map]
 static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -157,18 +161,18 @@ pub(crate) fn count(verdict: Verdict, netns: u64) {
 #[inline(always)]
 pub(crate) fn shown_peer(sk: *mut bpf_sock) -> Option<Endpoint> {
     // SAFETY: storage of a socket that the caller holds, checked for null.
-    stored(sk, core::ptr::null_mut(), 0).map(|shown| unsafe { (*shown).endpoint })
+    stored(sk, core::ptr::null_mut(), 0).map(|shown| unsafe { (*shown).named.endpoint })
 }
 
 /// A socket's storage. `bpf_sk_storage_get` itself: aya's wrapper takes a `SockAddrContext` only.
 #[inline(always)]
-pub(crate) fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named> {
+pub(crate) fn stored(sk: *mut bpf_sock, value: *mut Shown, flags: u64) -> Option<*mut Shown> {
     if sk.is_null() {
         return None;
     }
     let map = (&raw const SHOWN_PEER).cast_mut().cast();
-    // SAFETY: the map is a socket storage of `Named`, the socket was checked for null.
-    let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Named>();
+    // SAFETY: the map is a socket storage of `Shown`, the socket was checked for null.
+    let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Shown>();
     (!slot.is_null()).then_some(slot)
 }
 
@@ -191,12 +195,103 @@ pub(crate) fn is_kubelets(from: Endpoint, to: Endpoint) -> bool {
     noted.is_some_and(|noted| decide::is_fresh(noted, boot_ns()))
 }
 
-/// Reports a refusal to the agent; counts the loss if the ring is full.
+/// Adds to a word that programs on several CPUs count in, in one instruction: BPF has it since its beginnings, but only without
+/// a result, which is why `core` has no atomic addition for this target.
+///
+/// # Safety
+/// `word` is one of a map's value.
+#[inline(always)]
+unsafe fn add(word: *mut u64, number: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise; nothing else is read or written.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) number);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _: (*mut u64, u64) = (word, number);
+}
+
+/// Whether a pod may have one more dial. One whose share nobody has made yet has no listener, and is refused there.
+#[inline(always)]
+pub(crate) fn has_room(netns: u64) -> bool {
+    match (SHARES.get_ptr(&netns), SHARES.get_ptr(&ALL_PODS)) {
+        (Some(own), Some(all)) => have_room(own, all),
+        _ => true,
+    }
+}
+
+/// Both are values of [`SHARES`].
+#[inline(always)]
+fn have_room(own: *const Share, all: *const Share) -> bool {
+    // SAFETY: pointers into the map, valid for the program's run; each word is read whole.
+    let (own, all) = unsafe {
+        ((&raw const (*own).dials).read_volatile(), (&raw const (*all).dials).read_volatile())
+    };
+    decide::has_room(own, all)
+}
+
+/// Takes a dial from a pod's share, and says by what [`give_back`] knows it. Who was just allowed to dial may find no room: many
+/// can ask at once, and a dial can be begun long after `connect` (`TCP_FASTOPEN_CONNECT`).
+#[inline(always)]
+pub(crate) fn take(netns: u64) -> Option<u64> {
+    let (own, all) = (SHARES.get_ptr_mut(&netns)?, SHARES.get_ptr_mut(&ALL_PODS)?);
+    if !have_room(own, all) {
+        return None;
+    }
+    // SAFETY: pointers into the map, valid for the program's run.
+    unsafe {
+        add(&raw mut (*own).dials, 1);
+        add(&raw mut (*all).dials, 1);
+        Some((&raw const (*own).since_ns).read_volatile())
+    }
+}
+
+/// Gives back what [`take`] has taken, unless it has been forgotten since.
+#[inline(always)]
+pub(crate) fn give_back(netns: u64, since_ns: u64) {
+    // SAFETY: as in `take`.
+    unsafe {
+        if let Some(own) = SHARES.get_ptr_mut(&netns)
+            && (&raw const (*own).since_ns).read_volatile() == since_ns
+        {
+            add(&raw mut (*own).dials, u64::MAX);
+        }
+        if let Some(all) = SHARES.get_ptr_mut(&ALL_PODS)
+            && (&raw const (*all).since_ns).read_volatile() <= since_ns
+        {
+            add(&raw mut (*all).dials, u64::MAX);
+        }
+    }
+}
+
+/// Whether a refusal is reported: while the ring is half full, only the first ones of each pod in a second.
+#[inline(always)]
+fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
+    let Some(share) = SHARES.get_ptr_mut(&netns).or_else(|| SHARES.get_ptr_mut(&ALL_PODS)) else {
+        return true;
+    };
+    let window = decide::report_window(boot_ns);
+    // SAFETY: a pointer into the map, valid for the program's run. Counts that are lost between CPUs do not matter here.
+    let reports = unsafe {
+        if (*share).window != window {
+            (*share).window = window;
+            (*share).reports = 0;
+        }
+        (*share).reports += 1;
+        (*share).reports
+    };
+    let ring = (&raw const EVENTS).cast_mut().cast();
+    // SAFETY: the map is a ring buffer.
+    let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+    waiting < limits::EVENTS_BYTES as u64 / 2 || reports <= limits::REPORTS_WHEN_CROWDED
+}
+
+/// Reports a refusal to the agent; counts the loss if the ring is full, or if the pod has its share of it.
 #[inline(always)]
 pub(crate) fn report(verdict: Verdict, netns: u64, client: Endpoint, server: Endpoint) {
     let boot_ns = boot_ns();
     let event = RefusalEvent { boot_ns, netns, client, server, verdict: verdict as u32, zero: 0 };
-    if EVENTS.output(&event, 0).is_err()
+    if (!has_share_of_ring(netns, boot_ns) || EVENTS.output(&event, 0).is_err())
         && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
     {
         // SAFETY: a pointer into this CPU's slot, valid for the program's run.

@@ -11,8 +11,9 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
-    maps::{FlowKey, Named},
+    maps::{FlowKey, Shown},
     ports,
+    verdict::Verdict,
 };
 
 use crate::{ctx::SockOps, maps};
@@ -26,7 +27,7 @@ pub(crate) fn nm_sockops(context: SockOpsContext) -> u32 {
     match ops.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => dialling(ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ops),
-        BPF_SOCK_OPS_STATE_CB if ops.second_arg() == BPF_TCP_CLOSE => closed(ops),
+        BPF_SOCK_OPS_STATE_CB => changed(ops),
         _ => {}
     }
     DONE
@@ -61,9 +62,20 @@ fn dialling(ops: SockOps) {
         return;
     }
     // SAFETY: storage of a live socket, checked for null.
-    let named = unsafe { *shown };
-    let _: Result<(), i32> = maps::PENDING.insert(&flow, &named, 0); // a failure is a miss, and a miss is a reset
-    // SAFETY: the context is the running program's own. Asks for `closed`, so that an unclaimed entry does not stay.
+    let Shown { named, share_since_ns } = unsafe { *shown };
+    if share_since_ns != 0 {
+        maps::give_back(flow.netns, share_since_ns); // an earlier dial, of whose end nobody has told us
+    }
+    // A failure is a miss, and a miss is a reset.
+    let taken = maps::take(flow.netns);
+    let is_noted = taken.is_some() && maps::PENDING.insert(&flow, &named, 0).is_ok();
+    // SAFETY: as above.
+    unsafe { (*shown).share_since_ns = taken.unwrap_or(0) };
+    if !is_noted {
+        maps::count(Verdict::RefusedPendingShare, flow.netns);
+        maps::report(Verdict::RefusedPendingShare, flow.netns, ops.local(), named.endpoint);
+    }
+    // SAFETY: the context is the running program's own. Asks for `changed`, so that an unclaimed entry does not stay.
     unsafe {
         bpf_sock_ops_cb_flags_set(
             ops.0,
@@ -83,18 +95,34 @@ fn accepted(ops: SockOps) {
     // The agent wrote the entry as its own end sees the connection.
     core::mem::swap(&mut flow.local_port, &mut flow.remote_port);
     // SAFETY: the value is copied at once.
-    let Some(mut client) = unsafe { maps::LEGS.get(&flow) }.copied() else {
+    let Some(named) = unsafe { maps::LEGS.get(&flow) }.copied() else {
         return;
     };
-    let _: Option<*mut Named> =
-        maps::stored(ops.sk(), &raw mut client, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    let mut shown = Shown { named, share_since_ns: 0 };
+    let _: Option<*mut Shown> =
+        maps::stored(ops.sk(), &raw mut shown, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
     let _: Result<(), i32> = maps::LEGS.remove(&flow);
 }
 
-/// A redirected socket is gone; whatever the agent has not fetched, it will not need.
+/// A redirected socket is in another state. Once the agent has fetched what it dialled, or if it is gone, so that nobody will, the
+/// pod has its place back. That must not wait until the socket is closed: an application may forget to.
 #[inline(always)]
-fn closed(ops: SockOps) {
-    if ports::is_magic(ops.remote().port) {
-        let _: Result<(), i32> = maps::PENDING.remove(&key(ops));
+fn changed(ops: SockOps) {
+    if !ports::is_magic(ops.remote().port) {
+        return;
+    }
+    let flow = key(ops);
+    if ops.second_arg() == BPF_TCP_CLOSE {
+        let _: Result<(), i32> = maps::PENDING.remove(&flow);
+    } else if maps::PENDING.get_ptr(&flow).is_some() {
+        return;
+    }
+    let Some(shown) = maps::stored(ops.sk(), core::ptr::null_mut(), 0) else {
+        return;
+    };
+    // SAFETY: storage of a live socket, checked for null.
+    let share_since_ns = unsafe { core::mem::replace(&mut (*shown).share_since_ns, 0) };
+    if share_since_ns != 0 {
+        maps::give_back(flow.netns, share_since_ns);
     }
 }

@@ -40,6 +40,8 @@ pub enum Kind {
     Dial,
     /// Have the kernel destroy the listening socket that a connection to `to` from the address `bind` would find.
     Destroy,
+    /// Connect to one port of it after the other, and close; where the handshake's last packet is dropped, the kernel keeps trying.
+    Orphan,
     /// Forged SYNs from the addresses below `forge` and the mesh's source ports; half-open for ever.
     Syn,
 }

@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::{
-    Net, PORT, Pair, Pod, PodSpec, SHOP,
+    Net, Node, PORT, Pair, Pod, PodSpec, SHOP,
     agent::{Agent, Dirs, SOON},
     attack::{self, AttackSpec, Kind, MeasureSpec, Times, Usage},
     certs::{self, Validity},
@@ -456,7 +457,87 @@ fn dials_that_the_kernel_refuses() {
             ensure!(all >= counted / 2, "{all} told of {counted}");
             Ok(())
         })?;
+        // While nobody reads the kernel's reports, those of one flood leave room for those of others.
+        let other =
+            net.pod(&scene.pair.nodes[1], PodSpec::new(SHOP, "other").annotation(MODE, "strict"))?;
+        scene.agent().wait_enrolled(&[&other])?;
+        scene.agent().signal(Signal::SIGSTOP)?;
+        let attack = attack::start(&scene.attacker, &spec(&scene))?;
+        attack.wait("more than the ring has room for", |tally| tally.ended >= 10_000)?;
+        let seen = probe::dial(&scene.attacker, &DialSpec::say(other.at(PORT), "x"));
+        scene.agent().signal(Signal::SIGCONT)?;
+        attack.stop()?;
+        ensure!(!seen?.connected);
+        scene.agent().wait_flow("of the other pod", |flow| {
+            flow.outcome == "refused_strict" && flow.server.pod.as_deref() == Some("shop/other")
+        })?;
         scene.unharmed()
+    });
+}
+
+/// Dials between `connect` and the agent that one pod may have: docs/security.md.
+const MOST_PENDING: u64 = 16_384;
+
+/// What a node's pods have of it: of all pods together first.
+fn pending(node: &Node) -> Result<Vec<u64>> {
+    let mut shares = kernel::entries(node, "SHARES")?;
+    shares.sort();
+    let dials = |value: &[u8]| Some(u64::from_ne_bytes(value.get(8..16)?.try_into().ok()?));
+    shares.iter().map(|(_, value)| dials(value).context("a share of another shape")).collect()
+}
+
+#[test]
+fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
+    scenario("attack-pending", |net| {
+        let scene = Scene::new(net)?;
+        let (node, agent) = (&scene.pair.nodes[0], &scene.pair.agents[0]);
+        let greedy = net.pod(node, PodSpec::new(SHOP, "greedy"))?;
+        agent.wait_enrolled(&[&greedy])?;
+        scene.others(50)?;
+        let rounds = || (0..ROUNDS).map(|_| scene.others(REQUESTS)).collect::<Result<Vec<_>>>();
+        let quiet = rounds()?;
+        let rules = |text: &str| greedy.run(["nft", text])?.success();
+        rules(
+            "add table ip own; add chain ip own out { type filter hook output priority 0; }; \
+               add rule ip own out tcp dport 60990-60997 tcp flags & (syn | ack) == ack drop",
+        )?;
+        let spec = AttackSpec::new(Kind::Orphan, scene.pair.server.at(0));
+        let attack = attack::start(&greedy, &AttackSpec { workers: 2, ..spec })?;
+        eventually(SOON * 6, || {
+            let refused = agent.status()?.pod_verdict(&greedy, "refused_pending_share");
+            ensure!(refused >= 100, "{refused} refused: {:?}", attack.tally());
+            Ok(())
+        })?;
+        let under = rounds()?;
+        println!("attack-pending: {quiet:?} -> {under:?}, {:?}", attack.tally());
+        let failed: u64 = quiet.iter().chain(&under).map(|times| times.failed).sum();
+        ensure!(failed == 0, "{failed} requests of others failed: {quiet:?} {under:?}");
+        not_much_slower(&quiet, &under)?;
+        let had = pending(node)?;
+        // Programs on several CPUs may each have seen the last place.
+        let mut own = had.iter().skip(1);
+        ensure!(own.all(|dials| *dials <= MOST_PENDING + 64), "{had:?}");
+        agent.wait_problem("the greedy pod", |problem| {
+            problem.code == "pending_share" && problem.message.contains("shop/greedy")
+        })?;
+        agent.wait_flow("refused", |flow| {
+            flow.outcome == "refused_pending_share"
+                && flow.client.pod.as_deref() == Some("shop/greedy")
+        })?;
+        let of_others = agent.status()?.pod_verdict(&scene.pair.client, "refused_pending_share");
+        ensure!(of_others == 0, "{of_others} dials of another pod were refused");
+        attack.stop()?;
+        rules("delete table ip own")?;
+        // The kernel would go on trying to end them for minutes.
+        greedy.run(["ss", "-t", "-K", "state", "fin-wait-1"])?.success()?;
+        eventually(SOON, || {
+            let left = pending(node)?;
+            ensure!(left.iter().all(|dials| *dials == 0), "{left:?} are left");
+            ensure!(kernel::entries(node, "PENDING")?.is_empty(), "entries are left");
+            Ok(())
+        })?;
+        ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
+        served(&greedy, &scene.pair.server)
     });
 }
 

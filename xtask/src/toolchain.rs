@@ -112,8 +112,9 @@ fn debian_cargo(workspace: &Workspace, subcommand: &str) -> Command {
         command = Command::new(DEBIAN_CLIPPY);
         command.current_dir(&workspace.root).env("CARGO", cargo);
     }
-    // aya-ebpf 0.2 uses `asm_experimental_arch`; no other crate is let use unstable features.
-    command.arg(subcommand).env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "aya_ebpf");
+    // aya-ebpf 0.2 and the programs use `asm_experimental_arch`; no other crate is let use unstable features.
+    let unstable = ("RUSTC_BOOTSTRAP", "aya_ebpf,mesh_ebpf");
+    command.arg(subcommand).env("RUSTC", DEBIAN_RUSTC).env(unstable.0, unstable.1);
     command
 }
 

@@ -33,6 +33,7 @@ use crate::{
     flows::Followed,
     handover::{self, Desk},
     identity::Identities,
+    kernel::Dials,
     proxy::Mesh,
     source::Knowledge,
     tasks::Tasks,
@@ -109,6 +110,11 @@ impl State {
         problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
         let lost = |message| ProblemFacts { code: "listener_lost".to_owned(), message };
         problems.extend(mesh.lost_listeners().into_iter().map(lost));
+        let pods = self.board.read();
+        let of_pod =
+            |pod: &PodStatus| Some((format!("{}/{}", pod.namespace, pod.name), pod.netns?));
+        let greedy = tables.shares.greedy(pods.iter().filter_map(of_pod));
+        problems.extend(greedy.into_iter().map(|(pod, dials)| of_share(&pod, dials)));
         problems.extend(self.metrics_problem.load_full().as_deref().cloned());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -138,10 +144,17 @@ impl State {
             pod_verdicts: BTreeMap::new(),
             identities: identities(&self.identities),
             problems,
-            pods: self.board.read(),
+            pods,
             not_carried: Vec::new(),
         }
     }
+}
+
+fn of_share(pod: &str, Dials { own, allowed }: Dials) -> ProblemFacts {
+    let message = format!(
+        "pod {pod} has {own} dials under way, or open, through the mesh, of {allowed} that it may have while other pods have as many as they have; beyond that its dials are refused (refused_pending_share). Find what in it dials without end, or keeps its handshakes from ending"
+    );
+    ProblemFacts { code: "pending_share".to_owned(), message }
 }
 
 /// Why the socket could not be made.

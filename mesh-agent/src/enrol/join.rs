@@ -120,6 +120,7 @@ impl Enroller {
         let (tables, pod) = (self.mesh.kernel.tables(), &enrolled.pod);
         let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.mode));
         tables.add_pod_verdicts(netns)?;
+        tables.shares.add(netns)?;
         for address in pod.addresses() {
             tables.local.put(address.into(), tables::local(netns, flags))?;
         }

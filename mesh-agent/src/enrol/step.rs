@@ -224,6 +224,7 @@ impl Enroller {
         }
         enrolled.pod.accepting.stop();
         self.mesh.kernel.tables().remove_pod_verdicts(netns);
+        self.mesh.kernel.tables().shares.remove(netns);
     }
 
     pub(super) fn log_failure<T>(&self, what: &str, result: Result<T, KernelError>) {

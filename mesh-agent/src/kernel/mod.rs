@@ -17,6 +17,7 @@ mod layout;
 mod lookup;
 mod pins;
 mod programs;
+mod shares;
 mod tables;
 
 pub use cidrs::CidrTable;
@@ -25,4 +26,5 @@ pub use failed::{FailedTable, MEMORY, MEMORY_OF_AGENT};
 pub use kubelet::KubeletDials;
 pub use pins::{Removed, cleanup};
 pub use programs::{Kernel, KernelError, ProgramFacts};
+pub use shares::{Dials, Shares};
 pub use tables::{Before, ListenerTable, Table, Tables};

@@ -22,7 +22,10 @@ use mesh_common::{
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
-use super::{cidrs::CidrTable, failed::FailedTable, kubelet::KubeletDials, programs::KernelError};
+use super::{
+    cidrs::CidrTable, failed::FailedTable, kubelet::KubeletDials, programs::KernelError,
+    shares::Shares,
+};
 use crate::sys;
 
 /// All maps of the programs.
@@ -47,6 +50,8 @@ pub struct Tables {
     pub failed: FailedTable,
     /// What the kubelet has dialled.
     pub kubelet_dials: KubeletDials,
+    /// What each pod has of `PENDING`.
+    pub shares: Shares,
     pending: HandOver,
     legs: HandOver,
     node: Mutex<Array<MapData, u64>>,
@@ -77,7 +82,7 @@ macro_rules! open {
 
 impl Tables {
     /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
-    pub(super) const NAMES: [&str; 18] = [
+    pub(super) const NAMES: [&str; 19] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
@@ -89,6 +94,7 @@ impl Tables {
         "LISTENERS",
         "PENDING",
         "LEGS",
+        "SHARES",
         "FAILED",
         "VERDICTS",
         "POD_VERDICTS",
@@ -114,6 +120,7 @@ impl Tables {
             kubelet_dials: KubeletDials::open(ebpf)?,
             pending: HandOver::open("PENDING", ebpf, before)?,
             legs: HandOver::open("LEGS", ebpf, before)?,
+            shares: Shares::open(ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
             pod_verdicts: Mutex::new(

@@ -19,6 +19,7 @@ struct World {
     services: Vec<Endpoint>,
     excluded: Vec<Endpoint>,
     failed: Option<Failed>,
+    full: bool,
 }
 
 /// Now, for the tests.
@@ -35,6 +36,7 @@ fn world(to: Addr, port: u16) -> World {
         services: vec![Endpoint::new(VIP, 80)],
         excluded: vec![],
         failed: None,
+        full: false,
     }
 }
 
@@ -68,10 +70,48 @@ impl Dial for World {
     fn boot_ns(&self) -> u64 {
         NOW
     }
+    fn has_room(&self) -> bool {
+        !self.full
+    }
 }
 
 fn verdict(world: &World) -> Verdict {
     dial(world).0
+}
+
+#[test]
+fn a_pod_that_has_its_share_is_refused_what_would_be_redirected_and_nothing_else() {
+    let full = |to, port| World { full: true, ..world(to, port) };
+    for to in [(B, 8080), (VIP, 80)] {
+        let view = full(to.0, to.1);
+        assert_eq!(verdict(&view), Verdict::RefusedPendingShare);
+        assert_eq!(told(&view, Verdict::RefusedPendingShare), errno::EADDRNOTAVAIL);
+    }
+    for to in [A, Addr::LOCALHOST_V6, Addr::from_v4_word(u32::from_ne_bytes([192, 0, 2, 1]))] {
+        assert_ne!(verdict(&full(to, 443)), Verdict::RefusedPendingShare);
+    }
+}
+
+#[test]
+fn greedy_pods_have_their_share_and_leave_a_rest() {
+    let all = limits::PENDING as u64;
+    // One after the other: each takes all that it may have before the next one begins.
+    let mut taken = 0;
+    for greedy in 1..=6 {
+        let own = (0..=all).find(|own| !has_room(*own, taken + own)).unwrap();
+        taken += own;
+        let free = all - taken;
+        assert!(own <= limits::PENDING_OF_POD && has_room(0, taken), "{greedy}: {own}");
+        assert!(greedy > 3 || free == all - greedy * limits::PENDING_OF_POD, "{greedy}: {free}");
+        assert!(free >= 100, "{greedy} leave {free}");
+    }
+    // All at once.
+    let greedy = 50;
+    let each = (0..=all).find(|each| !has_room(*each, greedy * each)).unwrap();
+    let free = all - greedy * each;
+    assert!(free + greedy >= all / (4 * greedy + 1), "{greedy} leave {free}");
+    assert!(!has_room(0, all) && !has_room(0, all + 5));
+    assert!(has_room(u64::MAX, u64::MAX), "less than none is none");
 }
 
 #[test]

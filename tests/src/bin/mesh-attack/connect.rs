@@ -64,6 +64,21 @@ pub(crate) fn again(spec: &AttackSpec, worker: u64, shared: &Shared) {
     }
 }
 
+/// Destination ports of [`Kind::Orphan`]: enough that the mesh spreads them over all ports that it has for redirected dials.
+const ORPHAN_PORTS: u64 = 64;
+
+/// Closed as soon as they are there, in order.
+pub(crate) fn orphans(spec: &AttackSpec, worker: u64, shared: &Shared) {
+    let begun = Instant::now();
+    let mut number = worker;
+    while shared.pace(begun, spec.per_second) {
+        number += spec.workers;
+        let port = u16::try_from(number % ORPHAN_PORTS).unwrap_or(0) + 1;
+        let done = TcpStream::connect(SocketAddr::new(spec.to.ip(), port));
+        Shared::add(if done.is_ok() { &shared.connected } else { &shared.ended });
+    }
+}
+
 /// As many as are to be held, replaced when the other side ends them.
 pub(crate) fn hold(spec: &AttackSpec, worker: u64, shared: &Shared) {
     let begun = Instant::now();

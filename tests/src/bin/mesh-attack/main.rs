@@ -89,6 +89,7 @@ fn attack(spec: &AttackSpec) -> Result<()> {
             let shared = &shared;
             scope.spawn(move || match spec.kind {
                 Kind::Syn => forge::syns(spec, shared),
+                Kind::Orphan => connect::orphans(spec, number, shared),
                 Kind::Destroy => destroy::listeners(spec, shared),
                 Kind::Silent | Kind::Hold | Kind::Drip => connect::hold(spec, number, shared),
                 Kind::Hello | Kind::Garbage | Kind::Dial => connect::again(spec, number, shared),

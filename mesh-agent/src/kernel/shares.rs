@@ -1,0 +1,105 @@
+//! `SHARES`: what each pod has of `PENDING`, as the programs count it. They refuse a pod that has its share, so that one whose
+//! handshakes never end (by a firewall of its own, for instance) takes no room that others need.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::{
+    Ebpf,
+    maps::{self, MapData, MapError},
+};
+use mesh_common::{
+    decide::{counted, dials_allowed},
+    maps::{ALL_PODS, Share},
+};
+
+use super::{
+    programs::KernelError,
+    tables::{Before, map_error},
+};
+use crate::sys;
+
+/// From how many hundredths of its share on `status` names a pod.
+const NEARLY_ALL: u64 = 80;
+
+/// What pods have.
+pub struct Shares {
+    map: Mutex<maps::HashMap<MapData, u64, Share>>,
+}
+
+/// What one pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dials {
+    /// Its dials that are under way, or open.
+    pub own: u64,
+    /// How many it may have, while others have as many as they have.
+    pub allowed: u64,
+}
+
+impl Dials {
+    fn is_nearly_all(self) -> bool {
+        self.own.saturating_mul(100) >= self.allowed.saturating_mul(NEARLY_ALL)
+    }
+}
+
+impl Shares {
+    const NAME: &str = "SHARES";
+
+    pub(super) fn open(ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
+        let map = ebpf.take_map(Self::NAME);
+        let map = map.ok_or_else(|| KernelError::Missing(Self::NAME.to_owned()))?;
+        let map = maps::HashMap::try_from(map).map_err(failed)?;
+        let shares = Self { map: Mutex::new(map) };
+        if before == Before::Gone {
+            // `PENDING` has just been emptied, and what the earlier agent carried has been reset.
+            let all: Vec<u64> = shares.lock().keys().filter_map(Result::ok).collect();
+            all.into_iter().chain([ALL_PODS]).try_for_each(|netns| shares.begin(netns))?;
+        }
+        Ok(shares)
+    }
+
+    /// Gives a namespace its share, with nothing taken, unless it has one already.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn add(&self, netns: u64) -> Result<(), KernelError> {
+        if self.get(netns).is_some() {
+            return Ok(());
+        }
+        self.begin(netns)
+    }
+
+    /// Takes a namespace's share away.
+    pub fn remove(&self, netns: u64) {
+        drop(self.lock().remove(&netns)); // one that is not there is removed
+    }
+
+    /// Those of some namespaces that have nearly all that they may have.
+    pub fn greedy<T>(&self, pods: impl Iterator<Item = (T, u64)>) -> Vec<(T, Dials)> {
+        let Some(all) = self.get(ALL_PODS) else { return Vec::new() };
+        let dials = |own: u64| Dials { own, allowed: dials_allowed(all.dials) };
+        if !dials(counted(all.dials)).is_nearly_all() {
+            return Vec::new(); // then nobody has
+        }
+        let with_dials =
+            pods.filter_map(|(pod, netns)| Some((pod, dials(counted(self.get(netns)?.dials)))));
+        with_dials.filter(|(_, dials)| dials.is_nearly_all()).collect()
+    }
+
+    fn begin(&self, netns: u64) -> Result<(), KernelError> {
+        let since_ns = sys::clock::boot_ns().map_err(|error| failed(MapError::IoError(error)))?;
+        let share = Share { since_ns, dials: 0, window: 0, reports: 0 };
+        self.lock().insert(netns, share, 0).map_err(failed)
+    }
+
+    fn get(&self, netns: u64) -> Option<Share> {
+        self.lock().get(&netns, 0).ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, maps::HashMap<MapData, u64, Share>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(source: MapError) -> KernelError {
+    map_error(Shares::NAME, source)
+}
