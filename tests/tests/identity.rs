@@ -110,12 +110,17 @@ fn a_certificate_from_a_clock_that_was_wrong_is_replaced_at_once() {
         ensure!((seen.end, seen.received) == (End::Reset, 0), "{seen:?}");
         pair.agents[1]
             .wait_flow("from the future", |flow| flow.outcome == "certificate_not_yet_valid")?;
+        let told = pair.agents[1].wait_problem("the clock", |it| it.code == "clocks_differ")?;
+        ensure!(told.message.contains("/ns/shop/sa/client in 3"), "{told:?}"); // 3,300 s
         fs::write(&clock, "+0")?;
         eventually(SOON, || {
             ensure!(serial(&pair.agents[0])? != from_the_future, "it is kept");
             works()
         })?;
-        ensure!(pair.agents[0].status()?.problems.is_empty());
+        for agent in &pair.agents {
+            let problems = agent.status()?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+        }
         drop(service);
         Ok(())
     });

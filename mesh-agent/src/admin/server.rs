@@ -106,6 +106,8 @@ impl State {
         let out_of_date =
             |message| ProblemFacts { code: "certificate_not_valid".to_owned(), message };
         problems.extend(self.identities.problems().into_iter().map(out_of_date));
+        let clocks = |message| ProblemFacts { code: "clocks_differ".to_owned(), message };
+        problems.extend(self.identities.clock_problem().map(clocks));
         let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
         problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
         let lost = |message| ProblemFacts { code: "listener_lost".to_owned(), message };

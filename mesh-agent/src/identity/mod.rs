@@ -7,6 +7,7 @@
 use std::time::SystemTime;
 
 pub mod anchors;
+pub mod clocks;
 pub mod file_ca;
 pub mod signer;
 pub mod spiffe;
@@ -15,6 +16,7 @@ pub mod tls;
 pub mod verifier;
 
 pub use anchors::Anchors;
+pub use clocks::Clocks;
 pub use file_ca::FileCa;
 pub use signer::{IssuedCertificate, SignError, Signer};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::signer::{SignError, Signer};
 use super::tls::TlsCache;
-use super::{Anchors, PeerVerifier, SpiffeId, date_of};
+use super::{Anchors, Clocks, PeerVerifier, SpiffeId, date_of};
 use crate::world::AnnouncedCa;
 
 /// A service account's key and certificate, as used in handshakes.
@@ -33,6 +33,7 @@ pub struct Identity {
     not_after: SystemTime,
     /// Renewed as soon as possible, whatever its dates.
     outdated: AtomicBool,
+    clocks: Arc<Clocks>,
     pub(super) tls: TlsCache,
 }
 
@@ -50,6 +51,11 @@ impl Identity {
     /// The certificate's serial number, hexadecimal.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// What this node knows of other clocks.
+    pub(super) fn clocks(&self) -> &Arc<Clocks> {
+        &self.clocks
     }
 
     /// Until when it is valid.
@@ -95,6 +101,7 @@ pub struct Identities {
     issuing: Mutex<HashMap<SpiffeId, Arc<tokio::sync::Mutex<()>>>>,
     failures: Mutex<BTreeMap<SpiffeId, RenewalFailure>>,
     announced_ca: Mutex<Option<AnnouncedCa>>,
+    clocks: Arc<Clocks>,
     changed: Notify,
 }
 
@@ -107,6 +114,7 @@ impl Identities {
             issuing: Mutex::default(),
             failures: Mutex::default(),
             announced_ca: Mutex::default(),
+            clocks: Arc::default(),
             changed: Notify::new(),
         }
     }
@@ -156,6 +164,11 @@ impl Identities {
             identity.outdated.store(true, Ordering::Relaxed);
         }
         self.changed.notify_one();
+    }
+
+    /// Whose clock differs from this node's.
+    pub fn clock_problem(&self) -> Option<String> {
+        self.clocks.problem()
     }
 
     /// What is wrong with certificates that are in use now.

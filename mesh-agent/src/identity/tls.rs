@@ -181,7 +181,8 @@ fn verifier(
     expected: Option<SpiffeId>,
 ) -> Arc<PeerVerifier> {
     let trust_domain = identity.id().trust_domain().clone();
-    Arc::new(PeerVerifier::new(Arc::clone(anchors), trust_domain, expected, &crypto()))
+    let verifier = PeerVerifier::new(Arc::clone(anchors), trust_domain, expected, &crypto());
+    Arc::new(verifier.noting(Arc::clone(identity.clocks())))
 }
 
 fn client_config(

@@ -21,7 +21,7 @@ use rustls::{
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
-use super::{Anchors, SpiffeId, SpiffeIdError, TrustDomain, date_of};
+use super::{Anchors, Clocks, SpiffeId, SpiffeIdError, TrustDomain, date_of};
 
 /// Our verifier, for both sides of a handshake.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ pub struct PeerVerifier {
     trust_domain: TrustDomain,
     expected: Option<SpiffeId>,
     algorithms: WebPkiSupportedAlgorithms,
+    clocks: Option<Arc<Clocks>>,
 }
 
 impl PeerVerifier {
@@ -42,7 +43,13 @@ impl PeerVerifier {
         provider: &CryptoProvider,
     ) -> Self {
         let algorithms = provider.signature_verification_algorithms;
-        Self { anchors, trust_domain, expected, algorithms }
+        Self { anchors, trust_domain, expected, algorithms, clocks: None }
+    }
+
+    /// The same, and it notes whose clock differs.
+    #[must_use]
+    pub fn noting(self, clocks: Arc<Clocks>) -> Self {
+        Self { clocks: Some(clocks), ..self }
     }
 
     /// Judges a chain at a time, for one purpose.
@@ -92,7 +99,20 @@ impl PeerVerifier {
         now: UnixTime,
         purpose: Purpose,
     ) -> Result<(), rustls::Error> {
-        self.verify(leaf, intermediates, now, purpose).map(drop).map_err(|rejection| {
+        let verified = self.verify(leaf, intermediates, now, purpose);
+        match (&self.clocks, &verified) {
+            (Some(clocks), Ok(id)) => clocks.is_right(id),
+            (Some(clocks), Err(PeerRejection::NotYetValid { not_before_unix_s })) => {
+                // Whatever a stranger shows is no word on clocks: but for its dates it must be of the mesh.
+                let begins = Duration::from_secs(*not_before_unix_s);
+                let then = UnixTime::since_unix_epoch(begins);
+                if let Ok(id) = self.verify(leaf, intermediates, then, purpose) {
+                    clocks.is_ahead(id, begins.saturating_sub(Duration::from_secs(now.as_secs())));
+                }
+            }
+            _ => {}
+        }
+        verified.map(drop).map_err(|rejection| {
             let error = rejection.as_rustls();
             SLOT.with_borrow_mut(|slot| *slot = Some(rejection));
             rustls::Error::InvalidCertificate(error)

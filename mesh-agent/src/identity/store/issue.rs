@@ -102,6 +102,7 @@ impl Identities {
             not_before: issued.not_before,
             not_after: issued.not_after,
             outdated: AtomicBool::new(false),
+            clocks: Arc::clone(&self.clocks),
             tls: TlsCache::default(),
         })
     }

@@ -1,0 +1,67 @@
+//! Whose clock differs from this node's: peers that show certificates of the mesh which begin in the future.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::SpiffeId;
+
+/// How long it is told after it was seen last.
+const TOLD: Duration = Duration::from_mins(2);
+/// So many identities are known at a time.
+const KNOWN: usize = 16;
+
+/// What is known of other clocks.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    ahead: Mutex<BTreeMap<SpiffeId, Seen>>,
+    /// Whether there is anything: handshakes are many, and clocks that differ rare.
+    any: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Seen {
+    by: Duration,
+    at: Instant,
+}
+
+impl Clocks {
+    /// A genuine certificate begins only so much later.
+    pub(super) fn is_ahead(&self, id: SpiffeId, by: Duration) {
+        let mut ahead = self.ahead();
+        ahead.retain(|_, seen| seen.at.elapsed() < TOLD);
+        if ahead.len() < KNOWN || ahead.contains_key(&id) {
+            ahead.insert(id, Seen { by, at: Instant::now() });
+        }
+        self.any.store(true, Ordering::Relaxed);
+    }
+
+    /// A certificate of this identity is of this time.
+    pub(super) fn is_right(&self, id: &SpiffeId) {
+        if self.any.load(Ordering::Relaxed) {
+            let mut ahead = self.ahead();
+            ahead.remove(id);
+            self.any.store(!ahead.is_empty(), Ordering::Relaxed);
+        }
+    }
+
+    /// What people are told.
+    pub fn problem(&self) -> Option<String> {
+        let ahead = self.ahead();
+        let current = ahead.iter().filter(|(_, seen)| seen.at.elapsed() < TOLD);
+        let told: Vec<_> =
+            current.map(|(id, seen)| format!("{id} in {} s", seen.by.as_secs())).collect();
+        (!told.is_empty()).then(|| {
+            format!(
+                "certificates of peers begin only in the future by this node's clock ({}): their nodes' clocks are ahead, or this one's is behind; connections with them fail until the clocks are right",
+                told.join(", ")
+            )
+        })
+    }
+
+    /// A panic elsewhere does not make it wrong: each change is one insertion or removal.
+    fn ahead(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, Seen>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
