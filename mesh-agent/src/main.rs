@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// Thousands of connections come and go, and what they took has to go back to the system (`soak.rs`). Its settings
+/// are in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     mesh_agent::cli::main()
 }
