@@ -13,7 +13,8 @@ use super::record::{Direction, FlowRecord};
 pub(super) const SINGLY: u32 = 32;
 /// After this time the others are told of in one record.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Kinds that are told apart at once. With more (a scan from forged addresses) the client is not looked at any more.
+/// Kinds that are told apart at once. With more (a scan from forged addresses) the client is not looked at any more, and with
+/// twice as many (dials to addresses without end) the server neither. There are few directions and codes.
 const KINDS: usize = 512;
 
 /// What makes two alike.
@@ -22,7 +23,16 @@ pub(super) struct Kind {
     pub(super) direction: Direction,
     pub(super) code: &'static str,
     pub(super) client: Option<IpAddr>,
-    pub(super) server: IpAddr,
+    pub(super) server: Option<IpAddr>,
+}
+
+impl Kind {
+    /// Itself, of any client, and of any server too.
+    fn wider(&self) -> [Self; 3] {
+        let of_any_client = Self { client: None, ..self.clone() };
+        let of_any = Self { server: None, ..of_any_client.clone() };
+        [self.clone(), of_any_client, of_any]
+    }
 }
 
 /// What is counted now.
@@ -47,10 +57,15 @@ pub(super) enum Recorded {
 
 impl Folds {
     /// One more of a kind. The second part is what is to be told of the window that has ended with it.
-    pub(super) fn count(&mut self, mut kind: Kind, now: Instant) -> (Recorded, Option<FlowRecord>) {
-        if self.0.len() >= KINDS && !self.0.contains_key(&kind) {
-            kind.client = None;
-        }
+    pub(super) fn count(&mut self, kind: Kind, now: Instant) -> (Recorded, Option<FlowRecord>) {
+        let [_, of_any_client, of_any] = kind.wider();
+        let kind = match self.0.len() {
+            _ if self.0.contains_key(&kind) => kind,
+            ..KINDS => kind,
+            _ if self.0.contains_key(&of_any_client) => of_any_client,
+            few if few < 2 * KINDS => of_any_client,
+            _ => of_any,
+        };
         let new = || Fold { since: now, seen: 0, like: None, folded: 0 };
         let fold = self.0.entry(kind).or_insert_with(new);
         let ended = if now.duration_since(fold.since) < WINDOW {
@@ -68,9 +83,8 @@ impl Folds {
 
     /// The record of one that was recorded by itself: those that are only counted will be told of by its example.
     pub(super) fn example(&mut self, kind: &Kind, record: &FlowRecord) {
-        let of_any_client = Kind { client: None, ..kind.clone() };
-        let known = if self.0.contains_key(kind) { kind } else { &of_any_client };
-        if let Some(fold) = self.0.get_mut(known) {
+        let known = kind.wider().into_iter().find(|kind| self.0.contains_key(kind));
+        if let Some(fold) = known.and_then(|known| self.0.get_mut(&known)) {
             fold.like.get_or_insert_with(|| record.clone());
         }
     }
@@ -93,5 +107,30 @@ impl Fold {
             record.reason
         );
         Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn dials_to_addresses_without_end_take_little_and_are_all_counted() {
+        let (mut folds, now, many) = (Folds::default(), Instant::now(), 100_000);
+        let mut singly = 0;
+        for number in 0..many {
+            let kind = Kind {
+                direction: Direction::Outbound,
+                code: "refused_magic_port",
+                client: Some(Ipv4Addr::from_bits(number % 7).into()),
+                server: Some(Ipv4Addr::from_bits(number).into()),
+            };
+            singly += u32::from(folds.count(kind, now).0 == Recorded::Singly);
+        }
+        assert!(folds.0.len() <= 2 * KINDS + 1, "{}", folds.0.len());
+        let folded: u64 = folds.0.values().map(|fold| fold.folded).sum();
+        assert_eq!(folded + u64::from(singly), u64::from(many));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -11,9 +10,10 @@ use super::record::{Direction, FlowRecord};
 /// Finished records that are kept: some 700 bytes each, so 3 MiB.
 pub(super) const KEPT: usize = 4096;
 
-/// A pod of this node, by its address, and whether bytes of applications went. So neither another pod nor a flood of
-/// connections that came to nothing pushes out what a pod's connections carried.
-type Owner = (IpAddr, bool);
+/// A pod of this node, and whether bytes of applications went. So neither another pod nor a flood of connections that came to
+/// nothing pushes out what a pod's connections carried. All that is told of addresses that are no pod's is one owner's: a pod
+/// may give itself as many addresses as it likes.
+type Owner = (Option<String>, bool);
 
 /// A bounded store.
 #[derive(Default)]
@@ -30,18 +30,19 @@ impl Kept {
             self.push_out();
         }
         let local = match record.direction {
-            Direction::Outbound => record.client.address,
-            Direction::Inbound => record.server.address,
+            Direction::Outbound => &record.client.pod,
+            Direction::Inbound => &record.server.pod,
         };
         let carried = record.bytes.sent + record.bytes.received > 0;
-        self.by_owner.entry((local, carried)).or_default().push_back((self.next, record));
+        let owner = (local.clone(), carried);
+        self.by_owner.entry(owner).or_default().push_back((self.next, record));
         self.next += 1;
         self.count += 1;
     }
 
     fn push_out(&mut self) {
         let most = self.by_owner.iter().max_by_key(|(_, records)| records.len());
-        let Some(owner) = most.map(|(owner, _)| *owner) else { return };
+        let Some(owner) = most.map(|(owner, _)| owner.clone()) else { return };
         if let Some(records) = self.by_owner.get_mut(&owner) {
             records.pop_front();
             self.count -= 1;

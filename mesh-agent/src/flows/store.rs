@@ -167,7 +167,8 @@ impl FlowStore {
     ) {
         let Refused { direction, client, server, verdict, code } = refused;
         let (mut client, mut server) = (Party::at(client), Party::at(server));
-        let kind = Kind { direction, code, client: Some(client.address), server: server.address };
+        let kind =
+            Kind { direction, code, client: Some(client.address), server: Some(server.address) };
         if self.count(kind.clone()) == Recorded::Folded {
             return;
         }
@@ -272,7 +273,7 @@ impl Flow {
 
     fn kind(&self, code: &'static str) -> Kind {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        let (client, server) = (Some(record.client.address), record.server.address);
+        let (client, server) = (Some(record.client.address), Some(record.server.address));
         Kind { direction: record.direction, code, client, server }
     }
 
@@ -416,7 +417,12 @@ mod tests {
 
     /// Ends one connection of a pod that dialled.
     fn end(store: &FlowStore, pod: &str, code: &'static str, sent: u64) {
-        let client = Party::at(pod.parse().unwrap());
+        let at = Party::at(pod.parse().unwrap());
+        let name = at.address.to_string();
+        end_of(store, Party { pod: Some(name), ..at }, code, sent);
+    }
+
+    fn end_of(store: &FlowStore, client: Party, code: &'static str, sent: u64) {
         let server = Party::at("10.0.0.2:80".parse().unwrap());
         let flow = store.begin(Direction::Outbound, client, server, "redirect_peer");
         flow.end(&Ended::new(code, ""), Bytes { sent, received: 0 });
@@ -431,6 +437,20 @@ mod tests {
         }
         let list = store.list();
         assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 1));
+    }
+
+    #[test]
+    fn a_pod_with_many_addresses_pushes_out_its_own() {
+        let store = FlowStore::new("node1");
+        for _ in 0..10 {
+            end(&store, "10.0.0.1:1", "closed", 1);
+        }
+        for number in 0..2 * KEPT as u32 {
+            let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + number);
+            end_of(&store, Party::at((address, 1).into()), "finished", 1);
+        }
+        let ours = store.list().iter().filter(|record| record.outcome == "closed").count();
+        assert_eq!((store.list().len(), ours), (KEPT, 10));
     }
 
     #[test]
