@@ -36,6 +36,7 @@ impl Tasks {
     /// Starts a task that runs until it ends by itself or the group is stopped. Being stopped drops its future at an
     /// `.await`.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        let future = Box::pin(future); // else each future around it has room for it once more
         let stop = self.stop.clone();
         let counted: Vec<_> = self.above.iter().map(TaskTracker::token).collect();
         drop(self.tracker.spawn(async move {

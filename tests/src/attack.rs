@@ -36,6 +36,8 @@ pub enum Kind {
     Drip,
     /// Connect, say a line of a request, keep `hold` of them open and never read.
     Hold,
+    /// Connect, keep `hold` of them open, write all that is taken and never read.
+    Fill,
     /// Connect and reset, as fast as it goes.
     Dial,
     /// Have the kernel destroy the listening socket that a connection to `to` from the address `bind` would find.
@@ -100,6 +102,9 @@ pub struct Tally {
     pub open: u64,
     /// Bytes that the other side has sent.
     pub heard: u64,
+    /// Bytes that its kernel has taken, of a [`Kind::Fill`].
+    #[serde(default)]
+    pub said: u64,
 }
 
 /// `mesh-attack measure`: requests one after the other, each over a connection of its own unless `keep_alive`.

@@ -18,6 +18,11 @@ const SLOW_READER_KIB: u64 = 1024;
 /// And what is beside all connections.
 const BESIDE_KIB: u64 = 16 * 1024;
 
+/// What a connection that is open and quiet may take of each agent's memory: twice what was measured.
+const QUIET_BYTES: u64 = 24 * 1024;
+/// What thousands of connections may leave behind when they are closed, as soon as the allocator has given back the rest.
+const LEFT_KIB: u64 = 48 * 1024;
+
 #[test]
 fn readers_that_do_not_read() {
     const READERS: u64 = 150;
@@ -121,11 +126,9 @@ fn eight_thousand_connections_at_once() {
                 Ok(())
             })?;
             let now = Usage::of(agent)?;
-            let grown = now.rss_kib.saturating_sub(before.rss_kib);
-            println!(
-                "an open connection: {} KiB of the agent's memory; {now:?}",
-                grown / (2 * EACH)
-            );
+            let bytes = now.rss_kib.saturating_sub(before.rss_kib) * 1024 / (2 * EACH);
+            println!("an open connection: {bytes} bytes of the agent's memory; {before:?} {now:?}");
+            ensure!(bytes <= QUIET_BYTES, "{bytes} bytes a connection: {before:?} {now:?}");
         }
         served(&pair.client, pair.server.at(PORT)).context("beside 8,000")?;
         for attack in attacks {
@@ -133,7 +136,17 @@ fn eight_thousand_connections_at_once() {
             ensure!(tally.open == EACH && tally.ended == 0, "{tally:?}");
         }
         pair.agents.iter().zip(before).try_for_each(|(agent, before)| at_rest(agent, &before))?;
-        served(&pair.client, pair.server.at(PORT)).context("afterwards")
+        served(&pair.client, pair.server.at(PORT)).context("afterwards")?;
+        for (agent, before) in pair.agents.iter().zip(before) {
+            eventually(SOON, || {
+                let now = Usage::of(agent)?;
+                let left = now.rss_kib.saturating_sub(before.rss_kib);
+                ensure!(left <= LEFT_KIB, "{left} KiB are left: {before:?} {now:?}");
+                println!("closed connections left {left} KiB");
+                Ok(())
+            })?;
+        }
+        Ok(())
     });
 }
 

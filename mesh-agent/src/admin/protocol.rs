@@ -125,6 +125,9 @@ pub struct NodeCounters {
     pub capacity: usize,
     /// Connections that were refused because too many were open, or in their handshakes.
     pub refused_by_limits: usize,
+    /// Bytes that the kernel holds for connections that cannot go on.
+    #[serde(default)]
+    pub socket_memory: usize,
     /// Reports of the kernel's refusals that found their buffer full.
     pub events_lost: u64,
 }

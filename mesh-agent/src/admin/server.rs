@@ -117,6 +117,8 @@ impl State {
             |pod: &PodStatus| Some((format!("{}/{}", pod.namespace, pod.name), pod.netns?));
         let greedy = tables.shares.greedy(pods.iter().filter_map(of_pod));
         problems.extend(greedy.into_iter().map(|(pod, dials)| of_share(&pod, dials)));
+        let share = |message| ProblemFacts { code: "socket_memory_share".to_owned(), message };
+        problems.extend(mesh.socket_memory_shares().into_iter().map(share));
         problems.extend(self.metrics_problem.load_full().as_deref().cloned());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -140,6 +142,7 @@ impl State {
                 open: mesh.flows.open(),
                 capacity: mesh.limits.capacity(),
                 refused_by_limits: mesh.limits.refused(),
+                socket_memory: mesh.socket_memory().0,
                 events_lost: tables.events_lost(),
             },
             verdicts,

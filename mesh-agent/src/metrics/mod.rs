@@ -155,6 +155,13 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
         ("nodemesh_connections_refused_by_limits_total", "Connections refused because too many were open, or in their handshakes, over all, of a pod or of a client's address."),
         unsigned(counters.refused_by_limits),
     )?;
+    page.number(
+        (
+            "nodemesh_socket_memory_bytes",
+            "What the kernel holds for connections of which one side takes nothing.",
+        ),
+        signed(counters.socket_memory),
+    )?;
     page.one_counter(
         ("nodemesh_refusal_reports_lost_total", "Reports of the programs' refusals that found their buffer full: counted as verdicts, absent from the flows."),
         counters.events_lost,

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Mesh, pod::Pod, relay::AppStream, source_ports::PortLease};
+use super::{Mesh, pod::Pod, relay::AppStream, socket_memory::SEND_AHEAD, source_ports::PortLease};
 use crate::{kernel::Kernel, netns::NetnsError};
 
 /// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
@@ -281,6 +281,7 @@ fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.set_reuse_address(reuse)?;
     Ok(socket)
 }

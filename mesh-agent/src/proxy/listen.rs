@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Mesh, dial, inbound, outbound, pod::Pod, relay::AppStream};
+use super::{Mesh, dial, inbound, outbound, pod::Pod, relay::AppStream, socket_memory::SEND_AHEAD};
 use crate::{kernel::KernelError, netns::NetnsError};
 
 /// Connections that may wait for the accept loop; the kernel cuts it to the namespace's `somaxconn` (4096 by default).
@@ -221,6 +221,7 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?; // inherited as well, and so is keep-alive
     socket.set_tcp_keepalive(&dial::keepalive())?;
+    socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

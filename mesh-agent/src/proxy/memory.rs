@@ -1,70 +1,120 @@
-//! Memory for busy streams. Every connection has room for one record each way; room for up to seven more, which a busy
-//! stream fills, comes from a store that all pods share by the rule of `limits.rs`: a pod is refused once it has [`SHARE`]
-//! times what is free. A stream that gets no more goes on with one record, at some two thirds of the speed.
+//! Stores of which all pods take, by the rule of `limits.rs`: a pod has its share once it has [`SHARE`] times what is free.
+//!
+//! Room for busy streams is one ([`Spare`]). A connection has room for one record each way; room for up to seven more, which
+//! a busy stream fills, comes from it. A stream that gets no more goes on with one record, at some two thirds of the speed.
+//! The kernel's memory of sockets is another (`socket_memory.rs`).
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicIsize, AtomicUsize, Ordering},
 };
 
 use super::limits::SHARE;
 
-/// Records beside each connection's first ones, over all pods: at 16.4 KiB, 128 MiB. Enough for 585 streams at full speed
+/// Records beside each connection's first ones, over all pods: at 16.6 KiB, 130 MiB. Enough for 585 streams at full speed
 /// both ways.
 const SPARE_RECORDS: usize = 8_192;
 
-/// What is left, for all pods.
-#[derive(Clone)]
-pub(super) struct Spare(Arc<AtomicUsize>);
+/// What is left, for all pods. Below zero, where what is taken is measured and not asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Store(Arc<AtomicIsize>);
 
 /// How much a pod has of it.
 pub(super) type Used = Arc<AtomicUsize>;
 
-/// Where a connection gets room from. Gives back what it has when dropped.
+/// What one connection has of it. Gives it back when dropped.
 #[derive(Debug)]
 pub struct Lease {
-    spare: Arc<AtomicUsize>,
+    store: Store,
     used: Used,
-    records: usize,
+    has: usize,
 }
+
+/// Room for busy streams.
+pub(super) struct Spare(Store);
 
 impl Default for Spare {
     fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(SPARE_RECORDS)))
+        Self(Store::of(SPARE_RECORDS))
     }
 }
 
 impl Spare {
     /// Nothing yet, for one direction of a connection of a pod.
     pub(super) fn lease(&self, used: &Used) -> Lease {
-        Lease { spare: Arc::clone(&self.0), used: Arc::clone(used), records: 0 }
+        self.0.lease(used)
+    }
+}
+
+impl Store {
+    /// Of so much.
+    pub(super) fn of(amount: usize) -> Self {
+        Self(Arc::new(AtomicIsize::new(amount.cast_signed())))
+    }
+
+    /// Nothing yet, for a connection of a pod.
+    pub(super) fn lease(&self, used: &Used) -> Lease {
+        Lease { store: self.clone(), used: Arc::clone(used), has: 0 }
+    }
+
+    /// What is left.
+    pub(super) fn free(&self) -> usize {
+        self.0.load(Ordering::Relaxed).max(0).cast_unsigned()
     }
 }
 
 impl Lease {
-    /// Takes room for so many records more, if they can be spared.
-    pub fn grow(&mut self, records: usize) -> bool {
-        let enough = |spare: usize| spare.checked_sub(records);
-        let taken = self.spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough);
-        let Ok(spare) = taken else { return false };
-        let used = self.used.fetch_add(records, Ordering::Relaxed);
-        self.records += records;
-        if used >= SHARE * spare {
-            self.give_back(records);
+    /// Takes so much more, if it can be spared.
+    pub fn grow(&mut self, amount: usize) -> bool {
+        self.take(amount);
+        // What was free before is what counts: so whoever is alone gets four fifths.
+        let fits = self.store.0.load(Ordering::Relaxed) >= 0;
+        if !fits || self.used() - amount >= SHARE * (self.store.free() + amount) {
+            self.give_back(amount);
             return false;
         }
         true
     }
 
-    /// Needs nothing beside the first record any more.
-    pub fn clear(&mut self) {
-        self.give_back(self.records);
+    /// Has so much now, whether it can be spared or not.
+    pub(super) fn set(&mut self, amount: usize) {
+        if amount > self.has {
+            self.take(amount - self.has);
+        } else {
+            self.give_back(self.has - amount);
+        }
     }
 
-    fn give_back(&mut self, records: usize) {
-        self.records -= records;
-        self.used.fetch_sub(records, Ordering::Relaxed);
-        self.spare.fetch_add(records, Ordering::Relaxed);
+    /// How much it has.
+    pub fn has(&self) -> usize {
+        self.has
+    }
+
+    /// How much the pod has.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether the pod has its share.
+    pub(super) fn is_over(&self) -> bool {
+        self.used() >= SHARE * self.store.free()
+    }
+
+    /// Needs nothing any more.
+    pub fn clear(&mut self) {
+        self.give_back(self.has);
+    }
+
+    fn take(&mut self, amount: usize) {
+        self.has += amount;
+        self.used.fetch_add(amount, Ordering::Relaxed);
+        self.store.0.fetch_sub(amount.cast_signed(), Ordering::Relaxed);
+    }
+
+    fn give_back(&mut self, amount: usize) {
+        self.has -= amount;
+        self.used.fetch_sub(amount, Ordering::Relaxed);
+        self.store.0.fetch_add(amount.cast_signed(), Ordering::Relaxed);
     }
 }
 
@@ -89,12 +139,12 @@ mod tests {
             }
             all.push(lease);
         }
-        let left = spare.0.load(Ordering::Relaxed);
+        let left = spare.0.free();
         assert!((SPARE_RECORDS / 6..SPARE_RECORDS / 4).contains(&left), "{left}");
         assert_eq!(greedy.load(Ordering::Relaxed) + left, SPARE_RECORDS);
         assert!(spare.lease(&modest).grow(7));
         drop(all);
-        assert_eq!(spare.0.load(Ordering::Relaxed), SPARE_RECORDS);
+        assert_eq!(spare.0.free(), SPARE_RECORDS);
         assert_eq!(greedy.load(Ordering::Relaxed) + modest.load(Ordering::Relaxed), 0);
     }
 
@@ -105,6 +155,24 @@ mod tests {
         let mut lease = spare.lease(&used);
         assert!(lease.grow(1));
         lease.clear();
-        assert_eq!(spare.0.load(Ordering::Relaxed), SPARE_RECORDS);
+        assert_eq!(spare.0.free(), SPARE_RECORDS);
+    }
+
+    #[test]
+    fn what_is_measured_counts_also_beyond_what_there_is() {
+        let (store, greedy, modest) = (Store::of(100), Used::default(), Used::default());
+        let (mut much, mut little) = (store.lease(&greedy), store.lease(&modest));
+        little.set(1);
+        much.set(70);
+        assert!(!much.is_over() && !little.is_over());
+        much.set(90);
+        assert!(much.is_over() && !little.is_over());
+        much.set(200);
+        assert_eq!((store.free(), much.used()), (0, 200));
+        assert!(!little.grow(1), "nothing is there");
+        much.set(10);
+        assert_eq!((store.free(), little.has()), (89, 1));
+        drop((much, little));
+        assert_eq!(store.free(), 100);
     }
 }

@@ -17,6 +17,7 @@ mod path;
 mod peer;
 pub mod pod;
 pub mod relay;
+mod socket_memory;
 mod source_ports;
 mod turns;
 
@@ -35,7 +36,13 @@ pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
 use self::{
-    affinity::Affinities, load::Load, lost::Lost, memory::Spare, path::Paths, turns::Turns,
+    affinity::Affinities,
+    load::Load,
+    lost::Lost,
+    memory::Spare,
+    path::Paths,
+    socket_memory::{Meter, SocketMemory},
+    turns::Turns,
 };
 use crate::{
     client_key::ClientKey,
@@ -68,6 +75,7 @@ pub struct Mesh {
     affinities: Affinities,
     turns: Turns,
     spare: Spare,
+    socket_memory: Arc<SocketMemory>,
     paths: Paths,
     lost: Lost,
 }
@@ -115,6 +123,7 @@ impl Mesh {
             affinities: Affinities::default(),
             turns: Turns::new(threads),
             spare: Spare::default(),
+            socket_memory: Arc::default(),
             paths: Paths::default(),
             lost: Lost::default(),
         }
@@ -148,9 +157,28 @@ impl Mesh {
             .or_else(|| world.peer(address).map(|peer| format!("{}/{}", peer.namespace, peer.name)))
     }
 
-    /// Where the two directions of a pod's connection get room from when they are busy.
-    fn memory(&self, pod: &Pod) -> [memory::Lease; 2] {
-        [self.spare.lease(&pod.records), self.spare.lease(&pod.records)]
+    /// What a connection of a pod may take beside its first records.
+    fn memory(&self, pod: &Pod) -> relay::Memory {
+        let records = [self.spare.lease(&pod.records), self.spare.lease(&pod.records)];
+        let sockets = Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory).into();
+        relay::Memory { records, sockets }
+    }
+
+    /// What the kernel has for sockets of connections that cannot go on, and what it may have, in bytes.
+    pub fn socket_memory(&self) -> (usize, usize) {
+        self.socket_memory.usage()
+    }
+
+    /// Pods whose sockets have their share of that, one sentence for each.
+    pub fn socket_memory_shares(&self) -> Vec<String> {
+        let (_, budget) = self.socket_memory();
+        let sentence = |(pod, bytes): (String, usize)| {
+            let [has, most] = [bytes, budget].map(|bytes| bytes / (1024 * 1024));
+            format!(
+                "the connections of {pod} hold {has} MiB of the kernel's memory, of {most} MiB that all pods of the node share: what is sent to them or by them is not read. Those that stand still get small buffers until there is room"
+            )
+        };
+        self.socket_memory.over().into_iter().map(sentence).collect()
     }
 
     /// Paths on which something masquerades, one sentence for each peer's node and address family.
@@ -174,4 +202,21 @@ impl Mesh {
 /// A relay's end, for the record.
 fn ended(end: &relay::End) -> Ended {
     Ended::new(end.as_code(), end.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Much of a quiet connection's memory are its futures.
+    #[test]
+    fn a_connections_outer_future_is_small() {
+        let [outbound, inbound] = [bytes(outbound::serve), bytes(inbound::serve)];
+        println!("the futures of a connection: outbound {outbound}, inbound {inbound} bytes");
+        assert!(outbound < 1024 && inbound < 1536);
+    }
 }

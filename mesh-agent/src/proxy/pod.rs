@@ -49,6 +49,8 @@ pub struct Pod {
     pub(super) sockets: Semaphore,
     /// Records that its busy streams have room for.
     pub(super) records: Used,
+    /// Bytes of the kernel's that its connections hold.
+    pub(super) socket_memory: Used,
     strict: AtomicBool,
 }
 
@@ -80,6 +82,7 @@ impl Pod {
             inbound: Arc::default(),
             sockets: Semaphore::new(SOCKETS_AT_ONCE),
             records: Used::default(),
+            socket_memory: Used::default(),
             strict: AtomicBool::new(true), // until it is known
         }
     }

@@ -4,9 +4,9 @@
 //! reset as a reset, after everything before it; and whatever else goes wrong reaches the
 //! application as a reset, never as a clean end.
 //!
-//! One task per connection polls both directions in turn. Memory: one record per direction to
-//! begin with, eight for a busy stream (two times 133 KiB); what the receiver does not take stays
-//! with the sender.
+//! One task per connection polls both directions in turn. Memory: none while nothing is on its way,
+//! else one record per direction, eight for a busy stream (two times 130 KiB); what the receiver
+//! does not take stays with the sender.
 //!
 //! Limits. (1) While an application does not read, what its peer sends after the data waits behind
 //! it, also a reset, as in a TCP receive queue. (2) When one side has failed while the other takes
@@ -37,6 +37,7 @@ pub use end::{End, Party};
 pub use plain::{relay_plain, relay_plain_held};
 
 use crate::proxy::memory::Lease;
+use crate::proxy::socket_memory::Meter;
 use crate::wire::io::last_words;
 use crate::wire::{Accepted, Channel, Frame, Refused, ResetCode, Session};
 use down::Down;
@@ -50,12 +51,31 @@ pub const GRACE: Duration = Duration::from_secs(1);
 pub struct CarryOptions<'a> {
     /// The peer must have answered our OPEN by then. `None`: only TCP's own limits.
     pub answer_by: Option<Instant>,
-    /// Where each direction gets room from when it is busy, to the peer and from it. `None`: as much as it wants.
-    pub memory: Option<[Lease; 2]>,
+    /// What it may take beside its first records. `None`: as much as it wants.
+    pub memory: Option<Memory>,
     /// Once it holds a code, the application gets a reset, and the peer's agent the code.
     pub stop: Option<watch::Receiver<Option<ResetCode>>>,
     /// Told of the peer's refusal *before* the application's connection is reset.
     pub refused: Option<&'a (dyn Fn(&Refused) + Send + Sync)>,
+}
+
+/// Where a connection gets memory from.
+#[derive(Debug)]
+pub struct Memory {
+    /// Room for each direction when it is busy, to the peer and from it.
+    pub records: [Lease; 2],
+    /// What its sockets have in the kernel.
+    pub sockets: Box<Meter>,
+}
+
+impl Memory {
+    /// In parts.
+    fn split(memory: Option<Self>) -> ([Option<Lease>; 2], Option<Box<Meter>>) {
+        match memory {
+            Some(Self { records, sockets }) => (records.map(Some), Some(sockets)),
+            None => ([None, None], None),
+        }
+    }
 }
 
 /// How a connection was carried.
@@ -98,7 +118,8 @@ pub async fn carry(
     let session = match &end {
         End::Finished { .. } => {
             app.finish();
-            session.channel.release();
+            session.channel.release_inbox();
+            session.channel.release_outbox();
             Some(session)
         }
         failed => {
@@ -160,7 +181,7 @@ type Progress = Result<bool, End>;
 impl Relay<'_> {
     async fn run(&mut self, options: CarryOptions<'_>) -> End {
         let CarryOptions { answer_by, memory, stop, refused: _ } = options;
-        let [up, down] = memory.map_or([None, None], |leases| leases.map(Some));
+        let ([up, down], mut meter) = Memory::split(memory);
         self.up.appetite.feed_from(up);
         self.down.appetite.feed_from(down);
         let (tcp, app) = (self.tcp, self.app);
@@ -183,6 +204,9 @@ impl Relay<'_> {
             }
             if let Poll::Ready(end) = self.poll(cx) {
                 return Poll::Ready(end);
+            }
+            if let Some(meter) = &mut meter {
+                meter.poll(cx, [tcp, app], self.is_blocked(), self.counters.sum());
             }
             let moved = [&mut self.up.moved, &mut self.down.moved].map(std::mem::take);
             if self.channel.awaits_answer() && answer.as_mut().poll(cx).is_ready() {
@@ -216,9 +240,27 @@ impl Relay<'_> {
                     return Poll::Ready(End::Finished { first });
                 }
                 Ok(true) => {}
-                Ok(false) => return Poll::Pending,
+                Ok(false) => {
+                    self.rest();
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    /// Nothing moves for now: buffers with nothing in them serve others.
+    fn rest(&mut self) {
+        if self.down.ready.is_empty() && self.channel.release_inbox() {
+            self.down.appetite.rest();
+        }
+        if self.channel.release_outbox() {
+            self.up.appetite.rest();
+        }
+    }
+
+    /// Whether something cannot be written.
+    fn is_blocked(&self) -> bool {
+        !self.down.ready.is_empty() || !self.channel.pending().is_empty()
     }
 
     fn is_finished(&self) -> bool {

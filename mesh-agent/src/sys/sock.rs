@@ -32,3 +32,49 @@ pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
 pub(crate) fn own_netns_cookie() -> io::Result<u64> {
     netns_cookie(socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?)
 }
+
+/// What the kernel has of its memory for what a socket has received and not yet given out, and for what is not yet sent or
+/// not yet acknowledged, in bytes (`SO_MEMINFO`, Linux 4.12).
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn memory(socket: impl AsFd) -> io::Result<usize> {
+    // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is the first, SK_MEMINFO_WMEM_QUEUED the sixth of nine.
+    let mut info = [0_u32; 9];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` and `len` are valid for writes and `len` holds the size of `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let [received, _, _, _, _, queued, ..] = info;
+    if result == 0 {
+        Ok(received as usize + queued as usize)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets the kernel choose the size of a socket's buffers again, after it was set (`SO_BUF_LOCK`, Linux 5.14).
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn let_buffers_grow(socket: impl AsFd) -> io::Result<()> {
+    let none: libc::c_int = 0;
+    // SAFETY: `none` is valid for reads, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BUF_LOCK,
+            (&raw const none).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

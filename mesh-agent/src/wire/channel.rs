@@ -198,10 +198,14 @@ impl Channel {
         self.inbox.capacity() + self.outbox.capacity()
     }
 
-    /// Gives back the memory of empty buffers.
-    pub(crate) fn release(&mut self) {
-        self.inbox.release();
-        self.outbox.release();
+    /// Gives the receive buffer back if nothing is in it, and says so; voids the places of data handed out before.
+    pub(crate) fn release_inbox(&mut self) -> bool {
+        self.inbox.release()
+    }
+
+    /// Gives the send buffer back if nothing is in it, and says so.
+    pub(crate) fn release_outbox(&mut self) -> bool {
+        self.outbox.release()
     }
 
     fn alert(&mut self, level: u8, description: u8) {

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::buffers;
 use super::reason::TlsReason;
 use super::record::{self, MAX_RECORD_BYTES};
 
-/// A buffer of one to eight records, with the unused bytes at `start..end`.
+/// A buffer of one to eight records, or none, with the unused bytes at `start..end`.
 #[derive(Default)]
 pub(super) struct Inbox {
     buffer: Vec<u8>,
@@ -66,12 +67,17 @@ impl Inbox {
         }
         let size = records.saturating_mul(MAX_RECORD_BYTES).max(self.end);
         if self.end == 0 && self.buffer.len() > 2 * size {
-            self.buffer = Vec::new(); // a busy stream has turned quiet
+            self.release(); // a busy stream has turned quiet
         }
         if self.buffer.len() < size {
             // Exact: doubling would break the bound on a connection's memory.
-            self.buffer.reserve_exact(size - self.buffer.len());
-            self.buffer.resize(size, 0);
+            let mut larger = buffers::take(size);
+            if let (Some(to), Some(from)) =
+                (larger.get_mut(..self.end), self.buffer.get(..self.end))
+            {
+                to.copy_from_slice(from);
+            }
+            buffers::give_back(std::mem::replace(&mut self.buffer, larger));
         }
         self.buffer.get_mut(self.end..size).unwrap_or_default()
     }
@@ -86,11 +92,14 @@ impl Inbox {
         self.buffer.capacity()
     }
 
-    /// Gives the memory back if nothing is in it.
-    pub(super) fn release(&mut self) {
-        if self.start == self.end {
-            *self = Self::default();
+    /// Gives the buffer back if nothing is in it, and says so. Places given before are void.
+    pub(super) fn release(&mut self) -> bool {
+        let is_empty = self.start == self.end;
+        if is_empty {
+            (self.start, self.end) = (0, 0);
+            buffers::give_back(std::mem::take(&mut self.buffer));
         }
+        is_empty
     }
 }
 

@@ -7,6 +7,7 @@
 //! place, in our own buffers (`record`): rustls' own record layer copies each record at least once
 //! per direction and does not keep record boundaries, which are our frames.
 
+pub(crate) mod buffers;
 mod channel;
 pub mod frame;
 #[cfg(any(test, feature = "fuzz"))]

@@ -6,6 +6,7 @@
 use std::array;
 use std::io::IoSliceMut;
 
+use super::buffers::{self, UNIT_BYTES};
 use super::frame::{MAX_PAYLOAD_BYTES, kind};
 use super::reason::SessionError;
 use super::record::{Content, HEADER_BYTES, TRAILER_BYTES};
@@ -16,8 +17,9 @@ pub(crate) const MAX_RECORDS: usize = 8;
 
 /// Before the data of a frame: the record's header and the frame's type.
 const BEFORE: usize = HEADER_BYTES + 1;
-/// A full DATA record.
+/// A full DATA record. A buffer has room for so many as it has units.
 const STRIDE: usize = BEFORE + MAX_PAYLOAD_BYTES + TRAILER_BYTES;
+const _: () = assert!(STRIDE <= UNIT_BYTES);
 
 /// A buffer with the unwritten bytes at `start..end`.
 #[derive(Default)]
@@ -72,10 +74,10 @@ impl Outbox {
     /// [`Outbox::seal_data`]; slices beyond them are empty.
     pub(super) fn data_slices(&mut self, records: usize) -> [IoSliceMut<'_>; MAX_RECORDS] {
         let records = records.clamp(1, MAX_RECORDS);
-        if self.end == 0 && self.buffer.len() > 2 * records * STRIDE {
-            self.buffer = Vec::new(); // a busy stream has turned quiet
+        if self.end == 0 && self.buffer.len() > 2 * records * UNIT_BYTES {
+            self.release(); // a busy stream has turned quiet
         }
-        self.reserve(records * STRIDE);
+        self.reserve(records * UNIT_BYTES);
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
         let mut strides = room.chunks_exact_mut(STRIDE).take(records);
         array::from_fn(|_| {
@@ -110,11 +112,14 @@ impl Outbox {
         self.buffer.capacity()
     }
 
-    /// Gives the memory back if nothing is in it.
-    pub(super) fn release(&mut self) {
-        if self.start == self.end {
-            *self = Self::default();
+    /// Gives the buffer back if nothing is in it, and says so.
+    pub(super) fn release(&mut self) -> bool {
+        let is_empty = self.start == self.end;
+        if is_empty {
+            (self.start, self.end) = (0, 0);
+            buffers::give_back(std::mem::take(&mut self.buffer));
         }
+        is_empty
     }
 
     fn reserve(&mut self, length: usize) {
@@ -126,8 +131,13 @@ impl Outbox {
         let size = self.end + length;
         if self.buffer.len() < size {
             // Exact: doubling would break the bound on a connection's memory.
-            self.buffer.reserve_exact(size - self.buffer.len());
-            self.buffer.resize(size, 0);
+            let mut larger = buffers::take(size);
+            if let (Some(to), Some(from)) =
+                (larger.get_mut(..self.end), self.buffer.get(..self.end))
+            {
+                to.copy_from_slice(from);
+            }
+            buffers::give_back(std::mem::replace(&mut self.buffer, larger));
         }
     }
 }
@@ -145,10 +155,10 @@ mod tests {
             let slices = outbox.data_slices(records);
             assert_eq!(slices.iter().filter(|slice| !slice.is_empty()).count(), records);
         }
-        assert!(outbox.capacity() <= 3000 + MAX_RECORDS * STRIDE, "{}", outbox.capacity());
+        assert!(outbox.capacity() <= 3000 + MAX_RECORDS * UNIT_BYTES, "{}", outbox.capacity());
         outbox.written(3000);
         outbox.data_slices(1);
-        assert!(outbox.capacity() <= STRIDE, "{}", outbox.capacity());
+        assert!(outbox.capacity() <= UNIT_BYTES, "{}", outbox.capacity());
         outbox.release();
         assert_eq!(outbox.capacity(), 0);
     }

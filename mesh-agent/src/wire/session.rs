@@ -234,8 +234,14 @@ impl Session {
                     return Err(error);
                 }
             }
-            let room = self.channel.spare(1);
-            let count = match poll_fn(|cx| poll_read(&self.tcp, cx, room)).await {
+            let read = poll_fn(|cx| {
+                let read = poll_read(&self.tcp, cx, self.channel.spare(1));
+                if read.is_pending() {
+                    self.channel.release_inbox(); // it may be long
+                }
+                read
+            });
+            let count = match read.await {
                 Ok(0) => return Err(write_error.map_or(SessionError::Truncated, SessionError::Io)),
                 Ok(count) => count,
                 Err(error) => return Err(cut_off(write_error.unwrap_or(error))),

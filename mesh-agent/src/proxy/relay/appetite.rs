@@ -26,9 +26,24 @@ impl Appetite {
         self.room = room;
     }
 
-    /// Records to make room for: 1 to 8.
-    pub(super) fn records(&self) -> usize {
+    /// Records to make room for: 1 to 8, as far as there is room.
+    pub(super) fn records(&mut self) -> usize {
+        if let Some(lease) = &mut self.room
+            && lease.has() + 1 < self.records
+        {
+            let missing = self.records - 1 - lease.has();
+            if !lease.grow(missing) {
+                self.records = lease.has() + 1;
+            }
+        }
         self.records
+    }
+
+    /// Its buffer has been given back. What it wants next is not forgotten, but others may have the room meanwhile.
+    pub(super) fn rest(&mut self) {
+        if let Some(lease) = &mut self.room {
+            lease.clear();
+        }
     }
 
     /// A read brought `count` bytes where there was room for `room`.
@@ -70,6 +85,29 @@ mod tests {
         drop(taken);
         appetite.fed(100, 100);
         assert_eq!(appetite.records(), 2);
+    }
+
+    #[test]
+    fn who_rests_leaves_the_room_to_others_and_asks_anew() {
+        let (spare, used) = (Spare::default(), Used::default());
+        let mut appetite = Appetite::default();
+        appetite.feed_from(Some(spare.lease(&used)));
+        for _ in 0..3 {
+            appetite.fed(100, 100);
+        }
+        assert_eq!(appetite.records(), 8);
+        appetite.rest();
+        let (other, mut taken) = (Used::default(), Vec::new());
+        loop {
+            let mut lease = spare.lease(&other);
+            if !lease.grow(1) {
+                break;
+            }
+            taken.push(lease);
+        }
+        appetite.rest();
+        assert_eq!(appetite.records(), 8, "a pod that has none finds room");
+        drop(taken);
     }
 
     #[test]

@@ -20,6 +20,11 @@ impl Counters {
         self.from_peer.load(Ordering::Relaxed)
     }
 
+    /// Both, to see whether anything moves.
+    pub(super) fn sum(&self) -> u64 {
+        self.to_peer().wrapping_add(self.from_peer())
+    }
+
     pub(super) fn add_to_peer(&self, bytes: usize) {
         self.to_peer.fetch_add(bytes as u64, Ordering::Relaxed);
     }

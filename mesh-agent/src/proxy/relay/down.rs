@@ -20,7 +20,7 @@ const MAX_SLICES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Down {
     /// Data opened and not yet written, by its place in the receive buffer.
-    ready: VecDeque<Range<usize>>,
+    pub(super) ready: VecDeque<Range<usize>>,
     pub(super) appetite: Appetite,
     /// FIN has come.
     fin: bool,

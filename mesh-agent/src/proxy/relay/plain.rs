@@ -10,15 +10,15 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::appetite::Appetite;
 use super::end::reset_code;
-use super::{AppStream, CarryOptions, Counters, End, GRACE, Party, far_future, stopped};
+use super::{AppStream, CarryOptions, Counters, End, GRACE, Memory, Party, far_future, stopped};
 use crate::proxy::memory::Lease;
+use crate::proxy::socket_memory::Meter;
 use crate::wire::ResetCode;
+use crate::wire::buffers::{self, UNIT_BYTES};
 use crate::wire::hello::{self, Hello};
 use crate::wire::io::{poll_read, poll_write, shutdown_write};
-
-/// To begin with, and for a busy stream.
-const BUFFER_BYTES: [usize; 2] = [16 * 1024, 128 * 1024];
 
 /// Carries one connection between two sockets without TLS, with the ends of [`super::carry`]:
 /// `app` is [`Party::App`], `peer` is [`Party::Peer`]. There is no OPEN that could be answered in time.
@@ -32,9 +32,9 @@ pub async fn relay_plain(
     options: CarryOptions<'_>,
 ) -> End {
     let CarryOptions { memory, stop, .. } = options;
-    let [room_up, room_down] = memory.map_or([None, None], |leases| leases.map(Some));
+    let ([room_up, room_down], meter) = Memory::split(memory);
     let up = Pipe::new(app.tcp(), peer.tcp(), room_up);
-    finish(run(up, room_down, counters, stop).await, app, peer)
+    finish(run(up, (room_down, meter), counters, stop).await, app, peer)
 }
 
 /// As [`relay_plain`], but what `app` says first is held back until it is known not to be an agent's `ClientHello`; if it
@@ -49,9 +49,9 @@ pub async fn relay_plain_held(
     options: CarryOptions<'_>,
 ) -> End {
     let CarryOptions { memory, stop, .. } = options;
-    let [room_up, room_down] = memory.map_or([None, None], |leases| leases.map(Some));
+    let ([room_up, room_down], meter) = Memory::split(memory);
     let up = Pipe { held: true, ..Pipe::new(app.tcp(), peer.tcp(), room_up) };
-    finish(run(up, room_down, counters, stop).await, app, peer)
+    finish(run(up, (room_down, meter), counters, stop).await, app, peer)
 }
 
 fn finish(end: End, app: AppStream, peer: AppStream) -> End {
@@ -64,7 +64,7 @@ fn finish(end: End, app: AppStream, peer: AppStream) -> End {
 
 async fn run(
     mut up: Pipe<'_>,
-    room_down: Option<Lease>,
+    (room_down, mut meter): (Option<Lease>, Option<Box<Meter>>),
     counters: &Counters,
     stop: Option<watch::Receiver<Option<ResetCode>>>,
 ) -> End {
@@ -104,12 +104,20 @@ async fn run(
                     let first = first_fin.unwrap_or(Party::App);
                     return Poll::Ready(End::Finished { first });
                 }
-                (Ok(false), Ok(false)) => break,
+                (Ok(false), Ok(false)) => {
+                    up.rest();
+                    down.rest();
+                    break;
+                }
                 (Ok(up), Ok(down)) => {
                     up_moved |= up;
                     down_moved |= down;
                 }
             }
+        }
+        if let Some(meter) = &mut meter {
+            let is_blocked = up.start < up.end || down.start < down.end;
+            meter.poll(cx, [app, peer], is_blocked, counters.sum());
         }
         let app_is_dead = app_failed || down.sink_error.is_some();
         if app_is_dead || peer_failed || up.sink_error.is_some() {
@@ -148,12 +156,13 @@ struct Pipe<'a> {
     held: bool,
     /// … and one does.
     is_agent: bool,
-    /// Where the room for a large buffer comes from; it is had without asking without it.
-    room: Option<Lease>,
+    appetite: Appetite,
 }
 
 impl<'a> Pipe<'a> {
     fn new(source: &'a TcpStream, sink: &'a TcpStream, room: Option<Lease>) -> Self {
+        let mut appetite = Appetite::default();
+        appetite.feed_from(room);
         Self {
             source,
             sink,
@@ -166,7 +175,7 @@ impl<'a> Pipe<'a> {
             sink_error: None,
             held: false,
             is_agent: false,
-            room,
+            appetite,
         }
     }
 
@@ -220,19 +229,18 @@ impl<'a> Pipe<'a> {
     }
 
     fn read(&mut self, cx: &mut Context<'_>, write_error: Option<io::ErrorKind>) -> bool {
-        let [small, large] = BUFFER_BYTES;
-        if self.buffer.is_empty() {
-            self.buffer.resize(small, 0);
-        } else if self.end == small
-            && self.buffer.len() == small
-            && self.room.as_mut().is_none_or(|lease| lease.grow(large / small - 1))
-        {
-            self.buffer.resize(large, 0);
-        }
         if !self.held {
             (self.start, self.end) = (0, 0);
         }
+        if self.end == 0 {
+            let size = self.appetite.records() * UNIT_BYTES;
+            if self.buffer.len() != size {
+                buffers::give_back(std::mem::take(&mut self.buffer));
+                self.buffer = buffers::take(size);
+            }
+        }
         let free = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let room = free.len();
         match poll_read(self.source, cx, free) {
             Poll::Pending => return false,
             // The beginning of an agent's ClientHello, and then the end: not for an application either.
@@ -245,11 +253,21 @@ impl<'a> Pipe<'a> {
             },
             Poll::Ready(Ok(count)) => {
                 self.end += count;
+                self.appetite.fed(count, room);
                 self.judge();
             }
             Poll::Ready(Err(error)) => self.reset = Some(reset_code(error.kind())),
         }
         true
+    }
+
+    /// Nothing moves for now: a buffer with nothing in it serves others.
+    fn rest(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            buffers::give_back(std::mem::take(&mut self.buffer));
+            self.appetite.rest();
+        }
     }
 
     /// Whether what is held can go on.
@@ -263,4 +281,4 @@ impl<'a> Pipe<'a> {
     }
 }
 
-const _: () = assert!(hello::MAX_BYTES < BUFFER_BYTES[0]);
+const _: () = assert!(hello::MAX_BYTES < UNIT_BYTES);

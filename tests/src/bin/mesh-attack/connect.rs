@@ -102,7 +102,8 @@ pub(crate) fn hold(spec: &AttackSpec, worker: u64, shared: &Shared) {
         thread::sleep(DRIP);
         held.retain_mut(|(stream, said)| {
             let alive = is_open(spec, stream, shared)
-                && (spec.kind != Kind::Drip || drip(stream, &hello, said));
+                && (spec.kind != Kind::Drip || drip(stream, &hello, said))
+                && (spec.kind != Kind::Fill || fill(stream, shared));
             if !alive {
                 Shared::add(&shared.ended);
                 shared.open.fetch_sub(1, Ordering::Relaxed);
@@ -135,6 +136,18 @@ fn is_open(spec: &AttackSpec, stream: &mut TcpStream, shared: &Shared) -> bool {
         }
         Err(error) => error.kind() == io::ErrorKind::WouldBlock,
     }
+}
+
+/// What the kernel takes now, up to some megabytes.
+fn fill(stream: &mut TcpStream, shared: &Shared) -> bool {
+    let piece = [0x66; 16 * 1024];
+    for _ in 0..256 {
+        match stream.write(&piece) {
+            Ok(count) => drop(shared.said.fetch_add(count as u64, Ordering::Relaxed)),
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+    true
 }
 
 /// One byte more, over and over.

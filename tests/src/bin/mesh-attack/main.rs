@@ -45,6 +45,7 @@ struct Shared {
     ended: AtomicU64,
     open: AtomicU64,
     heard: AtomicU64,
+    said: AtomicU64,
 }
 
 impl Shared {
@@ -64,6 +65,7 @@ impl Shared {
             ended: of(&self.ended),
             open: of(&self.open),
             heard: of(&self.heard),
+            said: of(&self.said),
         }
     }
 
@@ -91,7 +93,9 @@ fn attack(spec: &AttackSpec) -> Result<()> {
                 Kind::Syn => forge::syns(spec, shared),
                 Kind::Orphan => connect::orphans(spec, number, shared),
                 Kind::Destroy => destroy::listeners(spec, shared),
-                Kind::Silent | Kind::Hold | Kind::Drip => connect::hold(spec, number, shared),
+                Kind::Silent | Kind::Hold | Kind::Drip | Kind::Fill => {
+                    connect::hold(spec, number, shared);
+                }
                 Kind::Hello | Kind::Garbage | Kind::Dial => connect::again(spec, number, shared),
             });
         }

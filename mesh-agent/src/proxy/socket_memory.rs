@@ -1,0 +1,258 @@
+//! The kernel's memory of the agent's sockets. A connection whose one side takes nothing fills buffers of four sockets, of
+//! which the kernel lets each grow to megabytes while data flows (`tcp_rmem`, `tcp_wmem`); and what TCP has on the whole
+//! machine is bounded (`tcp_mem`), so that a few hundred of them would slow down every stream of the node.
+//!
+//! What waits to be sent is bounded for every socket ([`SEND_AHEAD`]), and what is received until the connection has carried
+//! something ([`YOUNG_BYTES`]). What has been received is measured while it cannot go
+//! on, and counted against a budget that all pods share by the rule of `limits.rs`. Connections of a pod that has its share,
+//! and that stand still, get receive buffers of [`NARROW_BYTES`]: beyond that the kernel takes nothing more in, and tells
+//! the sender so. When they move again, or there is room, the kernel chooses their size again as for any other socket.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Context,
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep, sleep},
+};
+
+use super::memory::{Lease, Store, Used};
+use crate::{sys::sock, world::ObjectName};
+
+/// What may wait in a socket until it is sent, in bytes: a write of eight records, so that the next one is made while this
+/// one is sent. What is sent and not acknowledged comes on top; the peer's window bounds it.
+pub(super) const SEND_AHEAD: u32 = 128 * 1024;
+
+/// What all sockets of connections that cannot go on may have, in bytes, or less on a small machine.
+const MAX_BUDGET_BYTES: usize = 256 * 1024 * 1024;
+/// The part of `tcp_mem`'s pressure limit that it may be at most.
+const PART_OF_PRESSURE: usize = 4;
+/// Linux counts TCP's memory in pages; those of 4 KiB are the smallest there are.
+const PAGE_BYTES: usize = 4096;
+
+/// The receive buffer of a connection that has carried less than [`PROVEN_BYTES`]; the kernel doubles it for its own overhead.
+/// Over 50 ms of way and back, the first megabyte takes 8 of them, as it would by TCP's slow start.
+const YOUNG_BYTES: usize = 128 * 1024;
+/// After so many bytes the kernel chooses the size.
+const PROVEN_BYTES: u64 = 1024 * 1024;
+
+/// What may wait to be sent, and the receive buffer, of a connection that stands still while its pod has its share. The
+/// kernel doubles the latter.
+const NARROW_BYTES: u32 = 16 * 1024;
+
+/// How long a connection is blocked before it is measured, and between two looks while what it holds still grows: at 1 GB/s,
+/// 50 MB come meanwhile.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// The same for one that is not blocked: what it has sent may still wait in the kernel. Longer, since most have nothing there.
+const LOOK_AFTER_SENDING: Duration = Duration::from_millis(500);
+/// The longest time between two looks at one that stands still; it doubles from one to the next.
+const LAST_LOOK: Duration = Duration::from_millis(1600);
+
+/// A connection stands still if since the last look less than this part of what it holds has moved: what it holds would
+/// take a fifth of a second to go, or longer.
+const SLOW_PART: u64 = 4;
+
+/// How long `status` shows that a pod has its share, after it was seen last.
+const SHOWN_FOR: Duration = Duration::from_secs(5);
+
+/// The budget of all pods, and who has used up his share.
+pub(super) struct SocketMemory {
+    store: Store,
+    budget: usize,
+    over: Mutex<BTreeMap<String, (usize, Instant)>>,
+}
+
+impl Default for SocketMemory {
+    fn default() -> Self {
+        let budget = budget(&fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default());
+        Self { store: Store::of(budget), budget, over: Mutex::default() }
+    }
+}
+
+/// Of the three numbers of `tcp_mem`, the second is where pressure begins (tcp(7)).
+fn budget(tcp_mem: &str) -> usize {
+    let pages = tcp_mem.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    let part = pages.map(|pages| pages.saturating_mul(PAGE_BYTES) / PART_OF_PRESSURE);
+    part.map_or(MAX_BUDGET_BYTES, |part| part.min(MAX_BUDGET_BYTES))
+}
+
+impl SocketMemory {
+    /// What connections that cannot go on have now, and may have, in bytes.
+    pub(super) fn usage(&self) -> (usize, usize) {
+        (self.budget.saturating_sub(self.store.free()), self.budget)
+    }
+
+    /// A pod has its share, and so much.
+    fn note(&self, pod: &ObjectName, bytes: usize) {
+        self.lock().insert(pod.to_string(), (bytes, Instant::now()));
+    }
+
+    /// The pods that had their share a moment ago, and how many bytes each has.
+    pub(super) fn over(&self) -> Vec<(String, usize)> {
+        let mut over = self.lock();
+        over.retain(|_, (_, seen)| seen.elapsed() < SHOWN_FOR);
+        over.iter().map(|(pod, (bytes, _))| (pod.clone(), *bytes)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (usize, Instant)>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Measures the sockets of one connection, and narrows them when it must.
+pub struct Meter {
+    memory: Arc<SocketMemory>,
+    pod: ObjectName,
+    lease: Lease,
+    /// When it looks next; `None` while nothing can wait in the sockets.
+    next: Option<Pin<Box<Sleep>>>,
+    pause: Duration,
+    /// Bytes that had moved at the last look, and at the last poll.
+    moved: [u64; 2],
+    width: Width,
+}
+
+/// How its sockets' buffers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    /// As the kernel has made them.
+    New,
+    /// Bounded, until it has carried something.
+    Young,
+    /// Small.
+    Narrow,
+    /// The kernel chooses.
+    Wide,
+}
+
+impl Meter {
+    /// For one connection of a pod.
+    pub(super) fn new(memory: &Arc<SocketMemory>, pod: &ObjectName, used: &Used) -> Self {
+        Self {
+            memory: Arc::clone(memory),
+            pod: pod.clone(),
+            lease: memory.store.lease(used),
+            next: None,
+            pause: FIRST_LOOK,
+            moved: [0; 2],
+            width: Width::New,
+        }
+    }
+
+    /// To be called whenever nothing moves for now. `is_blocked`: something cannot be written. `moved`: bytes until now.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        sockets: [&TcpStream; 2],
+        is_blocked: bool,
+        moved: u64,
+    ) {
+        match self.width {
+            Width::New if self.lease.is_over() => self.set(Width::Narrow, sockets),
+            Width::New => self.set(Width::Young, sockets),
+            Width::Young if moved >= PROVEN_BYTES => self.set(Width::Wide, sockets),
+            _ => {}
+        }
+        let [at_look, at_poll] = &mut self.moved;
+        let has_moved = std::mem::replace(at_poll, moved) != moved;
+        if self.next.is_none() {
+            if !is_blocked && !has_moved {
+                return;
+            }
+            *at_look = moved;
+            self.pause = if is_blocked { FIRST_LOOK } else { LOOK_AFTER_SENDING };
+        }
+        let pause = self.pause;
+        let mut next = self.next.take().unwrap_or_else(|| Box::pin(sleep(pause)));
+        while next.as_mut().poll(cx).is_ready() {
+            if !self.look(sockets, is_blocked, moved) {
+                return;
+            }
+            next.as_mut().reset(Instant::now() + self.pause);
+        }
+        self.next = Some(next);
+    }
+
+    /// Measures; whether it has to be done again.
+    fn look(&mut self, sockets: [&TcpStream; 2], is_blocked: bool, moved: u64) -> bool {
+        // One that cannot be measured is dead, or about to be.
+        let held = sockets.map(|socket| sock::memory(socket).unwrap_or(0)).iter().sum();
+        let [at_look, _] = &mut self.moved;
+        let went = moved.wrapping_sub(std::mem::replace(at_look, moved));
+        let is_slow = went < held as u64 / SLOW_PART;
+        let grows = held > self.lease.has();
+        self.lease.set(held);
+        if held == 0 && !is_blocked {
+            if self.width == Width::Narrow {
+                self.set(Width::Wide, sockets);
+            }
+            return false;
+        }
+        let is_over = self.lease.is_over();
+        if is_over {
+            self.memory.note(&self.pod, self.lease.used());
+        }
+        match (is_slow, is_over) {
+            (true, true) if self.width != Width::Narrow => self.set(Width::Narrow, sockets),
+            (false, false) if self.width == Width::Narrow => self.set(Width::Wide, sockets),
+            _ => {}
+        }
+        let rests = is_slow && !grows;
+        self.pause = if rests { (self.pause * 2).min(LAST_LOOK) } else { FIRST_LOOK };
+        true
+    }
+
+    fn set(&mut self, width: Width, sockets: [&TcpStream; 2]) {
+        self.width = width;
+        for socket in sockets {
+            if let Err(error) = width.of(socket) {
+                tracing::debug!(%error, "the size of a socket's buffers"); // it is dead, or about to be
+            }
+        }
+    }
+}
+
+impl Width {
+    /// Sets the buffers of a socket. Only after the handshake, which settles how large a window can ever become.
+    fn of(self, socket: &TcpStream) -> io::Result<()> {
+        let options = SockRef::from(socket);
+        match self {
+            Self::New => Ok(()),
+            Self::Young => options.set_recv_buffer_size(YOUNG_BYTES),
+            Self::Narrow => {
+                options.set_tcp_notsent_lowat(NARROW_BYTES)?;
+                options.set_recv_buffer_size(NARROW_BYTES as usize)
+            }
+            Self::Wide => {
+                options.set_tcp_notsent_lowat(SEND_AHEAD)?;
+                options.set_recv_buffer_size(YOUNG_BYTES)?; // from where it grows
+                sock::let_buffers_grow(socket)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_a_part_of_what_tcp_may_have() {
+        assert_eq!(budget("10 40000 100\n"), 40_000 / 4 * 4096);
+        assert_eq!(budget("287898\t383867\t575796\n"), MAX_BUDGET_BYTES);
+        assert_eq!(budget("?"), MAX_BUDGET_BYTES);
+    }
+}
