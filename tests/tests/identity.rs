@@ -251,7 +251,7 @@ fn copy_ca(from: &Path, to: &Path) -> Result<()> {
 }
 
 #[test]
-fn an_announcement_that_contradicts_the_objects_is_not_believed() {
+fn a_pod_that_is_announced_with_another_identity_than_its_object_has_is_not_dialled() {
     scenario("identity-account", |net| {
         // The client's node has other news of the server's pod than the server's node.
         let dirs = Dirs::of(net);
@@ -265,11 +265,20 @@ fn an_announcement_that_contradicts_the_objects_is_not_believed() {
         pair.agents[1].wait_enrolled(&[&pair.server])?;
         pair.agents[1].wait_peers(1)?;
         let problem = pair.agents[0]
-            .wait_problem("the announcement", |problem| problem.code == "announcement_refused")?;
+            .wait_problem("the announcement", |problem| problem.code == "disputed_address")?;
         for word in ["node2", "another", "server"] {
             ensure!(problem.message.contains(word), "no {word} in {problem:?}");
         }
-        pair.agents[0].wait_peers(0)
+        let service = pair.serve(Talk::Exchange)?;
+        let seen = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "hello"))?;
+        ensure!((seen.end, seen.received) == (End::Reset, 0), "{seen:?}");
+        pair.agents[0].wait_flow("the refusal", |flow| flow.outcome == "disputed_address")?;
+        ensure!(service.conns().is_empty(), "{:?}", service.conns());
+        fs::copy(dirs.source.join(pod_file(&pair.server)), source.join(pod_file(&pair.server)))?;
+        pair.agents[0].wait_peers(1)?;
+        let seen = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "hello"))?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+        pair.agents[0].wait_flow("over mTLS", tests::flow::Flow::is_mtls).map(drop)
     });
 }
 

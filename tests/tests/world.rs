@@ -37,13 +37,15 @@ fn of_a_large_cluster_and_of_one_with_a_liar_in_it() -> Result<()> {
     }
     let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": enabled}},
-        pod("web", 1, IDLE), here, there, near,
+        pod("web", 1, IDLE), here, there, near, pod("lone", 2, &server("lone")),
     ]});
     cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
     let mesh = Mesh::install(&cluster)?;
-    mesh.wait_state(&[(1, "shop/web"), (1, "shop/here"), (2, "shop/there")], "enrolled")?;
+    mesh.wait_state(&[(1, "shop/web"), (1, "shop/here")], "enrolled")?;
+    mesh.wait_state(&[(2, "shop/there"), (2, "shop/lone")], "enrolled")?;
     services_are_balanced_as_kubernetes_says(&cluster, &mesh)?;
-    a_false_claim_is_not_believed(&cluster, &mesh)?;
+    a_dispute_about_an_honest_announcement_never_means_plaintext(&cluster, &mesh)?;
+    a_false_claim_is_told_and_ends(&cluster, &mesh)?;
     a_thousand_nodes(&cluster, &mesh)?;
     cluster.down()
 }
@@ -127,8 +129,97 @@ fn services_are_balanced_as_kubernetes_says(cluster: &Cluster, mesh: &Mesh<'_>) 
     Ok(())
 }
 
+/// What status says is wrong, as text.
+fn problems(mesh: &Mesh<'_>) -> Result<String> {
+    Ok(mesh.status(1)?["problems"].to_string())
+}
+
+/// Applies objects that contradict what node 2 announces of the pod `lone`, waits until node 1's agent tells of it, and dials
+/// the pod: over mutual TLS as before.
+fn contradicted(
+    cluster: &Cluster,
+    mesh: &Mesh<'_>,
+    lie: &[&str],
+    objects: &Value,
+    told: &[&str],
+) -> Result<()> {
+    cluster.kubectl_with(&objects.to_string(), lie.iter().copied())?;
+    eventually(PATIENCE, || {
+        let problems = problems(mesh)?;
+        let missing = told.iter().find(|told| !problems.contains(**told));
+        ensure!(missing.is_none(), "{missing:?} is not in {problems}");
+        Ok(())
+    })?;
+    is_reached_over_mutual_tls(cluster, mesh)
+}
+
+/// The pod that no service leads to.
+fn is_reached_over_mutual_tls(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    let lone = address(cluster, "lone")?;
+    let capture = cluster.node(1).capture()?;
+    let secret = "secret-of-the-request";
+    let answer = curl(cluster, &format!("http://{lone}:8080/?{secret}"))?;
+    let wire = capture.stop()?;
+    ensure!(answer.contains("lone"), "{answer}");
+    ensure!(!wire.contains(secret), "plaintext: {:?}", wire.quote(secret));
+    let flows = mesh.flows(1)?;
+    let last = flows.iter().rev().find(|flow| flow.server.address.to_string() == lone);
+    let last = last.context("no record of the dial")?;
+    let identity = last.server.identity.as_deref().unwrap_or_default();
+    ensure!(last.is_mtls() && identity.ends_with("/ns/shop/sa/default"), "{last:#?}");
+    Ok(())
+}
+
+/// Who may write `EndpointSlice`s, a node's own credentials, another agent's token.
+fn a_dispute_about_an_honest_announcement_never_means_plaintext(
+    cluster: &Cluster,
+    mesh: &Mesh<'_>,
+) -> Result<()> {
+    let lone = address(cluster, "lone")?;
+    is_reached_over_mutual_tls(cluster, mesh)?;
+    let announced = format!("{lone} is announced for pod shop/lone");
+    let over_tls = "dialled over TLS as pod shop/lone on node2";
+
+    let node3 = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3"}});
+    cluster.kubectl_with(&node3.to_string(), ["create", "-f", "-"])?;
+    let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": lone}]}});
+    let patch = addresses.to_string();
+    let own_status = ["patch", "node", "node3", "--subresource=status", "--type=merge", "-p"];
+    let own_status = [&own_status[..], &[patch.as_str()]].concat();
+    let told = [announced.as_str(), "Node node3 has it as a node's own address", over_tls];
+    contradicted(cluster, mesh, &own_status, &Value::Null, &told)?;
+    cluster.kubectl(["delete", "node", "node3"])?;
+
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "lie", "namespace": "default"},
+        "ports": [{"port": 1}], "endpoints": [{"addresses": [lone], "nodeName": "node1"}]});
+    let told = [announced.as_str(), "EndpointSlice default/lie", over_tls];
+    contradicted(cluster, mesh, &["apply", "-f", "-"], &slice, &told)?;
+
+    // The slice has ended that ranges bind; the name sorts before node 2's.
+    let claim = json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": "a-liar"},
+        "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": [{"uid": "false", "namespace": "shop",
+            "name": "liar", "serviceAccount": "liar", "addresses": [lone], "mode": "permissive",
+            "excludePorts": "8080", "generation": 1}]}});
+    let claimed = format!("{lone} is announced for pod shop/liar, but also for pod shop/lone");
+    contradicted(cluster, mesh, &["create", "-f", "-"], &claim, &[&claimed, over_tls])?;
+
+    cluster.kubectl(["delete", "meshnode", "a-liar"])?;
+    cluster.kubectl(["delete", "endpointslice", "lie"])?;
+    nothing_is_wrong(mesh)?;
+    is_reached_over_mutual_tls(cluster, mesh)
+}
+
+fn nothing_is_wrong(mesh: &Mesh<'_>) -> Result<()> {
+    eventually(PATIENCE, || {
+        let problems = problems(mesh)?;
+        ensure!(problems == "[]", "still wrong: {problems}");
+        Ok(())
+    })
+}
+
 /// The MeshNode of node 2 says that pods have addresses which are others'.
-fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let api = cluster.kubectl([
         "config",
         "view",
@@ -139,6 +230,7 @@ fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<(
     let outside =
         api.trim_start_matches("https://").rsplit_once(':').context("no port")?.0.to_owned();
     let near = address(cluster, "near")?;
+    let near_url = format!("http://{near}:8080/");
     let node3 = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3"},
         "spec": {"podCIDR": "10.250.3.0/24", "podCIDRs": ["10.250.3.0/24"]}});
     cluster.kubectl_with(&node3.to_string(), ["create", "-f", "-"])?;
@@ -150,37 +242,40 @@ fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<(
         serde_json::from_str(&cluster.kubectl(["get", "meshnode", "node2", "-o", "json"])?)?;
     let mut pods = before["spec"]["pods"].as_array().cloned().context("no pods")?;
     let claims = [
-        (outside.as_str(), "lies outside of"),
-        ("10.250.3.7", "lies in the range of pod addresses of node3"),
-        (near.as_str(), "belongs to pod shop/near"),
+        (outside.as_str(), "announcement_doubted", "it lies outside of"),
+        ("10.250.3.7", "announcement_doubted", "it lies in the range of pod addresses of node3"),
+        (near.as_str(), "disputed_address", "the object of pod shop/near"),
     ];
-    for (number, (address, _)) in claims.iter().enumerate() {
-        pods.push(json!({"uid": format!("false-{number}"), "namespace": "shop", "name": "cart", "serviceAccount": "default",
+    for (number, (address, ..)) in claims.iter().enumerate() {
+        pods.push(json!({"uid": format!("false-{number}"), "namespace": "shop", "name": "cart", "serviceAccount": "liar",
             "addresses": [address], "mode": "permissive", "generation": 1}));
     }
     let lie = json!({"spec": {"pods": pods}}).to_string();
     cluster.kubectl(["patch", "meshnode", "node2", "--type=merge", "-p", &lie])?;
     eventually(PATIENCE, || {
-        let status = mesh.status(1)?;
-        let problems = status["problems"].to_string();
-        for (address, why) in &claims {
-            let told = format!("{address} is announced for pod shop/cart, but {why}");
-            ensure!(problems.contains(&told), "{told:?} is not in {problems}");
+        let problems = mesh.status(1)?["problems"].clone();
+        let problems = problems.as_array().context("no problems")?;
+        for (address, code, why) in &claims {
+            let told = format!("{address} is announced for pod shop/cart, but ");
+            let is_told = |problem: &&Value| {
+                let message = problem["message"].as_str().unwrap_or_default();
+                problem["code"] == *code && message.contains(&told) && message.contains(why)
+            };
+            ensure!(problems.iter().any(|it| is_told(&it)), "{told}… {why}: {problems:#?}");
         }
-        ensure!(problems.contains("announcement_refused"), "{problems}");
-        ensure!(status["remote_peers"] == 1, "{status:#}");
         Ok(())
     })?;
-    // Whoever is there is dialled as before.
-    ensure!(curl(cluster, &format!("http://{near}:8080/"))?.contains("near"));
-    curl(cluster, &format!("{api}/version"))?;
+    // What is claimed is not dialled in plaintext, whoever is there.
+    ensure!(curl(cluster, &near_url).is_err(), "a disputed address was dialled");
+    let refused = mesh.flows(1)?;
+    let refused = refused.iter().rev().find(|flow| flow.server.address.to_string() == near);
+    ensure!(refused.is_some_and(|flow| flow.outcome == "disputed_address"), "{refused:#?}");
+    ensure!(curl(cluster, &format!("{api}/version")).is_err(), "a claimed address was dialled");
 
     cluster.node(2).run(["kill", "-CONT", &agent])?;
-    eventually(PATIENCE, || {
-        let problems = mesh.status(1)?["problems"].clone();
-        ensure!(problems == json!([]), "node 2's agent does not put it right: {problems:#}");
-        Ok(())
-    })?;
+    nothing_is_wrong(mesh)?;
+    ensure!(curl(cluster, &near_url)?.contains("near"));
+    curl(cluster, &format!("{api}/version"))?;
     // Also while it runs, as an agent that has just handed over could.
     mesh.wait_state(&[(2, "shop/there")], "enrolled")?;
     let nothing = json!({"spec": {"pods": []}}).to_string();
@@ -194,6 +289,8 @@ fn a_false_claim_is_not_believed(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<(
     cluster.kubectl(["delete", "node", "node3"]).map(drop)
 }
 
+/// Announced by node 2.
+const REMOTE: usize = 2;
 const NODES: usize = 1_000;
 const PODS_PER_NODE: usize = 30;
 /// Announcements that change while traffic is measured.
@@ -272,7 +369,7 @@ fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     bulk.send(&all.collect::<Vec<_>>())?;
     let written = since.elapsed();
     let since = Instant::now();
-    let known = NODES * PODS_PER_NODE + 1;
+    let known = NODES * PODS_PER_NODE + REMOTE;
     eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;
         ensure!(status["remote_peers"] == known, "{} of {known}", status["remote_peers"]);

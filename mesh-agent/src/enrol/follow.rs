@@ -11,7 +11,7 @@ use crate::{
     kernel::KernelError,
     proxy::Mesh,
     tasks::off_the_workers,
-    world::{Announcements, Cidr, LocalNode, Objects, Snapshot, World},
+    world::{Announcements, Cidr, Incumbents, LocalNode, Objects, Snapshot, World},
 };
 
 /// See the file. `None` only while it works, or after a step that was dropped before its end: then it begins anew.
@@ -56,7 +56,10 @@ impl Follower {
                     world.update(&objects, &announcements, &local);
                     world
                 }
-                empty => empty.insert(World::new(&objects, &announcements, &local)),
+                empty => {
+                    let incumbents = Incumbents::default();
+                    empty.insert(World::new(&objects, &announcements, &local, incumbents))
+                }
             };
             (world.snapshot().clone(), world.work().total())
         };

@@ -52,7 +52,7 @@ fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, KernelError> 
     let mut claims = Vec::new();
     for row in world.kernel_addresses() {
         addresses.insert(row.address.into(), address_bits(&row));
-        let Some(peer) = world.peer(row.address) else { continue };
+        let Some(peer) = world.believed(row.address) else { continue };
         let sets = [(row.exclude_ports, PORT_EXCLUDED), (row.permissive_ports, PORT_PERMISSIVE)];
         for (ports, bit) in sets {
             if let Some(ports) = ports.filter(|ports| !ports.is_empty()) {

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     flows::{self, Bytes, Direction, Ended, Flow, Party, Security},
     wire::{Accepted, Open, Refusal, Refused, Session, SessionError},
-    world::Peer,
+    world::{Claimant, Peer, Standing},
 };
 
 /// How long a failed handshake keeps its place among those of its source: with 64 places, 64 failures a second. Each costs
@@ -134,7 +134,7 @@ async fn rest(slot: HandshakeSlot) {
 
 /// Whether an announced peer dials a port that is not excluded: TLS follows, unless the peer has just left the mesh.
 fn announced(mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> bool {
-    !is_excluded(mesh, to) && mesh.world.load().peer(from.ip()).is_some()
+    !is_excluded(mesh, to) && mesh.world.load().believed(from.ip()).is_some()
 }
 
 /// Whether the pod takes plaintext on this port although it may be strict.
@@ -142,11 +142,11 @@ fn is_open_port(mesh: &Mesh, to: SocketAddr) -> bool {
     let is_open = |port: u16, own: &Peer| {
         own.exclude_ports.contains(port) || own.permissive_ports.contains(port)
     };
-    mesh.world.load().peer(to.ip()).is_some_and(|own| is_open(to.port(), own))
+    mesh.world.load().believed(to.ip()).is_some_and(|own| is_open(to.port(), own))
 }
 
 fn is_excluded(mesh: &Mesh, to: SocketAddr) -> bool {
-    mesh.world.load().peer(to.ip()).is_some_and(|own| own.exclude_ports.contains(to.port()))
+    mesh.world.load().believed(to.ip()).is_some_and(|own| own.exclude_ports.contains(to.port()))
 }
 
 fn client_gone(error: &std::io::Error) -> Ended {
@@ -260,17 +260,24 @@ fn check(mesh: &Mesh, session: &Session, open: &Open, between: Between) -> Resul
         ));
     }
     let world = mesh.world.load();
-    let Some(peer) = world.peer(between.from.ip()) else {
-        return Ok(()); // not announced yet: the certificate is all that is known, and it is enough
-    };
-    match mesh.identity_of(peer) {
-        Some(expected) if expected == *session.peer_identity() => Ok(()),
-        Some(expected) => mismatch(format!(
-            "{} is {expected}, but the certificate says {}",
-            between.from.ip(),
-            session.peer_identity()
-        )),
-        None => mismatch(format!("the pod at {} has no identity", between.from.ip())),
+    let from = between.from.ip();
+    let shown = session.peer_identity();
+    match world.standing(from) {
+        None => Ok(()), // not announced yet: the certificate is all that is known, and it is enough
+        Some(Standing::Believed(peer)) => match mesh.identity_of(peer) {
+            Some(expected) if expected == *shown => Ok(()),
+            Some(expected) => {
+                mismatch(format!("{from} is {expected}, but the certificate says {shown}"))
+            }
+            None => mismatch(format!("the pod at {from} has no identity")),
+        },
+        Some(Standing::Disputed(dispute)) => {
+            let identity = |it: &Claimant| mesh.identity(&it.namespace, &it.service_account);
+            if dispute.claimants.iter().filter_map(identity).any(|claimed| claimed == *shown) {
+                return Ok(());
+            }
+            mismatch(format!("{from} is {dispute}, but the certificate says {shown}"))
+        }
     }
 }
 

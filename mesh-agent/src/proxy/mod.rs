@@ -131,13 +131,17 @@ impl Mesh {
 
     /// The identity that a peer must prove, or `None` if its names make none.
     fn identity_of(&self, peer: &Peer) -> Option<SpiffeId> {
-        SpiffeId::new(&self.trust_domain, &peer.namespace, &peer.service_account).ok()
+        self.identity(&peer.namespace, &peer.service_account)
+    }
+
+    fn identity(&self, namespace: &str, service_account: &str) -> Option<SpiffeId> {
+        SpiffeId::new(&self.trust_domain, namespace, service_account).ok()
     }
 
     /// Whose share a client's connections count against.
     pub fn client(&self, address: IpAddr) -> ClientKey {
         let world = self.world.load();
-        if world.workload(address).is_some() || world.peer(address).is_some() {
+        if world.workload(address).is_some() || world.believed(address).is_some() {
             ClientKey::of_pod(address)
         } else {
             ClientKey::of_stranger(address)
@@ -153,8 +157,7 @@ impl Mesh {
     pub fn pod_at(&self, address: IpAddr) -> Option<String> {
         let world = self.world.load();
         let known = world.workload(address).map(|pod| format!("{}/{}", pod.namespace, pod.name));
-        known
-            .or_else(|| world.peer(address).map(|peer| format!("{}/{}", peer.namespace, peer.name)))
+        known.or_else(|| world.believed(address).map(|it| format!("{}/{}", it.namespace, it.name)))
     }
 
     /// What a connection of a pod may take beside its first records.

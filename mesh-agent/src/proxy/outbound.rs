@@ -35,7 +35,7 @@ use crate::{
     identity::SpiffeId,
     kernel::{MEMORY, MEMORY_OF_AGENT},
     wire::{Open, Refusal, Refused, Session, SourcePod},
-    world::{Endpoint, Mode, ServicePort, pick},
+    world::{DialAs, Dispute, Endpoint, Mode, ServicePort, pick},
 };
 
 /// How long a TLS handshake with a peer may take.
@@ -62,6 +62,10 @@ enum Failure {
     Path(#[from] PathError),
     #[error("the names of the destination's namespace and service account make no SPIFFE id")]
     NoIdentity,
+    #[error(
+        "{address} is said to be that of {dispute}; nothing decides between them, and it is not dialled; `status` says more"
+    )]
+    Disputed { address: IpAddr, dispute: Arc<Dispute> },
 }
 
 impl Failure {
@@ -82,6 +86,7 @@ impl Failure {
             Self::Peer(error) => error.code(),
             Self::Path(error) => error.code(),
             Self::NoIdentity => "no_peer_identity",
+            Self::Disputed { .. } => "disputed_address",
         };
         Ended::new(code, self.to_string())
     }
@@ -98,7 +103,8 @@ impl Failure {
             Self::Peer(PeerError::Config(_) | PeerError::Handshake(_) | PeerError::Session(_))
             | Self::ClientGone
             | Self::Path(_)
-            | Self::NoIdentity => return None,
+            | Self::NoIdentity
+            | Self::Disputed { .. } => return None,
         };
         let errno = match dial {
             DialError::Refused { .. } => errno::ECONNREFUSED,
@@ -123,6 +129,7 @@ impl Failure {
             Self::Dial(DialError::Refused { .. })
                 | Self::Peer(PeerError::Dial(DialError::Refused { .. }))
                 | Self::Path(_)
+                | Self::Disputed { .. }
         )
     }
 }
@@ -423,15 +430,17 @@ fn random() -> u64 {
 /// Whom we must meet at an address and port, or `None` if it is not in the mesh.
 fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Failure> {
     let world = mesh.world.load();
-    match world.peer(target.ip()) {
-        Some(peer) if !peer.exclude_ports.contains(target.port()) => {
-            let expected = mesh.identity_of(peer).ok_or(Failure::NoIdentity)?;
-            let (node, strict) = (peer.node.clone(), peer.mode == Mode::Strict);
-            let only_tls = strict && !peer.permissive_ports.contains(target.port());
-            Ok(Some(MeshedPeer { target, expected, node, strict, only_tls }))
+    let peer = match world.dial_as(target) {
+        DialAs::Plain => return Ok(None),
+        DialAs::Tls(peer) => peer,
+        DialAs::Refused(dispute) => {
+            return Err(Failure::Disputed { address: target.ip(), dispute: Arc::clone(dispute) });
         }
-        _ => Ok(None),
-    }
+    };
+    let expected = mesh.identity_of(peer).ok_or(Failure::NoIdentity)?;
+    let (node, strict) = (peer.node.clone(), peer.mode == Mode::Strict);
+    let only_tls = strict && !peer.permissive_ports.contains(target.port());
+    Ok(Some(MeshedPeer { target, expected, node, strict, only_tls }))
 }
 
 /// By TLS, if the path leaves address and port alone; else as the modes of both pods say.

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::testing::{TestDir, until};
 use super::{FileSource, OpenError, SourceState};
-use crate::world::{Announcements, LocalNode, NodeName, Snapshot};
+use crate::world::{Announcements, Incumbents, LocalNode, NodeName, Snapshot};
 
 const NAMESPACE: &str = "\
 apiVersion: v1
@@ -63,7 +63,8 @@ fn pods(state: &SourceState) -> Vec<String> {
 
 fn problems(state: &SourceState) -> Vec<String> {
     let local = LocalNode { name: NodeName::parse("node1").unwrap(), enrolled: [].into() };
-    let snapshot = Snapshot::build(&state.objects, &Announcements::new(), &local);
+    let snapshot =
+        Snapshot::build(&state.objects, &Announcements::new(), &local, &Incumbents::default());
     snapshot.problems().iter().map(ToString::to_string).collect()
 }
 
@@ -336,7 +337,8 @@ async fn a_setting_that_becomes_unreadable_keeps_its_earlier_value() {
           \"strikt\"; what it said before stays in force. Hint: write permissive or strict."]
     );
     let local = LocalNode { name: NodeName::parse("node1").unwrap(), enrolled: [].into() };
-    let snapshot = Snapshot::build(&state.objects, &Announcements::new(), &local);
+    let snapshot =
+        Snapshot::build(&state.objects, &Announcements::new(), &local, &Incumbents::default());
     let membership = &snapshot.local_pods()[0].workload.membership;
     assert_eq!(membership.settings().unwrap().mode.to_string(), "strict");
 }

@@ -12,8 +12,8 @@ use super::error::SourceError;
 use super::{file_announcer, tree};
 use crate::fuzz::Input;
 use crate::world::{
-    Announcements, LocalNode, MAX_PORTS, MAX_RANGES, MeshNode, Mode, NodeName, Objects, PodUid,
-    PortSet, Problem, Snapshot, Wanted,
+    Announcements, Incumbents, LocalNode, MAX_PORTS, MAX_RANGES, MeshNode, NodeName, Objects,
+    PodUid, PortSet, Problem, Snapshot, Wanted,
 };
 
 /// The node of the reader.
@@ -35,10 +35,15 @@ pub(crate) fn objects(data: &[u8]) {
         name: node(OWN_NODE),
         enrolled: first.pods().step_by(2).map(|pod| pod.uid.clone()).collect(),
     };
-    let snapshot = Snapshot::build(&first, &Announcements::new(), &local);
+    let snapshot = Snapshot::build(&first, &Announcements::new(), &local, &Incumbents::default());
     holds_together(&snapshot, &local);
     if has_no_name_twice(&objects) {
-        let again = Snapshot::build(&world(objects.iter().rev()), &Announcements::new(), &local);
+        let again = Snapshot::build(
+            &world(objects.iter().rev()),
+            &Announcements::new(),
+            &local,
+            &Incumbents::default(),
+        );
         assert_eq!(snapshot, again, "the order of objects matters");
         let mut read_again = first.clone();
         insert(&mut read_again, objects.iter());
@@ -69,13 +74,15 @@ pub(crate) fn announcements(data: &[u8]) {
     ]);
     let enrolled = PodUid::parse("uid-own").into_iter().collect();
     let local = LocalNode { name: node(OWN_NODE), enrolled };
-    let snapshot = Snapshot::build(&SHOP, &all, &local);
+    let snapshot = Snapshot::build(&SHOP, &all, &local, &Incumbents::default());
     holds_together(&snapshot, &local);
-    let shop = Snapshot::build(&SHOP, &Announcements::new(), &local);
+    let shop = Snapshot::build(&SHOP, &Announcements::new(), &local, &Incumbents::default());
     for row in snapshot.kernel_addresses() {
-        let Some(peer) = snapshot.peer(row.address) else { continue };
+        let Some(standing) = snapshot.standing(row.address) else { continue };
+        assert!(shop.service(row.address, 80).is_none(), "a service's address is nobody's");
+        let Some(peer) = standing.believed() else { continue };
         if peer.local {
-            assert_eq!(shop.peer(row.address), Some(peer), "others have a say about our own pod");
+            assert_eq!(shop.standing(row.address), Some(standing), "others decide about our pod");
             continue;
         }
         let said = announcement.pods.iter().any(|pod| {
@@ -83,17 +90,20 @@ pub(crate) fn announcements(data: &[u8]) {
                 && pod.addresses.contains(&row.address)
                 && pod.service_account == *peer.service_account
                 && pod.namespace == *peer.namespace
-                && pod.mode == peer.mode
         });
         assert!(said, "{peer:?} was never announced");
-        assert!(shop.service(row.address, 80).is_none(), "a service's address is nobody's");
         if let Some(owner) = shop.workload(row.address) {
             assert_eq!(
-                (&owner.uid, &owner.namespace, &owner.service_account, owner.node.as_ref()),
-                (&peer.uid, &peer.namespace, &peer.service_account, Some(&peer.node)),
+                (&owner.namespace, &owner.service_account),
+                (&peer.namespace, &peer.service_account),
                 "believed against what is known"
             );
         }
+    }
+    for address in announcement.pods.iter().flat_map(|pod| &pod.addresses) {
+        let is_captured = snapshot.kernel_address(*address).is_some_and(|row| row.peer);
+        let is_of_service = SHOP.services().any(|it| it.cluster_ips.contains(address));
+        assert!(is_captured || is_of_service, "{address} is announced and dialled in plaintext");
     }
     // What is known does not become less by what others say.
     assert!(snapshot.local_pods() == shop.local_pods(), "our own pods have changed");
@@ -145,15 +155,16 @@ fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
     for row in snapshot.kernel_addresses() {
         let address = row.address;
         assert!(!special(address), "{address} is in the kernel's table");
-        assert_eq!(row.peer, snapshot.peer(address).is_some());
-        assert_eq!(row.exclude_ports.is_some(), row.peer);
-        if let Some(peer) = snapshot.peer(address) {
+        let standing = snapshot.standing(address);
+        assert_eq!(row.peer, standing.is_some());
+        let believed = snapshot.believed(address);
+        assert_eq!(row.exclude_ports.is_some(), believed.is_some());
+        if let Some(peer) = believed {
             assert!(peer.addresses.contains(&address));
             assert_eq!(peer.local, peer.node == local.name);
-            assert_eq!(row.strict, peer.mode == Mode::Strict);
             assert!(peer.exclude_ports.ranges().len() <= MAX_RANGES);
             assert!(peer.exclude_ports.iter().count() <= MAX_PORTS as usize);
-            let owner = snapshot.workload(address);
+            let owner = snapshot.workload(address).filter(|_| peer.local);
             assert!(owner.is_none_or(|pod| pod.uid == peer.uid), "two pods have {address}");
         }
         if let Some(pod) = snapshot.workload(address) {
@@ -176,7 +187,6 @@ fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
     }
     for address in snapshot.node_addresses() {
         assert!(snapshot.workload(*address).is_none(), "{address} is a node's and a pod's");
-        assert!(snapshot.peer(*address).is_none(), "{address} is a node's and an agent's");
     }
     if let Some(own) = snapshot.announcement("boot", "cluster.local", |_| 1) {
         let file = Arc::from(format!("{OWN_NODE}.json"));

@@ -75,7 +75,7 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use super::super::snapshot::testing::{local, namespace, pod, uid};
-    use super::super::{Announcements, Snapshot, Wanted};
+    use super::super::{Announcements, Incumbents, Snapshot, Wanted};
     use super::*;
 
     const ENABLED: (&str, &str) = ("nodemesh.dev/mesh", "enabled");
@@ -91,7 +91,12 @@ mod tests {
 
     /// What is in force: mode, excluded ports, ports that are open.
     fn in_force(objects: &Objects, name: &str) -> Option<(Mode, String, String)> {
-        let world = Snapshot::build(objects, &Announcements::new(), &local("node1", &[]));
+        let world = Snapshot::build(
+            objects,
+            &Announcements::new(),
+            &local("node1", &[]),
+            &Incumbents::default(),
+        );
         match &world.local_pod(&uid(&format!("uid-{name}"))).unwrap().wanted {
             Wanted::In(it) => {
                 Some((it.mode, it.exclude_ports.to_string(), it.permissive_ports.to_string()))

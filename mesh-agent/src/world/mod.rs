@@ -11,6 +11,7 @@ mod announcement;
 mod boots;
 mod cidr;
 mod floor;
+mod incumbents;
 mod membership;
 mod names;
 mod objects;
@@ -22,6 +23,7 @@ mod settings;
 mod shared_map;
 mod slips;
 mod snapshot;
+mod standing;
 mod workload;
 
 pub use address::parse_address;
@@ -29,6 +31,7 @@ pub use announcement::{AnnouncedCa, AnnouncedPod, Announcements, MeshNode};
 pub use boots::of_this_boot;
 pub use cidr::Cidr;
 pub use floor::Floor;
+pub use incumbents::{Claim, Incumbents};
 pub use membership::{Membership, NotEnabledReason};
 pub(crate) use names::check_subdomain;
 pub use names::{NodeName, ObjectName, PodUid};
@@ -45,4 +48,5 @@ pub use settings::{
     NETNS_ANNOTATION, PERMISSIVE_PORTS_ANNOTATION, Settings,
 };
 pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot, Work, World};
+pub use standing::{Claimant, DialAs, Dispute, Standing};
 pub use workload::{LocalPod, Peer, Wanted, Workload};

@@ -22,10 +22,14 @@ pub enum ProblemCode {
     StrictNotInForce,
     /// Two services have one address and port.
     ServiceAddressTaken,
-    /// A node announces an address that is not its own, or another pod's.
+    /// What a node announces counts for nothing.
     AnnouncementRefused,
-    /// Two nodes announce one address.
+    /// Something contradicts what a node announces.
+    AnnouncementDoubted,
+    /// Two nodes announce one address, and it is known which of them is believed.
     AnnouncementConflict,
+    /// Several identities are said to be at one address, and nothing decides between them.
+    DisputedAddress,
 }
 
 impl ProblemCode {
@@ -40,7 +44,9 @@ impl ProblemCode {
             Self::StrictNotInForce => "strict_not_in_force",
             Self::ServiceAddressTaken => "service_address_taken",
             Self::AnnouncementRefused => "announcement_refused",
+            Self::AnnouncementDoubted => "announcement_doubted",
             Self::AnnouncementConflict => "announcement_conflict",
+            Self::DisputedAddress => "disputed_address",
         }
     }
 }

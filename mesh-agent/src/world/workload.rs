@@ -41,7 +41,7 @@ pub struct Peer {
     pub service_account: Arc<str>,
     /// The node that captured it.
     pub node: NodeName,
-    /// The addresses for which that node is believed.
+    /// The addresses that its node says it has, each once.
     pub addresses: Vec<IpAddr>,
     /// Permissive or strict.
     pub mode: Mode,

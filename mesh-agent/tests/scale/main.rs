@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_agent::tasks::off_the_workers;
-use mesh_agent::world::{Announcements, LocalNode, Objects, Snapshot, Work, World};
+use mesh_agent::world::{Announcements, Incumbents, LocalNode, Objects, Snapshot, Work, World};
 
 use self::cluster::{NODES, PODS};
 
@@ -62,7 +62,7 @@ impl Large {
         let objects = Arc::new(cluster::objects());
         let announcements = Arc::new(cluster::announcements(|_| false, 0));
         let local = cluster::local();
-        let world = World::new(&objects, &announcements, &local);
+        let world = World::new(&objects, &announcements, &local, Incumbents::default());
         Self { objects, announcements, local, world }
     }
 
@@ -93,7 +93,8 @@ fn a_large_world_fits_and_a_change_of_it_costs_what_has_changed() {
 
     let before = counting::live();
     let begun = Instant::now();
-    let (world, full) = counting::allocated(|| World::new(&objects, &announcements, &local));
+    let (world, full) =
+        counting::allocated(|| World::new(&objects, &announcements, &local, Incumbents::default()));
     let (full_time, world_bytes) = (begun.elapsed(), per_pod(counting::live() - before));
     let peak = per_pod(full.peak) - world_bytes;
     tell(&format!(
@@ -125,7 +126,8 @@ fn a_large_world_fits_and_a_change_of_it_costs_what_has_changed() {
     assert!(work.services <= CHANGED, "{work:?}");
     assert!(bytes < CHANGE_BYTES_PER_POD);
     assert!(time < CHANGE_TIME);
-    let built = Snapshot::build(&large.objects, &large.announcements, &large.local);
+    let built =
+        Snapshot::build(&large.objects, &large.announcements, &large.local, &Incumbents::default());
     assert!(changed == built, "followed and built anew differ");
 
     let mut objects = Objects::clone(&large.objects);

@@ -11,15 +11,22 @@ use super::ranges::{Holders, Ranges};
 use super::services::Here;
 use super::{Inner, LocalNode, LocalPods, claims, peers, services};
 use crate::world::announcement::Announcements;
+use crate::world::incumbents::Incumbents;
 use crate::world::membership::{Membership, NotEnabledReason};
 use crate::world::names::PodUid;
 use crate::world::objects::{Objects, PodObject};
 use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
 use crate::world::shared_map::SharedMap;
+use crate::world::standing::Standing;
 use crate::world::workload::{LocalPod, Peer, Wanted, Workload};
 
-pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &LocalNode) -> Inner {
+pub(super) fn build(
+    objects: &Objects,
+    announcements: &Announcements,
+    local: &LocalNode,
+    incumbents: &Incumbents,
+) -> Inner {
     let mut problems = Problems::default();
     for namespace in objects.namespaces() {
         let found = namespace.mesh.problems(&namespace.origin).collect();
@@ -42,22 +49,28 @@ pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &Lo
 
     let facts = AddressFacts::of(objects);
     let ranges = Ranges::of(objects, Holders { by_address: &by_address, facts: &facts });
-    let known =
-        Known { workloads: &workloads, by_address: &by_address, facts: &facts, ranges: &ranges };
-    let peers = peers::peers(&known, announcements, local, &mut problems);
+    let known = Known {
+        workloads: &workloads,
+        by_address: &by_address,
+        facts: &facts,
+        ranges: &ranges,
+        incumbents,
+        local,
+    };
+    let standings = peers::standings(&known, announcements, &mut problems);
     let here = objects.pods().filter(|pod| pod.node.as_ref() == Some(&local.name));
-    let local_pods = local_pods(here.map(Arc::as_ref), &workloads, local, &peers);
+    let local_pods = local_pods(here.map(Arc::as_ref), &workloads, local, &standings);
     let services = services::services(objects, Here::of(objects, &local.name), &mut problems);
-    let meshed = services.iter().filter(|(_, it)| services::has_meshed_endpoint(it, &peers));
+    let meshed = services.iter().filter(|(_, it)| services::has_meshed_endpoint(it, &standings));
     let node_addresses = facts.hosts().filter(|address| !by_address.contains_key(address));
     Inner {
         pod_cidrs: ranges.believed(),
         node_addresses: node_addresses.map(|address| (address, ())).collect(),
         meshed_services: meshed.map(|(key, _)| (*key, ())).collect(),
-        remote_pods: peers.iter().filter(|(address, peer)| counts_here(**address, peer)).count(),
+        remote_pods: standings.iter().filter(|(address, it)| counts_here(**address, it)).count(),
         workloads,
         by_address,
-        peers,
+        standings,
         services,
         local_pods: Arc::new(local_pods),
         local_node: Some(local.name.clone()),
@@ -65,9 +78,10 @@ pub(super) fn build(objects: &Objects, announcements: &Announcements, local: &Lo
     }
 }
 
-/// Whether a peer counts as one of another node's at this address: each does so once.
-pub(super) fn counts_here(address: IpAddr, peer: &Peer) -> bool {
-    !peer.local && peer.addresses.first() == Some(&address)
+/// Whether a captured pod counts as one of another node's at this address: each does so once.
+pub(super) fn counts_here(address: IpAddr, standing: &Standing) -> bool {
+    let first = |peer: &Arc<Peer>| !peer.local && peer.addresses.first() == Some(&address);
+    standing.believed().is_some_and(first)
 }
 
 /// One pod, given who has its addresses, and its problems.
@@ -109,8 +123,12 @@ pub(super) fn local_pods<'a>(
     here: impl Iterator<Item = &'a PodObject>,
     workloads: &SharedMap<PodUid, Arc<Workload>>,
     local: &LocalNode,
-    peers: &SharedMap<IpAddr, Arc<Peer>>,
+    standings: &SharedMap<IpAddr, Standing>,
 ) -> LocalPods {
+    let is_here = |uid: &PodUid, address: &IpAddr| {
+        let peer = standings.get(address).and_then(Standing::believed);
+        peer.is_some_and(|peer| peer.local && peer.uid == *uid)
+    };
     let mut sorted: Vec<_> = here
         .filter_map(|pod| {
             let workload = Arc::clone(workloads.get(&pod.uid)?);
@@ -118,7 +136,7 @@ pub(super) fn local_pods<'a>(
             Some(Arc::new(LocalPod {
                 wanted: settings.map_or(Wanted::Out, |settings| Wanted::In(settings.clone())),
                 enrolled: local.enrolled.contains(&pod.uid)
-                    && workload.addresses.iter().any(|address| peers.contains_key(address)),
+                    && workload.addresses.iter().any(|address| is_here(&pod.uid, address)),
                 netns: pod.netns.clone(),
                 workload,
             }))

@@ -1,20 +1,21 @@
-//! What objects other than pods of their own addresses say about addresses: kept by counting, since several objects may
-//! say the same.
+//! What objects other than pods of their own addresses say about addresses: kept by counting or by the objects' names, since
+//! several objects may say the same.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::world::names::NodeName;
+use crate::world::names::{NodeName, ObjectName};
 use crate::world::objects::{EndpointSliceObject, NodeObject, Objects, PodObject, ServiceObject};
 
 /// See the file.
 #[derive(Default)]
 pub(super) struct AddressFacts {
-    /// Sorted by node; how many slices say so.
-    endpoints: HashMap<IpAddr, Vec<(NodeName, usize)>>,
-    /// Addresses of nodes: how many Node objects and pods with `hostNetwork` show them.
-    hosts: HashMap<IpAddr, usize>,
+    /// Sorted: on which nodes which slices see an address, as often as they say so.
+    endpoints: HashMap<IpAddr, Vec<(NodeName, ObjectName)>>,
+    /// Addresses of nodes: the Node objects and pods with `hostNetwork` that show them, sorted.
+    hosts: HashMap<IpAddr, Vec<Arc<str>>>,
     services: HashMap<IpAddr, usize>,
 }
 
@@ -49,11 +50,16 @@ impl AddressFacts {
     }
 
     pub(super) fn pod(&mut self, pod: &PodObject, says: Says) {
-        Self::of_pod(pod).for_each(|address| count(&mut self.hosts, address, says));
+        let mut addresses = Self::of_pod(pod).peekable();
+        if addresses.peek().is_some() {
+            let name: Arc<str> = format!("Pod {} (hostNetwork)", pod.name).into();
+            addresses.for_each(|address| member(&mut self.hosts, address, &name, says));
+        }
     }
 
     pub(super) fn node(&mut self, node: &NodeObject, says: Says) {
-        node.addresses.iter().for_each(|address| count(&mut self.hosts, *address, says));
+        let name: Arc<str> = format!("Node {}", node.name).into();
+        node.addresses.iter().for_each(|it| member(&mut self.hosts, *it, &name, says));
     }
 
     pub(super) fn service(&mut self, service: &ServiceObject, says: Says) {
@@ -62,19 +68,7 @@ impl AddressFacts {
 
     pub(super) fn slice(&mut self, slice: &EndpointSliceObject, says: Says) {
         for (address, node) in Self::of_slice(slice) {
-            let nodes = self.endpoints.entry(address).or_default();
-            match (nodes.binary_search_by(|(other, _)| other.cmp(node)), says) {
-                (Ok(at), Says::From) => nodes.get_mut(at).into_iter().for_each(|(_, n)| *n += 1),
-                (Ok(at), Says::NoMore) => {
-                    nodes.get_mut(at).into_iter().for_each(|(_, n)| *n = n.saturating_sub(1));
-                    nodes.retain(|(_, times)| *times > 0);
-                }
-                (Err(at), Says::From) => nodes.insert(at, (node.clone(), 1)),
-                (Err(_), Says::NoMore) => {}
-            }
-            if nodes.is_empty() {
-                self.endpoints.remove(&address);
-            }
+            member(&mut self.endpoints, address, &(node.clone(), slice.name.clone()), says);
         }
     }
 
@@ -83,14 +77,26 @@ impl AddressFacts {
         self.endpoints.keys().copied()
     }
 
-    /// The nodes on which slices see an address.
-    pub(super) fn nodes_of_endpoint(&self, address: IpAddr) -> Option<Vec<&NodeName>> {
-        Some(self.endpoints.get(&address)?.iter().map(|(node, _)| node).collect())
+    /// The nodes on which slices see an address, each with a slice.
+    pub(super) fn nodes_of_endpoint(
+        &self,
+        address: IpAddr,
+    ) -> impl Iterator<Item = (&NodeName, &ObjectName)> {
+        let nodes = self.endpoints.get(&address).map(Vec::as_slice).unwrap_or_default();
+        nodes.chunk_by(|(a, _), (b, _)| a == b).filter_map(|same| {
+            let (node, slice) = same.first()?;
+            Some((node, slice))
+        })
     }
 
     /// The addresses of nodes.
     pub(super) fn hosts(&self) -> impl Iterator<Item = IpAddr> {
         self.hosts.keys().copied()
+    }
+
+    /// An object that says that an address is a node's own.
+    pub(super) fn host(&self, address: IpAddr) -> Option<&Arc<str>> {
+        self.hosts.get(&address)?.first()
     }
 
     pub(super) fn is_of_host(&self, address: IpAddr) -> bool {
@@ -111,6 +117,31 @@ fn count<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, says: Says) {
                 if *times.get() == 0 {
                     times.remove();
                 }
+            }
+        }
+    }
+}
+
+/// Adds a member to the sorted ones of a key, or takes it away once.
+fn member<V: Ord + Clone>(
+    members: &mut HashMap<IpAddr, Vec<V>>,
+    key: IpAddr,
+    member: &V,
+    says: Says,
+) {
+    match says {
+        Says::From => {
+            let members = members.entry(key).or_insert_with(|| Vec::with_capacity(1));
+            let at = members.partition_point(|other| other < member);
+            members.insert(at, member.clone());
+        }
+        Says::NoMore => {
+            let Some(of_key) = members.get_mut(&key) else { return };
+            if let Ok(at) = of_key.binary_search(member) {
+                of_key.remove(at);
+            }
+            if of_key.is_empty() {
+                members.remove(&key);
             }
         }
     }

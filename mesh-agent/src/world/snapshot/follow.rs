@@ -8,7 +8,7 @@
 mod judge;
 mod read;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ use super::problems::AnnouncedKey;
 use super::services::ServiceKey;
 use super::{Inner, LocalNode, Snapshot};
 use crate::world::announcement::Announcements;
-use crate::world::names::{ObjectName, PodUid};
+use crate::world::incumbents::Incumbents;
+use crate::world::names::{NodeName, ObjectName, PodUid};
 use crate::world::objects::Objects;
 
 /// The world as it was last, and what the next step needs to know of it.
@@ -25,6 +26,7 @@ pub struct World {
     objects: Arc<Objects>,
     announcements: Arc<Announcements>,
     local: LocalNode,
+    incumbents: Incumbents,
     index: Index,
     snapshot: Snapshot,
     work: Work,
@@ -49,13 +51,14 @@ impl Work {
 }
 
 impl World {
-    /// Begins with a full build.
+    /// Begins with a full build, of a world of which it is known who was there first.
     pub fn new(
         objects: &Arc<Objects>,
         announcements: &Arc<Announcements>,
         local: &LocalNode,
+        incumbents: Incumbents,
     ) -> Self {
-        let snapshot = Snapshot::build(objects, announcements, local);
+        let snapshot = Snapshot::build(objects, announcements, local, &incumbents);
         let index = Index::of(objects, announcements, local, &snapshot.0);
         let work = Work {
             pods: snapshot.workloads(),
@@ -63,12 +66,17 @@ impl World {
             services: snapshot.0.services.len(),
         };
         let (objects, announcements) = (Arc::clone(objects), Arc::clone(announcements));
-        Self { objects, announcements, local: local.clone(), index, snapshot, work }
+        Self { objects, announcements, local: local.clone(), incumbents, index, snapshot, work }
     }
 
     /// The snapshot of the last step.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Who was there first, where several nodes announce one address.
+    pub fn incumbents(&self) -> &Incumbents {
+        &self.incumbents
     }
 
     /// What the last step had to judge.
@@ -88,7 +96,7 @@ impl World {
             && self.local == *local
     }
 
-    /// The world with these: what [`Snapshot::build`] would make of them. If nothing follows from
+    /// The world with these: what [`Snapshot::build`] would make of them and [`Self::incumbents`]. If nothing follows from
     /// what has changed, it is the very snapshot of the last step.
     pub fn update(
         &mut self,
@@ -102,20 +110,24 @@ impl World {
         }
         if self.must_begin_anew(objects, local) {
             let before = self.snapshot.clone();
-            *self = Self::new(objects, announcements, local);
+            let incumbents = std::mem::take(&mut self.incumbents);
+            let incumbents = incumbents.after(&self.announcements, announcements, &local.name);
+            *self = Self::new(objects, announcements, local, incumbents);
             if self.snapshot == before {
                 self.snapshot = before;
             }
             return &self.snapshot;
         }
         let world = Inner::clone(&self.snapshot.0);
-        let mut step = Step::new(objects, announcements, local, &mut self.index, world);
+        let Self { index, incumbents, .. } = self;
+        let mut step = Step::new(objects, announcements, local, (index, incumbents), world);
         step.read_pods(&self.objects);
         step.read_nodes(&self.objects);
         step.read_namespaces(&self.objects);
         step.read_slices(&self.objects);
         step.read_services(&self.objects);
         step.read_announcements(&self.announcements);
+        step.settle_incumbents();
         step.read_enrolled(&self.local);
         step.judge_pods();
         step.tell_nodes();
@@ -148,7 +160,7 @@ impl Inner {
     fn is(&self, other: &Self) -> bool {
         self.workloads.is(&other.workloads)
             && self.by_address.is(&other.by_address)
-            && self.peers.is(&other.peers)
+            && self.standings.is(&other.standings)
             && self.services.is(&other.services)
             && self.meshed_services.is(&other.meshed_services)
             && self.problems.is(&other.problems)
@@ -164,8 +176,11 @@ struct Step<'a> {
     announcements: &'a Announcements,
     local: &'a LocalNode,
     index: &'a mut Index,
+    incumbents: &'a mut Incumbents,
     world: Inner,
     work: Work,
+    /// The nodes that announced an address before this step, where it is announced or withdrawn.
+    claimants: HashMap<IpAddr, Vec<NodeName>>,
     /// Addresses that may have another owner.
     owners: HashSet<IpAddr>,
     pods: HashSet<PodUid>,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::testing::{local, namespace, node, node_object, pod, service, slice, uid};
 use super::{LocalNode, Objects, Snapshot, World};
-use crate::world::{Announcements, MeshNode, ObjectName, PortSet};
+use crate::world::{Announcements, Incumbents, MeshNode, ObjectName, PortSet};
 
 /// Few of each, so that they meet.
 const METAS: [&[(&str, &str)]; 6] = [
@@ -320,16 +320,21 @@ proptest! {
         };
         let shared = |told: &Told| (Arc::new(told.objects.clone()), Arc::new(told.announcements.clone()));
         let (objects, announcements) = shared(&told);
-        let mut world = World::new(&objects, &announcements, &told.local);
+        let mut world = World::new(&objects, &announcements, &told.local, Incumbents::default());
         let mut rows = Rows::of(world.snapshot());
+        let mut heard = announcements;
         for changes in &steps {
             for change in changes {
                 told.apply(change);
             }
             let (objects, announcements) = shared(&told);
             let before = world.snapshot().clone();
+            let now = Incumbents::clone(world.incumbents());
+            let now = now.after(&heard, &announcements, &told.local.name);
+            heard = Arc::clone(&announcements);
             let followed = world.update(&objects, &announcements, &told.local).clone();
-            let built = Snapshot::build(&objects, &announcements, &told.local);
+            prop_assert_eq!(world.incumbents(), &now);
+            let built = Snapshot::build(&objects, &announcements, &told.local, world.incumbents());
             prop_assert_eq!(&followed, &built);
             prop_assert_eq!(followed.problems(), built.problems());
             prop_assert!(followed != before || followed.is(&before), "equal, but made anew");

@@ -168,6 +168,13 @@ impl Index {
         keys.is_some_and(|keys| keys.binary_search_by(|(key, _)| key.uid.cmp(uid)).is_ok())
     }
 
+    /// The nodes that announce an address, sorted.
+    pub(super) fn nodes_that_announce(&self, address: IpAddr) -> Vec<NodeName> {
+        let keys = self.announced_at.of(&address);
+        let nodes = keys.chunk_by(|a, b| a.node == b.node).filter_map(|same| same.first());
+        nodes.map(|key| key.node.clone()).collect()
+    }
+
     /// An announced pod and its place in the announcement.
     pub(super) fn announced_pod(&self, key: &AnnouncedKey) -> Option<(usize, &AnnouncedPod)> {
         let announced = self.announced.get(&key.node)?;

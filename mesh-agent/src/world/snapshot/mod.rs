@@ -24,7 +24,7 @@ pub(in crate::world) mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub use follow::{Work, World};
@@ -33,13 +33,14 @@ use services::ServiceKey;
 
 use super::announcement::{AnnouncedPod, Announcements, MeshNode};
 use super::cidr::Cidr;
+use super::incumbents::Incumbents;
 use super::names::{NodeName, PodUid};
 use super::objects::Objects;
 use super::ports::PortSet;
 use super::problem::Problem;
 use super::service::{Outside, ServicePort};
-use super::settings::Mode;
 use super::shared_map::SharedMap;
+use super::standing::{DialAs, Standing};
 use super::workload::{LocalPod, Peer, Workload};
 
 /// What only this node knows.
@@ -61,7 +62,7 @@ pub struct Snapshot(Arc<Inner>);
 struct Inner {
     workloads: SharedMap<PodUid, Arc<Workload>>,
     by_address: SharedMap<IpAddr, Arc<Workload>>,
-    peers: SharedMap<IpAddr, Arc<Peer>>,
+    standings: SharedMap<IpAddr, Standing>,
     services: SharedMap<ServiceKey, Arc<ServicePort>>,
     /// Those of `services` of which a dial may end at a captured pod.
     meshed_services: SharedMap<ServiceKey, ()>,
@@ -90,13 +91,11 @@ pub struct KernelAddress<'a> {
     pub address: IpAddr,
     /// A pod has it: TLS may come from it.
     pub known_pod: bool,
-    /// A captured pod has it: dials go by TLS.
+    /// A captured pod has it, or several are said to: dials go to the agent.
     pub peer: bool,
     /// The pod is on this node.
     pub local: bool,
-    /// A captured pod that takes only what comes through the mesh.
-    pub strict: bool,
-    /// Ports on which a captured pod is not in the mesh; `None` if it is not captured.
+    /// Ports on which a captured pod is not in the mesh; `None` if it is not captured, or disputed.
     pub exclude_ports: Option<&'a PortSet>,
     /// Ports on which a captured pod of this node takes plaintext although it is strict; `None` of others.
     pub permissive_ports: Option<&'a PortSet>,
@@ -123,12 +122,18 @@ impl Snapshot {
     ///   its own node, then the one created first, then the first by namespace, name and UID. The
     ///   others keep their remaining addresses but are not enrolled.
     /// - Of several services with one address and port the first by namespace and name has it.
-    /// - A node is believed only about its own pods, see `peers.rs`. Of several nodes that
-    ///   announce an address about which no object says anything, the first by name is believed.
+    /// - What a node announces is dialled over TLS or not at all, see `peers.rs`. Of several nodes
+    ///   that announce an address about which no object says anything, the one that was heard
+    ///   first is believed.
     ///
     /// Each contradiction is a [`Problem`].
-    pub fn build(objects: &Objects, announcements: &Announcements, local: &LocalNode) -> Self {
-        Self(Arc::new(build::build(objects, announcements, local)))
+    pub fn build(
+        objects: &Objects,
+        announcements: &Announcements,
+        local: &LocalNode,
+        incumbents: &Incumbents,
+    ) -> Self {
+        Self(Arc::new(build::build(objects, announcements, local, incumbents)))
     }
 
     /// The pod with this address, in the mesh or not. Not pods with `hostNetwork`, nor ended ones:
@@ -147,9 +152,25 @@ impl Snapshot {
         self.0.workloads.len()
     }
 
-    /// The captured pod with this address.
-    pub fn peer(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        self.0.peers.get(&address.to_canonical())
+    /// Who is captured at this address. `None`: nobody says that anybody is, and dials may go there
+    /// as without a mesh.
+    pub fn standing(&self, address: IpAddr) -> Option<&Standing> {
+        self.0.standings.get(&address.to_canonical())
+    }
+
+    /// How a captured pod's dial to this address and port must go, if it is not a service's.
+    pub fn dial_as(&self, to: SocketAddr) -> DialAs<'_> {
+        match self.standing(to.ip()) {
+            None => DialAs::Plain,
+            Some(standing) if standing.excludes(to.port()) => DialAs::Plain,
+            Some(Standing::Believed(peer)) => DialAs::Tls(peer),
+            Some(Standing::Disputed(dispute)) => DialAs::Refused(dispute),
+        }
+    }
+
+    /// The captured pod with this address, if it is known which: what is disputed proves nothing.
+    pub fn believed(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        self.standing(address).and_then(Standing::believed)
     }
 
     /// The service at this address and TCP port. A service without endpoints is there, too.
@@ -180,27 +201,27 @@ impl Snapshot {
     /// What the kernel's table has to say of an address; `None` if no pod has it.
     pub fn kernel_address(&self, address: IpAddr) -> Option<KernelAddress<'_>> {
         let workload = self.0.by_address.get(&address);
-        let peer = self.0.peers.get(&address);
-        if workload.is_none() && peer.is_none() {
+        let standing = self.0.standings.get(&address);
+        if workload.is_none() && standing.is_none() {
             return None;
         }
         let on_this_node =
             workload.is_some_and(|pod| pod.node.is_some() && pod.node == self.0.local_node);
+        let here = standing.and_then(Standing::believed).filter(|peer| peer.local);
         Some(KernelAddress {
             address,
             known_pod: true,
-            peer: peer.is_some(),
+            peer: standing.is_some(),
             local: on_this_node,
-            strict: peer.is_some_and(|peer| peer.mode == Mode::Strict),
-            exclude_ports: peer.map(|peer| &peer.exclude_ports),
-            permissive_ports: peer.filter(|peer| peer.local).map(|peer| &peer.permissive_ports),
+            exclude_ports: standing.and_then(Standing::exclude_ports),
+            permissive_ports: here.map(|peer| &peer.permissive_ports),
         })
     }
 
     /// One row for every address of a pod, in no order.
     pub fn kernel_addresses(&self) -> impl Iterator<Item = KernelAddress<'_>> {
         let announced_only =
-            self.0.peers.keys().filter(|address| !self.0.by_address.contains_key(*address));
+            self.0.standings.keys().filter(|address| !self.0.by_address.contains_key(*address));
         let all = self.0.by_address.keys().chain(announced_only);
         all.filter_map(|address| self.kernel_address(*address))
     }
@@ -209,10 +230,10 @@ impl Snapshot {
     /// in proportion to their number.
     pub fn changed_addresses(&self, before: &Self) -> HashSet<IpAddr> {
         let pods = self.0.by_address.differences(&before.0.by_address);
-        let peers = self.0.peers.differences(&before.0.peers);
-        let peers = peers.into_iter().map(|difference| *difference.key);
+        let standings = self.0.standings.differences(&before.0.standings);
+        let standings = standings.into_iter().map(|difference| *difference.key);
         let nodes = self.0.node_addresses.differences(&before.0.node_addresses);
-        let others = peers.chain(nodes.into_iter().map(|difference| *difference.key));
+        let others = standings.chain(nodes.into_iter().map(|difference| *difference.key));
         pods.into_iter().map(|difference| *difference.key).chain(others).collect()
     }
 
@@ -277,7 +298,7 @@ impl Snapshot {
     ) -> Option<MeshNode> {
         let captured = self.0.local_pods.sorted.iter().filter(|pod| pod.enrolled);
         let first_address = captured.filter_map(|pod| pod.workload.addresses.first());
-        let peers = first_address.filter_map(|address| self.0.peers.get(address));
+        let peers = first_address.filter_map(|address| self.believed(*address));
         let pods = peers.map(|peer| AnnouncedPod {
             uid: peer.uid.clone(),
             namespace: peer.namespace.to_string(),

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::testing::{announcements, local, namespace, pod, service, slice};
 use super::{Objects, Snapshot};
-use crate::world::Wanted;
+use crate::world::{Incumbents, Wanted};
 
 const ON: &[(&str, &str)] = &[("nodemesh.dev/mesh", "enabled")];
 
@@ -99,14 +99,14 @@ proptest! {
             }
             let address = format!("10.0.0.{announced}");
             let heard = announcements(&[("node1", &[("p4", &address)]), ("node2", &[("p5", &address)])]);
-            Snapshot::build(&objects, &heard, &local("node0", &enrolled))
+            Snapshot::build(&objects, &heard, &local("node0", &enrolled), &Incumbents::default())
         };
         let snapshot = build(&first);
         prop_assert_eq!(&snapshot, &build(&second));
 
         // Whatever came in, these hold.
         for row in snapshot.kernel_addresses() {
-            if let Some(peer) = snapshot.peer(row.address) {
+            if let Some(peer) = snapshot.believed(row.address) {
                 prop_assert!(peer.addresses.contains(&row.address));
                 let owner = snapshot.workload(row.address);
                 prop_assert!(owner.is_none_or(|pod| pod.uid == peer.uid && pod.node.as_ref() == Some(&peer.node)));

@@ -1,10 +1,11 @@
 //! Which pods count as captured: this node's by its own knowledge, others by announcement.
 //!
-//! A node is believed about an address only if nothing contradicts it. What is known is asked in
-//! this order: pods say which node an address or UID is on and which identity it has; where no pod
-//! is known (an agent need not watch all pods) the nodes' ranges of pod addresses and endpoint slices say the node. A
-//! service's address and a node's own (from Node objects, or seen at pods with `hostNetwork`) are nobody's to announce.
+//! What a node announces is dialled over TLS or not at all, whatever contradicts it: `EndpointSlice`s, Node objects and ranges
+//! can be wrong, and some of them can be written by many. Only a service's address is nobody's to announce, since the API
+//! server gives it from a range of its own. Of several words about one address those count that no Pod object and no range
+//! of pod addresses contradicts; of these the one that came first, unless all mean the same identity. Else it is disputed.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,75 +14,194 @@ use super::facts::AddressFacts;
 use super::problems::{AnnouncedKey, Problems, Subject};
 use super::ranges::Ranges;
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
+use crate::world::incumbents::Incumbents;
 use crate::world::names::{NodeName, PodUid};
 use crate::world::origin::{FieldError, Origin};
 use crate::world::problem::{Problem, ProblemCode};
 use crate::world::shared_map::SharedMap;
+use crate::world::standing::{Claimant, Dispute, Standing};
 use crate::world::workload::{Peer, Workload};
 
-/// What objects say about addresses.
+/// What objects and history say about addresses.
 pub(super) struct Known<'a> {
     pub(super) workloads: &'a SharedMap<PodUid, Arc<Workload>>,
     pub(super) by_address: &'a SharedMap<IpAddr, Arc<Workload>>,
     pub(super) facts: &'a AddressFacts,
     pub(super) ranges: &'a Ranges,
+    pub(super) incumbents: &'a Incumbents,
+    pub(super) local: &'a LocalNode,
+}
+
+/// One node's word about one address.
+#[derive(Clone)]
+pub(super) struct Claim<'a> {
+    pub(super) pod: &'a AnnouncedPod,
+    /// What it would be if nothing spoke against it.
+    pub(super) peer: Arc<Peer>,
+}
+
+/// What contradicts a claim.
+struct Doubt {
+    what: String,
+    /// The pod that objects know there, if it has another identity.
+    other: Option<Claimant>,
+}
+
+impl Doubt {
+    fn of(what: String) -> Self {
+        Self { what, other: None }
+    }
 }
 
 impl Known<'_> {
-    /// Why `node` is not believed about this address of this pod.
-    pub(super) fn objection(
-        &self,
-        node: &NodeName,
-        pod: &AnnouncedPod,
-        address: IpAddr,
-    ) -> Option<String> {
+    /// Who is captured at an address, given all that is announced of it, in the order of [`AnnouncedKey`].
+    pub(super) fn standing(&self, address: IpAddr, claims: &[Claim<'_>]) -> Option<Standing> {
+        if let Some(peer) = self.here(address) {
+            return Some(Standing::Believed(Arc::new(peer)));
+        }
         if self.facts.is_of_service(address) {
-            return Some("is a service's address".to_owned());
+            return None;
         }
-        if self.facts.is_of_host(address) {
-            return Some("is a node's own address".to_owned());
+        if let [only] = claims
+            && self.of_objects(only, address).is_none()
+        {
+            return Some(Standing::Believed(Arc::clone(&only.peer)));
         }
+        let sound: Vec<_> =
+            claims.iter().filter(|claim| self.of_objects(claim, address).is_none()).collect();
+        let in_question = if sound.is_empty() { claims.iter().collect() } else { sound };
+        let incumbent = self.incumbents.of(address);
+        let of_incumbent: Vec<_> =
+            in_question.iter().filter(|it| Some(&it.peer.node) == incumbent).copied().collect();
+        let deciding = [&of_incumbent, &in_question].into_iter().find_map(|claims| one(claims));
+        let doubt = deciding.and_then(|claim| self.of_objects(claim, address));
+        let other = doubt.and_then(|doubt| doubt.other);
+        if let (Some(deciding), None) = (deciding, &other) {
+            return Some(Standing::Believed(merged(&deciding.peer, claims)));
+        }
+        let first = in_question.first()?;
+        let other = other.or_else(|| self.of_objects(first, address)?.other);
+        let claimants = in_question.iter().map(|claim| claimant(&claim.peer)).chain(other);
+        Some(Standing::Disputed(Arc::new(Dispute { claimants: claimants.collect() })))
+    }
+
+    /// The pod of this node that is captured at an address: nobody else has a say about it.
+    fn here(&self, address: IpAddr) -> Option<Peer> {
+        let owner = self.by_address.get(&address)?;
+        let is_enrolled = self.local.enrolled.contains(&owner.uid);
+        local_peer(owner, &self.local.name).filter(|_| is_enrolled)
+    }
+
+    /// What contradicts a claim, of all that is known.
+    fn doubt(&self, claim: &Claim<'_>, address: IpAddr) -> Option<Doubt> {
+        if let Some(doubt) = self.of_objects(claim, address) {
+            return Some(doubt);
+        }
+        if let Some(host) = self.facts.host(address) {
+            return Some(Doubt::of(format!("{host} has it as a node's own address")));
+        }
+        if self.by_address.contains_key(&address) {
+            return None;
+        }
+        let mut nodes = self.facts.nodes_of_endpoint(address).peekable();
+        let (node, slice) = nodes.peek().copied()?;
+        if nodes.any(|(node, _)| *node == claim.peer.node) {
+            return None;
+        }
+        Some(Doubt::of(format!("EndpointSlice {slice} has it as an endpoint on {node}")))
+    }
+
+    /// What Pod objects and ranges of pod addresses say against a claim: they decide between several.
+    fn of_objects(&self, claim: &Claim<'_>, address: IpAddr) -> Option<Doubt> {
+        let Claim { pod, peer } = claim;
         let owner = self.by_address.get(&address);
         let same_uid = self.workloads.get(&pod.uid);
         for known in owner.into_iter().chain(same_uid) {
             let Workload { namespace, name, service_account, .. } = &**known;
-            if known.uid != pod.uid || **name != *pod.name || **namespace != *pod.namespace {
-                return Some(format!("belongs to pod {namespace}/{name}"));
-            }
-            if **service_account != *pod.service_account {
-                return Some(format!("belongs to a pod of service account {service_account}"));
-            }
-            if known.node.as_ref() != Some(node) {
-                let place = known.node.as_ref().map_or("no node yet", NodeName::as_str);
-                return Some(format!("belongs to a pod on {place}"));
-            }
+            let node = known.node.as_ref();
+            let what = if known.uid != pod.uid || *name != peer.name || *namespace != peer.namespace
+            {
+                format!("it belongs to pod {namespace}/{name}")
+            } else if *service_account != peer.service_account {
+                format!("it belongs to a pod of service account {service_account}")
+            } else if node != Some(&peer.node) {
+                let place = node.map_or("no node yet", NodeName::as_str);
+                format!("it belongs to a pod on {place}")
+            } else {
+                continue;
+            };
+            let is_other = *namespace != peer.namespace || *service_account != peer.service_account;
+            let other = is_other.then(|| Claimant {
+                who: format!("the object of pod {namespace}/{name}"),
+                namespace: Arc::clone(namespace),
+                service_account: Arc::clone(service_account),
+            });
+            return Some(Doubt { what, other });
         }
         if owner.is_some() {
             return None;
         }
-        if let Some(objection) = self.ranges.objection(node, address) {
-            return Some(objection);
+        self.ranges.objection(&peer.node, address).map(Doubt::of)
+    }
+
+    /// What is wrong with one announced pod, the `index`th of its node, given who is captured where.
+    pub(super) fn problems<'s>(
+        &self,
+        index: usize,
+        claim: &Claim<'_>,
+        standing: impl Fn(IpAddr) -> Option<&'s Standing>,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let Peer { namespace, name, node, .. } = &*claim.peer;
+        for (i, address) in claim.pod.addresses.iter().enumerate() {
+            let said = format!("{address} is announced for pod {namespace}/{name}");
+            let doubt = self.doubt(claim, *address).map(|doubt| doubt.what);
+            let (code, why) = match standing(*address) {
+                None => (
+                    ProblemCode::AnnouncementRefused,
+                    format!("{said}, but is a service's address; not believed"),
+                ),
+                Some(Standing::Disputed(dispute)) => (
+                    ProblemCode::DisputedAddress,
+                    format!(
+                        "{said}, but several are said to be there: {dispute}; nothing decides between them, and pods of the mesh cannot dial it"
+                    ),
+                ),
+                Some(Standing::Believed(peer)) => {
+                    let is_other = peer.uid != claim.peer.uid || peer.node != *node;
+                    let also = is_other.then(|| format!("also for {}", describe(peer)));
+                    let code = match also {
+                        Some(_) => ProblemCode::AnnouncementConflict,
+                        None => ProblemCode::AnnouncementDoubted,
+                    };
+                    let against: Vec<String> = also.into_iter().chain(doubt).collect();
+                    if against.is_empty() {
+                        continue;
+                    }
+                    let (against, peer) = (against.join(", and "), describe(peer));
+                    let then = format!("dialled over TLS as {peer}, or not at all");
+                    (code, format!("{said}, but {against}; {then}"))
+                }
+            };
+            let field = format!("spec.pods[{index}].addresses[{i}]");
+            let error = FieldError::new(field, why).hint(
+                "if this does not pass within seconds, find out what runs as that node's agent, and who has written what contradicts it",
+            );
+            let origin = Origin::api("MeshNode", None, node.as_str());
+            problems.push(Problem::new(&origin, code, error));
         }
-        let nodes = self.facts.nodes_of_endpoint(address)?;
-        if nodes.contains(&node) {
-            return None;
-        }
-        let nodes: Vec<_> = nodes.into_iter().map(NodeName::as_str).collect();
-        Some(format!("belongs to an endpoint on {}", nodes.join(", ")))
+        problems
     }
 }
 
-/// All captured pods by address, judged one after another.
-pub(super) fn peers(
+/// All captured pods by address, and what is wrong with announcements.
+pub(super) fn standings(
     known: &Known<'_>,
     announcements: &Announcements,
-    local: &LocalNode,
     problems: &mut Problems,
-) -> SharedMap<IpAddr, Arc<Peer>> {
-    let mut peers = SharedMap::default();
-    for workload in local.enrolled.iter().filter_map(|uid| known.workloads.get(uid)) {
-        insert(&mut peers, local_peer(workload, &local.name));
-    }
+) -> SharedMap<IpAddr, Standing> {
+    let local = known.local;
+    let mut announced_pods: Vec<(AnnouncedKey, usize, Claim<'_>)> = Vec::new();
     for (node, announcement) in announcements.iter().filter(|(node, _)| **node != local.name) {
         if let Some(problem) = whole_objection(node, announcement) {
             problems.set(Subject::Node(node.clone()), vec![problem]);
@@ -89,21 +209,31 @@ pub(super) fn peers(
         }
         for (key, index) in announced(node, announcement) {
             let Some(pod) = announcement.pods.get(index) else { continue };
-            let mut found = Vec::new();
-            let incumbent = |address: IpAddr| peers.get(&address).map(|peer| describe(peer));
-            let peer = judge(known, node, (index, pod), incumbent, &mut found);
-            problems.set(Subject::Announced(key), found);
-            insert(&mut peers, peer);
+            let peer = Arc::new(remote_peer(node, pod));
+            announced_pods.push((key, index, Claim { pod, peer }));
         }
     }
-    peers
-}
-
-fn insert(peers: &mut SharedMap<IpAddr, Arc<Peer>>, peer: Option<Peer>) {
-    let Some(peer) = peer.map(Arc::new) else { return };
-    for address in &peer.addresses {
-        peers.insert(*address, Arc::clone(&peer));
+    let mut claims: HashMap<IpAddr, Vec<Claim<'_>>> = HashMap::new();
+    for (_, _, claim) in &announced_pods {
+        for address in &claim.peer.addresses {
+            claims.entry(*address).or_insert_with(|| Vec::with_capacity(1)).push(claim.clone());
+        }
     }
+    let mut standings = SharedMap::default();
+    let enrolled = local.enrolled.iter().filter_map(|uid| known.workloads.get(uid));
+    let here = enrolled.flat_map(|pod| &pod.addresses).map(|address| (address, &[][..]));
+    let there = claims.iter().map(|(address, claims)| (address, &**claims));
+    for (address, claims) in here.chain(there) {
+        if let Some(standing) = known.standing(*address, claims) {
+            standings.insert(*address, standing);
+        }
+    }
+    drop(claims);
+    for (key, index, claim) in announced_pods {
+        let found = known.problems(index, &claim, |address| standings.get(&address));
+        problems.set(Subject::Announced(key), found);
+    }
+    standings
 }
 
 /// Why nothing is believed of what is announced under a node's name.
@@ -134,7 +264,7 @@ pub(super) fn announced(node: &NodeName, announcement: &MeshNode) -> Vec<(Announ
 
 /// A pod of this node that is captured. Out of the mesh means: announced no more, though still
 /// captured until drained.
-pub(super) fn local_peer(workload: &Workload, local_node: &NodeName) -> Option<Peer> {
+fn local_peer(workload: &Workload, local_node: &NodeName) -> Option<Peer> {
     let here = workload.node.as_ref() == Some(local_node);
     let settings = workload.membership.settings().filter(|_| here)?;
     Some(Peer {
@@ -151,53 +281,14 @@ pub(super) fn local_peer(workload: &Workload, local_node: &NodeName) -> Option<P
     })
 }
 
-/// What is believed of one announced pod; `None` if nothing is. `incumbent` describes who is
-/// believed to have an address already, judged before this one.
-pub(super) fn judge(
-    known: &Known<'_>,
-    node: &NodeName,
-    (index, pod): (usize, &AnnouncedPod),
-    incumbent: impl Fn(IpAddr) -> Option<String>,
-    problems: &mut Vec<Problem>,
-) -> Option<Peer> {
-    let mut refuse = |i: usize, code, why: String| {
-        let field = format!("spec.pods[{index}].addresses[{i}]");
-        let error = FieldError::new(field, why)
-            .hint("if this does not pass within seconds, find out what runs as that node's agent");
-        let origin = Origin::api("MeshNode", None, node.as_str());
-        problems.push(Problem::new(&origin, code, error));
-    };
-    let mut believed = Vec::new();
-    for (i, address) in pod.addresses.iter().enumerate() {
-        if let Some(objection) = known.objection(node, pod, *address) {
-            let who = format!("{}/{}", pod.namespace, pod.name);
-            let why =
-                format!("{address} is announced for pod {who}, but {objection}; not believed");
-            refuse(i, ProblemCode::AnnouncementRefused, why);
-        } else if let Some(incumbent) = incumbent(*address) {
-            let who = format!("{}/{}", pod.namespace, pod.name);
-            let why = format!(
-                "{address} is announced for pod {who}, but already for {incumbent}; not believed"
-            );
-            refuse(i, ProblemCode::AnnouncementConflict, why);
-        } else if !believed.contains(address) {
-            believed.push(*address);
+/// An announced pod as its node says it is.
+pub(super) fn remote_peer(node: &NodeName, pod: &AnnouncedPod) -> Peer {
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(pod.addresses.len());
+    for address in &pod.addresses {
+        if !addresses.contains(address) {
+            addresses.push(*address);
         }
     }
-    (!believed.is_empty()).then(|| remote_peer(node, pod, believed))
-}
-
-/// How an incumbent is named in a problem.
-pub(super) fn describe(peer: &Peer) -> String {
-    format!("pod {}/{} on {}", peer.namespace, peer.name, peer.node)
-}
-
-/// The same for one that is announced.
-pub(super) fn describe_announced(node: &NodeName, pod: &AnnouncedPod) -> String {
-    format!("pod {}/{} on {node}", pod.namespace, pod.name)
-}
-
-fn remote_peer(node: &NodeName, pod: &AnnouncedPod, addresses: Vec<IpAddr>) -> Peer {
     Peer {
         uid: pod.uid.clone(),
         namespace: Arc::from(pod.namespace.as_str()),
@@ -210,4 +301,36 @@ fn remote_peer(node: &NodeName, pod: &AnnouncedPod, addresses: Vec<IpAddr>) -> P
         permissive_ports: pod.permissive_ports.clone(),
         local: false,
     }
+}
+
+/// The first of these claims, if all mean one identity.
+fn one<'c, 'a>(claims: &[&'c Claim<'a>]) -> Option<&'c Claim<'a>> {
+    let (first, others) = claims.split_first()?;
+    let identity = |claim: &&Claim<'_>| {
+        (Arc::clone(&claim.peer.namespace), Arc::clone(&claim.peer.service_account))
+    };
+    others.iter().all(|other| identity(other) == identity(first)).then_some(*first)
+}
+
+/// A pod that is no more open than every claim to its address says.
+fn merged(peer: &Arc<Peer>, claims: &[Claim<'_>]) -> Arc<Peer> {
+    let all = || claims.iter().map(|claim| &claim.peer);
+    let mode = all().map(|other| other.mode).fold(peer.mode, Ord::max);
+    let exclude_ports =
+        peer.exclude_ports.only(|port| all().all(|other| other.exclude_ports.contains(port)));
+    let permissive_ports =
+        peer.permissive_ports.only(|port| all().all(|other| other.permissive_ports.contains(port)));
+    let closed = Peer { mode, exclude_ports, permissive_ports, ..Peer::clone(peer) };
+    if closed == **peer { Arc::clone(peer) } else { Arc::new(closed) }
+}
+
+fn claimant(peer: &Peer) -> Claimant {
+    let Peer { namespace, service_account, .. } = peer;
+    let (namespace, service_account) = (Arc::clone(namespace), Arc::clone(service_account));
+    Claimant { who: describe(peer), namespace, service_account }
+}
+
+/// How a pod is named in a problem.
+fn describe(peer: &Peer) -> String {
+    format!("pod {}/{} on {}", peer.namespace, peer.name, peer.node)
 }

@@ -15,7 +15,7 @@ use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
 use crate::world::service::{Endpoint, Outside, ServicePort};
 use crate::world::shared_map::SharedMap;
-use crate::world::workload::Peer;
+use crate::world::standing::Standing;
 
 /// A service's address and TCP port.
 pub(super) type ServiceKey = (IpAddr, u16);
@@ -80,11 +80,11 @@ pub(super) fn taken<'a>(
 /// Whether a dial to a service may end at a captured pod.
 pub(super) fn has_meshed_endpoint(
     service: &ServicePort,
-    peers: &SharedMap<IpAddr, Arc<Peer>>,
+    standings: &SharedMap<IpAddr, Standing>,
 ) -> bool {
     service.endpoints.iter().any(|endpoint| {
-        let peer = peers.get(&endpoint.addr);
-        peer.is_some_and(|peer| !peer.exclude_ports.contains(endpoint.port))
+        let standing = standings.get(&endpoint.addr);
+        standing.is_some_and(|standing| !standing.excludes(endpoint.port))
     })
 }
 

@@ -9,6 +9,7 @@ use super::testing::{
 };
 use super::*;
 use crate::world::membership::Membership;
+use crate::world::settings::Mode;
 use crate::world::{NotEnabledReason, Wanted};
 
 const ON: &[(&str, &str)] = &[("nodemesh.dev/mesh", "enabled")];
@@ -34,9 +35,12 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
 fn peers(snapshot: &Snapshot) -> Vec<String> {
     let mut peers: Vec<_> = snapshot
         .0
-        .peers
+        .standings
         .iter()
-        .map(|(address, peer)| format!("{address} {} {}", peer.name, peer.node))
+        .map(|(address, standing)| match standing.believed() {
+            Some(peer) => format!("{address} {} {}", peer.name, peer.node),
+            None => format!("{address} disputed"),
+        })
         .collect();
     peers.sort();
     peers
@@ -45,14 +49,15 @@ fn peers(snapshot: &Snapshot) -> Vec<String> {
 #[test]
 fn a_local_peer_is_what_is_enrolled_and_a_remote_one_what_is_announced() {
     let heard = announcements(&[("node2", &[("c", "10.0.1.3")]), ("node1", &[("b", "10.0.0.2")])]);
-    let snapshot = Snapshot::build(&shop(), &heard, &local("node1", &["uid-a"]));
+    let snapshot =
+        Snapshot::build(&shop(), &heard, &local("node1", &["uid-a"]), &Incumbents::default());
     assert_eq!(
         peers(&snapshot),
         ["10.0.0.1 a node1", "10.0.1.3 c node2", "fd00::1 a node1"],
         "b is only announced by the own node, which is ignored"
     );
-    assert!(snapshot.peer(ip("::ffff:10.0.0.1")).unwrap().local);
-    assert!(!snapshot.peer(ip("10.0.1.3")).unwrap().local);
+    assert!(snapshot.believed(ip("::ffff:10.0.0.1")).unwrap().local);
+    assert!(!snapshot.believed(ip("10.0.1.3")).unwrap().local);
     assert_eq!(&*snapshot.workload(ip("10.0.0.2")).unwrap().name, "b");
     assert_eq!(problems(&snapshot), [""; 0]);
 
@@ -66,8 +71,13 @@ fn a_local_peer_is_what_is_enrolled_and_a_remote_one_what_is_announced() {
 fn a_captured_pod_that_is_no_longer_wanted_is_announced_no_more() {
     let mut objects = shop();
     objects.insert_pod(pod("shop", "a", "node1", "10.0.0.1", &[("nodemesh.dev/mesh", "disabled")]));
-    let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-a"]));
-    assert_eq!(snapshot.peer(ip("10.0.0.1")), None);
+    let snapshot = Snapshot::build(
+        &objects,
+        &Announcements::new(),
+        &local("node1", &["uid-a"]),
+        &Incumbents::default(),
+    );
+    assert_eq!(snapshot.believed(ip("10.0.0.1")), None);
     let a = snapshot.local_pod(&uid("uid-a")).unwrap();
     assert_eq!((a.enrolled, &a.wanted), (false, &Wanted::Out));
     assert!(snapshot.announcement("b", "t", |_| 0).unwrap().pods.is_empty());
@@ -78,7 +88,12 @@ fn local_pods_come_in_a_stable_order_with_what_is_wanted() {
     let mut objects = shop();
     objects.insert_namespace(namespace("back", &[]));
     objects.insert_pod(pod("back", "z", "node1", "10.0.0.9", &[]));
-    let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-b"]));
+    let snapshot = Snapshot::build(
+        &objects,
+        &Announcements::new(),
+        &local("node1", &["uid-b"]),
+        &Incumbents::default(),
+    );
     let rows: Vec<_> = snapshot
         .local_pods()
         .iter()
@@ -92,7 +107,12 @@ fn of_two_pods_with_one_address_the_incumbent_keeps_it() {
     let mut objects = shop();
     objects.insert_pod(pod("shop", "aa", "node1", "fd00::5,10.0.0.2", &[]));
     let build = |objects: &Objects, enrolled: &[&str]| {
-        Snapshot::build(objects, &Announcements::new(), &local("node1", enrolled))
+        Snapshot::build(
+            objects,
+            &Announcements::new(),
+            &local("node1", enrolled),
+            &Incumbents::default(),
+        )
     };
     let holder = |snapshot: &Snapshot| snapshot.workload(ip("10.0.0.2")).unwrap().name.to_string();
 
@@ -129,11 +149,19 @@ fn the_addresses_of_hosts_and_ended_pods_are_not_theirs() {
     ended.completed = true;
     objects.insert_pod(host);
     objects.insert_pod(ended);
-    let snapshot =
-        Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-0-job"]));
+    let snapshot = Snapshot::build(
+        &objects,
+        &Announcements::new(),
+        &local("node1", &["uid-0-job"]),
+        &Incumbents::default(),
+    );
     assert_eq!(snapshot.workload(ip("192.168.0.1")), None);
     assert_eq!(&*snapshot.workload(ip("10.0.0.2")).unwrap().name, "b");
-    assert_eq!(snapshot.peer(ip("10.0.0.2")), None, "its address is b's, and b is not enrolled");
+    assert_eq!(
+        snapshot.believed(ip("10.0.0.2")),
+        None,
+        "its address is b's, and b is not enrolled"
+    );
     assert_eq!(problems(&snapshot), [""; 0]);
     let ended = snapshot.workload_by_uid(&uid("uid-0-job")).unwrap();
     assert_eq!(ended.membership, Membership::Disabled(NotEnabledReason::Completed));
@@ -145,17 +173,22 @@ fn a_pod_without_its_namespace_is_a_problem() {
     objects.remove_namespace("shop");
     objects.remove_pod(&uid("uid-b"));
     objects.remove_pod(&uid("uid-c"));
-    let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-a"]));
+    let snapshot = Snapshot::build(
+        &objects,
+        &Announcements::new(),
+        &local("node1", &["uid-a"]),
+        &Incumbents::default(),
+    );
     assert_eq!(
         problems(&snapshot),
         ["Pod shop/a: metadata.namespace: the Namespace \"shop\" is not there; the pod is not in \
           the mesh. Hint: add the object: kind Namespace, metadata.name shop."]
     );
-    assert_eq!(snapshot.peer(ip("10.0.0.1")), None);
+    assert_eq!(snapshot.believed(ip("10.0.0.1")), None);
 }
 
 #[test]
-fn a_node_is_believed_only_about_its_own_pods() {
+fn what_is_announced_is_captured_whatever_contradicts_it() {
     let mut objects = shop();
     let mut host = pod("shop", "proxy", "node3", "192.168.0.3", &[]);
     host.host_network = true;
@@ -175,38 +208,105 @@ fn a_node_is_believed_only_about_its_own_pods() {
             ("q", "10.0.3.1"),
         ],
     )]);
-    let snapshot = Snapshot::build(&objects, &heard, &local("node1", &[]));
-    assert_eq!(peers(&snapshot), ["10.0.3.1 q node3"], "about this one nobody knows better");
+    let snapshot = Snapshot::build(&objects, &heard, &local("node1", &[]), &Incumbents::default());
+    assert_eq!(
+        peers(&snapshot),
+        [
+            "10.0.0.1 a node3",
+            "10.0.1.3 disputed",
+            "10.0.3.1 q node3",
+            "10.0.4.1 p node3",
+            "10.0.9.9 b node3",
+            "192.168.0.3 o node3",
+        ],
+        "all but a service's address"
+    );
     let why = |i: usize, what: &str| {
         format!(
-            "MeshNode node3: spec.pods[{i}].addresses[0]: {what}; not believed. Hint: if this does \
-             not pass within seconds, find out what runs as that node's agent."
+            "MeshNode node3: spec.pods[{i}].addresses[0]: {what}. Hint: if this does not pass within \
+             seconds, find out what runs as that node's agent, and who has written what contradicts \
+             it."
+        )
+    };
+    let tls = |address: &str, pod: &str, what: &str| {
+        format!(
+            "{address} is announced for pod shop/{pod}, but {what}; dialled over TLS as pod \
+             shop/{pod} on node3, or not at all"
         )
     };
     assert_eq!(
         problems(&snapshot),
         [
-            why(0, "10.0.0.1 is announced for pod shop/a, but belongs to a pod on node1"),
-            why(1, "10.0.9.9 is announced for pod shop/b, but belongs to a pod on node1"),
-            why(2, "10.0.1.3 is announced for pod shop/m, but belongs to pod shop/c"),
-            why(3, "10.96.0.1 is announced for pod shop/n, but is a service's address"),
-            why(4, "192.168.0.3 is announced for pod shop/o, but is a node's own address"),
-            why(5, "10.0.4.1 is announced for pod shop/p, but belongs to an endpoint on node4"),
+            why(0, &tls("10.0.0.1", "a", "it belongs to a pod on node1")),
+            why(1, &tls("10.0.9.9", "b", "it belongs to a pod on node1")),
+            why(
+                2,
+                "10.0.1.3 is announced for pod shop/m, but several are said to be there: pod shop/m \
+                 on node3 (service account shop/m) and the object of pod shop/c (service account \
+                 shop/c); nothing decides between them, and pods of the mesh cannot dial it"
+            ),
+            why(
+                3,
+                "10.96.0.1 is announced for pod shop/n, but is a service's address; not believed"
+            ),
+            why(
+                4,
+                &tls(
+                    "192.168.0.3",
+                    "o",
+                    "Pod shop/proxy (hostNetwork) has it as a node's own address"
+                )
+            ),
+            why(
+                5,
+                &tls("10.0.4.1", "p", "EndpointSlice shop/web-1 has it as an endpoint on node4")
+            ),
         ]
     );
 }
 
 #[test]
-fn of_two_nodes_that_announce_one_address_the_first_by_name_is_believed() {
-    let heard = announcements(&[("node4", &[("x", "10.0.9.1")]), ("node3", &[("y", "10.0.9.1")])]);
-    let snapshot = Snapshot::build(&shop(), &heard, &local("node1", &[]));
-    assert_eq!(peers(&snapshot), ["10.0.9.1 y node3"]);
+fn of_two_nodes_that_announce_one_address_the_first_in_time_is_believed_or_none() {
+    let here = local("node1", &[]);
+    let first = announcements(&[("node4", &[("x", "10.0.9.1")])]);
+    let mut both = first.clone();
+    both.extend(announcements(&[("node3", &[("y", "10.0.9.1")])]));
+    let incumbents = Incumbents::default().after(&first, &both, &here.name);
+    let snapshot = Snapshot::build(&shop(), &both, &here, &incumbents);
+    assert_eq!(peers(&snapshot), ["10.0.9.1 x node4"]);
     assert_eq!(
         problems(&snapshot),
-        ["MeshNode node4: spec.pods[0].addresses[0]: 10.0.9.1 is announced for pod shop/x, but \
-          already for pod shop/y on node3; not believed. Hint: if this does not pass within \
-          seconds, find out what runs as that node's agent."]
+        [
+            "MeshNode node3: spec.pods[0].addresses[0]: 10.0.9.1 is announced for pod shop/y, but also \
+          for pod shop/x on node4; dialled over TLS as pod shop/x on node4, or not at all. Hint: if \
+          this does not pass within seconds, find out what runs as that node's agent, and who has \
+          written what contradicts it."
+        ]
     );
+    let snapshot = Snapshot::build(&shop(), &both, &here, &Incumbents::default());
+    assert_eq!(peers(&snapshot), ["10.0.9.1 disputed"]);
+    let codes: Vec<_> = snapshot.problems().iter().map(|it| it.code.as_str()).collect();
+    assert_eq!(codes, ["disputed_address"; 2], "both are told of");
+}
+
+#[test]
+fn a_contested_pod_is_as_closed_as_every_claim_says() {
+    let claim = |node: &str, mode: Mode, exclude: &str, permissive: &str| {
+        let mut heard = announcements(&[(node, &[("x", "10.0.9.1")])]);
+        let mut said = MeshNode::clone(&heard.values().next().unwrap().clone());
+        said.pods[0].mode = mode;
+        said.pods[0].exclude_ports = exclude.parse().unwrap();
+        said.pods[0].permissive_ports = permissive.parse().unwrap();
+        heard.insert(said.node.clone(), Arc::new(said));
+        heard
+    };
+    let mut heard = claim("node3", Mode::Permissive, "80-90", "22");
+    heard.extend(claim("node4", Mode::Strict, "90,100", "22-23"));
+    let snapshot = Snapshot::build(&shop(), &heard, &local("node1", &[]), &Incumbents::default());
+    let peer = snapshot.believed(ip("10.0.9.1")).expect("both mean one identity");
+    assert_eq!(peer.mode, Mode::Strict);
+    assert_eq!(peer.exclude_ports.to_string(), "90");
+    assert_eq!(peer.permissive_ports.to_string(), "22");
 }
 
 #[test]
@@ -215,13 +315,17 @@ fn a_node_cannot_announce_under_another_name_or_another_identity() {
     let mut lying = MeshNode::clone(heard.get("node2").unwrap());
     lying.pods[0].service_account = "admin".into();
     heard.insert(node("node2"), Arc::new(lying.clone()));
-    let build = |heard: &Announcements| Snapshot::build(&shop(), heard, &local("node1", &[]));
+    let build = |heard: &Announcements| {
+        Snapshot::build(&shop(), heard, &local("node1", &[]), &Incumbents::default())
+    };
     let snapshot = build(&heard);
-    assert_eq!(snapshot.peer(ip("10.0.1.3")), None);
+    let Some(Standing::Disputed(dispute)) = snapshot.standing(ip("10.0.1.3")) else {
+        panic!("the object says another service account")
+    };
     assert_eq!(
-        snapshot.problems()[0].message,
-        "10.0.1.3 is announced for pod shop/c, but belongs to a pod of service account c; not \
-         believed"
+        dispute.to_string(),
+        "pod shop/c on node2 (service account shop/admin) and the object of pod shop/c (service \
+         account shop/c)"
     );
     heard.insert(node("node7"), Arc::new(lying));
     let under_another_name = build(&heard);
@@ -249,7 +353,12 @@ fn a_service_leads_to_its_ready_endpoints_of_the_same_family_by_port_name() {
     objects.insert_slice(slice("web-4", "web", &slice_ports, &v4));
     let v6 = json!([{"addresses": ["fd00::1"]}]);
     objects.insert_slice(slice("web-6", "web", &slice_ports, &v6));
-    let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-a"]));
+    let snapshot = Snapshot::build(
+        &objects,
+        &Announcements::new(),
+        &local("node1", &["uid-a"]),
+        &Incumbents::default(),
+    );
 
     let endpoints = |vip: &str| -> Vec<String> {
         let service = snapshot.service(ip(vip), 80).unwrap();
@@ -273,7 +382,12 @@ fn without_a_ready_endpoint_the_terminating_ones_that_serve_are_taken() {
         let mut objects = shop();
         objects.insert_service(service("web", &spec));
         objects.insert_slice(slice("web-1", "web", &json!([{"port": 8080}]), &endpoints));
-        let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &[]));
+        let snapshot = Snapshot::build(
+            &objects,
+            &Announcements::new(),
+            &local("node1", &[]),
+            &Incumbents::default(),
+        );
         let service = snapshot.service(ip("10.96.0.1"), 80).unwrap();
         service.endpoints.iter().map(|e| (e.addr.to_string(), e.ready)).collect()
     };
@@ -299,7 +413,12 @@ fn endpoints_that_are_meant_for_this_node_or_zone_are_preferred_as_kube_proxy_do
         let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "internalTrafficPolicy": policy});
         objects.insert_service(service("web", &spec));
         objects.insert_slice(slice("web-1", "web", &json!([{"port": 8080}]), &endpoints));
-        let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &[]));
+        let snapshot = Snapshot::build(
+            &objects,
+            &Announcements::new(),
+            &local("node1", &[]),
+            &Incumbents::default(),
+        );
         let service = snapshot.service(ip("10.96.0.1"), 80).unwrap();
         service.endpoints.iter().map(|e| e.addr.to_string()).collect()
     };
@@ -331,7 +450,12 @@ fn services_that_are_reached_from_outside_too_are_told() {
         let endpoints = json!([{"addresses": [to]}]);
         objects.insert_slice(slice(name, name, &json!([{"port": 8080}]), &endpoints));
     }
-    let snapshot = Snapshot::build(&objects, &Announcements::new(), &local("node1", &["uid-a"]));
+    let snapshot = Snapshot::build(
+        &objects,
+        &Announcements::new(),
+        &local("node1", &["uid-a"]),
+        &Incumbents::default(),
+    );
     let told = snapshot.services_with_outside();
     let told: Vec<_> = told.iter().map(|it| (&*it.name, it.outside.node_port)).collect();
     assert_eq!(told, [("out", Some(30080))]);
@@ -353,26 +477,27 @@ fn the_kernels_tables_say_which_addresses_and_services_concern_the_mesh() {
         &json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}),
     ));
     let heard = announcements(&[("node2", &[("x", "10.0.9.1")])]);
-    let snapshot = Snapshot::build(&objects, &heard, &local("node1", &["uid-a"]));
+    let snapshot =
+        Snapshot::build(&objects, &heard, &local("node1", &["uid-a"]), &Incumbents::default());
 
     let mut rows: Vec<_> = snapshot
         .kernel_addresses()
         .map(|row| {
             let ports = row.exclude_ports.map(ToString::to_string).unwrap_or_default();
-            (row.address.to_string(), row.peer, row.local, row.strict, ports)
+            (row.address.to_string(), row.peer, row.local, ports)
         })
         .collect();
     rows.sort();
-    let row = |address: &str, peer, local, strict, ports: &str| {
-        (address.to_owned(), peer, local, strict, ports.to_owned())
+    let row = |address: &str, peer, local, ports: &str| {
+        (address.to_owned(), peer, local, ports.to_owned())
     };
     assert_eq!(
         rows,
         [
-            row("10.0.0.1", true, true, true, "9000"),
-            row("10.0.0.2", false, true, false, ""),
-            row("10.0.1.3", false, false, false, ""),
-            row("10.0.9.1", true, false, false, ""),
+            row("10.0.0.1", true, true, "9000"),
+            row("10.0.0.2", false, true, ""),
+            row("10.0.1.3", false, false, ""),
+            row("10.0.9.1", true, false, ""),
         ]
     );
     let mut services: Vec<_> = snapshot

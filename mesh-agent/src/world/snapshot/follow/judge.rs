@@ -8,14 +8,15 @@ use std::sync::Arc;
 use super::super::claims::precedence;
 use super::super::facts::Says;
 use super::super::index::Index;
-use super::super::peers::Known;
+use super::super::peers::{Claim, Known, remote_peer};
 use super::super::problems::{AnnouncedKey, Subject};
 use super::super::ranges::Holders;
 use super::super::services::{Here, ServiceKey};
-use super::super::{build, peers, services};
+use super::super::{build, services};
 use super::Step;
 use crate::world::objects::{PodObject, ServiceObject};
 use crate::world::problem::Problem;
+use crate::world::standing::Standing;
 use crate::world::workload::Peer;
 
 impl<'a> Step<'a> {
@@ -106,47 +107,36 @@ impl<'a> Step<'a> {
         for address in &self.peers {
             self.announced.extend(self.index.announced_at.of(address).iter().cloned());
         }
-        let captured = CapturedAt { step: self, known: RefCell::default() };
-        let mut problems = Vec::new();
-        let mut peers: HashMap<IpAddr, Option<Arc<Peer>>> = HashMap::new();
-        for address in &self.peers {
-            let here = match captured.at(*address) {
-                Captured::Here(peer) => Some(peer),
-                Captured::There(_) | Captured::Nobody => None,
-            };
-            peers.insert(*address, here);
+        let claims = Claims { step: self, known: RefCell::default() };
+        let settle = |address: &IpAddr| (*address, claims.standing(*address));
+        let standings: Vec<_> = self.peers.iter().map(settle).collect();
+        drop(claims);
+        for (address, standing) in standings {
+            self.set_standing(address, standing);
         }
-        for key in &self.announced {
-            let (peer, found) = captured.judge(key);
-            problems.push((key.clone(), found));
-            let Some(peer) = peer.map(Arc::new) else { continue };
-            for address in &peer.addresses {
-                peers.insert(*address, Some(Arc::clone(&peer)));
-            }
-        }
-        drop(captured);
+        let claims = Claims { step: self, known: RefCell::default() };
+        let problems: Vec<_> =
+            self.announced.iter().map(|key| (key.clone(), claims.problems(key))).collect();
+        drop(claims);
         self.work.announced += problems.len();
         for (key, found) in problems {
             self.world.problems.set(Subject::Announced(key), found);
         }
-        for (address, peer) in peers {
-            self.set_peer(address, peer);
-        }
     }
 
-    fn set_peer(&mut self, address: IpAddr, peer: Option<Arc<Peer>>) {
-        let before = self.world.peers.get(&address);
-        if before == peer.as_ref() {
+    fn set_standing(&mut self, address: IpAddr, standing: Option<Standing>) {
+        let before = self.world.standings.get(&address);
+        if before == standing.as_ref() {
             return;
         }
-        let counts = |peer: &Arc<Peer>| usize::from(build::counts_here(address, peer));
-        let remote_pods = self.world.remote_pods + peer.as_ref().map_or(0, counts);
+        let counts = |standing: &Standing| usize::from(build::counts_here(address, standing));
+        let remote_pods = self.world.remote_pods + standing.as_ref().map_or(0, counts);
         self.world.remote_pods = remote_pods - before.map_or(0, counts);
         let owner = self.world.by_address.get(&address);
         self.local_pods |= owner.is_some_and(|pod| pod.node.as_ref() == Some(&self.local.name));
-        match peer {
-            Some(peer) => self.world.peers.insert(address, peer),
-            None => drop(self.world.peers.remove(&address)),
+        match standing {
+            Some(standing) => self.world.standings.insert(address, standing),
+            None => drop(self.world.standings.remove(&address)),
         }
         self.meshed.extend(self.index.leading_to.of(&address));
     }
@@ -184,7 +174,7 @@ impl<'a> Step<'a> {
         for key in std::mem::take(&mut self.meshed) {
             let service = self.world.services.get(&key);
             let meshed =
-                service.is_some_and(|it| services::has_meshed_endpoint(it, &self.world.peers));
+                service.is_some_and(|it| services::has_meshed_endpoint(it, &self.world.standings));
             if !meshed {
                 self.world.meshed_services.remove(&key);
             } else if !self.world.meshed_services.contains_key(&key) {
@@ -206,7 +196,7 @@ impl<'a> Step<'a> {
         let here = self.index.here.iter();
         let here = here.filter_map(|uid| self.objects.pods.get(uid).map(Arc::as_ref));
         let world = &self.world;
-        let pods = build::local_pods(here, &world.workloads, self.local, &world.peers);
+        let pods = build::local_pods(here, &world.workloads, self.local, &world.standings);
         if pods != *self.world.local_pods {
             self.world.local_pods = Arc::new(pods);
         }
@@ -222,16 +212,6 @@ impl<'a> Step<'a> {
             }
         })
     }
-}
-
-/// Who is captured at an address.
-#[derive(Clone)]
-enum Captured {
-    /// A pod of this node.
-    Here(Arc<Peer>),
-    /// The first announced pod to which nobody objects.
-    There(AnnouncedKey),
-    Nobody,
 }
 
 /// Who has which address, each settled once, however many claim it.
@@ -251,54 +231,37 @@ impl<'a> Owners<'_, 'a> {
     }
 }
 
-/// Who is captured where, each found out once.
-struct CapturedAt<'s, 'a> {
+/// What is announced of addresses, each pod looked at once, however many addresses it has.
+struct Claims<'s, 'a> {
     step: &'s Step<'a>,
-    known: RefCell<HashMap<IpAddr, Captured>>,
+    known: RefCell<HashMap<&'s AnnouncedKey, Arc<Peer>>>,
 }
 
-impl CapturedAt<'_, '_> {
-    fn facts(&self) -> Known<'_> {
-        let Step { world, index, .. } = self.step;
+impl<'s> Claims<'s, '_> {
+    fn known(&self) -> Known<'s> {
+        let Step { world, index, incumbents, local, .. } = self.step;
         let (workloads, by_address) = (&world.workloads, &world.by_address);
-        Known { workloads, by_address, facts: &index.facts, ranges: &index.ranges }
+        let (facts, ranges) = (&index.facts, &index.ranges);
+        Known { workloads, by_address, facts, ranges, incumbents, local }
     }
 
-    fn at(&self, address: IpAddr) -> Captured {
+    /// A pod as it is announced, and its place in the announcement; `None` if it is announced no more.
+    fn claim(&self, key: &'s AnnouncedKey) -> Option<(usize, Claim<'s>)> {
+        let (index, pod) = self.step.index.announced_pod(key)?;
         let mut known = self.known.borrow_mut();
-        known.entry(address).or_insert_with(|| self.find(address)).clone()
+        let peer = known.entry(key).or_insert_with(|| Arc::new(remote_peer(&key.node, pod)));
+        Some((index, Claim { pod, peer: Arc::clone(peer) }))
     }
 
-    fn find(&self, address: IpAddr) -> Captured {
-        let Step { local, index, world, .. } = self.step;
-        let owner = world.by_address.get(&address);
-        let enrolled = owner.filter(|pod| local.enrolled.contains(&pod.uid));
-        if let Some(peer) = enrolled.and_then(|pod| peers::local_peer(pod, &local.name)) {
-            return Captured::Here(Arc::new(peer));
-        }
-        let believed = |key: &&AnnouncedKey| {
-            let pod = index.announced_pod(key);
-            pod.is_some_and(|(_, pod)| self.facts().objection(&key.node, pod, address).is_none())
-        };
-        let first = index.announced_at.of(&address).iter().find(believed);
-        first.map_or(Captured::Nobody, |key| Captured::There(key.clone()))
+    fn standing(&self, address: IpAddr) -> Option<Standing> {
+        let keys = self.step.index.announced_at.of(&address);
+        let claims: Vec<_> = keys.iter().filter_map(|key| Some(self.claim(key)?.1)).collect();
+        self.known().standing(address, &claims)
     }
 
-    /// What is believed of an announced pod; nothing of one that is announced no more.
-    fn judge(&self, key: &AnnouncedKey) -> (Option<Peer>, Vec<Problem>) {
-        let mut problems = Vec::new();
-        let Some((index, pod)) = self.step.index.announced_pod(key) else {
-            return (None, problems);
-        };
-        let incumbent = |address: IpAddr| match self.at(address) {
-            Captured::Here(peer) => Some(peers::describe(&peer)),
-            Captured::There(first) if first != *key => {
-                let (_, pod) = self.step.index.announced_pod(&first)?;
-                Some(peers::describe_announced(&first.node, pod))
-            }
-            Captured::There(_) | Captured::Nobody => None,
-        };
-        let peer = peers::judge(&self.facts(), &key.node, (index, pod), incumbent, &mut problems);
-        (peer, problems)
+    fn problems(&self, key: &'s AnnouncedKey) -> Vec<Problem> {
+        let Some((index, claim)) = self.claim(key) else { return Vec::new() };
+        let standings = &self.step.world.standings;
+        self.known().problems(index, &claim, |address| standings.get(&address))
     }
 }

@@ -1,6 +1,6 @@
 //! The first half of a step: what has changed, and what may follow from it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::claims::has_own_addresses;
@@ -10,6 +10,7 @@ use super::super::problems::{AnnouncedKey, Subject};
 use super::super::{Inner, LocalNode, peers, services};
 use super::{Step, Work};
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
+use crate::world::incumbents::Incumbents;
 use crate::world::names::{NodeName, PodUid};
 use crate::world::objects::{NamespaceObject, NodeObject, Objects};
 
@@ -18,7 +19,7 @@ impl<'a> Step<'a> {
         objects: &'a Objects,
         announcements: &'a Announcements,
         local: &'a LocalNode,
-        index: &'a mut Index,
+        (index, incumbents): (&'a mut Index, &'a mut Incumbents),
         world: Inner,
     ) -> Self {
         Self {
@@ -26,8 +27,10 @@ impl<'a> Step<'a> {
             announcements,
             local,
             index,
+            incumbents,
             world,
             work: Work::default(),
+            claimants: HashMap::new(),
             owners: HashSet::new(),
             pods: HashSet::new(),
             peers: HashSet::new(),
@@ -162,11 +165,22 @@ impl<'a> Step<'a> {
             let Some(pod) = pod else { continue };
             self.index.announced_as.set(pod.uid.clone(), key, says);
             for address in &pod.addresses {
+                let index = &*self.index;
+                let claimants = self.claimants.entry(*address);
+                claimants.or_insert_with(|| index.nodes_that_announce(*address));
                 self.index.announced_at.set(*address, key, says);
                 self.peers.insert(*address);
             }
         }
         self.announced.insert(key.clone());
+    }
+
+    /// Who was there first, of the nodes that announce an address now.
+    pub(super) fn settle_incumbents(&mut self) {
+        for (address, before) in std::mem::take(&mut self.claimants) {
+            let now = self.index.nodes_that_announce(address);
+            self.incumbents.settle(address, &before, &now);
+        }
     }
 
     pub(super) fn read_enrolled(&mut self, before: &LocalNode) {
