@@ -249,10 +249,11 @@ fn may_be_pod(view: &impl Arrival, addr: &Addr) -> bool {
 
 #[inline(always)]
 fn plaintext(view: &impl Arrival, pod: &LocalPod, port_flags: u32) -> Verdict {
-    if pod.flags & LOCAL_STRICT == 0 {
-        Verdict::InboundPlaintext
-    } else if view.is_kubelets() {
+    // Of a permissive pod too: who watches its plaintext before it becomes strict has no use for probes.
+    if view.is_kubelets() {
         Verdict::InboundKubelet
+    } else if pod.flags & LOCAL_STRICT == 0 {
+        Verdict::InboundPlaintext
     } else if port_flags & PORT_PERMISSIVE != 0 {
         Verdict::InboundPermissivePort
     } else {

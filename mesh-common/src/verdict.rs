@@ -128,8 +128,8 @@ verdicts! {
     RefusedUnclassifiedInbound = 44, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
     /// A peer's agent asks what of its address and port arrives.
     InboundProbe = 45, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
-    /// The kubelet dials a strict pod.
-    InboundKubelet = 46, Pass, "inbound_kubelet", "The node's own kubelet probes the strict pod, or calls one of its lifecycle hooks.";
+    /// The kubelet dials a pod.
+    InboundKubelet = 46, Pass, "inbound_kubelet", "The node's own kubelet probes the pod, or calls one of its lifecycle hooks.";
     /// Plaintext to a port on which a strict pod takes it.
     InboundPermissivePort = 47, Pass, "inbound_permissive_port", "Plaintext from outside the mesh to a port that nodemesh.dev/permissive-ports leaves open on a strict pod.";
 }

@@ -80,6 +80,15 @@ fn guarded() -> Value {
     pod("shop", "guarded", 1, json!({"containers": [app, metrics, grpc]}))
 }
 
+/// Permissive, and nobody but the kubelet calls it.
+fn watched() -> Value {
+    let mut app = container("app", &server(APP));
+    app["readinessProbe"] = probe_of(json!({"httpGet": {"path": "/", "port": APP}}), 30);
+    let mut pod = pod("shop", "watched", 1, json!({"containers": [app]}));
+    pod["metadata"]["annotations"] = json!({"nodemesh.dev/mode": "permissive"});
+    pod
+}
+
 /// Asks the server on [`APP`]; a kubelet asks once.
 fn hook() -> Value {
     json!({"httpGet": {"path": "/hook", "port": APP}})
@@ -106,7 +115,7 @@ impl<'a> Stage<'a> {
             "labels": {"nodemesh.dev/mesh": "enabled"}, "annotations": {"nodemesh.dev/mode": "strict"}}});
         let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
             shop, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}},
-            guarded(), pod("shop", "web", 2, json!({})), pod("other", "stranger", 1, json!({})),
+            guarded(), watched(), pod("shop", "web", 2, json!({})), pod("other", "stranger", 1, json!({})),
             pod("other", "far", 2, json!({})), pod("other", "host", 1, json!({"hostNetwork": true})),
         ]});
         cluster.kubectl_with(&objects.to_string(), ["apply", "-f", "-"])?;
@@ -122,8 +131,27 @@ impl<'a> Stage<'a> {
     }
 
     fn verdicts(&self, code: &str) -> Result<u64> {
+        self.verdicts_of("guarded", code)
+    }
+
+    fn verdicts_of(&self, pod: &str, code: &str) -> Result<u64> {
         let status = self.mesh.status(1)?;
-        Ok(status["pod_verdicts"]["shop/guarded"][code].as_u64().unwrap_or(0))
+        Ok(status["pod_verdicts"][format!("shop/{pod}")][code].as_u64().unwrap_or(0))
+    }
+
+    /// Who watches a permissive pod's plaintext before it becomes strict is not told of probes for ever.
+    fn probes_are_no_plaintext(&self) -> Result<()> {
+        self.mesh.wait_state(&[(1, "shop/watched")], "enrolled")?;
+        let before = self.verdicts_of("watched", "inbound_plaintext")?; // a probe may be on its way
+        eventually(PATIENCE, || {
+            let probes = self.verdicts_of("watched", "inbound_kubelet")?;
+            let counted = || self.mesh.status(1).unwrap_or_default()["pod_verdicts"].clone();
+            ensure!(probes > 5, "{probes} probes: {:#}", counted());
+            Ok(())
+        })?;
+        let plaintext = self.verdicts_of("watched", "inbound_plaintext")?;
+        ensure!(plaintext == before, "{} probes are counted as plaintext", plaintext - before);
+        Ok(())
     }
 
     /// Waits until the kubelet was let in another few times. Then the pod has to be well, and never to have been restarted.
@@ -192,6 +220,7 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     let cluster = Mesh::cluster()?;
     let stage = Stage::new(&cluster)?;
     stage.probes_pass("from the start")?;
+    stage.probes_are_no_plaintext()?;
     hooks_pass(&stage)?;
     stage.is_refused("other/host", APP)?;
     stage.is_refused("other/stranger", APP)?;

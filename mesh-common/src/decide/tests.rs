@@ -261,6 +261,17 @@ impl Arrival for Packet {
 }
 
 #[test]
+fn the_kubelets_connections_are_told_from_other_plaintext_in_any_mode() {
+    for flags in [0, LOCAL_STRICT] {
+        let kubelets = Packet { flags: Some(flags), kubelets: true, ..packet(8080, A, 40_000) };
+        assert_eq!(arrival(&kubelets), Verdict::InboundKubelet);
+        let excluded = Packet { excluded: true, ..kubelets };
+        assert_eq!(arrival(&excluded), Verdict::InboundExcluded, "nobody judges that port");
+    }
+    assert_eq!(arrival(&packet(8080, A, 40_000)), Verdict::InboundPlaintext);
+}
+
+#[test]
 fn a_strict_pod_takes_its_kubelets_connections_and_plaintext_on_ports_that_are_left_open() {
     let strict = |port| Packet { flags: Some(LOCAL_STRICT), ..packet(8080, A, port) };
     let kubelets = Packet { kubelets: true, ..strict(40_000) };
@@ -286,7 +297,7 @@ fn the_kubelet_is_no_agent_whatever_its_port() {
         ..packet(8080, A, ports::MESH_FIRST)
     };
     assert_eq!(arrival(&kubelets(LOCAL_STRICT)), Verdict::InboundKubelet);
-    assert_eq!(arrival(&kubelets(0)), Verdict::InboundPlaintext);
+    assert_eq!(arrival(&kubelets(0)), Verdict::InboundKubelet);
     assert_eq!(arrival(&kubelets(LOCAL_LEFT)), Verdict::NotEnrolled);
 }
 
