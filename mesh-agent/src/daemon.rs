@@ -46,11 +46,11 @@ use crate::{
     handover::{Desk, Switched},
     heartbeat,
     identity::{FileCa, Identities, TlsConfigs},
-    kernel::{Before, Kernel},
+    kernel::{Before, Kernel, free_from_hold},
     metrics,
     netns::{Factory, Netns},
     pod_cgroups,
-    preflight::{self, Host, PreflightError},
+    preflight::{self, Host, OwnCgroup, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
     source::KeptFile,
     sys::descriptors,
@@ -95,8 +95,21 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         .map_err(os("cannot read the boot id"))?;
     let in_charge = CancellationToken::new();
     let kept = KeptFile::new(&settings.runtime_dir, &settings.node, boot_id.trim());
-    let Followed { mut feeds, announcer, finder, is_removed, question, keeping } =
-        settings.world.follow(&settings.node, cgroups, kept, in_charge.clone(), &feeding).await?;
+    if let OwnCgroup::Given(own) = &host.own_cgroup
+        && free_from_hold(&settings.pin_dir, own, &host.pods_cgroup).map_err(os("cannot unpin"))?
+    {
+        tracing::warn!("this agent was held like a pod, by an earlier agent; that is over");
+    }
+    let Followed {
+        mut feeds,
+        announcer,
+        finder,
+        is_removed,
+        question,
+        client,
+        mesh_namespace,
+        keeping,
+    } = settings.world.follow(&settings.node, cgroups, kept, in_charge.clone(), &feeding).await?;
     tokio::select! {
         () = signals.wait() => return Ok(()),
         () = charge::has_read_or_is_alone(&settings, &mut feeds) => {}
@@ -152,6 +165,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         identities: Arc::clone(&identities),
         announcer: announcer.clone(),
         node: settings.node.clone(),
+        mesh_namespace,
         boot_id: boot_id.trim().to_owned(),
         saved_dir: Note::saved_dir(&settings.runtime_dir),
         finder,

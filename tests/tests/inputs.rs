@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::{
     Net, Node, PORT, Pair, PodSpec, SHOP,
     agent::{self, Dirs, SOON},
@@ -216,6 +216,68 @@ fn files_with_mistakes() {
         tests::eventually(SOON, || {
             let problems = pair.agents[1].status()?.problems;
             ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })
+    });
+}
+
+/// What cannot be read is as it was, for every agent that comes after the one that read it.
+#[test]
+fn mistakes_over_a_restart_and_an_upgrade() {
+    scenario("inputs-restart", |net| {
+        let pair = Pair::meshed(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let agent = &pair.agents[1];
+        let known = pair.nodes[1].runtime_dir().join("world.jsonl");
+        let again = |what: &str| -> Result<()> {
+            agent.wait_enrolled(&[&pair.server]).with_context(|| what.to_owned())?;
+            pair.agents[0].wait_peers(1)?;
+            still_meshed(&pair).with_context(|| what.to_owned())
+        };
+        let mistake = |code: &str| agent.wait_problem(code, |problem| problem.code == code);
+
+        // A setting, of the pod's namespace.
+        net.objects().label_namespace(SHOP, Some("enabeld"))?;
+        mistake("invalid_setting")?;
+        drop(agent.take_over()?);
+        again("taken over")?;
+        agent.stop()?;
+        agent.start_again()?;
+        mistake("invalid_setting")?;
+        again("started again")?;
+        // Nobody has written down what it said: the kernel knows.
+        agent.kill9()?;
+        fs::remove_file(&known)?;
+        agent.start_again()?;
+        mistake("invalid_setting")?;
+        again("without a word of the earlier agent")?;
+        net.objects().label_namespace(SHOP, Some("enabled"))?;
+
+        // A file, and what another node announces.
+        let file = objects::pod_file(&pair.server);
+        net.objects().write(&file, "kind: [")?;
+        mistake("bad_file")?;
+        agent.stop()?;
+        agent.start_again()?;
+        mistake("bad_file")?;
+        again("with a file that cannot be read")?;
+        net.objects().write(&file, "")?;
+        drop(agent.take_over()?);
+        mistake("bad_file")?;
+        again("with a file that is empty")?;
+        let announced = Dirs::of(net).announce.join("node2.json");
+        pair.agents[0].stop()?;
+        fs::write(&announced, "{")?;
+        pair.agents[0].start_again()?;
+        pair.agents[0].wait_problem("node2.json", |it| it.message.contains("node2.json"))?;
+        pair.agents[0].wait_enrolled(&[&pair.client])?;
+        again("with an announcement that cannot be read")?;
+
+        // Deleting it is a word that can be read.
+        net.objects().remove(&file)?;
+        tests::eventually(SOON, || {
+            let status = agent.status()?;
+            ensure!(status.pod(&pair.server).is_err(), "{status:?}");
             Ok(())
         })
     });

@@ -86,6 +86,7 @@ fn one_apply_and_one_label() -> Result<()> {
     let load = Load::start(&cluster, &mesh)?;
     load.more(0)?;
     ensure!(nodes(&cluster)? != nodes_before, "what the mesh changes is not looked at");
+    everything_is_labelled(&cluster, &mesh, &load)?;
     mesh.delete()?;
     eventually(PATIENCE, || {
         let after = nodes(&cluster)?;
@@ -96,6 +97,44 @@ fn one_apply_and_one_label() -> Result<()> {
     let (end, _) = load.more(0)?;
     load.more(end)?;
     cluster.down()
+}
+
+/// `kubectl label namespace --all`, strict as well: the agents are not in the mesh by it, nor held, and the mesh goes on.
+fn everything_is_labelled(cluster: &Cluster, mesh: &Mesh<'_>, load: &Load<'_>) -> Result<()> {
+    let agents = [1, 2].map(|node| mesh.agent(node));
+    let (begin, failed) = load.more(0)?;
+    let all = ["namespace", "--all", "--overwrite"];
+    cluster.kubectl(["label"].into_iter().chain(all).chain(["nodemesh.dev/mesh=enabled"]))?;
+    cluster.kubectl(["annotate"].into_iter().chain(all).chain(["nodemesh.dev/mode=strict"]))?;
+    for (node, agent) in (1..).zip(agents) {
+        mesh.wait_problem(node, "mesh_namespace", "the mesh itself runs in namespace nodemesh")?;
+        let agent = agent?.replace("pod/", "nodemesh/");
+        let found = mesh.state_of(node, &agent)?;
+        ensure!(found["state"] == "not_enrolled" && found["code"] == "mesh_namespace", "{found:#}");
+    }
+    // An agent that is held does not get through to the API server again.
+    ensure!(mesh.sever(1)? > 0, "nothing to cut");
+    let (end, failed_after) = load.more(begin)?;
+    ensure!(failed_after.len() == failed.len(), "{failed_after:?}");
+    mesh.wait_ready()?;
+    let mine = ["namespace", "nodemesh", "--overwrite"];
+    cluster.kubectl(["label"].into_iter().chain(mine).chain(["nodemesh.dev/mesh=disabled"]))?;
+    [1, 2].into_iter().try_for_each(|node| mesh.wait_no_problem(node))?;
+    let (_, failed_after) = load.more(end)?;
+    ensure!(failed_after.len() == failed.len(), "{failed_after:?}");
+    let of = "jsonpath={.items[*].status.containerStatuses[0].restartCount}";
+    let restarts = cluster.kubectl([
+        "-n",
+        "nodemesh",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=mesh-agent",
+        "-o",
+        of,
+    ])?;
+    ensure!(restarts == "0 0", "agents were restarted: {restarts}");
+    Ok(())
 }
 
 /// All that the mesh could leave on the nodes and in the shop's pods.

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use kube::Client;
 use tokio::sync::watch::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +84,10 @@ pub(super) struct Followed {
     pub(super) is_removed: watch::Receiver<bool>,
     /// Asks whether it is.
     pub(super) question: Option<Question>,
+    /// Asks the API server, if that is where the world comes from.
+    pub(super) client: Option<Client>,
+    /// The namespace in which the mesh itself runs, where that is known.
+    pub(super) mesh_namespace: Option<Arc<str>>,
     /// What ends by itself after what feeds the world has been stopped, and has to be waited for.
     pub(super) keeping: Tasks,
 }
@@ -99,21 +104,30 @@ impl World {
     ) -> Result<Followed, DaemonError> {
         let stop = || feeding.stopped().cancelled_owned();
         let keeping = Tasks::new();
+        let earlier = Earlier::read(&kept);
+        let keep_known = |objects: &watch::Receiver<_>, announcer: &Announcer| {
+            let keep = Keep::new(kept, objects.clone(), announcer.subscribe());
+            keeping.spawn("world-file", keep.run(in_charge, feeding.stopped()));
+        };
         let (mut question, mut is_removed) = (None, watch::channel(false).1);
+        let (mut api, mut mesh_namespace) = (None, None);
         let (objects, announcer, finder, cgroups) = match self {
             Self::Files { source, announce_dir } => {
-                let (source, objects) = FileSource::open(source)?;
-                let (announcer, announcing) = file_announcer(announce_dir, node.clone())?;
+                let (source, objects) = FileSource::open(source, &earlier)?;
+                let (announcer, announcing) = file_announcer(announce_dir, node.clone(), &earlier)?;
                 feeding.spawn("source", source.run(stop()));
                 feeding.spawn("announcements", announcing.run(stop()));
+                keep_known(&objects, &announcer);
                 let cgroups = Cgroups::new(cgroups_seen.clone(), objects.clone(), node.clone());
                 (objects, announcer, Finder::Named, cgroups)
             }
             Self::Kubernetes { daemon_set } => {
                 let client = api_server().await?;
-                let earlier = Earlier::read(&kept);
+                api = Some(client.clone());
                 let (source, mut objects) = KubeSource::new(client.clone(), node, &earlier);
                 if let Some(daemon_set) = daemon_set {
+                    // As the token's mount names it, not a label: where that is, only administrators write.
+                    mesh_namespace = Some(Arc::from(client.default_namespace()));
                     let (installation, asks, removed) =
                         Installation::new(client.clone(), daemon_set);
                     feeding.spawn("installation", installation.run(stop()));
@@ -123,8 +137,7 @@ impl World {
                 feeding.spawn("source", source.run(stop()));
                 feeding.spawn("announcements", announcing.run(stop()));
                 let mut announcements = announcer.subscribe();
-                let keep = Keep::new(kept, objects.clone(), announcements.clone());
-                keeping.spawn("world-file", keep.run(in_charge, feeding.stopped()));
+                keep_known(&objects, &announcer);
                 if !listed(&mut objects, &mut announcements, LIST_WAIT).await {
                     tracing::error!(
                         waited = ?LIST_WAIT,
@@ -137,6 +150,16 @@ impl World {
         };
         let announcements = announcer.subscribe();
         let feeds = Feeds { objects, announcements, cgroups_seen, cgroups };
-        Ok(Followed { feeds, announcer, finder, is_removed, question, keeping })
+        let client = api;
+        Ok(Followed {
+            feeds,
+            announcer,
+            finder,
+            is_removed,
+            question,
+            client,
+            mesh_namespace,
+            keeping,
+        })
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! As long as that is all that is known, the kernel's tables, as they were when this agent began, are the floor: no pod
 //! becomes more open than they say. The same goes for what cannot be read, of which the disk has an earlier version, until it
-//! can be read. It is put into the objects that the world is made of, so that snapshot, announcement and
+//! can be read; where the disk has none, the tables are the earlier version, so that a pod that was in the mesh stays there.
+//! It is put into the objects that the world is made of, so that snapshot, announcement and
 //! tables say the same. A pod is known by its address alone: should another have had that in the tables, this one is closed
 //! for longer than it need be, and no pod is opened.
 
@@ -21,7 +22,7 @@ use mesh_common::{
 use super::tables::is_strict;
 use crate::{
     kernel::Tables,
-    source::Knowledge,
+    source::{Knowledge, SourceState},
     world::{Floor, Mode, Objects},
 };
 
@@ -40,13 +41,14 @@ impl Floors {
     pub(super) fn in_objects(
         &mut self,
         objects: &Arc<Objects>,
-        knowledge: Knowledge,
+        state: &SourceState,
         tables: &Tables,
     ) -> Arc<Objects> {
         let read = || floors(&tables.local.content(), &tables.ports.content());
         let found = self.found.get_or_insert_with(read);
-        if !found.is_empty() && !matches!(knowledge, Knowledge::Kept(_)) {
-            let (before, unreadable) = (found.len(), objects.unreadable());
+        if !found.is_empty() && !matches!(state.knowledge, Knowledge::Kept(_)) {
+            let unreadable = objects.unreadable(state.is_unreadable());
+            let before = found.len();
             found.retain(|address, _| unreadable.contains(address));
             if found.len() != before {
                 self.last = None;
@@ -61,7 +63,7 @@ impl Floors {
         {
             return Arc::clone(with);
         }
-        let with = Arc::new(objects.above(found));
+        let with = Arc::new(objects.above(found, state.is_unreadable()));
         self.last = Some((Arc::clone(objects), Arc::clone(&with)));
         with
     }

@@ -64,6 +64,7 @@ pub struct Enroller {
     mesh: Arc<Mesh>,
     identities: Arc<Identities>,
     node: NodeName,
+    mesh_namespace: Option<Arc<str>>,
     boot_id: String,
     saved_dir: PathBuf,
     finder: Finder,
@@ -255,6 +256,8 @@ pub struct Parts {
     pub announcer: Announcer,
     /// This node's name.
     pub node: NodeName,
+    /// The namespace in which the mesh itself runs, in a cluster.
+    pub mesh_namespace: Option<Arc<str>>,
     /// This boot.
     pub boot_id: String,
     /// Where the settings that were there before are kept.
@@ -273,6 +276,7 @@ impl Enroller {
     /// An enroller that has enrolled nobody yet.
     pub fn new(parts: Parts) -> Self {
         let Parts { mesh, identities, announcer, node, boot_id, saved_dir, finder, .. } = parts;
+        let mesh_namespace = parts.mesh_namespace;
         let (accepting, serving, inherited) = (parts.accepting, parts.serving, parts.inherited);
         let (wish, wishes) = watch::channel(None);
         accepting.spawn("announce", announce(announcer, wishes));
@@ -280,6 +284,7 @@ impl Enroller {
             mesh,
             identities,
             node,
+            mesh_namespace,
             boot_id,
             saved_dir,
             finder,
@@ -323,10 +328,14 @@ impl Enroller {
 
     /// The world with what is captured on this node right now.
     async fn build(&mut self, state: &SourceState, announcements: &Arc<Announcements>) -> Snapshot {
-        let local = LocalNode { name: self.node.clone(), enrolled: self.enrolled() };
+        let local = LocalNode {
+            name: self.node.clone(),
+            enrolled: self.enrolled(),
+            mesh_namespace: self.mesh_namespace.clone(),
+        };
         let objects = self.sightings.in_objects(&state.objects, &self.node);
         let tables = self.mesh.kernel.tables();
-        let objects = self.floors.in_objects(&objects, state.knowledge, tables);
+        let objects = self.floors.in_objects(&objects, state, tables);
         self.follower.build(&self.mesh, &objects, announcements, local).await
     }
 

@@ -24,7 +24,7 @@ pub use cidrs::CidrTable;
 pub use events::{Refusal, Refusals};
 pub use failed::{FailedTable, MEMORY, MEMORY_OF_AGENT};
 pub use kubelet::KubeletDials;
-pub use pins::{Removed, cleanup};
+pub use pins::{Removed, cleanup, free_from_hold};
 pub use programs::{Kernel, KernelError, ProgramFacts};
 pub use shares::{Dials, Shares};
 pub use tables::{Before, ListenerTable, Table, Tables};

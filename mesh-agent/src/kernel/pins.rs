@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -153,6 +154,29 @@ impl PinDir {
     pub(super) fn pods(&self) -> io::Result<Vec<u64>> {
         Ok(self.names("pods")?.iter().filter_map(|name| name.parse().ok()).collect())
     }
+}
+
+/// Ends the hold of whichever agent, of whatever layout, on the cgroups from `own` up to, and without, `above`. Whether there
+/// was one. A held agent cannot reach the API server, from which it would hear that it need not be held.
+///
+/// # Errors
+/// The first pin that could not be removed.
+pub fn free_from_hold(pin_dir: &Path, own: &Path, above: &Path) -> io::Result<bool> {
+    let below = own.ancestors().take_while(|path| *path != above && path.starts_with(above));
+    let ids: Vec<String> =
+        below.filter_map(|path| Some(fs::metadata(path).ok()?.ino().to_string())).collect();
+    let mut was_held = false;
+    for layout in fs::read_dir(pin_dir).into_iter().flatten().flatten() {
+        for pin in fs::read_dir(layout.path().join("held")).into_iter().flatten().flatten() {
+            let name = pin.file_name();
+            let held = name.to_str().and_then(|name| name.split_once('-')).map(|(id, _)| id);
+            if held.is_some_and(|held| ids.iter().any(|id| id == held)) {
+                fs::remove_file(pin.path())?;
+                was_held = true;
+            }
+        }
+    }
+    Ok(was_held)
 }
 
 /// What [`cleanup`] took away.

@@ -5,7 +5,8 @@
 //! kinds ignored. A pod without `metadata.uid` gets `<namespace>.<name>` as its UID.
 //!
 //! A file counts whole or not at all: while anything in it is wrong, what it last said stays in
-//! force. So a slip of the pen never takes a pod out of the mesh; deleting the file does.
+//! force, over a restart of the agent too (`earlier.rs`). So a slip of the pen never takes a pod out of the mesh; deleting the
+//! file does.
 
 use std::future::Future;
 use std::path::Path;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 use super::directory::{Change, Directory};
 use super::document::{Object, parse_file};
+use super::earlier::Earlier;
 use super::error::OpenError;
 use super::last_good::{LastGood, log_new};
 use super::merge::Merged;
@@ -39,12 +41,17 @@ struct FileContent {
 impl FileSource {
     /// Reads the directory a first time, blocking, and starts to watch it; [`Self::run`] then
     /// follows its changes. Files that cannot be used are in the state's errors.
-    pub fn open(dir: &Path) -> Result<(Self, watch::Receiver<Arc<SourceState>>), OpenError> {
+    ///
+    /// What cannot be read, a file or a setting in one, is as an `earlier` agent read it.
+    pub fn open(
+        dir: &Path,
+        earlier: &Earlier,
+    ) -> Result<(Self, watch::Receiver<Arc<SourceState>>), OpenError> {
         let (directory, changes) = Directory::open(dir, "--source", is_source_file)?;
         let (state, receiver) = watch::channel(Arc::default());
-        let (files, merged) = (LastGood::new(), Merged::default());
+        let (files, merged) = (LastGood::after(earlier.objects_by_file()), Merged::default());
         let mut content = FileContent { files, merged, state };
-        content.apply(Ok(changes));
+        content.apply(Ok(changes), Some(earlier));
         Ok((Self { directory, content: Some(content) }, receiver))
     }
 
@@ -57,15 +64,15 @@ impl FileSource {
                 () = self.directory.wait() => {}
             }
             let scan = self.directory.scan().await;
-            let apply = move |content: &mut FileContent| content.apply(scan);
+            let apply = move |content: &mut FileContent| content.apply(scan, None);
             let _: Option<()> = off_the_workers(&mut self.content, apply).await;
         }
     }
 }
 
 impl FileContent {
-    /// Takes in a scan, and tells if the state has become another.
-    fn apply(&mut self, scan: std::io::Result<Vec<Change>>) {
+    /// Takes in a scan, and tells if the state has become another. With the first comes what an earlier agent knew.
+    fn apply(&mut self, scan: std::io::Result<Vec<Change>>, earlier: Option<&Earlier>) {
         let before = Arc::clone(&self.state.borrow());
         let applied = self.files.apply(scan, parse_file);
         let first = before.revision == 0;
@@ -73,9 +80,15 @@ impl FileContent {
             return;
         }
         self.merged.update(&self.files, &applied.replaced);
+        if let Some(known) = earlier.and_then(Earlier::all_objects) {
+            self.merged.inherit(known);
+        }
         let mut errors: Vec<_> =
             self.files.errors().chain(self.merged.duplicates()).cloned().collect();
         errors.sort_by(|a, b| (&a.file, a.place, &a.field).cmp(&(&b.file, b.place, &b.field)));
+        if let Some(unusable) = earlier.and_then(|earlier| earlier.unusable.as_ref()) {
+            tracing::warn!("{unusable}"); // of what can be read nothing was needed
+        }
         log_new(&errors, &before.errors);
         let objects = self.merged.objects();
         if first || *objects != *before.objects || errors != before.errors {

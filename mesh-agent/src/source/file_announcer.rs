@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
 use super::directory::Directory;
+use super::earlier::Earlier;
 use super::error::{OpenError, SourceError};
 use super::last_good::LastGood;
 use super::state::Knowledge;
@@ -16,13 +17,14 @@ use crate::world::{FieldError, FileLines, MeshNode, NodeName};
 
 /// Opens the shared directory and reads all announcements a first time, blocking. The file that an earlier run of this
 /// node's agent has left stays until something is published or withdrawn. [`FileAnnouncerTask::run`] has to be run for
-/// anything to happen.
+/// anything to happen. A file that cannot be read says what an `earlier` agent read in it.
 ///
 /// # Errors
 /// See [`OpenError`].
 pub fn file_announcer(
     dir: &Path,
     own_node: NodeName,
+    earlier: &Earlier,
 ) -> Result<(Announcer, FileAnnouncerTask), OpenError> {
     let (directory, changes) = Directory::open(dir, "--announce-dir", is_announcement)?;
     let place = OwnFile {
@@ -31,7 +33,7 @@ pub fn file_announcer(
         temporary: dir.join(format!(".{own_node}.json.tmp")),
     };
     let (announcer, publisher, heard) = announcer(own_node, place);
-    let mut files = LastGood::new();
+    let mut files = LastGood::after(earlier.announcements_by_file());
     files.apply(Ok(changes), parse);
     let task = FileAnnouncerTask { directory, files: Some(files), heard, publisher };
     task.update();
@@ -40,7 +42,12 @@ pub fn file_announcer(
 
 /// The file in which a node announces itself.
 pub fn announcement_file(dir: &Path, node: &NodeName) -> PathBuf {
-    dir.join(format!("{node}.json"))
+    dir.join(&*file_of(node))
+}
+
+/// Its name in the directory.
+pub(super) fn file_of(node: &NodeName) -> Arc<str> {
+    format!("{node}.json").into()
 }
 
 /// Writes this node's file and follows those of all nodes.

@@ -9,14 +9,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::testing::{TestDir, soon, until};
-use super::{AnnounceError, AnnouncementState, Announcer, file_announcer};
+use super::{AnnounceError, AnnouncementState, Announcer, Earlier, file_announcer};
 use crate::world::{MeshNode, NodeName};
 
 type State = watch::Receiver<Arc<AnnouncementState>>;
 
 fn start(dir: &TestDir, node: &str) -> (JoinSet<()>, Announcer, State) {
     let node = NodeName::parse(node).unwrap();
-    let (announcer, task) = file_announcer(dir.path(), node).unwrap();
+    let (announcer, task) = file_announcer(dir.path(), node, &Earlier::none()).unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(task.run(std::future::pending()));
     let state = announcer.subscribe();
@@ -55,7 +55,8 @@ fn is(node: &str, pods: usize) -> (String, usize) {
 fn a_missing_directory_is_a_clear_error() {
     let dir = TestDir::new();
     let missing = dir.path().join("missing");
-    let error = file_announcer(&missing, NodeName::parse("node1").unwrap()).map(|_| ());
+    let error =
+        file_announcer(&missing, NodeName::parse("node1").unwrap(), &Earlier::none()).map(|_| ());
     assert_eq!(
         error.unwrap_err().to_string(),
         format!(

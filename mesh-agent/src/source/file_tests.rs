@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::testing::{TestDir, until};
-use super::{FileSource, OpenError, SourceState};
+use super::{Earlier, FileSource, OpenError, SourceState};
 use crate::world::{Announcements, Incumbents, LocalNode, NodeName, Snapshot};
 
 const NAMESPACE: &str = "\
@@ -42,7 +42,7 @@ status:
 type State = watch::Receiver<Arc<SourceState>>;
 
 fn open(dir: &TestDir) -> (FileSource, State) {
-    FileSource::open(dir.path()).unwrap()
+    FileSource::open(dir.path(), &Earlier::none()).unwrap()
 }
 
 /// Opens and follows the directory for as long as the set lives.
@@ -62,7 +62,11 @@ fn pods(state: &SourceState) -> Vec<String> {
 }
 
 fn problems(state: &SourceState) -> Vec<String> {
-    let local = LocalNode { name: NodeName::parse("node1").unwrap(), enrolled: [].into() };
+    let local = LocalNode {
+        name: NodeName::parse("node1").unwrap(),
+        enrolled: [].into(),
+        mesh_namespace: None,
+    };
     let snapshot =
         Snapshot::build(&state.objects, &Announcements::new(), &local, &Incumbents::default());
     snapshot.problems().iter().map(ToString::to_string).collect()
@@ -81,7 +85,9 @@ fn complaints(text: &str) -> Vec<String> {
 fn a_directory_that_cannot_be_one_is_a_clear_error() {
     let dir = TestDir::new();
     dir.write("file", "");
-    let open = |name: &str| FileSource::open(&dir.path().join(name)).map(|_| ()).unwrap_err();
+    let open = |name: &str| {
+        FileSource::open(&dir.path().join(name), &Earlier::none()).map(|_| ()).unwrap_err()
+    };
     let path = dir.path().display();
     assert_eq!(
         open("missing").to_string(),
@@ -336,7 +342,11 @@ async fn a_setting_that_becomes_unreadable_keeps_its_earlier_value() {
         ["a.yaml:8: Namespace shop: metadata.annotations[nodemesh.dev/mode]: unknown mode \
           \"strikt\"; what it said before stays in force. Hint: write permissive or strict."]
     );
-    let local = LocalNode { name: NodeName::parse("node1").unwrap(), enrolled: [].into() };
+    let local = LocalNode {
+        name: NodeName::parse("node1").unwrap(),
+        enrolled: [].into(),
+        mesh_namespace: None,
+    };
     let snapshot =
         Snapshot::build(&state.objects, &Announcements::new(), &local, &Incumbents::default());
     let membership = &snapshot.local_pods()[0].workload.membership;
@@ -350,7 +360,7 @@ async fn a_directory_that_vanishes_changes_nothing_and_its_successor_is_followed
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("a.yaml"), format!("{NAMESPACE}---\n{}", pod("a", "10.0.0.1")))
         .unwrap();
-    let (source, mut state) = FileSource::open(&path).unwrap();
+    let (source, mut state) = FileSource::open(&path, &Earlier::none()).unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(source.run(std::future::pending()));
 

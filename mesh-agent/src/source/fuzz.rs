@@ -34,6 +34,7 @@ pub(crate) fn objects(data: &[u8]) {
     let local = LocalNode {
         name: node(OWN_NODE),
         enrolled: first.pods().step_by(2).map(|pod| pod.uid.clone()).collect(),
+        mesh_namespace: None,
     };
     let snapshot = Snapshot::build(&first, &Announcements::new(), &local, &Incumbents::default());
     holds_together(&snapshot, &local);
@@ -73,7 +74,7 @@ pub(crate) fn announcements(data: &[u8]) {
         (node("node3"), honest),
     ]);
     let enrolled = PodUid::parse("uid-own").into_iter().collect();
-    let local = LocalNode { name: node(OWN_NODE), enrolled };
+    let local = LocalNode { name: node(OWN_NODE), enrolled, mesh_namespace: None };
     let snapshot = Snapshot::build(&SHOP, &all, &local, &Incumbents::default());
     holds_together(&snapshot, &local);
     let shop = Snapshot::build(&SHOP, &Announcements::new(), &local, &Incumbents::default());

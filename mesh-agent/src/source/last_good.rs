@@ -11,6 +11,8 @@ use super::kubernetes::AWAY;
 pub(super) struct LastGood<T> {
     good: BTreeMap<Arc<str>, T>,
     errors: BTreeMap<Arc<str>, Vec<SourceError>>,
+    /// What an earlier agent read in files, until the first scan tells which of them are there and can be read.
+    earlier: BTreeMap<Arc<str>, T>,
     /// The directory itself cannot be read.
     directory: Option<SourceError>,
 }
@@ -24,8 +26,9 @@ pub(super) struct Applied<T> {
 }
 
 impl<T> LastGood<T> {
-    pub(super) fn new() -> Self {
-        Self { good: BTreeMap::new(), errors: BTreeMap::new(), directory: None }
+    /// Knows nothing but what an earlier agent read: in force of a file that is there and cannot be read at the first scan.
+    pub(super) fn after(earlier: BTreeMap<Arc<str>, T>) -> Self {
+        Self { good: BTreeMap::new(), errors: BTreeMap::new(), earlier, directory: None }
     }
 
     /// Takes the result of a scan. Only files that have changed are parsed.
@@ -53,7 +56,7 @@ impl<T> LastGood<T> {
                     replaced.push((file, before));
                     continue;
                 }
-                Content::Text(text) if text.trim().is_empty() && self.good.contains_key(&file) => {
+                Content::Text(text) if text.trim().is_empty() && self.knows(&file) => {
                     // `kubectl … > file` empties the file long before it writes to it.
                     let error = SourceError::whole_file(&file, "is empty now")
                         .hint("what it said before stays in force; to end that, delete the file");
@@ -68,10 +71,22 @@ impl<T> LastGood<T> {
                     let before = self.good.insert(Arc::clone(&file), good);
                     replaced.push((file, before));
                 }
-                Err(errors) => drop(self.errors.insert(file, errors)),
+                Err(errors) => {
+                    if let Some(earlier) = self.earlier.remove(&file) {
+                        self.good.insert(Arc::clone(&file), earlier);
+                        replaced.push((Arc::clone(&file), None));
+                    }
+                    self.errors.insert(file, errors);
+                }
             }
         }
+        self.earlier.clear(); // of files that can be read, or are not there
         Applied { different, replaced }
+    }
+
+    /// Whether something usable of a file is known.
+    fn knows(&self, file: &str) -> bool {
+        self.good.contains_key(file) || self.earlier.contains_key(file)
     }
 
     /// What is in force, by file name.

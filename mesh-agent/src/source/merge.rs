@@ -48,6 +48,11 @@ impl Merged {
         self.duplicates.values()
     }
 
+    /// What cannot be read of an object is as an earlier agent read it.
+    pub(super) fn inherit(&mut self, earlier: &Objects) {
+        self.objects.inherit(earlier);
+    }
+
     /// Takes in that these files say something else than before.
     pub(super) fn update(
         &mut self,

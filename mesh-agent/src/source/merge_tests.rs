@@ -1,6 +1,6 @@
 //! What is settled anew after each change of a file is what settling everything anew makes of all files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -129,7 +129,7 @@ proptest! {
             1..12,
         ),
     ) {
-        let (mut files, mut merged) = (LastGood::new(), Merged::default());
+        let (mut files, mut merged) = (LastGood::after(BTreeMap::new()), Merged::default());
         let (mut owners, mut objects) = (HashMap::<Key, Owner>::new(), Objects::default());
         for step in steps {
             // A scan names each file once.

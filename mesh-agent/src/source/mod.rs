@@ -3,11 +3,13 @@
 //! A source delivers [`crate::world::Objects`] and announcements over `tokio::sync::watch`
 //! channels, each value complete in itself; a reader that is slow misses intermediate states and
 //! nothing else. `file.rs` and `file_announcer.rs` do this for directories, with one watching mechanism
-//! (`directory.rs`), `kubernetes/` for an API server.
+//! (`directory.rs`), `kubernetes/` for an API server. What either says is written down (`keep.rs`, `kept.rs`) for the next
+//! agent of the node, which may find it unreadable (`earlier.rs`).
 
 mod announce;
 mod directory;
 mod document;
+mod earlier;
 mod error;
 mod file;
 mod file_announcer;
@@ -17,6 +19,10 @@ mod file_announcer_tests;
 mod file_tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod keep;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod kubernetes;
 mod last_good;
 mod merge;
@@ -28,12 +34,15 @@ mod testing;
 mod tree;
 
 pub use announce::{AnnounceError, AnnouncementState, Announcer};
+pub use earlier::Earlier;
 pub use error::{OpenError, SourceError};
 pub use file::FileSource;
 pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer};
+pub use keep::Keep;
+pub use kept::{KeptFile, forget_kept};
 pub(crate) use kubernetes::{AWAY, Repeats, of_watch};
 pub use kubernetes::{
-    CA_NOTICE, CA_NOTICE_KEY, Earlier, Installation, Keep, KeptFile, KubeAnnouncerTask, KubeSource,
-    Question, api_server, forget_kept, kube_announcer, listed, mesh_node_crd, sentence,
+    CA_NOTICE, CA_NOTICE_KEY, Installation, KubeAnnouncerTask, KubeSource, Question, api_server,
+    kube_announcer, listed, mesh_node_crd, sentence,
 };
 pub use state::{Knowledge, SourceState};

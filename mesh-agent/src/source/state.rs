@@ -1,11 +1,12 @@
 //! What a source says.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::error::SourceError;
-use crate::world::Objects;
+use crate::world::{Objects, Origin};
 
 /// All that is known of the world's objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +35,17 @@ pub enum Knowledge {
     Since(Timestamp),
     /// It is what the source says.
     Current,
+}
+
+impl SourceState {
+    /// Tells of an object whether it cannot be read as it is now, so that what it said before is in force.
+    pub fn is_unreadable(&self) -> impl Fn(&Origin) -> bool + '_ {
+        let wrong: HashSet<&str> = self.errors.iter().map(|error| &*error.file).collect();
+        move |origin| match origin.file() {
+            Some(file) => wrong.contains(&**file),
+            None => !wrong.is_empty() && wrong.contains(&*origin.to_string()),
+        }
+    }
 }
 
 impl Knowledge {

@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::membership::Membership;
-use super::objects::{Objects, PodObject};
-use super::settings::{Mode, Settings};
+use super::membership::{Membership, Readable};
+use super::objects::{NamespaceObject, Objects, PodObject};
+use super::origin::Origin;
+use super::ports::PortSet;
+use super::settings::{Declaration, MeshLabel, Mode, Settings};
 
 /// How closed a pod is. Nobody may open it further by knowledge that is older than this.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,25 +34,77 @@ impl Floor {
     }
 }
 
+impl Floor {
+    /// What is in force for a pod of which something cannot be read and nothing earlier is known: what the floor says in its
+    /// place, and of what can be read what opens no more.
+    fn instead_of(&self, said: &Readable) -> Settings {
+        let own = Settings {
+            mode: self.mode,
+            exclude_ports: PortSet::of(self.exclude_ports.iter().copied()),
+            permissive_ports: PortSet::default(),
+        };
+        self.above(&Settings {
+            mode: said.mode.unwrap_or(own.mode),
+            exclude_ports: said.exclude_ports.clone().unwrap_or(own.exclude_ports),
+            permissive_ports: said.permissive_ports.clone(),
+        })
+    }
+}
+
+/// Whether nobody can read the label that decides about a pod.
+fn is_label_unreadable(
+    pod: &PodObject,
+    namespace: Option<&NamespaceObject>,
+    is_unreadable: impl Fn(&Origin) -> bool,
+) -> bool {
+    let of = |mesh: &Declaration, origin| mesh.mesh.is_unreadable() || is_unreadable(origin);
+    let own = of(&pod.mesh, &pod.origin);
+    let above = || namespace.is_some_and(|it| of(&it.mesh, &it.origin));
+    own || (pod.mesh.mesh.is_unset() && above())
+}
+
 impl Objects {
     /// These, with the pods at some addresses at least as closed as is said there: each says by itself then what is in force
-    /// for it. Who is not to be in the mesh stays as he is.
+    /// for it. Who is not to be in the mesh stays as he is; but where the label cannot be read now, be it the object's or the
+    /// whole object (`is_unreadable`), that he was in it when the floor was laid is newer than what was said earlier.
     #[must_use]
-    pub fn above(&self, floors: &HashMap<IpAddr, Floor>) -> Self {
+    pub fn above(
+        &self,
+        floors: &HashMap<IpAddr, Floor>,
+        is_unreadable: impl Fn(&Origin) -> bool,
+    ) -> Self {
         let mut lifted = self.clone();
         let pods = self.pods().filter(|pod| pod.ips.iter().any(|ip| floors.contains_key(ip)));
         for pod in pods {
             let namespace = self.namespaces.get(&pod.name.namespace);
             let membership = Membership::decide(pod, namespace.map(Arc::as_ref));
-            let (Membership::Enabled(said) | Membership::Waiting { settings: said, .. }) =
-                membership
-            else {
-                continue;
+            let mut floors = pod.ips.iter().filter_map(|ip| floors.get(ip));
+            let (said, start) = match membership {
+                Membership::Enabled(said) | Membership::Waiting { settings: said, .. } => {
+                    (Some(said.clone()), said)
+                }
+                Membership::Disabled(reason)
+                    if !reason.is_by_label()
+                        || !is_label_unreadable(
+                            pod,
+                            namespace.map(Arc::as_ref),
+                            &is_unreadable,
+                        ) =>
+                {
+                    continue;
+                }
+                Membership::Invalid { .. } | Membership::Disabled(_) => {
+                    let Some(floor) = floors.next() else { continue };
+                    let readable = Membership::readable(pod, namespace.map(Arc::as_ref));
+                    (None, floor.instead_of(&readable))
+                }
             };
-            let floors = pod.ips.iter().filter_map(|ip| floors.get(ip));
-            let settings = floors.fold(said.clone(), |settings, floor| floor.above(&settings));
-            if settings != said {
+            let settings = floors.fold(start, |settings, floor| floor.above(&settings));
+            if said.as_ref() != Some(&settings) {
                 let mut pod = PodObject::clone(pod);
+                if said.is_none() {
+                    pod.mesh.mesh.put(MeshLabel::Enabled);
+                }
                 pod.mesh.mode.put(settings.mode);
                 pod.mesh.exclude_ports.put(settings.exclude_ports);
                 pod.mesh.permissive_ports.put(settings.permissive_ports);
@@ -62,11 +116,12 @@ impl Objects {
     }
 
     /// The addresses of pods of which something is declared that cannot be read, by themselves or by their namespaces: what is
-    /// in force for them instead was said earlier.
-    pub fn unreadable(&self) -> HashSet<IpAddr> {
+    /// in force for them instead was said earlier. So are those of which the source cannot read the whole object.
+    pub fn unreadable(&self, is_unreadable: impl Fn(&Origin) -> bool) -> HashSet<IpAddr> {
         let is_unreadable = |pod: &&Arc<PodObject>| {
+            let of = |mesh: &Declaration, origin| mesh.has_unreadable() || is_unreadable(origin);
             let namespace = self.namespaces.get(&pod.name.namespace);
-            pod.mesh.has_unreadable() || namespace.is_some_and(|it| it.mesh.has_unreadable())
+            of(&pod.mesh, &pod.origin) || namespace.is_some_and(|it| of(&it.mesh, &it.origin))
         };
         self.pods().filter(is_unreadable).flat_map(|pod| &pod.ips).copied().collect()
     }
@@ -129,7 +184,7 @@ mod tests {
             (address("10.0.0.3"), floor(Mode::Strict, &[], &[])),
             (address("10.0.0.4"), floor(Mode::Permissive, &[22], &[])),
         ]);
-        let lifted = objects.above(&floors);
+        let lifted = objects.above(&floors, |_| false);
         let is = |mode, exclude: &str, permissive: &str| {
             Some((mode, exclude.to_owned(), permissive.to_owned()))
         };
@@ -138,7 +193,7 @@ mod tests {
         assert_eq!(in_force(&lifted, "unknown"), in_force(&objects, "unknown"));
         assert_eq!(in_force(&lifted, "out"), None, "nobody is taken in by it");
         assert_eq!(in_force(&lifted, "strict"), is(Mode::Strict, "22", ""), "nor opened");
-        assert_eq!(lifted.above(&floors), lifted);
+        assert_eq!(lifted.above(&floors, |_| false), lifted);
     }
 
     #[test]
@@ -154,10 +209,69 @@ mod tests {
         let mut objects = said("strct");
         objects.inherit(&said("permissive"));
         let slip: IpAddr = "10.0.0.1".parse().unwrap();
-        assert_eq!(objects.unreadable(), [slip].into());
+        assert_eq!(objects.unreadable(|_| false), [slip].into());
         let mode = |objects: &Objects| in_force(objects, "slip").map(|(mode, ..)| mode);
-        let lifted = objects.above(&HashMap::from([(slip, floor(Mode::Strict, &[], &[]))]));
+        let lifted =
+            objects.above(&HashMap::from([(slip, floor(Mode::Strict, &[], &[]))]), |_| false);
         assert_eq!((mode(&objects), mode(&lifted)), (Some(Mode::Permissive), Some(Mode::Strict)));
-        assert_eq!(lifted.unreadable(), [slip].into(), "it is told still");
+        assert_eq!(lifted.unreadable(|_| false), [slip].into(), "it is told still");
+    }
+
+    #[test]
+    fn a_pod_that_was_in_the_mesh_stays_in_it_while_nobody_can_read_what_it_is_to_be() {
+        type Said = &'static [(&'static str, &'static str)];
+        const LABEL_SLIP: (&str, &str) = ("nodemesh.dev/mesh", "enable");
+        const MODE_SLIP: (&str, &str) = ("nodemesh.dev/mode", "strikt");
+        const STRICT: (&str, &str) = ("nodemesh.dev/mode", "strict");
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        let lifted = |on_pod: Said, on_namespace: Said, floors: &[(IpAddr, Floor)]| {
+            let mut objects = Objects::default();
+            objects.insert_namespace(namespace("shop", on_namespace));
+            objects.insert_pod(pod("shop", "slip", "node1", "10.0.0.1", on_pod));
+            let lifted = objects.above(&floors.iter().cloned().collect(), |_| false);
+            let again = lifted.above(&floors.iter().cloned().collect(), |_| false);
+            assert_eq!(again, lifted);
+            in_force(&lifted, "slip")
+        };
+        let is = |mode, exclude: &str| Some((mode, exclude.to_owned(), String::new()));
+        let open = [(address, floor(Mode::Permissive, &[22, 80], &[]))];
+        let closed = [(address, floor(Mode::Strict, &[], &[]))];
+        let cases: [(Said, Said); 2] = [(&[LABEL_SLIP], &[ENABLED]), (&[], &[LABEL_SLIP])];
+        for (on_pod, on_namespace) in cases {
+            assert_eq!(lifted(on_pod, on_namespace, &[]), None, "it was not in the mesh");
+            assert_eq!(lifted(on_pod, on_namespace, &open), is(Mode::Permissive, ""));
+            assert_eq!(lifted(on_pod, on_namespace, &closed), is(Mode::Strict, ""));
+        }
+        // What can be read counts as far as it opens no more; for what cannot, the floor stands.
+        assert_eq!(lifted(&[LABEL_SLIP, STRICT], &[], &open), is(Mode::Strict, ""));
+        assert_eq!(lifted(&[MODE_SLIP], &[ENABLED], &open), is(Mode::Permissive, ""));
+        let ports: Said = &[("nodemesh.dev/exclude-ports", "http")];
+        assert_eq!(lifted(ports, &[ENABLED], &open), is(Mode::Permissive, "22,80"));
+        let out: Said = &[("nodemesh.dev/mesh", "disabled"), MODE_SLIP];
+        assert_eq!(lifted(out, &[ENABLED], &closed), None, "that can be read");
+    }
+
+    #[test]
+    fn that_a_pod_was_in_the_mesh_is_newer_than_what_was_written_down_of_its_label() {
+        let at: IpAddr = "10.0.0.1".parse().unwrap();
+        let floors = HashMap::from([(at, floor(Mode::Strict, &[], &[]))]);
+        let said = |label: &'static str| {
+            let mut objects = Objects::default();
+            objects.insert_namespace(namespace("shop", &[("nodemesh.dev/mesh", label)]));
+            objects.insert_pod(pod("shop", "slip", "node1", "10.0.0.1", &[]));
+            objects
+        };
+        let mut objects = said("enabeld");
+        objects.inherit(&said("disabled"));
+        assert_eq!(in_force(&objects, "slip"), None);
+        let lifted = objects.above(&floors, |_| false);
+        assert_eq!(in_force(&lifted, "slip").map(|(mode, ..)| mode), Some(Mode::Strict));
+        // A file of which nothing can be read says what it said at some time.
+        let is_of = |kind: &'static str| move |origin: &Origin| origin.kind == kind;
+        let out = said("disabled");
+        assert_eq!(in_force(&out.above(&floors, |_| false), "slip"), None);
+        for kind in ["Pod", "Namespace"] {
+            assert!(in_force(&out.above(&floors, is_of(kind)), "slip").is_some(), "{kind}");
+        }
     }
 }

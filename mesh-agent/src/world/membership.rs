@@ -33,9 +33,21 @@ pub enum Membership {
     },
 }
 
+/// See [`Membership::readable`].
+pub(super) struct Readable {
+    /// `None` if it cannot be read.
+    pub(super) mode: Option<Mode>,
+    /// The same.
+    pub(super) exclude_ports: Option<PortSet>,
+    /// Those that cannot be read open nothing.
+    pub(super) permissive_ports: PortSet,
+}
+
 /// Why a pod is not in the mesh. Codes are stable: they appear in `status`, logs and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotEnabledReason {
+    /// It is in the mesh's own namespace: the agents must not depend on what they keep.
+    MeshNamespace,
     /// Nobody asked for it.
     NotLabelled,
     /// The pod's own label says `disabled`.
@@ -64,6 +76,7 @@ impl NotEnabledReason {
     /// The stable `snake_case` code.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::MeshNamespace => "mesh_namespace",
             Self::NotLabelled => "not_labelled",
             Self::PodOptedOut => "pod_opted_out",
             Self::NamespaceOptedOut => "namespace_opted_out",
@@ -76,9 +89,19 @@ impl NotEnabledReason {
     }
 }
 
+impl NotEnabledReason {
+    /// Whether a label says so, or that there is none.
+    pub(super) fn is_by_label(&self) -> bool {
+        matches!(self, Self::NotLabelled | Self::PodOptedOut | Self::NamespaceOptedOut)
+    }
+}
+
 impl fmt::Display for NotEnabledReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::MeshNamespace => {
+                "the pod is in the mesh's own namespace, whose pods are never in the mesh"
+            }
             Self::NotLabelled => {
                 "neither the pod nor its namespace has the label nodemesh.dev/mesh=enabled"
             }
@@ -131,6 +154,18 @@ impl Membership {
             }
             Self::Invalid { strict, .. } => *strict,
             Self::Disabled(_) => false,
+        }
+    }
+
+    /// What a pod and its namespace say of its settings, as far as it can be read.
+    pub(super) fn readable(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Readable {
+        let above = namespace.map(|namespace| &namespace.mesh);
+        let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode));
+        let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports));
+        Readable {
+            mode: mode.ok().map(|mode| mode.map(|(mode, _)| mode).unwrap_or_default()),
+            exclude_ports: ports.ok().map(|ports| ports.map(|(it, _)| it).unwrap_or_default()),
+            permissive_ports: permissive_ports(pod, namespace),
         }
     }
 

@@ -27,6 +27,11 @@ impl FileLines {
         Self { start, fields }
     }
 
+    /// Of an object of which only the file is known.
+    pub fn unknown() -> Self {
+        Self::new(Place { line: 1, column: 1 }, BTreeMap::new())
+    }
+
     /// The place of `field` or, if it is absent, of the nearest field around it.
     pub fn place(&self, field: &str) -> Place {
         let mut rest = field;

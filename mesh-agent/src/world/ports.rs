@@ -55,9 +55,13 @@ impl PortSet {
 
     /// Those of its ports that `stays` says. None if what is left has more ranges than are possible.
     #[must_use]
-    pub(super) fn only(&self, stays: impl Fn(u16) -> bool) -> Self {
-        let left = self.iter().filter(|port| stays(*port)).map(|port| (port, port));
-        Self::from_ranges(left.collect()).unwrap_or_default()
+    pub fn only(&self, stays: impl Fn(u16) -> bool) -> Self {
+        Self::of(self.iter().filter(|port| stays(*port)))
+    }
+
+    /// These ports. None if they have more ranges than are possible.
+    pub(super) fn of(ports: impl Iterator<Item = u16>) -> Self {
+        Self::from_ranges(ports.map(|port| (port, port)).collect()).unwrap_or_default()
     }
 
     /// Whether no port is in the set.

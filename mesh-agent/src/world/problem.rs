@@ -20,6 +20,8 @@ pub enum ProblemCode {
     MisplacedSetting,
     /// One of both kinds that asks for strict.
     StrictNotInForce,
+    /// A label would put pods into the mesh on which the mesh itself runs.
+    MeshNamespace,
     /// Two services have one address and port.
     ServiceAddressTaken,
     /// What a node announces counts for nothing.
@@ -42,6 +44,7 @@ impl ProblemCode {
             Self::UnknownSetting => "unknown_setting",
             Self::MisplacedSetting => "misplaced_setting",
             Self::StrictNotInForce => "strict_not_in_force",
+            Self::MeshNamespace => "mesh_namespace",
             Self::ServiceAddressTaken => "service_address_taken",
             Self::AnnouncementRefused => "announcement_refused",
             Self::AnnouncementDoubted => "announcement_doubted",

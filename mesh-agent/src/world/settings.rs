@@ -119,7 +119,8 @@ impl<T: Clone> Declared<T> {
         matches!(self, Self::Unset)
     }
 
-    fn is_unreadable(&self) -> bool {
+    /// Whether what is said cannot be read.
+    pub(super) fn is_unreadable(&self) -> bool {
         matches!(self, Self::Unreadable { .. })
     }
 

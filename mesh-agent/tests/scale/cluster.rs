@@ -165,7 +165,7 @@ pub(crate) fn announcements(changed: impl Fn(usize) -> bool, version: u8) -> Ann
 pub(crate) fn local() -> LocalNode {
     let enrolled =
         (0..PODS).step_by(NODES).map(|index| PodUid::parse(&uid(index)).unwrap()).collect();
-    LocalNode { name: NodeName::parse(&node(0)).unwrap(), enrolled }
+    LocalNode { name: NodeName::parse(&node(0)).unwrap(), enrolled, mesh_namespace: None }
 }
 
 pub(crate) fn addresses(index: usize, version: u8) -> [IpAddr; 2] {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_agent::source::{FileSource, SourceState};
+use mesh_agent::source::{Earlier, FileSource, SourceState};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ async fn a_changed_file_costs_that_file() {
     (0..NODES).for_each(|file| write(dir.path(), file, 0));
     let before = counting::live();
     let begun = Instant::now();
-    let (source, mut states) = FileSource::open(dir.path()).unwrap();
+    let (source, mut states) = FileSource::open(dir.path(), &Earlier::none()).unwrap();
     let bytes = (counting::live() - before) / PODS as u64;
     tell(&format!(
         "{PODS} pods in {NODES} files: read in {:?}, {bytes} bytes a pod",

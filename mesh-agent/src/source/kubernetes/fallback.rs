@@ -7,47 +7,26 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
+use super::super::earlier::Earlier;
 use super::super::error::SourceError;
-use super::kept::{Kept, KeptFile};
 use crate::world::{Announcements, Objects};
 
 /// How long the API server may take to tell what is there before what an earlier agent knew comes into force. Until either
 /// is known, dials into the mesh are refused.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What an earlier agent of this node knew in this boot, if anything.
-pub struct Earlier {
-    kept: Option<Kept>,
-    unusable: Option<SourceError>,
-    from: Instant,
-}
-
 impl Earlier {
-    /// Reads it. Blocking.
-    pub fn read(file: &KeptFile) -> Self {
-        let (kept, unusable) = match file.read() {
-            Ok(kept) => (kept, None),
-            Err(error) => {
-                let name = Arc::from(file.path().display().to_string());
-                let message = format!("what an earlier agent knew is not used: {error}");
-                let told = SourceError::whole_file(&name, message)
-                    .hint("the API server has to answer before anything is decided here");
-                (None, Some(SourceError { code: "world_file_unusable", ..told }))
-            }
-        };
-        Self { kept, unusable, from: Instant::now() + PATIENCE }
-    }
-
     pub(super) fn objects(&self) -> Fallback<Objects> {
-        let unusable = self.unusable.clone();
+        let hint = "the API server has to answer before anything is decided here";
+        let unusable = self.unusable.clone().map(|unusable| unusable.hint(hint));
         let what = self.kept.as_ref().map(|kept| (Arc::clone(&kept.objects), kept.as_of));
-        Fallback { what, from: Some(self.from), error: unusable }
+        Fallback { what, from: Some(self.read_at + PATIENCE), error: unusable }
     }
 
     /// Whatever is wrong has been said of the objects.
     pub(super) fn announcements(&self) -> Fallback<Announcements> {
         let what = self.kept.as_ref().map(|kept| (Arc::clone(&kept.announcements), kept.as_of));
-        Fallback { what, from: Some(self.from), error: None }
+        Fallback { what, from: Some(self.read_at + PATIENCE), error: None }
     }
 }
 

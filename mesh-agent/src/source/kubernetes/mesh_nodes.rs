@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
+use super::super::earlier::Earlier;
 use super::super::error::SourceError;
 use super::super::state::Knowledge;
 use super::away::Away;
-use super::fallback::{Earlier, Fallback};
+use super::fallback::Fallback;
 use super::told::{of_watch, sentence};
 use super::watches::{events, settled};
 use crate::world::{Announcements, FieldError, MeshNode, NodeName};

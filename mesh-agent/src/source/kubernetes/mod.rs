@@ -2,7 +2,7 @@
 //!
 //! Watched are whole pods of this node, and of the cluster Namespaces (their metadata), Nodes, Services, `EndpointSlice`s and
 //! `MeshNode`s. Each object is trimmed as it comes. While the API server is away, what it said last stays in force; an agent
-//! that begins meanwhile goes on with what an earlier one has written down (`kept.rs`).
+//! that begins meanwhile goes on with what an earlier one has written down (`fallback.rs`).
 
 mod away;
 mod content;
@@ -12,10 +12,6 @@ mod crd;
 mod fallback;
 mod installation;
 mod installed;
-mod keep;
-mod kept;
-#[cfg(test)]
-mod kept_tests;
 mod mesh_nodes;
 mod told;
 mod watches;
@@ -35,17 +31,15 @@ pub(crate) use self::away::AWAY;
 use self::away::Away;
 use self::content::{Change, Content};
 pub use self::crd::mesh_node_crd;
-pub use self::fallback::Earlier;
 use self::fallback::Fallback;
 pub use self::installation::{Installation, Question};
 use self::installed::Installed;
 pub use self::installed::{CA_NOTICE, CA_NOTICE_KEY};
-pub use self::keep::Keep;
-pub use self::kept::{KeptFile, forget_kept};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
 pub use self::told::sentence;
 pub(crate) use self::told::{Repeats, of_watch};
 use super::announce::AnnouncementState;
+use super::earlier::Earlier;
 use super::state::{Knowledge, SourceState};
 use crate::world::{NodeName, Objects};
 

@@ -127,7 +127,7 @@ impl PodObject {
 }
 
 impl From<&PodObject> for Pod {
-    /// What is kept of it, as it is read from the API server.
+    /// What is kept of it, as it is read.
     fn from(pod: &PodObject) -> Self {
         let PodObject {
             origin: _,
@@ -141,11 +141,15 @@ impl From<&PodObject> for Pod {
             created_s,
             labels,
             mesh,
-            netns: _,
+            netns,
             static_uid,
             ips_from_list: _,
         } = pod;
         let mut metadata = declaring(mesh, labels.clone());
+        if let Some(netns) = netns {
+            let annotations = metadata.annotations.get_or_insert_default();
+            annotations.insert(NETNS_ANNOTATION.to_owned(), netns.path().display().to_string());
+        }
         if let Some(uid) = static_uid {
             let annotations = metadata.annotations.get_or_insert_default();
             annotations.insert(MIRROR_ANNOTATION.to_owned(), uid.to_string());

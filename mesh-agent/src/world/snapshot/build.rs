@@ -14,9 +14,10 @@ use crate::world::announcement::Announcements;
 use crate::world::incumbents::Incumbents;
 use crate::world::membership::{Membership, NotEnabledReason};
 use crate::world::names::PodUid;
-use crate::world::objects::{Objects, PodObject};
-use crate::world::origin::FieldError;
+use crate::world::objects::{NamespaceObject, Objects, PodObject};
+use crate::world::origin::{FieldError, Origin};
 use crate::world::problem::{Problem, ProblemCode};
+use crate::world::settings::{Declaration, MESH_LABEL, MeshLabel};
 use crate::world::shared_map::SharedMap;
 use crate::world::standing::Standing;
 use crate::world::workload::{LocalPod, Peer, Wanted, Workload};
@@ -29,7 +30,7 @@ pub(super) fn build(
 ) -> Inner {
     let mut problems = Problems::default();
     for namespace in objects.namespaces() {
-        let found = namespace.mesh.problems(&namespace.origin).collect();
+        let found = namespace_problems(namespace, local);
         problems.set(Subject::Namespace(Arc::clone(&namespace.name)), found);
     }
     let owners = claims::owners(objects, announcements, local);
@@ -38,7 +39,7 @@ pub(super) fn build(
     let mut by_address = SharedMap::default();
     for pod in objects.pods() {
         let owner = |address: IpAddr| owners.get(&address).copied();
-        let (workload, found) = workload(pod, objects, owner);
+        let (workload, found) = workload(pod, objects, local, owner);
         problems.set(Subject::Pod(pod.uid.clone()), found);
         let workload = Arc::new(workload);
         for address in &workload.addresses {
@@ -84,13 +85,42 @@ pub(super) fn counts_here(address: IpAddr, standing: &Standing) -> bool {
     standing.believed().is_some_and(first)
 }
 
+/// What is wrong with a namespace.
+pub(super) fn namespace_problems(namespace: &NamespaceObject, local: &LocalNode) -> Vec<Problem> {
+    let mut problems: Vec<_> = namespace.mesh.problems(&namespace.origin).collect();
+    if local.is_mesh_namespace(&namespace.name) {
+        problems.extend(wants_the_mesh_itself(&namespace.mesh, &namespace.origin));
+    }
+    problems
+}
+
+/// The problem of a label that would put what the mesh itself runs on into the mesh.
+fn wants_the_mesh_itself(declared: &Declaration, origin: &Origin) -> Option<Problem> {
+    if !matches!(declared.mesh.in_force(), Ok(Some(MeshLabel::Enabled))) {
+        return None;
+    }
+    let field = format!("metadata.labels[{MESH_LABEL}]");
+    let namespace = origin.namespace.as_ref().unwrap_or(&origin.name);
+    let message = format!(
+        "the mesh itself runs in namespace {namespace}, whose pods are never held or in the mesh; the label has no effect"
+    );
+    let error = FieldError::new(field, message)
+        .hint(format!("remove the label, or write {MESH_LABEL}=disabled"));
+    Some(Problem::new(origin, ProblemCode::MeshNamespace, error))
+}
+
 /// One pod, given who has its addresses, and its problems.
 pub(super) fn workload<'a>(
     pod: &PodObject,
     objects: &Objects,
+    local: &LocalNode,
     owner: impl Fn(IpAddr) -> Option<&'a PodObject>,
 ) -> (Workload, Vec<Problem>) {
+    let is_of_mesh = local.is_mesh_namespace(&pod.name.namespace);
     let mut problems: Vec<_> = pod.mesh.problems(&pod.origin).collect();
+    if is_of_mesh {
+        problems.extend(wants_the_mesh_itself(&pod.mesh, &pod.origin));
+    }
     let claims = claims::settle(pod, owner, &mut problems);
     let namespace = objects.namespaces.get(&pod.name.namespace);
     if namespace.is_none() {
@@ -101,7 +131,10 @@ pub(super) fn workload<'a>(
         problems.push(Problem::new(&pod.origin, ProblemCode::NamespaceMissing, error));
     }
     let mut membership = Membership::decide(pod, namespace.map(Arc::as_ref));
-    if let (Some(settings), Some((address, holder))) = (membership.settings().cloned(), claims.lost)
+    if is_of_mesh {
+        membership = Membership::Disabled(NotEnabledReason::MeshNamespace);
+    } else if let (Some(settings), Some((address, holder))) =
+        (membership.settings().cloned(), claims.lost)
     {
         let reason = NotEnabledReason::AddressTaken { address, holder: holder.name.to_string() };
         membership = Membership::Waiting { reason, settings };

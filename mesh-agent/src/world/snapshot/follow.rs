@@ -151,7 +151,9 @@ impl World {
         let zone = |objects: &Objects| {
             objects.nodes.get(local.name.as_str()).and_then(|node| node.zone.clone())
         };
-        self.local.name != local.name || zone(&self.objects) != zone(objects)
+        self.local.name != local.name
+            || self.local.mesh_namespace != local.mesh_namespace
+            || zone(&self.objects) != zone(objects)
     }
 }
 

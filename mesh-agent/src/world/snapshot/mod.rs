@@ -51,6 +51,16 @@ pub struct LocalNode {
     /// The pods that are captured here right now. A pod leaves this set *first* when it leaves the
     /// mesh, so that peers hear of it before steering stops.
     pub enrolled: BTreeSet<PodUid>,
+    /// The namespace in which the mesh itself runs, in a cluster. Its pods are never held or in the mesh, whatever labels say:
+    /// an agent that is held hears of nothing any more, not even of its release.
+    pub mesh_namespace: Option<Arc<str>>,
+}
+
+impl LocalNode {
+    /// Whether this is the namespace in which the mesh itself runs.
+    pub(super) fn is_mesh_namespace(&self, namespace: &str) -> bool {
+        self.mesh_namespace.as_deref() == Some(namespace)
+    }
 }
 
 /// The world at one moment. Cloning copies one pointer.

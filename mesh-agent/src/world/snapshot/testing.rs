@@ -87,7 +87,11 @@ pub(in crate::world) fn node(text: &str) -> NodeName {
 }
 
 pub(in crate::world) fn local(name: &str, enrolled: &[&str]) -> LocalNode {
-    LocalNode { name: node(name), enrolled: enrolled.iter().map(|text| uid(text)).collect() }
+    LocalNode {
+        name: node(name),
+        enrolled: enrolled.iter().map(|text| uid(text)).collect(),
+        mesh_namespace: None,
+    }
 }
 
 /// Announcements of nodes with pods, each as (UID without `uid-`, which is also name and service

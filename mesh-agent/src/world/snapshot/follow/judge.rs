@@ -29,7 +29,8 @@ impl<'a> Step<'a> {
         for uid in &self.pods {
             let pod = self.objects.pods.get(uid);
             let owner = |address| owners.of(address);
-            judged.push((uid.clone(), pod.map(|pod| build::workload(pod, self.objects, owner))));
+            let judge = |pod| build::workload(pod, self.objects, self.local, owner);
+            judged.push((uid.clone(), pod.map(|pod: &Arc<PodObject>| judge(pod))));
         }
         drop(owners);
         self.work.pods += judged.len();

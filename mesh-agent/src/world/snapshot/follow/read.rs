@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::super::build::namespace_problems;
 use super::super::claims::has_own_addresses;
 use super::super::facts::{AddressFacts, Says};
 use super::super::index::{Announced, Index};
@@ -12,7 +13,7 @@ use super::{Step, Work};
 use crate::world::announcement::{AnnouncedPod, Announcements, MeshNode};
 use crate::world::incumbents::Incumbents;
 use crate::world::names::{NodeName, PodUid};
-use crate::world::objects::{NamespaceObject, NodeObject, Objects};
+use crate::world::objects::{NodeObject, Objects};
 
 impl<'a> Step<'a> {
     pub(super) fn new(
@@ -73,8 +74,7 @@ impl<'a> Step<'a> {
 
     pub(super) fn read_namespaces(&mut self, before: &Objects) {
         for changed in self.objects.namespaces.differences(&before.namespaces) {
-            let problems = |it: &NamespaceObject| it.mesh.problems(&it.origin).collect();
-            let found = changed.now.map_or_else(Vec::new, |namespace| problems(namespace));
+            let found = changed.now.map_or_else(Vec::new, |it| namespace_problems(it, self.local));
             self.world.problems.set(Subject::Namespace(Arc::clone(changed.key)), found);
             self.pods.extend(self.index.pods_in(changed.key).cloned());
         }

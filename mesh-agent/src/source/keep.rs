@@ -1,4 +1,5 @@
-//! Writes down what the API server says, for an agent that may have to begin without it.
+//! Writes down what the source says, for an agent that may have to begin without it, or with a part of it that cannot be
+//! read any more.
 //!
 //! One agent writes at a time, the one that is in charge of the node: the last word of one that hands over is written before
 //! it gives up its locks, and so cannot replace what its heir knows since.
@@ -11,9 +12,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::super::announce::AnnouncementState;
-use super::super::state::{Knowledge, SourceState};
+use super::announce::AnnouncementState;
 use super::kept::{KeptError, KeptFile};
+use super::state::{Knowledge, SourceState};
 use crate::tasks::off_the_workers;
 use crate::world::{Announcements, Objects};
 
@@ -76,7 +77,7 @@ impl Keep {
         }
     }
 
-    /// Writes it if the API server has told it. How long to leave it then.
+    /// Writes it if the source has told it. How long to leave it then.
     async fn write(&mut self) -> Duration {
         let objects = Arc::clone(&self.objects.borrow_and_update());
         let announced = Arc::clone(&self.announcements.borrow_and_update());
@@ -115,7 +116,7 @@ impl Keep {
     fn complain(&mut self, error: &KeptError) {
         let error = error.to_string();
         if self.error.as_ref() != Some(&error) {
-            tracing::warn!(%error, "what the API server says cannot be written down; an agent that begins without it will know nothing");
+            tracing::warn!(%error, "what the source says cannot be written down; an agent that begins without it will know nothing");
         }
         self.error = Some(error);
     }
@@ -123,7 +124,7 @@ impl Keep {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::testing::{TestDir, soon};
+    use super::super::testing::{TestDir, soon};
     use super::*;
     use crate::tasks::Tasks;
     use crate::world::NodeName;

@@ -1,7 +1,8 @@
-//! What the API server said last, on disk: an agent that begins while the API server is away goes on with it.
+//! What the source said last, on disk. An agent that begins while the API server is away goes on with it, and so does one
+//! for what it finds unreadable in a directory of files.
 //!
-//! One JSON object a line: a header, the objects as Kubernetes has them but trimmed, the `MeshNode`s, and how many these
-//! were, so that half a file is none. The file's modification time is when all of it was last known to be true. It is
+//! One JSON object a line: a header, the objects as Kubernetes has them but trimmed (with the file that each stood in, if it
+//! did in one), the `MeshNode`s, and how many these were, so that half a file is none. The file's modification time is when all of it was last known to be true. It is
 //! used in the boot in which it was written only: namespaces and cgroups do not outlive that, nor does what is pinned.
 
 use std::fs::{self, File, OpenOptions};
@@ -18,14 +19,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::world::{
-    Announcements, EndpointSliceObject, NamespaceObject, NodeName, NodeObject, Objects, PodObject,
-    ServiceObject,
+    Announcements, EndpointSliceObject, FileLines, NamespaceObject, NodeName, NodeObject, Objects,
+    Origin, PodObject, ServiceObject,
 };
 
 /// Rises when a file of today could be misread.
 const FORMAT: u32 = 1;
 /// The largest file that is written or read: some four times the world of 100,000 pods. It lies in `/run`, which is memory.
 const MAX_BYTES: u64 = 128 << 20;
+/// The field, beside Kubernetes' own, that names the file in which an object stood.
+const FILE: &str = "nodemeshFile";
 /// The number of the line after the header.
 const FIRST_OBJECT: usize = 2;
 
@@ -211,11 +214,17 @@ impl KeptFile {
         let mut lines = Lines { to: BufWriter::new(file), bytes: 0, count: 0 };
         lines.put(&self.header)?;
         lines.count = 0;
-        objects.namespaces().try_for_each(|it| lines.put(&Namespace::from(&**it)))?;
-        objects.nodes().try_for_each(|it| lines.put(&Node::from(&**it)))?;
-        objects.pods().try_for_each(|it| lines.put(&Pod::from(&**it)))?;
-        objects.services().try_for_each(|it| lines.put(&Service::from(&**it)))?;
-        objects.slices().try_for_each(|it| lines.put(&EndpointSlice::from(&**it)))?;
+        objects
+            .namespaces()
+            .try_for_each(|it| lines.put_object(&Namespace::from(&**it), &it.origin))?;
+        objects.nodes().try_for_each(|it| lines.put_object(&Node::from(&**it), &it.origin))?;
+        objects.pods().try_for_each(|it| lines.put_object(&Pod::from(&**it), &it.origin))?;
+        objects
+            .services()
+            .try_for_each(|it| lines.put_object(&Service::from(&**it), &it.origin))?;
+        objects
+            .slices()
+            .try_for_each(|it| lines.put_object(&EndpointSlice::from(&**it), &it.origin))?;
         announced.values().try_for_each(|it| lines.put(&**it))?;
         let all_of_them = lines.count;
         lines.put(&Footer { all_of_them })?;
@@ -243,6 +252,16 @@ struct Lines<W> {
 }
 
 impl<W: Write> Lines<W> {
+    /// An object, and the file that it stood in.
+    fn put_object(&mut self, object: &impl Serialize, origin: &Origin) -> Result<(), KeptError> {
+        let Some(file) = origin.file() else { return self.put(object) };
+        let mut value = serde_json::to_value(object).map_err(io::Error::from)?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert(FILE.to_owned(), Value::from(&**file));
+        }
+        self.put(&value)
+    }
+
     fn put(&mut self, object: &impl Serialize) -> Result<(), KeptError> {
         let mut line = serde_json::to_vec(object).map_err(io::Error::from)?;
         line.push(b'\n');
@@ -256,22 +275,33 @@ impl<W: Write> Lines<W> {
 }
 
 pub(super) fn insert(
-    value: Value,
+    mut value: Value,
     objects: &mut Objects,
     announcements: &mut Announcements,
 ) -> Result<(), String> {
+    let file = value.as_object_mut().and_then(|fields| fields.remove(FILE));
+    let file: Option<Arc<str>> = file.as_ref().and_then(Value::as_str).map(Arc::from);
+    let locate = |origin: Origin| match &file {
+        Some(file) => origin.in_file(Arc::clone(file), Arc::new(FileLines::unknown())),
+        None => origin,
+    };
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
     let said = |error: crate::world::FieldError| error.to_string();
     match kind {
         "Namespace" => objects.insert_namespace(
-            NamespaceObject::try_from(&object::<Namespace>(value)?).map_err(said)?,
+            NamespaceObject::parse(&object::<Namespace>(value)?, locate).map_err(said)?,
         ),
-        "Node" => objects.insert_node(NodeObject::try_from(&object::<Node>(value)?).map_err(said)?),
-        "Pod" => objects.insert_pod(PodObject::try_from(&object::<Pod>(value)?).map_err(said)?),
-        "Service" => objects
-            .insert_service(ServiceObject::try_from(&object::<Service>(value)?).map_err(said)?),
+        "Node" => {
+            objects.insert_node(NodeObject::parse(&object::<Node>(value)?, locate).map_err(said)?);
+        }
+        "Pod" => {
+            objects.insert_pod(PodObject::parse(&object::<Pod>(value)?, locate).map_err(said)?);
+        }
+        "Service" => objects.insert_service(
+            ServiceObject::parse(&object::<Service>(value)?, locate).map_err(said)?,
+        ),
         "EndpointSlice" => objects.insert_slice(
-            EndpointSliceObject::try_from(&object::<EndpointSlice>(value)?).map_err(said)?,
+            EndpointSliceObject::parse(&object::<EndpointSlice>(value)?, locate).map_err(said)?,
         ),
         "MeshNode" => {
             let announcement: crate::world::MeshNode = object(value)?;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::super::testing::TestDir;
 use super::kept::{KeptError, KeptFile, forget_kept};
+use super::testing::TestDir;
 use crate::world::{Announcements, MeshNode, NodeName, Objects};
 
 fn file(dir: &TestDir, node: &str, boot_id: &str) -> KeptFile {

@@ -1,0 +1,69 @@
+//! What an earlier agent of this node knew in this boot: for what the source cannot tell, or cannot tell any more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::document::Object;
+use super::error::SourceError;
+use super::file_announcer::file_of;
+use super::kept::{Kept, KeptFile};
+use crate::world::{MeshNode, Objects};
+
+/// It, if there is anything.
+pub struct Earlier {
+    pub(super) kept: Option<Kept>,
+    /// Why what there is cannot be used.
+    pub(super) unusable: Option<SourceError>,
+    pub(super) read_at: Instant,
+}
+
+impl Earlier {
+    /// Reads it. Blocking.
+    pub fn read(file: &KeptFile) -> Self {
+        let (kept, unusable) = match file.read() {
+            Ok(kept) => (kept, None),
+            Err(error) => {
+                let name = Arc::from(file.path().display().to_string());
+                let message = format!("what an earlier agent knew is not used: {error}");
+                let told = SourceError::whole_file(&name, message);
+                (None, Some(SourceError { code: "world_file_unusable", ..told }))
+            }
+        };
+        Self { kept, unusable, read_at: Instant::now() }
+    }
+
+    /// Nothing.
+    pub fn none() -> Self {
+        Self { kept: None, unusable: None, read_at: Instant::now() }
+    }
+
+    /// The objects that were in force.
+    pub(super) fn all_objects(&self) -> Option<&Arc<Objects>> {
+        self.kept.as_ref().map(|kept| &kept.objects)
+    }
+
+    /// The same by the files in which they stood.
+    pub(super) fn objects_by_file(&self) -> BTreeMap<Arc<str>, Vec<Object>> {
+        let mut files: BTreeMap<Arc<str>, Vec<Object>> = BTreeMap::new();
+        let Some(objects) = self.all_objects() else { return files };
+        let all = (objects.namespaces().map(|it| Object::Namespace(Arc::clone(it))))
+            .chain(objects.nodes().map(|it| Object::Node(Arc::clone(it))))
+            .chain(objects.pods().map(|it| Object::Pod(Arc::clone(it))))
+            .chain(objects.services().map(|it| Object::Service(Arc::clone(it))))
+            .chain(objects.slices().map(|it| Object::EndpointSlice(Arc::clone(it))));
+        for object in all {
+            if let Some(file) = object.origin().file() {
+                files.entry(Arc::clone(file)).or_default().push(object);
+            }
+        }
+        files
+    }
+
+    /// The announcements by their files.
+    pub(super) fn announcements_by_file(&self) -> BTreeMap<Arc<str>, Arc<MeshNode>> {
+        let all = self.kept.iter().flat_map(|kept| kept.announcements.iter());
+        all.map(|(node, announcement)| (file_of(node), Arc::clone(announcement))).collect()
+    }
+}
