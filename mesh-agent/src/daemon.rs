@@ -179,6 +179,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         started,
         mesh: Arc::clone(&mesh),
         board: enroller.board(),
+        plaintext: enroller.plaintext(),
         identities,
         problems: ArcSwap::default(),
         knowledge: ArcSwap::default(),

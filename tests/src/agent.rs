@@ -6,6 +6,7 @@ use std::{
     env,
     ffi::OsString,
     fs,
+    net::SocketAddr,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
@@ -94,6 +95,27 @@ pub struct PodStatus {
     pub code: String,
     /// The same as a sentence.
     pub reason: String,
+    /// Its connections from before it was in the mesh, or strict.
+    #[serde(default)]
+    pub plaintext: Plaintext,
+}
+
+/// A pod's connections that go on in plaintext.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Plaintext {
+    /// How many.
+    pub count: usize,
+    /// Some of them.
+    pub oldest: Vec<PlaintextConnection>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct PlaintextConnection {
+    /// The one who dialled.
+    pub client: SocketAddr,
+    /// The one who was dialled.
+    pub server: SocketAddr,
 }
 
 /// What the agent's userspace did since it started.

@@ -145,6 +145,76 @@ fn a_mode_changed_under_load_loses_no_request() {
 }
 
 #[test]
+fn a_connection_from_before_strict_is_listed_and_can_be_reset() {
+    scenario("membership-before", |net| {
+        let pair = Pair::new(net)?;
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        let service = pair.serve(Talk::Lines)?;
+        let keep = |pod: &tests::Pod| {
+            let spec = DialSpec::new(pair.server.at(PORT), Talk::Lines);
+            probe::load(pod, &DialSpec { keep_alive: true, workers: 1, ..spec })
+        };
+        let older = [keep(&pair.client)?, keep(&stranger)?];
+        older.iter().try_for_each(|client| client.wait_more(1))?;
+        pair.join()?;
+        let carried = keep(&pair.client)?;
+        carried.wait_more(1)?;
+        let counts = |client: usize, server: usize| {
+            tests::eventually(tests::agent::SOON, || {
+                let plaintext = |agent: &tests::agent::Agent, pod| -> Result<_> {
+                    Ok(agent.status()?.pod(pod)?.plaintext)
+                };
+                let of_client = plaintext(&pair.agents[0], &pair.client)?;
+                let of_server = plaintext(&pair.agents[1], &pair.server)?;
+                let found = (of_client.count, of_server.count);
+                ensure!(found == (client, server), "{of_client:?} {of_server:?}");
+                Ok(of_server.oldest)
+            })
+        };
+        // Permissive: the one with a pod of the mesh, on both sides. The stranger's may come in plaintext any day.
+        counts(1, 1)?;
+        net.objects().annotate_pod(&pair.server, objects::MODE, Some("strict"))?;
+        let oldest = counts(1, 2)?;
+        let clients: Vec<_> = oldest.iter().map(|it| it.client.ip()).collect();
+        ensure!(clients.contains(&stranger.v4.into()), "{oldest:?}");
+        let of_server = |problem: &tests::agent::Problem| {
+            problem.code == "plaintext_before_strict" && problem.message.contains("shop/server")
+        };
+        let problem = pair.agents[1].wait_problem("plaintext from before", of_server)?;
+        ensure!(problem.message.contains(&stranger.v4.to_string()), "{problem:?}");
+
+        let reset = |words: &[&str]| pair.agents[1].cli(&[&["reset"], words].concat());
+        let listed = reset(&["shop/server", "--dry-run"])?.success()?;
+        for words in [stranger.v4.to_string(), "2 connections of shop/server would".to_owned()] {
+            ensure!(listed.contains(&words), "no {words} in:\n{listed}");
+        }
+        older.iter().chain([&carried]).try_for_each(|client| client.wait_more(STEADY))?;
+        let unknown = reset(&["shop/nobody"])?;
+        ensure!(!unknown.status.success() && unknown.stderr.contains("shop/nobody"), "{unknown}");
+        let done = reset(&["shop/server", "-o", "json"])?.success()?;
+        ensure!(done.contains("\"found\":2,\"reset\":2"), "{done}");
+        for client in older {
+            let result = client.finish()?;
+            ensure!(result.failed > 0, "it goes on: {result:#?}");
+        }
+        tests::eventually(tests::agent::SOON, || {
+            let status = pair.agents[1].status()?;
+            ensure!(!status.problems.iter().any(of_server), "{:?}", status.problems);
+            ensure!(status.pod(&pair.server)?.plaintext.count == 0, "{status:?}");
+            Ok(())
+        })?;
+        let again = reset(&["shop/server"])?.success()?;
+        ensure!(again.contains("no connection"), "{again}");
+        // What the mesh carries is none of these.
+        carried.wait_more(STEADY)?;
+        let result = carried.finish()?;
+        ensure!((result.failed, result.connections) == (0, 1), "{result:#?}");
+        ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
+        Ok(())
+    });
+}
+
+#[test]
 fn a_pods_label_wins_over_its_namespaces() {
     scenario("membership-pod", |net| {
         let pair = Pair::new(net)?;

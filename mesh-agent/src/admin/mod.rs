@@ -11,8 +11,8 @@ mod server;
 pub use client::{Answers, ClientError};
 pub use followers::Followers;
 pub use protocol::{
-    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, ProblemFacts,
-    Request, Response, Status,
+    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, OpenPeer,
+    ProblemFacts, Request, Response, Status,
 };
 pub use server::{ServeError, State, bind, serve};
 

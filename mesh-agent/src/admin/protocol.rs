@@ -5,7 +5,13 @@ use std::{collections::BTreeMap, net::IpAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{enrol::PodStatus, flows::FlowRecord, handover, source::Knowledge, world::Problem};
+use crate::{
+    enrol::{PodStatus, ResetReport},
+    flows::FlowRecord,
+    handover,
+    source::Knowledge,
+    world::{PortSet, Problem},
+};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +23,13 @@ pub enum Request {
     Flows {
         /// Whether to go on.
         follow: bool,
+    },
+    /// The connections of a pod (`namespace/name`) from before it was in the mesh, or strict, are to end.
+    Reset {
+        /// The pod.
+        pod: String,
+        /// Whether they are only to be listed.
+        dry_run: bool,
     },
     /// Another agent wants to take over: see [`handover`]. What follows on this connection is between the two.
     HandOver(handover::Ask),
@@ -36,6 +49,8 @@ pub enum Response {
     Flow(Box<FlowRecord>),
     /// This many records were lost to a follower that was too slow.
     Lost(u64),
+    /// To [`Request::Reset`].
+    Reset(Box<ResetReport>),
     /// To [`Request::HandOver`].
     Estate(Box<handover::Estate>),
     /// To [`Request::Switched`].
@@ -85,6 +100,22 @@ pub struct Status {
     /// services are reached from outside.
     #[serde(default)]
     pub not_carried: Vec<NotCarried>,
+    /// Strict pods of other nodes with ports on which plaintext reaches them all the same.
+    #[serde(default)]
+    pub open_peers: Vec<OpenPeer>,
+}
+
+/// A strict pod of another node with ports on which plaintext reaches it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenPeer {
+    /// The pod, as `namespace/name`.
+    pub pod: String,
+    /// Its node.
+    pub node: String,
+    /// Ports on which it is not in the mesh.
+    pub exclude_ports: PortSet,
+    /// Ports on which it takes plaintext although it is strict.
+    pub permissive_ports: PortSet,
 }
 
 /// Ways to a service on which what pods of the mesh dial goes as Kubernetes carries it: in plaintext, which a strict pod refuses.

@@ -25,11 +25,11 @@ use tokio::{
 
 use super::followers::MOST;
 use super::{
-    Followers, IdentityFacts, KnowledgeFacts, NodeCounters, NotCarried, ProblemFacts, Request,
-    Response, Status, socket_path,
+    Followers, IdentityFacts, KnowledgeFacts, NodeCounters, NotCarried, OpenPeer, ProblemFacts,
+    Request, Response, Status, socket_path,
 };
 use crate::{
-    enrol::{Board, PodStatus},
+    enrol::{Board, PlaintextWatch, PodStatus},
     flows::Followed,
     handover::{self, Desk},
     identity::Identities,
@@ -37,7 +37,7 @@ use crate::{
     proxy::Mesh,
     source::Knowledge,
     tasks::Tasks,
-    world::ServicePort,
+    world::{Peer, Problem, ServicePort},
 };
 
 /// Longest request.
@@ -55,6 +55,8 @@ pub struct State {
     pub mesh: Arc<Mesh>,
     /// How enrolment stands.
     pub board: Board,
+    /// Connections from before the mesh.
+    pub plaintext: PlaintextWatch,
     /// The certificates.
     pub identities: Arc<Identities>,
     /// What is wrong with the sources.
@@ -120,6 +122,14 @@ impl State {
         let share = |message| ProblemFacts { code: "socket_memory_share".to_owned(), message };
         problems.extend(mesh.socket_memory_shares().into_iter().map(share));
         problems.extend(self.metrics_problem.load_full().as_deref().cloned());
+        let mut pods = self.board.read();
+        for pod in &mut pods {
+            pod.plaintext = self.plaintext.of(&pod.uid);
+            let name = format!("{}/{}", pod.namespace, pod.name);
+            let problem = pod.plaintext.problem(&name, pod.mode);
+            let code = "plaintext_before_strict".to_owned();
+            problems.extend(problem.map(|message| ProblemFacts { code, message }));
+        }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.clone(),
@@ -151,6 +161,7 @@ impl State {
             problems,
             pods,
             not_carried: Vec::new(),
+            open_peers: Vec::new(),
         }
     }
 }
@@ -227,6 +238,13 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
         Ok(Request::Give | Request::Switched) => {
             let out_of_order = "nobody is handing over on this connection".to_owned();
             send(&mut write, &Response::Error(out_of_order)).await
+        }
+        Ok(Request::Reset { pod, dry_run }) => {
+            let response = match state.plaintext.reset(&pod, dry_run).await {
+                Ok(report) => Response::Reset(Box::new(report)),
+                Err(error) => Response::Error(error.to_string()),
+            };
+            send(&mut write, &response).await
         }
         Ok(Request::Status) => send(&mut write, &Response::Status(Box::new(state.status()))).await,
         Ok(Request::Flows { follow }) => {

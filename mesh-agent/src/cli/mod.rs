@@ -10,6 +10,7 @@ mod log;
 mod manifest;
 mod reader;
 mod ready;
+mod reset;
 mod run;
 mod status;
 mod table;
@@ -51,6 +52,8 @@ enum Command {
     Flows(flows::Flows),
     /// Show the agent, its pods and what is wrong
     Status(status::Status),
+    /// End a pod's connections from before it was in the mesh, or strict, which go on in plaintext
+    Reset(reset::Reset),
     /// Say whether the agent is ready: in charge, and knowing the world
     Ready(ready::Ready),
     /// Print the Kubernetes objects of an installation
@@ -126,6 +129,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Run(run) => run.execute(),
         Command::Flows(flows) => flows.execute(),
         Command::Status(status) => status.execute(),
+        Command::Reset(reset) => reset.execute(),
         Command::Ready(ready) => ready.execute(),
         Command::Manifest(manifest) => manifest.execute(),
         Command::Cleanup(cleanup) => cleanup.execute(),

@@ -1,6 +1,7 @@
 //! Tables for people: no borders, two spaces between columns, as kubectl prints them.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
 
 /// A table with a heading.
 pub(super) fn table<const N: usize>(
@@ -32,6 +33,12 @@ pub(super) fn bytes(count: u64) -> String {
         value /= 1024.0;
     }
     format!("{value:.1} TiB")
+}
+
+/// How long ago something was, as people read it.
+pub(super) fn age(since: Timestamp) -> String {
+    let micros = Timestamp::now().duration_since(since).as_micros();
+    duration(u64::try_from(micros).unwrap_or(0))
 }
 
 /// A duration as people read it: `730µs`, `12ms`, `3.4s`, `5m12s`.

@@ -13,6 +13,7 @@ mod join;
 mod leave;
 mod orphans;
 mod pass_on;
+mod plaintext;
 mod saved;
 mod shares;
 mod sightings;
@@ -32,6 +33,9 @@ pub use find::Finder;
 use floors::Floors;
 use follow::Follower;
 use jiff::Timestamp;
+pub use plaintext::{
+    PlaintextConnection, PlaintextFacts, PlaintextWatch, ResetConnection, ResetError, ResetReport,
+};
 pub use saved::{Saved, restore_all};
 use serde::{Deserialize, Serialize};
 pub use shares::Excess;
@@ -93,6 +97,7 @@ pub struct Enroller {
     /// What was refused when the tables were last written.
     refused: [Option<KernelError>; 2],
     board: Board,
+    plaintext: PlaintextWatch,
     follower: Follower,
 }
 
@@ -166,6 +171,9 @@ pub struct PodStatus {
     pub netns: Option<u64>,
     /// Connections of it that the agent carries now.
     pub connections: usize,
+    /// Its connections from before it was in the mesh, or strict, that go on in plaintext.
+    #[serde(default)]
+    pub plaintext: PlaintextFacts,
 }
 
 /// See [`PodStatus::state`].
@@ -280,6 +288,8 @@ impl Enroller {
         let (accepting, serving, inherited) = (parts.accepting, parts.serving, parts.inherited);
         let (wish, wishes) = watch::channel(None);
         accepting.spawn("announce", announce(announcer, wishes));
+        let plaintext = PlaintextWatch::new(Arc::clone(&mesh));
+        accepting.spawn("plaintext", plaintext.clone().run());
         Self {
             mesh,
             identities,
@@ -307,6 +317,7 @@ impl Enroller {
             floors: Floors::default(),
             refused: [None, None],
             board: Board::default(),
+            plaintext,
             follower: Follower::default(),
         }
     }
@@ -314,6 +325,11 @@ impl Enroller {
     /// Where to read how enrolment stands.
     pub fn board(&self) -> Board {
         self.board.clone()
+    }
+
+    /// Where to ask for connections from before the mesh.
+    pub fn plaintext(&self) -> PlaintextWatch {
+        self.plaintext.clone()
     }
 
     /// Who has asked for more than the kernel's tables have room for.

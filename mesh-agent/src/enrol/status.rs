@@ -1,6 +1,6 @@
 //! How enrolment stands, for people.
 
-use super::{Enroller, PodState, PodStatus};
+use super::{Enroller, PlaintextFacts, PodState, PodStatus};
 use crate::world::{LocalPod, Mode, Snapshot};
 
 impl Enroller {
@@ -52,6 +52,7 @@ impl Enroller {
             reason,
             netns: known.map(|enrolled| enrolled.pod.netns.cookie()),
             connections: known.map_or(0, |enrolled| enrolled.pod.connections.running()),
+            plaintext: PlaintextFacts::default(), // filled in when somebody asks
         }
     }
 }

@@ -82,6 +82,8 @@ impl Enroller {
             self.sweep_held(&world, cgroups);
         }
         self.identities.retain(&self.identity_ids());
+        let captured = self.pods.values().filter(|enrolled| enrolled.captured);
+        self.plaintext.follow(captured.map(|enrolled| (&enrolled.pod, &enrolled.settings)));
         self.board.write(self.statuses(&world));
     }
 

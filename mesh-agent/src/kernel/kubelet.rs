@@ -1,7 +1,7 @@
 //! Lets the node's kubelet into strict pods: programs on the kubelet's own cgroup note what it dials. They outlive the agent as
 //! all others do; while it is away, probes go on unless the kubelet gets another cgroup.
 
-use std::{path::Path, sync::Mutex, sync::PoisonError};
+use std::{net::SocketAddr, path::Path, sync::Mutex, sync::PoisonError};
 
 use aya::{
     Ebpf,
@@ -51,6 +51,12 @@ impl KubeletDials {
         let map = map.ok_or_else(|| KernelError::Missing(Self::NAME.to_owned()))?;
         let map = maps::HashMap::try_from(map).map_err(|source| map_error(Self::NAME, source))?;
         Ok(Self { map: Mutex::new(map) })
+    }
+
+    /// Whether the kubelet has dialled this, as far as it is noted still.
+    pub fn contains(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.get(&DialKey { from: from.into(), to: to.into() }, 0).is_ok()
     }
 
     /// Forgets what nobody asks for any more: of connections that stay open, and of a kubelet that has lost its cgroup.

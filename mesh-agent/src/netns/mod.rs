@@ -6,6 +6,7 @@ mod addresses;
 mod factory;
 mod mounted;
 mod reserved;
+mod sockets;
 
 use std::{
     fs::File,
@@ -22,6 +23,7 @@ pub use addresses::own_addresses;
 pub use factory::{Factory, FactoryGone};
 pub use mounted::is_mounted;
 pub use reserved::{reserve_ports, reserved_ports, restore_ports};
+pub use sockets::{OpenSocket, SocketList};
 use thiserror::Error;
 
 /// Where `ip netns` keeps namespaces, for annotations that give a bare name.
