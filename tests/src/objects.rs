@@ -26,6 +26,8 @@ pub const MODE: &str = "nodemesh.dev/mode";
 pub const NETNS: &str = "nodemesh.dev/netns";
 /// The annotation that lists ports that are none of the mesh's business.
 pub const EXCLUDE_PORTS: &str = "nodemesh.dev/exclude-ports";
+/// Annotation: ports on which a strict pod takes plaintext.
+pub const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
 
 /// The directory and what is in it.
 #[derive(Debug)]

@@ -8,9 +8,9 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use tests::{
-    PORT, Pair, PodSpec,
+    PORT, Pair, PodSpec, SHOP,
     agent::{self, SOON},
-    eventually,
+    eventually, objects,
     probe::{self, DialSpec, Talk},
     scenario,
 };
@@ -32,7 +32,25 @@ fn tables_name_pods_identities_and_reasons() {
         {
             ensure!(status.contains(word), "no {word} in:\n{status}");
         }
-        Ok(())
+        // What a strict pod leaves open stands beside `strict`, on its own node and on others.
+        let said = [
+            (objects::MODE, "strict"),
+            (objects::EXCLUDE_PORTS, "6379,8000-8010"),
+            (objects::PERMISSIVE_PORTS, "9102"),
+        ];
+        for (key, value) in said {
+            net.objects().annotate_namespace(SHOP, key, Some(value))?;
+        }
+        eventually(SOON, || {
+            let status = pair.agents[0].cli(&["status"])?.success()?;
+            let ports = "6379,8000-8010,9102";
+            for words in
+                [format!("strict, open: {ports}"), format!("shop/server on node2 ({ports})")]
+            {
+                ensure!(status.contains(&words), "no {words} in:\n{status}");
+            }
+            Ok(())
+        })
     });
 }
 

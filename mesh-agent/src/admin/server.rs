@@ -90,6 +90,7 @@ impl State {
         let world = self.mesh.world.load();
         let outside = world.services_with_outside().into_iter();
         status.not_carried = outside.map(not_carried).collect();
+        status.open_peers = world.strict_peers_with_open_ports().into_iter().map(open).collect();
         status
     }
 
@@ -310,6 +311,15 @@ fn not_carried(service: &Arc<ServicePort>) -> NotCarried {
         port: service.port,
         addresses: service.outside.addresses.clone(),
         node_port: service.outside.node_port,
+    }
+}
+
+fn open(peer: &Arc<Peer>) -> OpenPeer {
+    OpenPeer {
+        pod: format!("{}/{}", peer.namespace, peer.name),
+        node: peer.node.to_string(),
+        exclude_ports: peer.exclude_ports.clone(),
+        permissive_ports: peer.permissive_ports.clone(),
     }
 }
 

@@ -1,13 +1,16 @@
 //! `mesh-agent status`.
 
 use clap::Args;
-use jiff::Timestamp;
 
-use super::{Asked, Output, print_line, table};
+use super::{Asked, Output, print_line, table, table::age};
 use crate::{
-    admin::{self, KnowledgeSource},
+    admin::{self, KnowledgeSource, OpenPeer},
     enrol::{PodState, PodStatus},
+    world::{Mode, PortSet},
 };
+
+/// How many of other nodes' pods with open ports are named in the table: more are for a program to read.
+const OPEN_PEERS_SHOWN: usize = 8;
 
 /// Show the agent, its pods and what is wrong.
 #[derive(Debug, Args)]
@@ -64,11 +67,25 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
             status.pods.iter().map(row),
         ))?;
     }
+    // A strict pod's is among the problems.
+    let goes_on = |pod: &&PodStatus| pod.plaintext.count > 0 && pod.mode != Some(Mode::Strict);
+    for pod in status.pods.iter().filter(goes_on) {
+        let (name, count) = (format!("{}/{}", pod.namespace, pod.name), pod.plaintext.count);
+        print_line(&format!(
+            "\n{count} connections of {name} with pods of the mesh are from before and go on in plaintext; they end by themselves, or by: mesh-agent reset {name}"
+        ))?;
+    }
     for identity in status.identities.iter().filter(|identity| identity.failure.is_some()) {
         print_line(&format!(
             "\n✗ {}: {}",
             identity.id,
             identity.failure.as_deref().unwrap_or_default()
+        ))?;
+    }
+    if !status.open_peers.is_empty() {
+        print_line(&format!(
+            "\nstrict pods of other nodes that plaintext reaches on some ports: {}",
+            open_peers(&status.open_peers)
         ))?;
     }
     if !status.not_carried.is_empty() {
@@ -107,15 +124,65 @@ fn reason(pod: &PodStatus) -> String {
 }
 
 fn mode(pod: &PodStatus) -> String {
-    let mode = pod.mode.map_or_else(|| "-".to_owned(), |mode| mode.to_string());
-    if pod.permissive_ports.is_empty() {
-        mode
-    } else {
-        format!("{mode}, but not on {}", pod.permissive_ports)
+    match pod.mode {
+        None => "-".to_owned(),
+        Some(Mode::Strict) => match open_ports(&pod.exclude_ports, &pod.permissive_ports) {
+            ports if ports.is_empty() => "strict".to_owned(),
+            ports => format!("strict, open: {ports}"),
+        },
+        Some(Mode::Permissive) if pod.exclude_ports.is_empty() => "permissive".to_owned(),
+        Some(Mode::Permissive) => format!("permissive, excluded: {}", pod.exclude_ports),
     }
 }
 
-fn age(since: Timestamp) -> String {
-    let micros = Timestamp::now().duration_since(since).as_micros();
-    table::duration(u64::try_from(micros).unwrap_or(0))
+/// The ports on which plaintext reaches a strict pod, by whichever annotation.
+fn open_ports(excluded: &PortSet, permissive: &PortSet) -> String {
+    let others = permissive.only(|port| !excluded.contains(port));
+    let both = [excluded, &others].map(ToString::to_string);
+    both.into_iter().filter(|ports| !ports.is_empty()).collect::<Vec<_>>().join(",")
+}
+
+/// The strict pods of other nodes that are not closed on all ports.
+fn open_peers(peers: &[OpenPeer]) -> String {
+    let shown = peers.iter().take(OPEN_PEERS_SHOWN).map(|peer| {
+        let ports = open_ports(&peer.exclude_ports, &peer.permissive_ports);
+        format!("{} on {} ({ports})", peer.pod, peer.node)
+    });
+    let more = match peers.len().saturating_sub(OPEN_PEERS_SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more (-o json lists them)"),
+    };
+    format!("{}{more}", shown.collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_ports_are_told_once_whichever_annotation_opens_them() {
+        let open = |excluded: &str, permissive: &str| {
+            open_ports(&excluded.parse().unwrap(), &permissive.parse().unwrap())
+        };
+        assert_eq!(open("6379,8000-8010", ""), "6379,8000-8010");
+        assert_eq!(open("", "9102"), "9102");
+        assert_eq!(open("6379", "6379,9102"), "6379,9102");
+        assert_eq!(open("", ""), "");
+    }
+
+    #[test]
+    fn other_nodes_pods_are_named_up_to_a_bound() {
+        let peer = |number: usize| OpenPeer {
+            pod: format!("shop/db-{number}"),
+            node: "node2".to_owned(),
+            exclude_ports: "6379".parse().unwrap(),
+            permissive_ports: PortSet::default(),
+        };
+        let peers: Vec<_> = (0..10).map(peer).collect();
+        assert_eq!(open_peers(&peers[..1]), "shop/db-0 on node2 (6379)");
+        assert!(
+            open_peers(&peers)
+                .ends_with(", shop/db-7 on node2 (6379) and 2 more (-o json lists them)")
+        );
+    }
 }

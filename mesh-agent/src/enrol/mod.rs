@@ -158,6 +158,9 @@ pub struct PodStatus {
     pub since: Option<Timestamp>,
     /// `permissive` or `strict`, if it is enrolled or held.
     pub mode: Option<Mode>,
+    /// Ports on which it is not in the mesh, if it is enrolled.
+    #[serde(default)]
+    pub exclude_ports: PortSet,
     /// Ports on which it takes plaintext although it is strict, if it is enrolled.
     #[serde(default)]
     pub permissive_ports: PortSet,

@@ -43,6 +43,9 @@ impl Enroller {
                 PodState::Held => Some(Mode::Strict),
                 _ => enrolled.map(|enrolled| enrolled.settings.mode),
             },
+            exclude_ports: enrolled
+                .map(|enrolled| enrolled.settings.exclude_ports.clone())
+                .unwrap_or_default(),
             permissive_ports: enrolled
                 .filter(|enrolled| enrolled.settings.mode == Mode::Strict)
                 .map(|enrolled| enrolled.settings.permissive_ports.clone())

@@ -39,6 +39,7 @@ use super::objects::Objects;
 use super::ports::PortSet;
 use super::problem::Problem;
 use super::service::{Outside, ServicePort};
+use super::settings::Mode;
 use super::shared_map::SharedMap;
 use super::standing::{DialAs, Standing};
 use super::workload::{LocalPod, Peer, Workload};
@@ -289,6 +290,20 @@ impl Snapshot {
         found.sort_by_cached_key(|it| key(it));
         found.dedup();
         found
+    }
+
+    /// The strict pods of other nodes that have ports on which plaintext reaches them, by namespace and name. Takes time in
+    /// proportion to the captured pods.
+    pub fn strict_peers_with_open_ports(&self) -> Vec<&Arc<Peer>> {
+        let is_open = |peer: &Peer| {
+            let has_ports = !peer.exclude_ports.is_empty() || !peer.permissive_ports.is_empty();
+            peer.mode == Mode::Strict && has_ports
+        };
+        let all = self.0.standings.iter().filter(|(address, it)| build::counts_here(**address, it));
+        let peers = all.filter_map(|(_, standing)| standing.believed());
+        let mut open: Vec<_> = peers.filter(|peer| is_open(peer)).collect();
+        open.sort_by_key(|peer| (&peer.namespace, &peer.name, &peer.node));
+        open
     }
 
     /// The service addresses and ports of which [`Self::is_meshed_service`] differs from that of an
