@@ -49,6 +49,7 @@ use crate::{
     kernel::{Before, Kernel, free_from_hold},
     metrics,
     netns::{Factory, Netns},
+    notices::Notices,
     pod_cgroups,
     preflight::{self, Host, OwnCgroup, PreflightError},
     proxy::{Limits, Mesh, capacity_of},
@@ -235,6 +236,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
     in_charge.cancel();
+    let notices =
+        Notices::new(Arc::clone(&state), settings.node.clone(), announcer.subscribe(), client);
+    feeding.spawn("notices", notices.run());
     let enrolling = Tasks::new(); // not stopped: it ends by itself, between two steps
     let (end, mut over) = oneshot::channel();
     enrolling.spawn("enrolment", async move {

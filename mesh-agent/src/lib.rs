@@ -18,6 +18,7 @@ pub mod lock;
 pub mod manifest;
 pub mod metrics;
 pub mod netns;
+pub mod notices;
 pub mod pod_cgroups;
 pub mod preflight;
 pub mod proxy;

@@ -379,10 +379,41 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
     // People write what their rights allow, and a Node's end takes its MeshNode along.
     cluster.kubectl_with(&mesh_node("of-nobody"), ["create", "-f", "-"])?;
     cluster.kubectl(["delete", "meshnode", "of-nobody"])?;
+    // It says what is wrong in its own name, and changes nothing that others say.
+    let event = |name: &str, controller: &str, instance: &str| {
+        json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": {"name": name, "namespace": "default"}, "eventTime": "2026-01-01T00:00:00.000000Z",
+            "reportingController": controller, "reportingInstance": instance,
+            "action": "Enrol", "reason": "Held", "type": "Warning", "note": "x",
+            "regarding": {"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "name": "node1"}})
+        .to_string()
+    };
+    let ours = "nodemesh.dev/mesh-agent";
+    let create = ["create", "--validate=false", "-f", "-"];
+    as_agent(&event("own", ours, "node1"), &create)?;
+    for (controller, instance) in [(ours, "node2"), ("kubelet", "node1")] {
+        let refused = as_agent(&event("other", controller, instance), &create).unwrap_err();
+        ensure!(refused.to_string().contains("signed as those of its own node"), "{refused}");
+    }
+    cluster.kubectl_with(&event("kubelets", "kubelet", "node1"), ["create", "-f", "-"])?;
+    let changed = event("kubelets", "kubelet", "node1").replace("\"Held\"", "\"Forged\"");
+    for (change, why) in [
+        (event("kubelets", ours, "node1"), "field is immutable"),
+        (changed, "is immutable"),
+        (event("kubelets", "kubelet", "node1"), "signed as those of its own node"),
+    ] {
+        let refused = as_agent(&change, &apply).unwrap_err().to_string();
+        ensure!(refused.contains(why), "{refused}");
+    }
     // It may not write anything else, nor read secrets.
-    for (verb, what) in
-        [("patch", "nodes"), ("patch", "pods"), ("get", "secrets"), ("create", "pods")]
-    {
+    for (verb, what) in [
+        ("patch", "nodes"),
+        ("patch", "pods"),
+        ("get", "secrets"),
+        ("create", "pods"),
+        ("create", "events"), // of the older group: those are not signed
+        ("delete", "events"),
+    ] {
         ensure!(!mesh.account_may("mesh-agent", verb, what)?, "an agent may {verb} {what}");
     }
     ensure!(mesh.account_may("mesh-agent", "watch", "pods")?, "whoever is asked about may nothing");

@@ -343,7 +343,9 @@ fn pods_of_every_kind_are_found_or_it_is_said_why_not() -> Result<()> {
     let cart = address(&cluster, "cart")?;
 
     kinds(&cluster, &mesh, cart)?;
+    mistakes(&cluster)?;
     a_sandbox_that_is_made_anew(&cluster, &mesh, cart)?;
+    what_is_wrong_is_told(&cluster, &mesh)?;
     soon_enough(&cluster, &mesh)?;
     cluster.down()
 }
@@ -423,6 +425,51 @@ fn kinds(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
     ensure!(!claimed.contains(&cart.to_string()) && !claimed.contains("10.9.9.9"), "{claimed}");
     ensure!(curl(cluster, "web", cart)?.contains(GREETING), "a pod's address was taken from it");
     Ok(())
+}
+
+/// A setting that cannot be read, and an announcement of an address that another node's pod has.
+fn mistakes(cluster: &Cluster) -> Result<()> {
+    let parts = address(cluster, "parts")?;
+    let slip = ["annotate", "pod", "parts", "nodemesh.dev/exclude-ports=http"];
+    cluster.kubectl(["-n", "shop"].into_iter().chain(slip))?;
+    let lie = json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": "node9"},
+        "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": [{
+            "uid": "u9", "namespace": "shop", "name": "ghost", "serviceAccount": "default",
+            "addresses": [parts.to_string()], "mode": "permissive", "generation": 1}]}});
+    cluster.kubectl_with(&lie.to_string(), ["create", "-f", "-"]).map(drop)
+}
+
+/// As Kubernetes' users look for it: Events, and the log. `shop/alien` is held.
+fn what_is_wrong_is_told(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
+    let told = |namespace: &str, of: &str, reason: &str, words: &str| {
+        let of = format!("--field-selector=involvedObject.name={of},type=Warning");
+        let show = "jsonpath={range .items[*]}{.reason}: {.message} ({.reportingComponent}/{.reportingInstance}){\"\\n\"}{end}";
+        eventually(PATIENCE, || {
+            let events = cluster.kubectl(["-n", namespace, "get", "events", &of, "-o", show])?;
+            let is_it = |line: &&str| {
+                line.starts_with(reason) && line.contains(words) && line.contains("nodemesh.dev/")
+            };
+            let lines = events.lines().filter(is_it).count();
+            ensure!(lines > 0, "{reason} {words}: {events}");
+            Ok(lines)
+        })
+    };
+    let held = told("shop", "alien", "Held", "netns_not_found")?;
+    ensure!(held == 1, "{held} Events of one thing");
+    told("shop", "parts", "InvalidSetting", "nodemesh.dev/exclude-ports")?;
+    let speakers = told("default", "node9", "Announcement", "shop/ghost")?;
+    ensure!(speakers <= 2, "{speakers} agents tell of it");
+    let described = cluster.kubectl(["-n", "shop", "describe", "pod", "alien"])?;
+    ensure!(described.contains("Held") && described.contains("netns_not_found"), "{described}");
+    let log = cluster.kubectl(["-n", "nodemesh", "logs", &mesh.agent(1)?])?;
+    let lines = log.lines().filter(|line| line.contains("shop/alien") && line.contains("Held"));
+    ensure!(lines.count() == 1, "{log}");
+    let counters = mesh.status(1)?["counters"].clone();
+    let written = counters["events_written"].as_u64().unwrap_or(0);
+    ensure!(written >= 2 && counters["events_failed"] == 0, "{counters:#}");
+    cluster.kubectl(["delete", "meshnode", "node9"])?;
+    let mended = ["annotate", "pod", "parts", "nodemesh.dev/exclude-ports-"];
+    cluster.kubectl(["-n", "shop"].into_iter().chain(mended)).map(drop)
 }
 
 /// The sandbox's process ends: the kubelet makes another, with the same UID and another namespace.

@@ -150,6 +150,16 @@ pub struct NodeCounters {
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
     #[serde(default)]
     pub table_writes: u64,
+    /// Kubernetes Events that were written.
+    #[serde(default)]
+    pub events_written: u64,
+    /// Attempts to write one that failed; what lasts is tried again.
+    #[serde(default)]
+    pub events_failed: u64,
+    /// Things wrong with objects that have not been told yet by an Event or, in file mode, in the log: they wait for their
+    /// namespace's share.
+    #[serde(default)]
+    pub events_waiting: u64,
     /// Connections that are open.
     pub open: usize,
     /// How many may be open at once.

@@ -94,8 +94,13 @@ impl State {
         status
     }
 
-    /// The same without what takes time in proportion to pods and services of the cluster, or a system call for each pod:
-    /// `pod_verdicts` and `not_carried` are empty.
+    /// What is wrong with the world as it is written.
+    pub fn world_problems(&self) -> Vec<Problem> {
+        self.mesh.world.load().problems()
+    }
+
+    /// The same as [`Self::status`] without what takes time in proportion to pods and services of the cluster, or a system call for each pod:
+    /// `pod_verdicts`, `not_carried` and `open_peers` are empty.
     pub fn overview(&self) -> Status {
         let mesh = &self.mesh;
         let tables = mesh.kernel.tables();
@@ -150,6 +155,9 @@ impl State {
                 plaintext_masqueraded: mesh.counters.plaintext_masqueraded.load(Ordering::Relaxed),
                 judged: mesh.counters.judged.load(Ordering::Relaxed),
                 table_writes: mesh.counters.table_writes.load(Ordering::Relaxed),
+                events_written: mesh.counters.events_written.load(Ordering::Relaxed),
+                events_failed: mesh.counters.events_failed.load(Ordering::Relaxed),
+                events_waiting: mesh.counters.events_waiting.load(Ordering::Relaxed),
                 open: mesh.flows.open(),
                 capacity: mesh.limits.capacity(),
                 refused_by_limits: mesh.limits.refused(),

@@ -17,18 +17,20 @@ impl Enroller {
     /// pod may be about to start.
     pub fn hold(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         for (uid, cgroup) in cgroups {
-            if self.held.get(uid) == Some(&cgroup.id)
-                || !world.local_pod(uid).is_some_and(|pod| self.must_be_held(pod))
-            {
+            let Some(pod) = world.local_pod(uid).filter(|pod| self.must_be_held(pod)) else {
+                continue;
+            };
+            if self.held.get(uid) == Some(&cgroup.id) {
                 continue;
             }
+            let pod = format!("{}/{}", pod.workload.namespace, pod.workload.name);
             match self.mesh.kernel.hold(&cgroup.path) {
                 Ok(()) => {
-                    tracing::info!(%uid, cgroup = %cgroup.path.display(), "pod held until it is enrolled");
+                    tracing::info!(pod, %uid, cgroup = %cgroup.path.display(), "pod held until it is enrolled");
                     self.held.insert(uid.clone(), cgroup.id);
                 }
                 Err(error) => {
-                    tracing::error!(%uid, %error, "pod cannot be held; it can send and take plaintext until it is enrolled");
+                    tracing::error!(pod, %uid, %error, "pod cannot be held; it can send and take plaintext until it is enrolled");
                 }
             }
         }

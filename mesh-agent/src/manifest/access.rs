@@ -1,25 +1,28 @@
-//! What the agents may ask of the API server: to read what the world is made of, and to write their MeshNode.
+//! What the agents may ask of the API server: to read what the world is made of, and to write their MeshNode and Events.
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde_json::{Value, json};
 
-use super::{AGENT, ManifestError, NAMESPACE, Part, part};
+use super::{AGENT, ManifestError, NAMESPACE, Part, events, part};
 use crate::source::CA_NOTICE;
 
 pub(super) const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
+    let (group, resource, verb) = events::MARKER;
     Ok(vec![
         part::<ServiceAccount>("The agents.", account(AGENT))?,
         part::<ClusterRole>(
-            "What agents read of the cluster, and the one thing they write. No write to pods or nodes.",
+            "What agents read of the cluster, and the two things they write: their MeshNode, and Events, by the\npolicy below, which knows this role by a permission that means nothing else. No write to pods or nodes.",
             json!({
                 "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(AGENT)},
                 "rules": [
                     {"apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services"], "verbs": ["get", "list", "watch"]},
                     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
                     {"apiGroups": ["nodemesh.dev"], "resources": ["meshnodes"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+                    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+                    {"apiGroups": [group], "resources": [resource], "verbs": [verb]},
                 ],
             }),
         )?,

@@ -6,6 +6,7 @@
 mod access;
 mod agent;
 mod authority;
+mod events;
 mod image;
 mod node_objects;
 mod untaint;
@@ -97,6 +98,7 @@ impl Manifest {
         )?];
         parts.extend(node_objects::parts()?);
         parts.extend(access::parts()?);
+        parts.extend(events::parts()?);
         parts.extend(authority::parts(self)?);
         parts.extend(agent::parts(self)?);
         parts.extend(untaint::parts(self)?);

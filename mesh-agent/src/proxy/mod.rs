@@ -97,6 +97,12 @@ pub struct Counters {
     pub judged: AtomicU64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
     pub table_writes: AtomicU64,
+    /// Kubernetes Events that were written.
+    pub events_written: AtomicU64,
+    /// Attempts to write one that failed.
+    pub events_failed: AtomicU64,
+    /// What is wrong with objects and has not been told yet, by an Event or, without an API server, in the log.
+    pub events_waiting: AtomicU64,
 }
 
 impl Mesh {

@@ -1,0 +1,146 @@
+//! What is wrong with which object, out of what `status` says.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{
+    admin::Status,
+    enrol::{PodState, PodStatus},
+    world::{Origin, Problem},
+};
+
+/// Codes of pods that are not in the mesh, and nothing is wrong: so it was wanted, or it passes.
+const NOTHING_WRONG: [&str; 9] = [
+    "",
+    "not_labelled",
+    "pod_opted_out",
+    "namespace_opted_out",
+    "host_network",
+    "completed",
+    "mesh_namespace",
+    "no_address",
+    "leaving",
+];
+
+/// The reason of a pod that is held, whatever it waits for.
+const HELD: &str = "Held";
+
+/// What something is wrong with, as Kubernetes names it. Ordered by namespace first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct About {
+    /// Empty for objects of the cluster.
+    pub(super) namespace: String,
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    /// Empty if it is not known.
+    pub(super) uid: String,
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { namespace, kind, name, uid: _ } = self;
+        match &**namespace {
+            "" => write!(f, "{kind} {name}"),
+            namespace => write!(f, "{kind} {namespace}/{name}"),
+        }
+    }
+}
+
+/// One thing that is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Key {
+    pub(super) about: About,
+    /// The code, as an Event's reason is written: `NetnsNotFound`.
+    pub(super) reason: String,
+}
+
+/// What people are told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Notice {
+    pub(super) note: String,
+}
+
+/// All that is wrong with objects. A namespace's mistake is told of the pods here that it concerns, and so once in the cluster.
+/// What every node sees is told only by an agent that `speaks` for all.
+pub(super) fn collect(
+    status: &Status,
+    problems: &[Problem],
+    speaks: bool,
+) -> BTreeMap<Key, Notice> {
+    let mut found = BTreeMap::new();
+    let mut add = |about: About, code: &str, note: String| {
+        let reason = if code == HELD { HELD.to_owned() } else { camel_case(code) };
+        found.entry(Key { about, reason }).or_insert(Notice { note });
+    };
+    for pod in &status.pods {
+        if pod.state == PodState::Held {
+            let note = format!(
+                "The mesh refuses the pod's TCP connections until it can take it in: {}: {}",
+                pod.code, pod.reason
+            );
+            add(about(pod), HELD, note);
+        } else if pod.state == PodState::NotEnrolled && !NOTHING_WRONG.contains(&&*pod.code) {
+            add(about(pod), &pod.code, format!("The pod is not in the mesh: {}", pod.reason));
+        }
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        if let Some(note) = pod.plaintext.problem(&name, pod.mode) {
+            add(about(pod), "plaintext_before_strict", note);
+        }
+    }
+    for problem in problems {
+        let (code, note) = (problem.code.as_str(), problem.to_string());
+        let Origin { kind, namespace, name, .. } = &problem.origin;
+        match *kind {
+            "Pod" => {
+                let is_it = |pod: &&PodStatus| {
+                    Some(&*pod.namespace) == namespace.as_deref() && *pod.name == **name
+                };
+                for pod in status.pods.iter().filter(is_it) {
+                    add(about(pod), code, note.clone());
+                }
+            }
+            "Namespace" => {
+                for pod in status.pods.iter().filter(|pod| *pod.namespace == **name) {
+                    add(about(pod), code, note.clone());
+                }
+            }
+            kind if speaks => {
+                let (namespace, name) = (namespace.as_deref().unwrap_or_default(), &**name);
+                let (namespace, name) = (namespace.to_owned(), name.to_owned());
+                add(About { namespace, kind, name, uid: String::new() }, code, note);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn about(pod: &PodStatus) -> About {
+    About {
+        namespace: pod.namespace.clone(),
+        kind: "Pod",
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+    }
+}
+
+/// `netns_not_found` as `NetnsNotFound`.
+fn camel_case(code: &str) -> String {
+    let words = code.split('_').map(|word| {
+        let mut letters = word.chars();
+        let first = letters.next().map(|first| first.to_ascii_uppercase());
+        first.into_iter().chain(letters).collect::<String>()
+    });
+    words.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_written_as_events_write_reasons() {
+        assert_eq!(camel_case("netns_not_found"), "NetnsNotFound");
+        assert_eq!(camel_case("announcement_refused"), "AnnouncementRefused");
+        assert_eq!(camel_case(""), "");
+    }
+}
