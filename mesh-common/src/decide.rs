@@ -195,8 +195,8 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
         // Whoever it is may not have heard that the pod has left, nor we of him.
         return if from_agent { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
     }
-    if local.port == ports::PATH_PROBE {
-        return Verdict::InboundProbe;
+    if local.port == ports::AGENTS {
+        return Verdict::InboundAgentsPort;
     }
     if from_agent {
         // Also to an excluded port: a pod's agent may not have heard of the exclusion, and TLS must not reach the

@@ -19,9 +19,9 @@ pub const MAGIC_FIRST: u16 = 60_990;
 /// magic ports keep their 4-tuples apart after both destinations have been rewritten to the pod's own address.
 pub const MAGIC_COUNT: u16 = 8;
 
-/// Destination port at which an agent answers from which address and port it was reached, whatever they are: a peer's agent
-/// asks before it relies on [`MESH_FIRST`]'s meaning between two nodes.
-pub const PATH_PROBE: u16 = 60_998;
+/// Destination port that leads to a pod's agent whatever the source. A peer's agent asks there from where it is seen before
+/// it relies on [`MESH_FIRST`]'s meaning, and brings connections there where the path changes source addresses or ports.
+pub const AGENTS: u16 = 60_998;
 
 /// First source port of agents' dials to peers: "TLS follows". Above the default ephemeral range.
 pub const MESH_FIRST: u16 = 61_000;
@@ -67,8 +67,8 @@ pub const fn is_listener(addr: &Addr, port: u16) -> bool {
 }
 
 const _: () = assert!(MAGIC_COUNT.is_power_of_two());
-const _: () = assert!(MAGIC_FIRST + MAGIC_COUNT <= PATH_PROBE);
-const _: () = assert!(PATH_PROBE < MESH_FIRST);
+const _: () = assert!(MAGIC_FIRST + MAGIC_COUNT <= AGENTS);
+const _: () = assert!(AGENTS < MESH_FIRST);
 
 #[cfg(test)]
 mod tests {

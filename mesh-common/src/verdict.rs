@@ -126,8 +126,8 @@ verdicts! {
     RefusedAgentSilentInbound = 43, Refuse, "refused_agent_silent_inbound", "A peer's agent dialled while this node's agent had not said for seconds that it is well.";
     /// Something dials a pod that nobody has classified.
     RefusedUnclassifiedInbound = 44, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
-    /// A peer's agent asks what of its address and port arrives.
-    InboundProbe = 45, Redirect, "inbound_probe", "A peer's agent asks whether its source address and port arrive as they were sent; this node's agent answers.";
+    /// A peer's agent dials the agents' port.
+    InboundAgentsPort = 45, Redirect, "inbound_agents_port", "A peer's agent dialled the agents' port: to ask from where it is seen, or to bring a connection over a path that changes source addresses or ports.";
     /// The kubelet dials a pod.
     InboundKubelet = 46, Pass, "inbound_kubelet", "The node's own kubelet probes the pod, or calls one of its lifecycle hooks.";
     /// Plaintext to a port on which a strict pod takes it.

@@ -85,7 +85,7 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     let wanted = decide::arrival(&view, namespace);
     let verdict = match wanted {
         Verdict::OutboundSteered => steer(context, &view, wanted, OUTBOUND),
-        Verdict::InboundMesh | Verdict::InboundProbe => steer(context, &view, wanted, INBOUND),
+        Verdict::InboundMesh | Verdict::InboundAgentsPort => steer(context, &view, wanted, INBOUND),
         other => other,
     };
     let of_pod = !matches!(verdict, Verdict::NotEnrolled | Verdict::Loopback);

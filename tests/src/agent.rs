@@ -129,8 +129,9 @@ pub struct Counters {
     pub bytes_sent: u64,
     /// Bytes of applications, from servers to clients.
     pub bytes_received: u64,
-    /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
-    pub plaintext_masqueraded: u64,
+    /// Connections of pods that went to the agents' port; an earlier agent does not say.
+    #[serde(default)]
+    pub by_agents_port: u64,
     /// What was judged while following the world.
     pub judged: u64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.

@@ -57,6 +57,8 @@ pub struct Security {
     pub version: Option<String>,
     /// The key exchange, with `mtls`.
     pub key_exchange: Option<String>,
+    /// `application` or `agents`, with `mtls`.
+    pub wire_port: Option<String>,
 }
 
 /// Bytes each way.

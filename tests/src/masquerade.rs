@@ -1,10 +1,13 @@
-//! Something on the path that masquerades: what leaves a node over the link carries the node's address.
+//! Something on the path that changes source addresses or ports of what leaves a node over the link.
 
 use anyhow::Result;
 
-use crate::Node;
+use crate::{Node, Pod};
 
-/// A masquerade on a node's end of the link, both families; removed when dropped.
+/// The port at which agents ask what of their source arrives.
+pub const AGENTS_PORT: u16 = 60_998;
+
+/// A rule on a node's end of the link; removed when dropped.
 #[derive(Debug)]
 pub struct Masquerade {
     node: Node,
@@ -22,16 +25,29 @@ pub enum Ports {
 }
 
 impl Masquerade {
-    /// Masquerades every connection that begins from now on.
+    /// Masquerades every connection that begins from now on, over both families.
     pub fn on(node: &Node, ports: Ports) -> Result<Self> {
         let how = match ports {
             Ports::Kept => "masquerade",
             Ports::Random => "masquerade random",
             Ports::Low => "masquerade to :1024-60000",
         };
+        Self::rule(node, &format!("meta l4proto tcp {how}"))
+    }
+
+    /// An attacker on the path, who leaves everything alone but the source port of what this pod's agent asks over IPv4.
+    pub fn of_questions(node: &Node, pod: &Pod) -> Result<Self> {
+        let v4 = pod.v4;
+        Self::rule(
+            node,
+            &format!("ip saddr {v4} tcp dport {AGENTS_PORT} snat ip to {v4}:1024-60000"),
+        )
+    }
+
+    fn rule(node: &Node, rule: &str) -> Result<Self> {
         let rules = format!(
             "table inet path {{ chain post {{ type nat hook postrouting priority srcnat; \
-             oifname \"uplink\" meta l4proto tcp {how}; }}; }}"
+             oifname \"uplink\" {rule}; }}; }}"
         );
         node.run(["nft", &rules])?.success()?;
         Ok(Self { node: node.clone() })

@@ -15,7 +15,7 @@ use tests::{
 const OURS: std::ops::RangeInclusive<u16> = 60_988..=60_997;
 
 /// Where an agent answers peers' agents over mutual TLS; everybody may dial it (tests/masquerade.rs).
-const PATH_PROBE: u16 = 60_998;
+const AGENTS_PORT: u16 = 60_998;
 
 /// Dials, expecting not to get anywhere.
 fn refused(from: &Place, to: SocketAddr, bind: Option<SocketAddr>) -> Result<()> {
@@ -84,7 +84,7 @@ fn the_pods_own_services_are_not_in_the_way() {
     // The ports just below and above ours are the application's.
     scenario("hostile-near", |net| {
         let pair = Pair::meshed(net)?;
-        for port in [*OURS.start() - 1, PATH_PROBE + 1] {
+        for port in [*OURS.start() - 1, AGENTS_PORT + 1] {
             let spec = probe::ServeSpec::both_families(port, Talk::Exchange);
             let _service = probe::serve(&pair.server, &spec)?;
             for to in [pair.server.at(port), pair.server.at6(port)] {

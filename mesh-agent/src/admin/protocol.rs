@@ -142,8 +142,9 @@ pub struct NodeCounters {
     pub bytes_sent: u64,
     /// Bytes of applications that went from servers to clients.
     pub bytes_received: u64,
-    /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
-    pub plaintext_masqueraded: u64,
+    /// Connections of pods that went to the agents' port, because the path changes source addresses or ports.
+    #[serde(default)]
+    pub by_agents_port: u64,
     /// Pods, announced pods and service ports that were judged while following the world.
     #[serde(default)]
     pub judged: u64,

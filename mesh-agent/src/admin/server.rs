@@ -152,7 +152,7 @@ impl State {
                 accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
                 bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
                 bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
-                plaintext_masqueraded: mesh.counters.plaintext_masqueraded.load(Ordering::Relaxed),
+                by_agents_port: mesh.counters.by_agents_port.load(Ordering::Relaxed),
                 judged: mesh.counters.judged.load(Ordering::Relaxed),
                 table_writes: mesh.counters.table_writes.load(Ordering::Relaxed),
                 events_written: mesh.counters.events_written.load(Ordering::Relaxed),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     admin::{Answers, Request, Response},
-    flows::{Direction, FlowRecord, Party, Security},
+    flows::{Direction, FlowRecord, Party, Security, WirePort},
     identity::SpiffeId,
 };
 
@@ -139,7 +139,10 @@ fn row(record: &FlowRecord) -> [String; 11] {
         Direction::Inbound => "inbound",
     };
     let security = match &record.security {
-        Security::Mtls(_) => "mtls".to_owned(),
+        Security::Mtls(facts) => match facts.wire_port {
+            WirePort::Application => "mtls".to_owned(),
+            WirePort::Agents => "mtls (agents_port)".to_owned(),
+        },
         Security::Plaintext { why } => format!("plaintext ({why})"),
         Security::None => "-".to_owned(),
     };

@@ -9,5 +9,5 @@ mod kept;
 mod record;
 mod store;
 
-pub use record::{Bytes, Direction, Ended, FlowRecord, Party, Security, TlsFacts};
+pub use record::{Bytes, Direction, Ended, FlowRecord, Party, Security, TlsFacts, WirePort};
 pub use store::{Flow, FlowStore, Followed, Follower, Refused};

@@ -114,6 +114,20 @@ pub struct TlsFacts {
     pub cipher_suite: String,
     /// The key exchange.
     pub key_exchange: String,
+    /// The port of the destination pod that was dialled. An agent of an earlier version knows only one.
+    #[serde(default)]
+    pub wire_port: WirePort,
+}
+
+/// Which port of the destination pod TLS goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WirePort {
+    /// The application's own.
+    #[default]
+    Application,
+    /// The agents': the path changes source addresses or ports.
+    Agents,
 }
 
 /// Bytes of the applications, each way.

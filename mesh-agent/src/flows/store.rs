@@ -277,7 +277,8 @@ impl Flow {
         Kind { direction: record.direction, code, client, server }
     }
 
-    fn forget(mut self) {
+    /// Leaves no record: it was no application's connection.
+    pub fn forget(mut self) {
         self.over = true;
         self.store.lock().open.remove(&self.id);
     }

@@ -140,8 +140,8 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
         [("sent", counters.bytes_sent), ("received", counters.bytes_received)],
     )?;
     page.one_counter(
-        ("nodemesh_connections_plaintext_masqueraded_total", "Connections to pods of the mesh that went in plaintext, because something on the path masquerades."),
-        counters.plaintext_masqueraded,
+        ("nodemesh_connections_by_agents_port_total", "Connections of this node's pods that went to the agents' port, because the path changes source addresses or ports."),
+        counters.by_agents_port,
     )?;
     page.number(
         ("nodemesh_connections_open", "Connections that the agent carries now."),

@@ -1,5 +1,7 @@
 //! What peers' agents dial: accepted from a pod's inbound listener, brought to the application.
 
+mod open;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
@@ -13,6 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use self::open::Asked;
 use super::{
     Mesh,
     dial::{self, DialError, Leg},
@@ -26,9 +29,9 @@ use super::{
     turns::Claim,
 };
 use crate::{
-    flows::{self, Bytes, Direction, Ended, Flow, Party, Security},
-    wire::{Accepted, Open, Refusal, Refused, Session, SessionError},
-    world::{Claimant, Peer, Standing},
+    flows::{self, Bytes, Direction, Ended, Flow, Party, Security, WirePort},
+    wire::{Accepted, Refusal, Refused, Session, SessionError},
+    world::Peer,
 };
 
 /// How long a failed handshake keeps its place among those of its source: with 64 places, 64 failures a second. Each costs
@@ -62,6 +65,14 @@ pub(super) fn refuse(
     );
 }
 
+/// A connection as it came.
+struct Arrival {
+    stream: TcpStream,
+    from: SocketAddr,
+    to: SocketAddr,
+    admitted: Admitted,
+}
+
 /// Carries what comes over one TCP connection to its end.
 pub(super) async fn serve(
     mesh: Arc<Mesh>,
@@ -77,50 +88,43 @@ pub(super) async fn serve(
         Ok(slot) => slot,
         Err(reached) => return refuse(&mesh, &pod, stream, from, reached),
     };
-    if to.port() == ports::PATH_PROBE {
-        // Only an agent can be meant, and a reset would take the answer with it.
-        if SockRef::from(&stream).set_linger(None).is_ok() {
-            let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
-            let answering = Box::pin(path::answer(&mesh, &pod, stream, from, to));
-            if !mesh.turns.run(claim, answering).await {
-                rest(slot).await;
-            }
-        }
-        return;
-    }
-    mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
+    let arrival = Arrival { stream, from, to, admitted };
+    let is_agents_port = to.port() == ports::AGENTS;
+    let verdict = if is_agents_port { Verdict::InboundAgentsPort } else { Verdict::InboundMesh };
     let begin = || {
         let (mut client, mut server) = (Party::at(from), Party::at(to));
         mesh.name(&mut client);
         server.pod = Some(pod.name.to_string());
-        mesh.flows.begin(Direction::Inbound, client, server, Verdict::InboundMesh.code())
+        mesh.flows.begin(Direction::Inbound, client, server, verdict.code())
     };
-    let between = Between { from, to };
+    if is_agents_port {
+        return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;
+    }
+    mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     let is_closed = || pod.is_strict() && !is_open_port(&mesh, to);
     let peer = announced(&mesh, from, to);
     if peer && is_closed() {
-        return Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, begin())).await;
+        return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;
     }
     let silence = if peer { PEER_SILENCE } else { SILENCE };
-    let mut looks = look(&stream, silence).await;
+    let mut looks = look(&arrival.stream, silence).await;
     let closed = is_closed();
     let flow = begin();
     if closed && matches!(looks, Ok(Looks::Silent)) {
-        looks = look(&stream, HANDSHAKE_TIMEOUT).await; // only TLS could enter anyway, and it may yet come
+        // Only TLS could enter anyway, and it may yet come.
+        looks = look(&arrival.stream, HANDSHAKE_TIMEOUT).await;
     }
     match looks {
-        Ok(Looks::LikeAgent) => {
-            Box::pin(mutual_tls(&mesh, &pod, stream, between, slot, flow)).await;
-        }
+        Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, arrival, slot, flow)).await,
         Ok(Looks::LikePlaintext | Looks::Silent) if closed => {
-            dial::reset(stream);
+            dial::reset(arrival.stream);
             let verdict = Verdict::RefusedStrict;
             flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
             rest(slot).await;
         }
         Ok(looks) => {
             drop(slot); // no handshake, as far as can be seen
-            Box::pin(perhaps_plaintext(&mesh, &pod, stream, between, looks, flow)).await;
+            Box::pin(perhaps_plaintext(&mesh, &pod, arrival, looks, flow)).await;
         }
         Err(error) => flow.end(&client_gone(&error), Bytes::default()),
     }
@@ -153,21 +157,8 @@ fn client_gone(error: &std::io::Error) -> Ended {
     Ended::new("client_gone", format!("the client was gone before it said anything: {error}"))
 }
 
-/// The two ends of the TCP connection as it came.
-#[derive(Clone, Copy)]
-struct Between {
-    from: SocketAddr,
-    to: SocketAddr,
-}
-
-async fn mutual_tls(
-    mesh: &Mesh,
-    pod: &Pod,
-    stream: TcpStream,
-    between: Between,
-    slot: HandshakeSlot,
-    mut flow: Flow,
-) {
+async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlot, mut flow: Flow) {
+    let Arrival { stream, from, to, mut admitted } = arrival;
     // From here on the end is TLS' own affair, and a slow reader gets all of it.
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
         return flow.end(&client_gone(&error), Bytes::default());
@@ -180,7 +171,7 @@ async fn mutual_tls(
         }
     };
     let until = Instant::now() + HANDSHAKE_TIMEOUT;
-    let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(between.from.ip()) };
+    let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
     let accepted = mesh.turns.run(claim, Session::accept(stream, &tls, until)).await;
     drop(tls); // it would keep the private key in memory for as long as the connection is open
     let mut session = match accepted {
@@ -190,8 +181,10 @@ async fn mutual_tls(
             return rest(slot).await;
         }
     };
+    let wire_port =
+        if to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application };
     flow.note(|record| {
-        record.security = Security::Mtls(facts(&session));
+        record.security = Security::Mtls(facts(&session, wire_port));
         record.client.identity = Some(session.peer_identity().to_string());
         record.server.identity = Some(session.own_identity().to_string());
     });
@@ -200,21 +193,39 @@ async fn mutual_tls(
         Err(error) => return flow.end(&session_ended(&error), Bytes::default()),
     };
     drop(slot);
-    if let Err(refused) = check(mesh, &session, &open, between) {
-        let ended =
-            Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
-        drop(session.refuse(refused).await); // that the peer has not heard changes nothing
-        return flow.end(&ended, Bytes::default());
+    let to = match open::asked(&open, to) {
+        Ok(Asked::Application(to)) => to,
+        Ok(Asked::Seen) => {
+            return match path::answer(session, pod, from).await {
+                Ok(()) => flow.forget(),
+                Err(error) => flow.end(&session_ended(&error), Bytes::default()),
+            };
+        }
+        Err(refused) => return refuse_open(session, refused, flow).await,
+    };
+    if wire_port == WirePort::Agents {
+        mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     }
-    // The address is the one it came from; only the port is the source's word.
-    let client = SocketAddr::new(between.from.ip(), open.source.port());
+    let client = match open::client(mesh, &open, from, session.peer_identity()) {
+        Ok(client) => client,
+        Err(refused) => return refuse_open(session, refused, flow).await,
+    };
     flow.note(|record| {
-        record.client.port = client.port();
+        let identity = record.client.identity.take();
+        record.client = Party { identity, ..Party::at(client) };
+        mesh.name(&mut record.client);
+        record.server.port = to.port();
         record.original_destination = open.original_destination;
     });
-    let Leg { stream: app, held: _held } = match dial::application(mesh, pod, between.to, client)
-        .await
+    let counted_as = mesh.client(client.ip());
+    if counted_as != mesh.client(from.ip())
+        && let Err(reached) = admitted.reassign(counted_as)
     {
+        let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
+        drop(session.refuse(refused).await); // that the peer has not heard changes nothing
+        return flow.end(&Ended::new(reached.code(), reached.to_string()), Bytes::default());
+    }
+    let Leg { stream: app, held: _held } = match dial::application(mesh, pod, to, client).await {
         Ok(leg) => leg,
         Err(error) => {
             let reason = refusal(&error);
@@ -249,36 +260,12 @@ fn counted(flow: &mut Flow) -> Arc<Counters> {
     counters
 }
 
-/// Whether OPEN fits the certificate and the address it came from.
-fn check(mesh: &Mesh, session: &Session, open: &Open, between: Between) -> Result<(), Refused> {
-    let mismatch = |text: String| Err(Refused { reason: Refusal::SourceMismatch, text });
-    if open.source.ip().to_canonical() != between.from.ip().to_canonical() {
-        return mismatch(format!(
-            "OPEN says {}, but the connection came from {}",
-            open.source.ip(),
-            between.from.ip()
-        ));
-    }
-    let world = mesh.world.load();
-    let from = between.from.ip();
-    let shown = session.peer_identity();
-    match world.standing(from) {
-        None => Ok(()), // not announced yet: the certificate is all that is known, and it is enough
-        Some(Standing::Believed(peer)) => match mesh.identity_of(peer) {
-            Some(expected) if expected == *shown => Ok(()),
-            Some(expected) => {
-                mismatch(format!("{from} is {expected}, but the certificate says {shown}"))
-            }
-            None => mismatch(format!("the pod at {from} has no identity")),
-        },
-        Some(Standing::Disputed(dispute)) => {
-            let identity = |it: &Claimant| mesh.identity(&it.namespace, &it.service_account);
-            if dispute.claimants.iter().filter_map(identity).any(|claimed| claimed == *shown) {
-                return Ok(());
-            }
-            mismatch(format!("{from} is {dispute}, but the certificate says {shown}"))
-        }
-    }
+/// Tells the peer why its OPEN is not carried out.
+async fn refuse_open(session: Session, refused: Refused, flow: Flow) {
+    let ended =
+        Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
+    drop(session.refuse(refused).await); // that the peer has not heard changes nothing
+    flow.end(&ended, Bytes::default());
 }
 
 fn refusal(error: &DialError) -> Refusal {
@@ -305,28 +292,36 @@ fn session_ended(error: &SessionError) -> Ended {
 async fn perhaps_plaintext(
     mesh: &Mesh,
     pod: &Pod,
-    stream: TcpStream,
-    between: Between,
+    arrival: Arrival,
     mut looks: Looks,
     mut flow: Flow,
 ) {
-    let leg = match dial::application(mesh, pod, between.to, between.from).await {
+    let leg = match dial::application(mesh, pod, arrival.to, arrival.from).await {
         Ok(leg) => leg,
         Err(error) => {
-            dial::reset(stream);
+            dial::reset(arrival.stream);
             return flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
         }
     };
-    if looks == Looks::Silent && client_speaks_first(&stream, leg.stream.tcp()).await {
-        match look(&stream, SILENCE).await {
+    if looks == Looks::Silent && client_speaks_first(&arrival.stream, leg.stream.tcp()).await {
+        let slot = match arrival.admitted.handshake(HANDSHAKE_TIMEOUT).await {
+            Ok(slot) => slot,
+            Err(reached) => {
+                dial::reset(arrival.stream);
+                return flow
+                    .end(&Ended::new(reached.code(), reached.to_string()), Bytes::default());
+            }
+        };
+        match look(&arrival.stream, SILENCE).await {
             Ok(Looks::LikeAgent) => {
                 drop(leg); // the application has seen a connection without a byte
-                return Box::pin(mutual_tls(mesh, pod, stream, between, None, flow)).await;
+                return Box::pin(mutual_tls(mesh, pod, arrival, slot, flow)).await;
             }
             Ok(now) => looks = now,
             Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
         }
     }
+    let Arrival { stream, admitted: _admitted, .. } = arrival;
     let client = match AppStream::new(stream) {
         Ok(client) => client,
         Err(error) => return flow.end(&client_gone(&error), Bytes::default()),

@@ -78,8 +78,10 @@ pub struct Admitted {
     source: Option<ClientKey>,
 }
 
-/// A handshake that is in progress.
-pub(super) type HandshakeSlot = Option<OwnedSemaphorePermit>;
+/// A handshake that is in progress: had by [`Admitted::handshake`] alone, so that none goes uncounted.
+pub struct HandshakeSlot {
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
 /// Who has too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -165,6 +167,12 @@ impl Account {
     }
 }
 
+impl Source {
+    fn new() -> Self {
+        Self { open: 0, handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_SOURCE)) }
+    }
+}
+
 impl Counts {
     fn take(&mut self, room: usize, source: Option<ClientKey>) -> Result<(), LimitReached> {
         let most = SHARE * room;
@@ -176,16 +184,35 @@ impl Counts {
             if has >= SHARE * (most - self.open) {
                 return Err(LimitReached::Source);
             }
-            let new =
-                || Source { open: 0, handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_SOURCE)) };
-            self.sources.entry(client).or_insert_with(new).open += 1;
+            self.sources.entry(client).or_insert_with(Source::new).open += 1;
         }
         self.open += 1;
         Ok(())
     }
 
+    /// Counts one that is open as another source's.
+    fn reassign(
+        &mut self,
+        room: usize,
+        from: Option<ClientKey>,
+        to: ClientKey,
+    ) -> Result<(), LimitReached> {
+        let has = self.sources.get(&to).map_or(0, |source| source.open);
+        // It is open already: only who has others may have too many.
+        if has > 0 && has >= SHARE * (SHARE * room).saturating_sub(self.open) {
+            return Err(LimitReached::Source);
+        }
+        self.sources.entry(to).or_insert_with(Source::new).open += 1;
+        self.leave(from);
+        Ok(())
+    }
+
     fn give_back(&mut self, source: Option<ClientKey>) {
         self.open = self.open.saturating_sub(1);
+        self.leave(source);
+    }
+
+    fn leave(&mut self, source: Option<ClientKey>) {
         if let Some(client) = source
             && let Some(of) = self.sources.get_mut(&client)
         {
@@ -212,12 +239,26 @@ impl Admitted {
             let source = self.source.and_then(|client| counts.sources.get(&client));
             source.map(|source| Arc::clone(&source.handshakes))
         };
-        let Some(handshakes) = handshakes else { return Ok(None) };
+        let Some(handshakes) = handshakes else { return Ok(HandshakeSlot { _permit: None }) };
         let Ok(slot) = timeout(patience, handshakes.acquire_owned()).await else {
             self.limits.refused.fetch_add(1, Ordering::Relaxed);
             return Err(LimitReached::Handshakes);
         };
-        Ok(slot.ok())
+        Ok(HandshakeSlot { _permit: slot.ok() })
+    }
+
+    /// Counts the connection as that client's from now on: it came from an address that a whole node may share.
+    ///
+    /// # Errors
+    /// [`LimitReached::Source`] if that client has too many.
+    pub fn reassign(&mut self, source: ClientKey) -> Result<(), LimitReached> {
+        let room = self.limits.room();
+        let reassigned = self.account.lock().reassign(room, self.source, source);
+        match reassigned {
+            Ok(()) => self.source = Some(source),
+            Err(_) => drop(self.limits.refused.fetch_add(1, Ordering::Relaxed)),
+        }
+        reassigned
     }
 }
 
@@ -289,6 +330,26 @@ mod tests {
         assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
     }
 
+    #[test]
+    fn clients_behind_one_address_are_told_apart_once_they_are_proven() {
+        let gateway = Some(ClientKey::of_stranger([192, 168, 0, 1].into()));
+        let limits = Arc::new(Limits::new(1000));
+        let inbound = Arc::default();
+        let (mut greedy, mut refused) = (Vec::new(), None);
+        while refused.is_none() {
+            let mut admitted = limits.admit(&inbound, gateway).unwrap();
+            refused = admitted.reassign(ONE.unwrap()).err();
+            greedy.push(admitted);
+        }
+        assert_eq!((refused, limits.refused()), (Some(LimitReached::Source), 1));
+        assert!((700..800).contains(&greedy.len()), "{}", greedy.len());
+        let mut modest = limits.admit(&inbound, gateway).unwrap();
+        assert_eq!(modest.reassign(OTHER.unwrap()), Ok(()));
+        drop((greedy, modest));
+        assert_eq!(limits.room(), 1000);
+        assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
+    }
+
     #[tokio::test]
     async fn handshakes_of_one_source_wait_for_each_other_only() {
         let limits = Arc::new(Limits::new(1000));
@@ -301,12 +362,12 @@ mod tests {
         let (late, other) = (limits.admit(&inbound, ONE).unwrap(), limits.admit(&inbound, OTHER));
         let mut waits = std::pin::pin!(late.handshake(LONG));
         assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
-        assert!(other.unwrap().handshake(LONG).await.unwrap().is_some());
+        assert!(other.unwrap().handshake(LONG).await.is_ok());
         let in_vain =
             limits.admit(&inbound, ONE).unwrap().handshake(Duration::from_millis(1)).await;
         assert_eq!((in_vain.err(), limits.refused()), (Some(LimitReached::Handshakes), 1));
         slots.pop();
-        assert!(waits.await.unwrap().is_some());
+        assert!(waits.await.is_ok());
     }
 
     #[test]

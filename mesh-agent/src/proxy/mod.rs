@@ -91,8 +91,8 @@ pub struct Counters {
     pub bytes_sent: AtomicU64,
     /// Bytes of applications that went from servers to clients.
     pub bytes_received: AtomicU64,
-    /// Connections to pods of the mesh that went in plaintext, because something on the path masquerades.
-    pub plaintext_masqueraded: AtomicU64,
+    /// Connections of pods that went to the agents' port, because the path changes source addresses or ports.
+    pub by_agents_port: AtomicU64,
     /// Pods, announced pods and service ports that were judged while following the world.
     pub judged: AtomicU64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
@@ -190,7 +190,7 @@ impl Mesh {
         self.socket_memory.over().into_iter().map(sentence).collect()
     }
 
-    /// Paths on which something masquerades, one sentence for each peer's node and address family.
+    /// Paths that change source addresses or ports, one sentence for each peer's node and address family.
     pub fn masqueraded_paths(&self) -> Vec<String> {
         self.paths.problems(tokio::time::Instant::now())
     }

@@ -4,6 +4,7 @@ use std::{
     io,
     mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use super::{
     ended,
     limits::{Admitted, LimitReached},
     load::Counted,
-    path::{self, MeshedPeer, Path, PathError},
+    path::{self, MeshedPeer},
     peer::PeerError,
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
@@ -31,8 +32,7 @@ use super::{
     turns::Claim,
 };
 use crate::{
-    flows::{self, Bytes, Direction, Ended, Flow, Party, Security, TlsFacts},
-    identity::SpiffeId,
+    flows::{self, Bytes, Direction, Ended, Flow, Party, Security, TlsFacts, WirePort},
     kernel::{MEMORY, MEMORY_OF_AGENT},
     wire::{Open, Refusal, Refused, Session, SourcePod},
     world::{DialAs, Dispute, Endpoint, Mode, ServicePort, pick},
@@ -58,8 +58,6 @@ enum Failure {
     Dial(#[from] DialError),
     #[error(transparent)]
     Peer(#[from] PeerError),
-    #[error(transparent)]
-    Path(#[from] PathError),
     #[error("the names of the destination's namespace and service account make no SPIFFE id")]
     NoIdentity,
     #[error(
@@ -69,9 +67,9 @@ enum Failure {
 }
 
 impl Failure {
-    /// Whether it is what happens when TLS meets an application, which may speak TLS of its own, or a strict pod's kernel
-    /// that takes it for plaintext.
-    fn smells_of_masquerade(&self) -> bool {
+    /// Whether it is what happens when the path changes the source: TLS meets an application, which may speak TLS of its own,
+    /// or a strict pod's kernel that takes it for plaintext. Nothing of the client's has been sent by then.
+    fn may_be_changed_source(&self) -> bool {
         matches!(
             self,
             Self::Peer(PeerError::Dial(DialError::Refused { .. }) | PeerError::Handshake(_))
@@ -84,7 +82,6 @@ impl Failure {
             Self::ClientGone => "client_gone",
             Self::Dial(error) => error.code(),
             Self::Peer(error) => error.code(),
-            Self::Path(error) => error.code(),
             Self::NoIdentity => "no_peer_identity",
             Self::Disputed { .. } => "disputed_address",
         };
@@ -102,7 +99,6 @@ impl Failure {
             Self::Dial(error) | Self::Peer(PeerError::Dial(error)) => error,
             Self::Peer(PeerError::Config(_) | PeerError::Handshake(_) | PeerError::Session(_))
             | Self::ClientGone
-            | Self::Path(_)
             | Self::NoIdentity
             | Self::Disputed { .. } => return None,
         };
@@ -128,7 +124,6 @@ impl Failure {
             self,
             Self::Dial(DialError::Refused { .. })
                 | Self::Peer(PeerError::Dial(DialError::Refused { .. }))
-                | Self::Path(_)
                 | Self::Disputed { .. }
         )
     }
@@ -251,7 +246,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
             drop(app); // a reset: it has not been carried
             failure.ended()
         }
-        Ok(Reached { way: Way::Mesh(session, _lease), nothing_else, peer, .. }) => {
+        Ok(Reached { way: Way::Mesh(session, _lease, by), nothing_else, .. }) => {
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
             let refused = |refused: &Refused| {
                 if nothing_else && let Some(errno) = application_errno(refused.reason) {
@@ -261,16 +256,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
             let options = CarryOptions { answer_by, memory, refused: Some(&refused), stop: None };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
-            match (&carried.end, &peer) {
-                // It came from another address than the pod's: perhaps something on the path masquerades.
-                (relay::End::Refused(refused), Some(peer))
-                    if refused.reason == Refusal::SourceMismatch =>
-                {
-                    let explained = path::explain(mesh, pod, peer).await;
-                    explained.map_or_else(|| ended(&carried.end), |why| Failure::Path(why).ended())
-                }
-                (end, _) => ended(end),
-            }
+            ended_by(&carried.end, by)
         }
         Ok(Reached { way: Way::Plain(stream, _held), .. }) => {
             let options = CarryOptions { memory, ..CarryOptions::default() };
@@ -316,8 +302,6 @@ struct Reached {
     way: Way,
     /// Where this is not to be had, there is nothing else: a pod, or a service's only endpoint.
     nothing_else: bool,
-    /// Whom we met, if it is a pod of the mesh.
-    peer: Option<MeshedPeer>,
     _counted: Counted,
 }
 
@@ -329,7 +313,7 @@ struct Unreached {
 }
 
 enum Way {
-    Mesh(Box<Session>, PortLease),
+    Mesh(Box<Session>, PortLease, WirePort),
     Plain(AppStream, Option<LegHeld>),
 }
 
@@ -382,7 +366,6 @@ async fn reach_one(
         record.server = Party::at(target);
         mesh.name(&mut record.server);
     });
-    let mut met = None;
     let way = if pod.addresses().any(|own| own == target.ip()) {
         // A service led back to the pod that dialled it.
         let why = "own_address".to_owned();
@@ -391,15 +374,13 @@ async fn reach_one(
         let Leg { stream, held } = dial::application(mesh, pod, target, client).await?;
         Way::Plain(stream, Some(held))
     } else if let Some(peer) = meshed_peer(mesh, target)? {
-        let way = to_meshed(mesh, pod, dialled, &peer, flow).await?;
-        met = Some(peer);
-        way
+        to_meshed(mesh, pod, dialled, &peer, flow).await?
     } else {
         let why = "endpoint_not_meshed".to_owned();
         flow.note(|record| record.security = Security::Plaintext { why });
         Way::Plain(dial::plain(mesh, pod, target).await?, None)
     };
-    Ok(Reached { way, nothing_else: true, peer: met, _counted: counted })
+    Ok(Reached { way, nothing_else: true, _counted: counted })
 }
 
 /// The less loaded of two endpoints drawn at random; one that has not been tried, as long as there is one.
@@ -438,12 +419,12 @@ fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Fa
         }
     };
     let expected = mesh.identity_of(peer).ok_or(Failure::NoIdentity)?;
-    let (node, strict) = (peer.node.clone(), peer.mode == Mode::Strict);
+    let strict = peer.mode == Mode::Strict;
     let only_tls = strict && !peer.permissive_ports.contains(target.port());
-    Ok(Some(MeshedPeer { target, expected, node, strict, only_tls }))
+    Ok(Some(MeshedPeer { target, expected, node: peer.node.clone(), only_tls }))
 }
 
-/// By TLS, if the path leaves address and port alone; else as the modes of both pods say.
+/// To the application's port or, where the path changes source addresses or ports, to the agents': over TLS in any case.
 async fn to_meshed(
     mesh: &Mesh,
     pod: &Pod,
@@ -451,23 +432,21 @@ async fn to_meshed(
     peer: &MeshedPeer,
     flow: &Flow,
 ) -> Result<Way, Failure> {
-    if peer.target.port() == ports::PATH_PROBE {
-        return Err(DialError::Refused { to: peer.target }.into()); // no application can be reached there
+    let refused = || DialError::Refused { to: peer.target };
+    let port = NonZeroU16::new(peer.target.port()).ok_or_else(refused)?;
+    if port.get() == ports::AGENTS {
+        return Err(refused().into()); // no application can be reached there
     }
-    if let Path::Masqueraded = path::judge(mesh, pod, peer).await? {
-        let why = "masqueraded_path".to_owned();
-        flow.note(|record| record.security = Security::Plaintext { why });
-        let stream = dial::plain(mesh, pod, peer.target).await?;
-        mesh.counters.plaintext_masqueraded.fetch_add(1, Ordering::Relaxed);
-        return Ok(Way::Plain(stream, None));
-    }
-    let reached = to_peer(mesh, pod, dialled, peer.target, &peer.expected, flow).await;
-    match reached.map_err(Failure::Peer) {
-        Ok((session, lease)) => Ok(Way::Mesh(Box::new(session), lease)),
-        Err(failure) if failure.smells_of_masquerade() => {
-            Err(path::explain(mesh, pod, peer).await.map_or(failure, Failure::Path))
+    let to_peer = |by| to_peer(mesh, pod, dialled, peer, (port, by), flow);
+    let by = path::judge(mesh, pod, peer).await;
+    match to_peer(by).await {
+        Err(failure) if by == WirePort::Application && failure.may_be_changed_source() => {
+            match path::judge_again(mesh, pod, peer).await {
+                WirePort::Application => Err(failure),
+                by @ WirePort::Agents => to_peer(by).await,
+            }
         }
-        Err(failure) => Err(failure),
+        outcome => outcome,
     }
 }
 
@@ -475,29 +454,39 @@ async fn to_peer(
     mesh: &Mesh,
     pod: &Pod,
     dialled: Dialled,
-    target: SocketAddr,
-    expected: &SpiffeId,
+    peer: &MeshedPeer,
+    (port, by): (NonZeroU16, WirePort),
     flow: &Flow,
-) -> Result<(Session, PortLease), PeerError> {
-    let tls = mesh.tls.client(&pod.identity, Some(expected))?;
-    let (stream, lease) = dial::to_peer(mesh, pod, target).await?;
-    let mut session = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
+) -> Result<Way, Failure> {
+    let tls = mesh.tls.client(&pod.identity, Some(&peer.expected)).map_err(PeerError::from)?;
+    let (to, destination_port) = match by {
+        WirePort::Application => (peer.target, None),
+        WirePort::Agents => (SocketAddr::new(peer.target.ip(), ports::AGENTS), Some(port)),
+    };
+    let (stream, lease) = dial::to_peer(mesh, pod, to).await.map_err(PeerError::from)?;
+    let handshake = Session::connect(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await;
+    let mut session = handshake.map_err(PeerError::from)?;
     flow.note(|record| {
-        record.security = Security::Mtls(facts(&session));
+        record.security = Security::Mtls(facts(&session, by));
         record.client.identity = Some(session.own_identity().to_string());
         record.server.identity = Some(session.peer_identity().to_string());
     });
-    session.send_open(&Open {
+    let open = Open {
         source: canonical(dialled.from),
         original_destination: dialled.to,
+        destination_port,
         source_pod: Some(SourcePod {
             uid: pod.uid.to_string(),
             namespace: pod.name.namespace.to_string(),
             name: pod.name.name.to_string(),
         }),
         trace_id: None,
-    })?;
-    Ok((session, lease))
+    };
+    session.send_open(&open).map_err(PeerError::from)?;
+    if by == WirePort::Agents {
+        mesh.counters.by_agents_port.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(Way::Mesh(Box::new(session), lease, by))
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -505,12 +494,25 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
+/// How a connection over the mesh ended, for the record.
+fn ended_by(end: &relay::End, by: WirePort) -> Ended {
+    let mut ended = ended(end);
+    if let (WirePort::Agents, relay::End::PeerFailed(error)) = (by, end)
+        && error.is_not_understood()
+    {
+        ended.sentence +=
+            "; the peer's agent is older and takes no connections at the agents' port: upgrade it";
+    }
+    ended
+}
+
 /// What TLS agreed on, for the record.
-pub(super) fn facts(session: &Session) -> TlsFacts {
+pub(super) fn facts(session: &Session, wire_port: WirePort) -> TlsFacts {
     let info = session.tls();
     TlsFacts {
         version: info.version.to_owned(),
         cipher_suite: info.cipher.to_owned(),
         key_exchange: info.key_exchange.to_owned(),
+        wire_port,
     }
 }

@@ -1,19 +1,21 @@
-//! Whether the path to another node leaves source address and port alone.
+//! Whether the path to another node leaves source address and port alone, and to which port connections therefore go.
 //!
-//! That TLS follows is said by the source port, so TLS must not be sent where something on the path masquerades: it would
-//! reach an application. Before the first TLS to a permissive pod of a node, the agent asks a pod's agent there what it sees
-//! ([`probe`]). Proven once, a node counts as proven for [`PROVEN_FOR`], for all pods and per address family. That
-//! something masquerades is believed only of the two pods between which it was seen, and only from the authenticated peer:
-//! otherwise one pod with rules of its own could bring others' connections to go in plaintext.
+//! That TLS follows is said by the source port, so TLS must not be sent to an application's port where something on the path
+//! changes it: it would reach the application. Before the first TLS to a permissive pod of a node, the agent asks a pod's agent
+//! there what it sees ([`probe`]). Proven once, a node counts as proven for [`PROVEN_FOR`], for all pods and per address family.
+//! Where it sees something else, connections go to the agents' port, which leads to the agent whatever the source: over mutual
+//! TLS as well. So a false answer, or one that somebody on the path has brought about, costs nothing but another port; there is
+//! no way from here to plaintext.
 //!
 //! Where nobody answers (a network policy that knows the application's port only), TLS is dialled as if all were well: to refuse
-//! would break whoever has such policies, and plaintext must not be had by dropping packets.
+//! would break whoever has such policies.
 //!
 //! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there (but for ports that are left open to
 //! plaintext); only a failure is looked into.
 //!
-//! What nobody can know is that something begins to masquerade while a node counts as proven. Then one connection of each
-//! pair of pods, at most, sends a `ClientHello` to an application: its failure makes the agent ask again.
+//! What nobody can know is that something begins to change the source while a node counts as proven. Then one connection of
+//! each pair of pods, at most, sends a `ClientHello` to an application before it goes to the agents' port: its failure makes
+//! the agent ask again.
 
 mod probe;
 
@@ -24,24 +26,25 @@ use std::{
     time::Duration,
 };
 
+use mesh_common::ports;
 use tokio::time::Instant;
 
 pub(super) use self::probe::answer;
 use self::probe::ask;
 use super::{Mesh, pod::Pod};
-use crate::{identity::SpiffeId, world::NodeName};
+use crate::{flows::WirePort, identity::SpiffeId, world::NodeName};
 
 /// How long a node counts as proven: bounds how long a masquerade that is new stays unnoticed, and costs one question per
 /// pair of nodes and minute.
 const PROVEN_FOR: Duration = Duration::from_mins(1);
 
-/// How long a path that masquerades is not asked about again.
-const MASQUERADED_FOR: Duration = Duration::from_secs(10);
+/// How long a path that changes the source is not asked about again.
+const CHANGED_FOR: Duration = Duration::from_secs(10);
 
 /// How long a pair of pods whose question was not answered does without an answer: as rarely as one is asked for otherwise.
 const UNANSWERED_FOR: Duration = PROVEN_FOR;
 
-/// How long `status` shows a path on which something was seen to masquerade, if nobody has used it since.
+/// How long `status` shows a path that changes the source, if nobody has used it since.
 const SHOWN_FOR: Duration = Duration::from_mins(10);
 
 /// Pairs of pods that are remembered at least; beyond it those older than [`SHOWN_FOR`] are forgotten.
@@ -56,44 +59,14 @@ pub(super) struct MeshedPeer {
     pub(super) expected: SpiffeId,
     /// The node that has it.
     pub(super) node: NodeName,
-    /// Whether it is strict: nobody of the mesh dials it in plaintext.
-    pub(super) strict: bool,
     /// Whether nothing but mutual TLS gets in at this port.
     pub(super) only_tls: bool,
-}
-
-/// How a permitted connection goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Path {
-    /// Address and port arrive: over TLS.
-    Intact,
-    /// They do not, and both pods are permissive: in plaintext.
-    Masqueraded,
-}
-
-/// Why a pod must not be dialled.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum PathError {
-    /// Something on the path masquerades, and one of the pods is strict.
-    #[error(
-        "{0}, and a strict pod neither takes nor sends plaintext in the mesh; let traffic between pods pass unchanged"
-    )]
-    Masqueraded(Box<Seen>),
-}
-
-impl PathError {
-    /// Stable `snake_case` code.
-    pub(super) fn code(&self) -> &'static str {
-        match self {
-            Self::Masqueraded(_) => "masqueraded_path",
-        }
-    }
 }
 
 /// What a peer's agent saw.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "something on the path masquerades: what {pod} sent from {sent} reached {target} on {node} from {arrived}"
+    "something on the path changes source addresses or ports (MASQUERADE, SNAT): what {pod} sent from {sent} reached {target} on {node} from {arrived}"
 )]
 pub(super) struct Seen {
     pod: String,
@@ -107,7 +80,7 @@ pub(super) struct Seen {
 #[derive(Clone, Debug)]
 enum Answer {
     Intact,
-    Masqueraded(Seen),
+    Changed(Seen),
     Unanswered { detail: String },
 }
 
@@ -130,9 +103,9 @@ struct Known {
 /// What speaks against a pair of pods, whatever is known of their nodes.
 #[derive(Clone, Debug)]
 enum Doubt {
-    /// TLS has failed as it would if something masqueraded.
+    /// TLS has failed as it would if the source were changed.
     Suspected,
-    Masqueraded(Seen),
+    Changed(Seen),
     Unanswered {
         detail: String,
     },
@@ -142,39 +115,38 @@ enum Doubt {
 #[derive(Debug)]
 enum Next {
     Intact,
-    Masqueraded(Seen),
+    Changed(Seen),
     Unanswered { detail: String },
     Ask,
 }
 
-/// Says how a connection to a pod of the mesh goes. Asks the peer's agent where that is not known; of several callers at once,
-/// one does.
-///
-/// # Errors
-/// It must not be dialled.
+/// Says to which port a connection to a pod of the mesh goes. Asks the peer's agent where that is not known; of several
+/// callers at once, one does.
 ///
 /// # Cancel safety
 /// Dropped while it asks, another caller that waits takes over.
-pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Result<Path, PathError> {
+pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort {
     match find_out(mesh, pod, peer, peer.only_tls).await {
-        Answer::Intact => Ok(Path::Intact),
-        Answer::Masqueraded(_) if !peer.strict && !pod.is_strict() => Ok(Path::Masqueraded),
-        Answer::Masqueraded(seen) => Err(PathError::Masqueraded(seen.into())),
+        Answer::Intact => WirePort::Application,
+        Answer::Changed(_) => WirePort::Agents,
         // A firewall or NetworkPolicy that knows the application's port only, or a peer that is away: the dial will say.
         Answer::Unanswered { detail } => {
             tracing::debug!(pod = %pod.name, node = %peer.node, detail, "not proven that connections arrive as they are sent");
-            Ok(Path::Intact)
+            WirePort::Application
         }
     }
 }
 
-/// Looks into a failure of TLS: the error if something on the path masquerades. Its node has to be proven again.
-pub(super) async fn explain(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Option<PathError> {
-    let pair = pair(pod, peer)?;
+/// The same after TLS to the application's port has failed. The node has to be proven again.
+///
+/// # Cancel safety
+/// That of [`judge`].
+pub(super) async fn judge_again(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort {
+    let Some(pair) = pair(pod, peer) else { return WirePort::Application };
     mesh.paths.suspect(pair, &leg(peer), Instant::now());
     match find_out(mesh, pod, peer, false).await {
-        Answer::Masqueraded(seen) => Some(PathError::Masqueraded(seen.into())),
-        Answer::Intact | Answer::Unanswered { .. } => None,
+        Answer::Changed(_) => WirePort::Agents,
+        Answer::Intact | Answer::Unanswered { .. } => WirePort::Application,
     }
 }
 
@@ -185,7 +157,7 @@ async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> 
     let leg = leg(peer);
     let known = || match mesh.paths.next(&pair, &leg, trusting, Instant::now()) {
         Next::Intact => Some(Answer::Intact),
-        Next::Masqueraded(seen) => Some(Answer::Masqueraded(seen)),
+        Next::Changed(seen) => Some(Answer::Changed(seen)),
         Next::Unanswered { detail } => Some(Answer::Unanswered { detail }),
         Next::Ask => None,
     };
@@ -199,8 +171,10 @@ async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> 
         return answer;
     }
     let answer = Box::pin(ask(mesh, pod, peer)).await;
-    mesh.paths.note(pair, leg, &answer, Instant::now());
-    if let Answer::Masqueraded(seen) = &answer {
+    let is_news = mesh.paths.note(pair, leg, &answer, Instant::now());
+    if let Answer::Changed(seen) = &answer
+        && is_news
+    {
         tracing::warn!(pod = %pod.name, node = %peer.node, "{seen}");
     }
     answer
@@ -221,10 +195,10 @@ impl Paths {
         let fresh = |at: Instant, time: Duration| now.duration_since(at) < time;
         let proven = known.proven.get(leg).is_some_and(|at| fresh(*at, PROVEN_FOR));
         match known.pairs.get(pair) {
-            Some((Doubt::Masqueraded(seen), at)) if fresh(*at, MASQUERADED_FOR) => {
-                Next::Masqueraded(seen.clone())
+            Some((Doubt::Changed(seen), at)) if fresh(*at, CHANGED_FOR) => {
+                Next::Changed(seen.clone())
             }
-            Some((Doubt::Masqueraded(_) | Doubt::Suspected, _)) => Next::Ask,
+            Some((Doubt::Changed(_) | Doubt::Suspected, _)) => Next::Ask,
             _ if proven || trusting => Next::Intact,
             Some((Doubt::Unanswered { detail }, at)) if fresh(*at, UNANSWERED_FOR) => {
                 Next::Unanswered { detail: detail.clone() }
@@ -233,28 +207,30 @@ impl Paths {
         }
     }
 
-    fn note(&self, pair: Pair, leg: Leg, answer: &Answer, now: Instant) {
+    /// Whether a change, if that is the answer, was not known of the pair.
+    fn note(&self, pair: Pair, leg: Leg, answer: &Answer, now: Instant) -> bool {
         let mut known = self.lock();
         let doubt = match answer.clone() {
             Answer::Intact => {
                 known.proven.insert(leg, now);
                 None
             }
-            Answer::Masqueraded(seen) => Some(Doubt::Masqueraded(seen)),
+            Answer::Changed(seen) => Some(Doubt::Changed(seen)),
             Answer::Unanswered { detail } => Some(Doubt::Unanswered { detail }),
         };
-        match doubt {
+        let before = match doubt {
             None => known.pairs.remove(&pair),
             Some(doubt) => known.pairs.insert(pair, (doubt, now)),
         };
         known.forget_old(now);
+        !matches!(before, Some((Doubt::Changed(_), _)))
     }
 
     fn suspect(&self, pair: Pair, leg: &Leg, now: Instant) {
         let mut known = self.lock();
         known.proven.remove(leg);
         match known.pairs.get(&pair) {
-            Some((Doubt::Masqueraded(_), _)) => {}
+            Some((Doubt::Changed(_), _)) => {}
             _ => drop(known.pairs.insert(pair, (Doubt::Suspected, now))),
         }
     }
@@ -268,7 +244,7 @@ impl Paths {
         let known = self.lock();
         let mut latest: BTreeMap<(NodeName, bool), (&Seen, Instant)> = BTreeMap::new();
         for (doubt, at) in known.pairs.values() {
-            if let Doubt::Masqueraded(seen) = doubt
+            if let Doubt::Changed(seen) = doubt
                 && now.duration_since(*at) < SHOWN_FOR
             {
                 let of = latest.entry((seen.node.clone(), seen.sent.is_ipv4()));
@@ -278,8 +254,11 @@ impl Paths {
                 }
             }
         }
-        let consequence = "connections between permissive pods go in plaintext there, those of strict pods are refused. \
-                           Hint: exempt traffic between pods from MASQUERADE and SNAT";
+        let consequence = format!(
+            "connections go there over mutual TLS by the agents' port {}, not the applications'. Hint: exempt traffic \
+             between pods from MASQUERADE and SNAT",
+            ports::AGENTS
+        );
         latest.values().map(|(seen, _)| format!("{seen}; {consequence}.")).collect()
     }
 

@@ -4,6 +4,7 @@
 //! frame of the hot path, so it is never built here: its payload stays where the record lies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 use super::reason::{Refusal, ResetCode};
 use super::tlv::{self, Fields, IGNORABLE};
@@ -39,6 +40,7 @@ pub mod kind {
 mod field {
     pub(super) const SOURCE: u8 = 0x01;
     pub(super) const ORIGINAL_DESTINATION: u8 = 0x02;
+    pub(super) const DESTINATION_PORT: u8 = 0x03;
     pub(super) const SOURCE_POD_UID: u8 = 0x80;
     pub(super) const SOURCE_POD_NAME: u8 = 0x81;
     pub(super) const SOURCE_POD_NAMESPACE: u8 = 0x82;
@@ -74,6 +76,8 @@ pub struct Open {
     pub source: SocketAddr,
     /// What the application dialled: the service's address if it was one.
     pub original_destination: SocketAddr,
+    /// The application's port at the destination, if the TCP connection goes to the agents' port.
+    pub destination_port: Option<NonZeroU16>,
     /// The source pod, where the source knows it. Information for people, never for policy.
     pub source_pod: Option<SourcePod>,
     /// Ties this connection to a trace (W3C trace id).
@@ -203,6 +207,9 @@ impl Open {
         out.extend_from_slice(&[kind::OPEN, VERSION]);
         put_address(out, field::SOURCE, self.source);
         put_address(out, field::ORIGINAL_DESTINATION, self.original_destination);
+        if let Some(port) = self.destination_port {
+            tlv::put(out, field::DESTINATION_PORT, &port.get().to_be_bytes());
+        }
         if let Some(pod) = &self.source_pod {
             put_text(out, field::SOURCE_POD_UID, &pod.uid, MAX_UID_BYTES);
             put_text(out, field::SOURCE_POD_NAMESPACE, &pod.namespace, MAX_NAMESPACE_BYTES);
@@ -218,13 +225,14 @@ impl Open {
         if version != VERSION {
             return Err(FrameError::Version(version));
         }
-        let (mut source, mut destination, mut trace_id) = (None, None, None);
+        let (mut source, mut destination, mut port, mut trace_id) = (None, None, None, None);
         let (mut uid, mut namespace, mut name) = (None, None, None);
         let mut fields = Fields::new(rest);
         while let Some((kind, value)) = fields.next()? {
             match kind {
                 field::SOURCE => source = Some(address(kind, value)?),
                 field::ORIGINAL_DESTINATION => destination = Some(address(kind, value)?),
+                field::DESTINATION_PORT => port = Some(nonzero_port(kind, value)?),
                 field::SOURCE_POD_UID => uid = Some(text(kind, value, MAX_UID_BYTES)?),
                 field::SOURCE_POD_NAMESPACE => {
                     namespace = Some(text(kind, value, MAX_NAMESPACE_BYTES)?);
@@ -249,6 +257,7 @@ impl Open {
             source: source.ok_or(FrameError::MissingField(field::SOURCE))?,
             original_destination: destination
                 .ok_or(FrameError::MissingField(field::ORIGINAL_DESTINATION))?,
+            destination_port: port,
             source_pod,
             trace_id,
         })
@@ -338,6 +347,11 @@ fn address(kind: u8, value: &[u8]) -> Result<SocketAddr, FrameError> {
         return Err(FrameError::InvalidField(kind));
     };
     Ok(SocketAddr::new(ip.to_canonical(), u16::from_be_bytes(*port)))
+}
+
+fn nonzero_port(kind: u8, value: &[u8]) -> Result<NonZeroU16, FrameError> {
+    let port = value.try_into().map(u16::from_be_bytes).ok();
+    port.and_then(NonZeroU16::new).ok_or(FrameError::InvalidField(kind))
 }
 
 fn put_text(out: &mut Vec<u8>, kind: u8, text: &str, max_bytes: usize) {

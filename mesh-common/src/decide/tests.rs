@@ -391,15 +391,15 @@ fn only_what_may_be_a_pod_is_taken_for_an_agent() {
 }
 
 #[test]
-fn the_question_about_the_path_reaches_the_agent_from_any_source() {
+fn the_agents_port_leads_to_the_agent_from_any_source() {
     for flags in [0, LOCAL_STRICT] {
         for (peer, port) in [(true, 61_000), (false, 61_000), (false, 1024)] {
-            let probe = packet(ports::PATH_PROBE, A, port);
+            let probe = packet(ports::AGENTS, A, port);
             let probe = Packet { flags: Some(flags), peer, ..probe };
-            assert_eq!(arrival(&probe), Verdict::InboundProbe);
+            assert_eq!(arrival(&probe), Verdict::InboundAgentsPort);
         }
     }
-    let left = Packet { flags: Some(LOCAL_LEFT), ..packet(ports::PATH_PROBE, A, 1024) };
+    let left = Packet { flags: Some(LOCAL_LEFT), ..packet(ports::AGENTS, A, 1024) };
     assert_eq!(arrival(&left), Verdict::NotEnrolled);
 }
 

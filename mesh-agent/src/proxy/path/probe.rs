@@ -2,15 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mesh_common::{ports, verdict::Verdict};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
+use mesh_common::ports;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, MeshedPeer, Seen};
 use crate::{
-    flows::{Bytes, Direction, Ended, Party},
     proxy::{
         Mesh,
         dial::{self, DialError},
@@ -18,7 +14,7 @@ use crate::{
         peer::PeerError,
         pod::Pod,
     },
-    wire::{Accepted, Frame, Open, Session},
+    wire::{Accepted, Frame, Open, Session, SessionError},
 };
 
 /// How long an answer may take in all: somebody's connection waits for it. A SYN that was lost is sent again after a second,
@@ -35,7 +31,7 @@ pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
     let detail = match asked {
         Ok(Ok((sent, Some(seen)))) if sent == seen => return Answer::Intact,
         Ok(Ok((sent, Some(seen)))) => {
-            return Answer::Masqueraded(Seen {
+            return Answer::Changed(Seen {
                 pod: pod.name.to_string(),
                 node: peer.node.clone(),
                 target: peer.target.ip(),
@@ -56,7 +52,7 @@ async fn sent_and_seen(
     peer: &MeshedPeer,
     deadline: Instant,
 ) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
-    let to = SocketAddr::new(peer.target.ip(), ports::PATH_PROBE);
+    let to = SocketAddr::new(peer.target.ip(), ports::AGENTS);
     let tls = mesh.tls.client(&pod.identity, Some(&peer.expected))?;
     let (stream, _lease) = dial::to_peer(mesh, pod, to).await?;
     let sent = stream.local_addr().map_err(DialError::Socket)?;
@@ -64,6 +60,7 @@ async fn sent_and_seen(
     session.send_open(&Open {
         source: sent,
         original_destination: to,
+        destination_port: None,
         source_pod: None,
         trace_id: None,
     })?;
@@ -73,36 +70,15 @@ async fn sent_and_seen(
     Ok((sent, accepted.seen_source))
 }
 
-/// Tells a peer's agent from where it is seen; whether it could be told. Only what goes wrong becomes a record.
+/// Tells a peer's agent, which has sent OPEN, from where it is seen.
+///
+/// # Errors
+/// It has not heard.
 pub(in crate::proxy) async fn answer(
-    mesh: &Mesh,
+    mut session: Session,
     pod: &Pod,
-    stream: TcpStream,
     from: SocketAddr,
-    to: SocketAddr,
-) -> bool {
-    let told = tell(mesh, pod, stream, from).await;
-    if let Err(error) = &told {
-        let (mut client, mut server) = (Party::at(from), Party::at(to));
-        mesh.name(&mut client);
-        server.pod = Some(pod.name.to_string());
-        let verdict = Verdict::InboundProbe.code();
-        let flow = mesh.flows.begin(Direction::Inbound, client, server, verdict);
-        flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
-    }
-    told.is_ok()
-}
-
-async fn tell(
-    mesh: &Mesh,
-    pod: &Pod,
-    stream: TcpStream,
-    from: SocketAddr,
-) -> Result<(), PeerError> {
-    let tls = mesh.tls.server(&pod.identity)?;
-    let mut session = Session::accept(stream, &tls, Instant::now() + HANDSHAKE_TIMEOUT).await?;
-    drop(tls);
-    let _asked: Open = session.recv_open(Instant::now() + HANDSHAKE_TIMEOUT).await?;
+) -> Result<(), SessionError> {
     let destination_pod_uid = Some(pod.uid.to_string());
     session.send_accepted(&Accepted { destination_pod_uid, seen_source: Some(from) })?;
     session.channel.send(&Frame::Fin)?;

@@ -37,14 +37,14 @@ impl World {
     fn next(&self, pair: Pair, trusting: bool) -> String {
         match self.paths.next(&pair, &self.leg, trusting, self.now) {
             Next::Intact => "intact".to_owned(),
-            Next::Masqueraded(_) => "masqueraded".to_owned(),
+            Next::Changed(_) => "changed".to_owned(),
             Next::Unanswered { detail } => detail,
             Next::Ask => "ask".to_owned(),
         }
     }
 
-    fn note(&self, pair: Pair, answer: &Answer) {
-        self.paths.note(pair, self.leg.clone(), answer, self.now);
+    fn note(&self, pair: Pair, answer: &Answer) -> bool {
+        self.paths.note(pair, self.leg.clone(), answer, self.now)
     }
 }
 
@@ -63,18 +63,19 @@ fn a_node_is_proven_by_one_pair_for_all_and_for_a_minute() {
 }
 
 #[test]
-fn a_masquerade_is_believed_of_the_pair_that_saw_it_and_asked_about_again() {
+fn a_change_is_believed_of_the_pair_that_saw_it_and_asked_about_again() {
     let mut world = World::new();
     let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
-    world.note(one, &Answer::Masqueraded(seen()));
+    assert!(world.note(one, &Answer::Changed(seen())), "it is news");
+    assert!(!world.note(one, &Answer::Changed(seen())), "and not again");
     for trusting in [DOUBTING, TRUSTING] {
-        assert_eq!(world.next(one, trusting), "masqueraded");
+        assert_eq!(world.next(one, trusting), "changed");
     }
     assert_eq!(world.next(other, DOUBTING), "ask", "it proves nothing about others");
     world.note(other, &Answer::Intact);
-    assert_eq!(world.next(one, DOUBTING), "masqueraded", "nor do others about it");
+    assert_eq!(world.next(one, DOUBTING), "changed", "nor do others about it");
     assert!(world.paths.problems(world.now)[0].contains("192.168.0.1:2048"));
-    world.now += MASQUERADED_FOR;
+    world.now += CHANGED_FOR;
     assert_eq!(world.next(one, TRUSTING), "ask");
     world.note(one, &Answer::Intact);
     assert_eq!(world.next(one, DOUBTING), "intact");
@@ -82,7 +83,7 @@ fn a_masquerade_is_believed_of_the_pair_that_saw_it_and_asked_about_again() {
 }
 
 #[test]
-fn a_failure_that_smells_of_masquerade_makes_the_agent_ask_again() {
+fn a_failure_that_a_changed_source_explains_makes_the_agent_ask_again() {
     let world = World::new();
     let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
     world.note(one, &Answer::Intact);
@@ -110,12 +111,12 @@ fn what_nobody_uses_is_forgotten() {
     let mut world = World::new();
     for last in 0..=255 {
         for first in 0..5 {
-            world.note(([10, 1, first, last].into(), ip(1)), &Answer::Masqueraded(seen()));
+            world.note(([10, 1, first, last].into(), ip(1)), &Answer::Changed(seen()));
         }
     }
     assert!(world.paths.lock().pairs.len() > KEPT_PAIRS);
     world.now += SHOWN_FOR;
     assert!(world.paths.problems(world.now).is_empty());
-    world.note((ip(1), ip(2)), &Answer::Masqueraded(seen()));
+    world.note((ip(1), ip(2)), &Answer::Changed(seen()));
     assert_eq!(world.paths.lock().pairs.len(), 1);
 }

@@ -14,6 +14,7 @@ fn full_open() -> Open {
     Open {
         source: "[2001:db8::7]:40000".parse().unwrap(),
         original_destination: "10.96.0.10:443".parse().unwrap(),
+        destination_port: NonZeroU16::new(8443),
         source_pod: Some(SourcePod {
             uid: "1e0b5a4e-36c4-4ad5-a6b2-3a1c7b5dd9c7".to_owned(),
             namespace: "shop".to_owned(),
@@ -23,11 +24,16 @@ fn full_open() -> Open {
     }
 }
 
+/// What must be there, and nothing else.
+fn least_open() -> Open {
+    Open { destination_port: None, source_pod: None, trace_id: None, ..full_open() }
+}
+
 fn samples() -> Vec<Frame<'static>> {
     let refused = |text: &str| Refused { reason: Refusal::PolicyDenied, text: text.to_owned() };
     vec![
         Frame::Open(full_open()),
-        Frame::Open(Open { source_pod: None, trace_id: None, ..full_open() }),
+        Frame::Open(least_open()),
         Frame::Accepted(Accepted::default()),
         Frame::Accepted(Accepted {
             destination_pod_uid: Some("u".to_owned()),
@@ -56,15 +62,17 @@ fn the_bytes_are_those_of_the_specification() {
     let open = Open {
         source: "10.1.2.3:40000".parse().unwrap(),
         original_destination: "10.96.0.7:80".parse().unwrap(),
-        source_pod: None,
-        trace_id: None,
+        ..least_open()
     };
     let expected = [
         0x01, 0x01, // OPEN, version 1
         0x01, 0x00, 0x06, 10, 1, 2, 3, 0x9c, 0x40, // source
         0x02, 0x00, 0x06, 10, 96, 0, 7, 0x00, 0x50, // original destination
     ];
-    assert_eq!(encoded(&Frame::Open(open)), expected);
+    assert_eq!(encoded(&Frame::Open(open.clone())), expected);
+    let by_the_agents_port = Open { destination_port: NonZeroU16::new(8080), ..open };
+    let expected = [&expected[..], &[0x03, 0x00, 0x02, 0x1f, 0x90]].concat();
+    assert_eq!(encoded(&Frame::Open(by_the_agents_port)), expected);
     assert_eq!(encoded(&Frame::Accepted(Accepted::default())), [0x02]);
     let refused = Refused { reason: Refusal::Draining, text: "bye".to_owned() };
     assert_eq!(
@@ -94,8 +102,7 @@ fn no_truncation_is_mistaken() {
 fn each_fault_has_its_name() {
     use FrameError as E;
     let open = |fields: &[u8]| [&[kind::OPEN, VERSION][..], fields].concat();
-    let addresses =
-        &encoded(&Frame::Open(Open { source_pod: None, trace_id: None, ..full_open() }))[2..];
+    let addresses = &encoded(&Frame::Open(least_open()))[2..];
     let with = |field: &[u8]| open(&[addresses, field].concat());
     let long_text = [&[kind::REFUSED, 0, 1, 0x85, 0x02, 0x01][..], &[b'a'; 513]].concat();
     for (bytes, error) in [
@@ -118,7 +125,10 @@ fn each_fault_has_its_name() {
         (open(&[0x01, 0, 5, 1, 2, 3, 4, 0]), E::InvalidField(0x01)),
         (open(&[0x01, 0]), E::Truncated),
         (with(&addresses[..21]), E::RepeatedField(0x01)),
-        (with(&[0x03, 0, 0]), E::UnknownField(0x03)),
+        (with(&[0x03, 0, 0]), E::InvalidField(0x03)),
+        (with(&[0x03, 0, 2, 0, 0]), E::InvalidField(0x03)),
+        (with(&[0x03, 0, 3, 0, 0, 80]), E::InvalidField(0x03)),
+        (with(&[0x04, 0, 0]), E::UnknownField(0x04)),
         (with(&[0x83, 0, 15, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6]), E::InvalidField(0x83)),
         (with(&[0x80, 0, 1, b'u']), E::MissingField(0x82)),
         (with(&[0x81, 0, 1, b'u']), E::MissingField(0x80)),
@@ -191,10 +201,12 @@ proptest! {
     fn any_open_comes_back(
         source in address(),
         original_destination in address(),
+        destination_port in any::<Option<NonZeroU16>>(),
         source_pod in pod(),
         trace_id in any::<Option<[u8; 16]>>(),
     ) {
-        let frame = Frame::Open(Open { source, original_destination, source_pod, trace_id });
+        let open = Open { source, original_destination, destination_port, source_pod, trace_id };
+        let frame = Frame::Open(open);
         let bytes = encoded(&frame);
         prop_assert_eq!(Frame::decode(&bytes), Ok(frame));
     }

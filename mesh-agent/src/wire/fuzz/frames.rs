@@ -4,6 +4,7 @@
 //! there; what was read is written and read again, and so is everything that an agent might write.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 
 use crate::fuzz::Input;
 use crate::wire::frame::{Accepted, Frame, MAX_TEXT_BYTES, Open, Refused, SourcePod};
@@ -39,6 +40,7 @@ fn written(input: &mut Input<'_>) {
                 name: input.text() + &input.text(),
             }),
             trace_id: input.flag().then(|| input.array()),
+            destination_port: NonZeroU16::new(input.u16()),
         }),
         1 => Frame::Accepted(Accepted {
             destination_pod_uid: input.flag().then(|| input.text()),
@@ -64,6 +66,7 @@ fn written(input: &mut Input<'_>) {
         (Frame::Open(said), Frame::Open(heard)) => {
             assert_eq!(canonical(said.source), heard.source);
             assert_eq!(canonical(said.original_destination), heard.original_destination);
+            assert_eq!(said.destination_port, heard.destination_port);
             assert_eq!(said.trace_id, heard.trace_id);
             assert_eq!(said.source_pod.is_some(), heard.source_pod.is_some());
         }
@@ -117,6 +120,7 @@ fn is_allowed(record: &[u8]) -> bool {
                 && (pod == [true; 3] || pod == [false; 3])
                 && fields.iter().all(|(kind, value)| match kind {
                     0x01 | 0x02 => [6, 18].contains(&value.len()),
+                    0x03 => value.len() == 2 && *value != [0, 0],
                     0x80 => text(value, 64),
                     0x81 => text(value, 253),
                     0x82 => text(value, 63),

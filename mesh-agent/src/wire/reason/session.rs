@@ -109,6 +109,12 @@ impl SessionError {
         }
     }
 
+    /// Whether the peer could not read what we said: to OPEN, the answer of an agent that is older than one of its fields.
+    pub fn is_not_understood(&self) -> bool {
+        let reason = TlsReason::MalformedMessage;
+        matches!(self, Self::Tls { reason: said, judged_by: JudgedBy::Peer } if *said == reason)
+    }
+
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {

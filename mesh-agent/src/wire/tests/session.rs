@@ -1,5 +1,6 @@
 //! A session's life: deadlines, cancellation, answers, reuse, ends.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,6 +21,7 @@ async fn open_and_its_answer_carry_what_was_said() {
             namespace: "shop".to_owned(),
             name: "web-1".to_owned(),
         }),
+        destination_port: NonZeroU16::new(8080),
         trace_id: Some([7; 16]),
         ..sample_open()
     };
