@@ -21,6 +21,10 @@ use crate::{
 /// How long an attack may take to get going or to end.
 const SOON: Duration = Duration::from_secs(20);
 
+/// For how long [`Kind::Late`] is silent: until the agent has taken thousands of connections for clients that wait for the
+/// server to speak.
+pub const LATE: Duration = Duration::from_secs(4);
+
 /// What to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,6 +38,8 @@ pub enum Kind {
     Garbage,
     /// Keep `hold` connections open and say a `ClientHello` on each, a byte at a time.
     Drip,
+    /// Keep `hold` connections open; say a `ClientHello` on each after it has been silent for [`LATE`], and hear the answer.
+    Late,
     /// Connect, say a line of a request, keep `hold` of them open and never read.
     Hold,
     /// Connect, keep `hold` of them open, write all that is taken and never read.
@@ -105,6 +111,8 @@ pub struct Tally {
     /// Bytes that its kernel has taken, of a [`Kind::Fill`].
     #[serde(default)]
     pub said: u64,
+    /// Connections on which it has said anything ([`Kind::Late`]).
+    pub answered: u64,
 }
 
 /// `mesh-attack measure`: requests one after the other, each over a connection of its own unless `keep_alive`.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tests::attack::{AttackSpec, Kind};
+use tests::attack::{AttackSpec, Kind, LATE};
 
 use crate::{Shared, hello::client_hello};
 
@@ -79,6 +79,14 @@ pub(crate) fn orphans(spec: &AttackSpec, worker: u64, shared: &Shared) {
     }
 }
 
+/// One of those that are held.
+struct Held {
+    stream: TcpStream,
+    since: Instant,
+    said: usize,
+    heard: u64,
+}
+
 /// As many as are to be held, replaced when the other side ends them.
 pub(crate) fn hold(spec: &AttackSpec, worker: u64, shared: &Shared) {
     let begun = Instant::now();
@@ -92,7 +100,7 @@ pub(crate) fn hold(spec: &AttackSpec, worker: u64, shared: &Shared) {
                 Ok(stream) => {
                     Shared::add(&shared.connected);
                     Shared::add(&shared.open);
-                    held.push_back((stream, 0));
+                    held.push_back(Held { stream, since: Instant::now(), said: 0, heard: 0 });
                 }
                 Err(_) => {
                     Shared::add(&shared.ended);
@@ -100,10 +108,15 @@ pub(crate) fn hold(spec: &AttackSpec, worker: u64, shared: &Shared) {
             }
         }
         thread::sleep(DRIP);
-        held.retain_mut(|(stream, said)| {
-            let alive = is_open(spec, stream, shared)
-                && (spec.kind != Kind::Drip || drip(stream, &hello, said))
-                && (spec.kind != Kind::Fill || fill(stream, shared));
+        held.retain_mut(|one| {
+            let is_open = is_open(spec, one, shared);
+            let alive = is_open
+                && match spec.kind {
+                    Kind::Drip => drip(one, &hello),
+                    Kind::Late => late(one, &hello),
+                    Kind::Fill => fill(&mut one.stream, shared),
+                    _ => true,
+                };
             if !alive {
                 Shared::add(&shared.ended);
                 shared.open.fetch_sub(1, Ordering::Relaxed);
@@ -122,8 +135,9 @@ fn begin(spec: &AttackSpec, mut stream: TcpStream) -> io::Result<TcpStream> {
 }
 
 /// Whether the other side has not ended it. What a [`Kind::Hold`] is told stays unread.
-fn is_open(spec: &AttackSpec, stream: &mut TcpStream, shared: &Shared) -> bool {
+fn is_open(spec: &AttackSpec, one: &mut Held, shared: &Shared) -> bool {
     let mut heard = [0; 256];
+    let Held { stream, heard: before, .. } = one;
     let outcome =
         if spec.kind == Kind::Hold { stream.peek(&mut heard) } else { stream.read(&mut heard) };
     match outcome {
@@ -131,6 +145,10 @@ fn is_open(spec: &AttackSpec, stream: &mut TcpStream, shared: &Shared) -> bool {
         Ok(count) => {
             if spec.kind != Kind::Hold {
                 shared.heard.fetch_add(count as u64, Ordering::Relaxed);
+                if *before == 0 {
+                    Shared::add(&shared.answered);
+                }
+                *before += count as u64;
             }
             !matches!(SockRef::from(&*stream).take_error(), Ok(Some(_)))
         }
@@ -151,8 +169,17 @@ fn fill(stream: &mut TcpStream, shared: &Shared) -> bool {
 }
 
 /// One byte more, over and over.
-fn drip(stream: &mut TcpStream, hello: &[u8], said: &mut usize) -> bool {
-    let byte = hello.get(*said % hello.len()).copied().unwrap_or(0);
-    *said += 1;
-    stream.write_all(&[byte]).is_ok()
+fn drip(one: &mut Held, hello: &[u8]) -> bool {
+    let byte = hello.get(one.said % hello.len()).copied().unwrap_or(0);
+    one.said += 1;
+    one.stream.write_all(&[byte]).is_ok()
+}
+
+/// All at once, when it is time.
+fn late(one: &mut Held, hello: &[u8]) -> bool {
+    if one.said > 0 || one.since.elapsed() < LATE {
+        return true;
+    }
+    one.said = hello.len();
+    one.stream.write_all(hello).is_ok()
 }

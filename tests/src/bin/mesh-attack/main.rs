@@ -46,6 +46,7 @@ struct Shared {
     open: AtomicU64,
     heard: AtomicU64,
     said: AtomicU64,
+    answered: AtomicU64,
 }
 
 impl Shared {
@@ -66,6 +67,7 @@ impl Shared {
             open: of(&self.open),
             heard: of(&self.heard),
             said: of(&self.said),
+            answered: of(&self.answered),
         }
     }
 
@@ -93,7 +95,7 @@ fn attack(spec: &AttackSpec) -> Result<()> {
                 Kind::Syn => forge::syns(spec, shared),
                 Kind::Orphan => connect::orphans(spec, number, shared),
                 Kind::Destroy => destroy::listeners(spec, shared),
-                Kind::Silent | Kind::Hold | Kind::Drip | Kind::Fill => {
+                Kind::Silent | Kind::Hold | Kind::Drip | Kind::Late | Kind::Fill => {
                     connect::hold(spec, number, shared);
                 }
                 Kind::Hello | Kind::Garbage | Kind::Dial => connect::again(spec, number, shared),
