@@ -22,7 +22,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -101,6 +101,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     {
         tracing::warn!("this agent was held like a pod, by an earlier agent; that is over");
     }
+    let (remember, remembered) = watch::channel(None);
+    let kept = (kept, remembered);
     let Followed {
         mut feeds,
         announcer,
@@ -109,6 +111,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         question,
         client,
         mesh_namespace,
+        memory,
         keeping,
     } = settings.world.follow(&settings.node, cgroups, kept, in_charge.clone(), &feeding).await?;
     tokio::select! {
@@ -173,6 +176,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         accepting: accepting.clone(),
         serving: serving.clone(),
         inherited,
+        memory: memory.clone(),
     });
     let (wish, wishes) = mpsc::channel(1);
     let state = Arc::new(admin::State {
@@ -217,7 +221,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         kubelet: matches!(settings.world, World::Kubernetes { .. })
             .then(|| KubeletFollower::new(&kernel, &host)),
         wishes,
-        believed: Believed::default(),
+        believed: Believed::after(memory),
+        remember,
         is_removed: is_removed.clone(),
     };
     match &predecessor {

@@ -27,6 +27,8 @@ pub trait Dial {
     fn bound_source(&self) -> Addr;
     /// `ADDRESS_*` bits.
     fn address_flags(&self, addr: &Addr) -> u32;
+    /// Whether an address that `ADDRESSES` does not know may be that of a captured pod for which it has no room.
+    fn may_be_missing(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
     /// What is remembered of the pod's last dial to the destination, if that failed.
@@ -61,13 +63,19 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     }
     let port_flags = view.port_flags(&to);
     let service = port_flags & PORT_SERVICE != 0;
-    if !service && view.address_flags(&to.addr) & ADDRESS_PEER == 0 {
+    let address_flags = if service { ADDRESS_PEER } else { view.address_flags(&to.addr) };
+    // What is known, and not to be captured, is none.
+    let missing = address_flags == 0 && view.may_be_missing(&to.addr);
+    if address_flags & ADDRESS_PEER == 0 && !missing {
         return (Verdict::DestinationNotMeshed, Addr::NONE);
     }
     if port_flags & PORT_EXCLUDED != 0
         || view.port_flags(&Endpoint::new(own, to.port)) & PORT_EXCLUDED != 0
     {
         return (Verdict::OutboundExcluded, Addr::NONE);
+    }
+    if missing {
+        return (Verdict::RefusedTableFull, Addr::NONE);
     }
     if own.is_none() {
         return (Verdict::RefusedNoAddress, Addr::NONE);

@@ -181,6 +181,8 @@ pub const NODE_REFUSE_UNCLASSIFIED: u32 = 1;
 pub const NODE_OWN_NETNS: u32 = 2;
 /// Index in `NODE`: id of the cgroup that the node's kubelet is in itself, not of those below; 0 if it is not known.
 pub const NODE_KUBELET_CGROUP: u32 = 3;
+/// Index in `NODE`: 1 if `ADDRESSES` has no room for all captured pods, so that what it does not know may be one.
+pub const NODE_ADDRESSES_INCOMPLETE: u32 = 4;
 
 /// Counters by [`crate::verdict::Verdict`] number.
 #[repr(C)]
@@ -222,7 +224,7 @@ pub mod limits {
     /// [`LOCAL_PODS`] at a time, and room for an API server that is one process with it (k3s).
     pub const KUBELET_DIALS: usize = 16_384;
     /// What the agent tells the programs about the node: the `NODE_*` indices.
-    pub const NODE: usize = 4;
+    pub const NODE: usize = 5;
     /// Levels of cgroups between the root and a process of a pod that are searched for the pod's own. The kubelet makes
     /// four, and some nine where a node is itself a container.
     pub const CGROUP_LEVELS: u32 = 12;

@@ -14,7 +14,7 @@ use aya_ebpf::{
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide,
-    maps::{EnrolledPod, Failed, FailedKey, Named, Shown},
+    maps::{EnrolledPod, Failed, FailedKey, NODE_ADDRESSES_INCOMPLETE, Named, Shown},
     ports,
     verdict::{Action, Verdict},
 };
@@ -80,6 +80,10 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
     fn address_flags(&self, addr: &Addr) -> u32 {
         // SAFETY: the value is copied at once.
         unsafe { maps::ADDRESSES.get(addr) }.copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn may_be_missing(&self, addr: &Addr) -> bool {
+        maps::node(NODE_ADDRESSES_INCOMPLETE) != 0 && maps::is_in_pod_cidr(addr)
     }
     #[inline(always)]
     fn port_flags(&self, endpoint: &Endpoint) -> u32 {

@@ -2,7 +2,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, bpf_sock},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash},
+    btf_maps::{
+        Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash,
+        lpm_trie::Key,
+    },
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_query, bpf_sk_storage_get},
     macros::btf_map,
 };
@@ -45,7 +48,7 @@ pub(crate) static ADDRESSES: HashMap<Addr, u32, { limits::ADDRESSES }, NO_PREALL
 
 /// Ranges of pod addresses of the cluster's nodes, IPv4 as IPv4-mapped; `::/0` where none is known.
 #[btf_map]
-pub(crate) static POD_CIDRS: LpmTrie<Addr, u32, { limits::POD_CIDRS }> = LpmTrie::new();
+static POD_CIDRS: LpmTrie<Addr, u32, { limits::POD_CIDRS }> = LpmTrie::new();
 
 /// Address and port → `PORT_*` bits: services of the mesh, excluded ports.
 #[btf_map]
@@ -135,6 +138,12 @@ pub(crate) fn here() -> u64 {
 pub(crate) fn boot_ns() -> u64 {
     // SAFETY: no arguments, no preconditions.
     unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Whether an address is in one of the nodes' ranges of pod addresses; always, if none is known.
+#[inline(always)]
+pub(crate) fn is_in_pod_cidr(addr: &Addr) -> bool {
+    POD_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
 }
 
 /// Counts a verdict, for the node and (if `netns` is enrolled) for the pod.

@@ -5,7 +5,7 @@
 //! Anybody in a namespace can have the kernel ask these programs, with addresses of any choice and without a packet (`sock_diag`,
 //! nft): so each namespace has a copy of its own, which answers for its pod and nobody else.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, macros::sk_lookup, programs::SkLookupContext};
+use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide::{self, Namespace},
@@ -48,7 +48,7 @@ impl decide::Arrival for Arrival {
     }
     #[inline(always)]
     fn is_in_pod_cidr(&self, addr: &Addr) -> bool {
-        maps::POD_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
+        maps::is_in_pod_cidr(addr)
     }
     #[inline(always)]
     fn port_flags(&self, endpoint: &Endpoint) -> u32 {

@@ -311,6 +311,56 @@ fn dials_that_could_not_be_captured_are_captured_as_soon_as_they_can() {
 /// How many ports of services and annotations the kernel's table has room for.
 const PORTS: usize = 131_072;
 
+/// How many addresses of pods it has room for.
+const ADDRESSES: usize = 262_144;
+
+#[test]
+fn a_full_table_of_addresses_refuses_what_it_does_not_know() {
+    scenario("membership-addresses", |net| {
+        let pair = Pair::meshed(net)?;
+        let known = net.pod(&pair.nodes[1], PodSpec::new("other", "known"))?;
+        let served = ServeSpec::both_families(PORT, Talk::Exchange);
+        let _known = probe::serve(&known, &served)?;
+        let dial = |to| probe::dial(&pair.client, &DialSpec::say(to, "hello"));
+        let is_answered = |to| -> Result<()> {
+            let seen = dial(to)?;
+            ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
+            Ok(())
+        };
+        is_answered(known.at(PORT))?;
+        let address = |number: usize| {
+            let number = u32::try_from(number).unwrap_or_default();
+            [&[0xfd; 12][..], &number.to_be_bytes()].concat()
+        };
+        let free = ADDRESSES - kernel::entries(&pair.nodes[0], "ADDRESSES")?.len();
+        let fill = |value: Option<u32>| -> Vec<_> {
+            let value = value.map(|bits| bits.to_ne_bytes().to_vec());
+            (0..free).map(|number| (address(number), value.clone())).collect()
+        };
+        // Room for what is known, and for nobody that joins now.
+        kernel::write(&pair.nodes[0], "ADDRESSES", &fill(Some(1)))?;
+        let newcomer = net.pod(&pair.nodes[1], PodSpec::new("other", "newcomer"))?;
+        let _service = probe::serve(&newcomer, &served)?;
+        net.objects().label_pod(&newcomer, Some("enabled"))?;
+        pair.agents[1].wait_enrolled(&[&newcomer])?;
+        pair.agents[0].wait_peers(2)?;
+        let told = |problem: &tests::agent::Problem| problem.code == "table_full";
+        pair.agents[0].wait_problem("the full table", told)?;
+        let seen = dial(newcomer.at(PORT))?;
+        ensure!(seen.end != End::Fin && seen.received == 0, "{seen:?}");
+        pair.agents[0].wait_flow("the refusal", |flow| flow.outcome == "refused_table_full")?;
+        is_answered(known.at(PORT))?;
+        kernel::write(&pair.nodes[0], "ADDRESSES", &fill(None))?;
+        tests::eventually(tests::agent::SOON, || {
+            let status = pair.agents[0].status()?;
+            ensure!(!status.problems.iter().any(told), "{:?}", status.problems);
+            is_answered(newcomer.at(PORT))
+        })?;
+        let newcomers = |flow: &Flow| flow.is_mtls() && flow.between(&pair.client, &newcomer, PORT);
+        pair.agents[0].wait_flow("over mTLS", newcomers).map(drop)
+    });
+}
+
 #[test]
 fn a_full_table_of_ports_is_told_until_there_is_room() {
     scenario("membership-ports", |net| {

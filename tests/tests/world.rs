@@ -204,6 +204,16 @@ fn a_dispute_about_an_honest_announcement_never_means_plaintext(
     let claimed = format!("{lone} is announced for pod shop/liar, but also for pod shop/lone");
     contradicted(cluster, mesh, &["create", "-f", "-"], &claim, &[&claimed, over_tls])?;
 
+    // An agent that begins with both claims there knows from its predecessor who came first.
+    mesh.kill_agent(1)?;
+    eventually(PATIENCE, || {
+        mesh.status_on_node(1)?;
+        ensure!(problems(mesh)?.contains(&claimed), "{}", problems(mesh)?);
+        Ok(())
+    })?;
+    mesh.wait_state(&[(1, "shop/web")], "enrolled")?;
+    is_reached_over_mutual_tls(cluster, mesh)?;
+
     cluster.kubectl(["delete", "meshnode", "a-liar"])?;
     cluster.kubectl(["delete", "endpointslice", "lie"])?;
     nothing_is_wrong(mesh)?;
@@ -272,8 +282,22 @@ fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<
     ensure!(refused.is_some_and(|flow| flow.outcome == "disputed_address"), "{refused:#?}");
     ensure!(curl(cluster, &format!("{api}/version")).is_err(), "a claimed address was dialled");
 
+    // Nor does whoever deletes the MeshNode take its pods out of the mesh.
+    cluster.kubectl(["delete", "meshnode", "node2"])?;
+    eventually(PATIENCE, || {
+        let problems = problems(mesh)?;
+        ensure!(problems.contains("announcement_missing"), "{problems}");
+        ensure!(problems.contains("node2 has not withdrawn"), "{problems}");
+        Ok(())
+    })?;
+    let lone = format!("http://{}:8080/?secret-of-the-request", address(cluster, "lone")?);
+    let capture = cluster.node(1).capture()?;
+    ensure!(curl(cluster, &lone).is_err(), "its agent is stopped, and a pod was reached");
+    ensure!(!capture.stop()?.contains("secret-of-the-request"), "plaintext");
+
     cluster.node(2).run(["kill", "-CONT", &agent])?;
     nothing_is_wrong(mesh)?;
+    is_reached_over_mutual_tls(cluster, mesh)?;
     ensure!(curl(cluster, &near_url)?.contains("near"));
     curl(cluster, &format!("{api}/version"))?;
     // Also while it runs, as an agent that has just handed over could.

@@ -14,6 +14,7 @@ const SOURCES: &[&str] = &[
     include_str!("../daemon/keep.rs"),
     include_str!("../daemon/kubelet.rs"),
     include_str!("../enrol/mod.rs"),
+    include_str!("../enrol/shares.rs"),
     include_str!("../enrol/status.rs"),
     include_str!("../flows/store.rs"),
     include_str!("../metrics/serve.rs"),

@@ -15,7 +15,7 @@ use crate::{
         KubeSource, Question, SourceState, api_server, file_announcer, kube_announcer, listed,
     },
     tasks::Tasks,
-    world::NodeName,
+    world::{Memory, NodeName},
 };
 
 /// How long the start waits for the API server. One that is away then must not keep the node's connections waiting: what
@@ -88,6 +88,8 @@ pub(super) struct Followed {
     pub(super) client: Option<Client>,
     /// The namespace in which the mesh itself runs, where that is known.
     pub(super) mesh_namespace: Option<Arc<str>>,
+    /// What an earlier agent remembered of announcements.
+    pub(super) memory: Memory,
     /// What ends by itself after what feeds the world has been stopped, and has to be waited for.
     pub(super) keeping: Tasks,
 }
@@ -98,7 +100,7 @@ impl World {
         &self,
         node: &NodeName,
         cgroups_seen: watch::Receiver<Arc<PodCgroups>>,
-        kept: KeptFile,
+        (kept, memory): (KeptFile, watch::Receiver<Option<Memory>>),
         in_charge: CancellationToken,
         feeding: &Tasks,
     ) -> Result<Followed, DaemonError> {
@@ -106,7 +108,7 @@ impl World {
         let keeping = Tasks::new();
         let earlier = Earlier::read(&kept);
         let keep_known = |objects: &watch::Receiver<_>, announcer: &Announcer| {
-            let keep = Keep::new(kept, objects.clone(), announcer.subscribe());
+            let keep = Keep::new(kept, objects.clone(), announcer.subscribe(), memory);
             keeping.spawn("world-file", keep.run(in_charge, feeding.stopped()));
         };
         let (mut question, mut is_removed) = (None, watch::channel(false).1);
@@ -150,7 +152,7 @@ impl World {
         };
         let announcements = announcer.subscribe();
         let feeds = Feeds { objects, announcements, cgroups_seen, cgroups };
-        let client = api;
+        let (client, memory) = (api, earlier.memory());
         Ok(Followed {
             feeds,
             announcer,
@@ -159,6 +161,7 @@ impl World {
             question,
             client,
             mesh_namespace,
+            memory,
             keeping,
         })
     }

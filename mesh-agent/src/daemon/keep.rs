@@ -11,17 +11,20 @@ use tokio_util::sync::CancellationToken;
 use super::{feeds::Feeds, hooks::Hooks, kubelet::KubeletFollower};
 use crate::{
     admin::{self, ProblemFacts},
-    enrol::{Enroller, Excess},
+    enrol::{Enroller, Excess, Filled},
     handover::{Switched, Wish},
     identity::FileCa,
     kernel::KernelError,
     source::{AWAY, Knowledge, SourceError, SourceState},
-    world::{Announcements, NodeName, Objects, of_this_boot},
+    world::{Announcements, InForce, Memory, NodeName, Objects, of_this_boot},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their object, and whether the
 /// kubelet is where it was.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How full a table of the kernel's may be before `status` tells of it.
+const NEARLY_FULL_PERCENT: usize = 80;
 
 /// What the task works with.
 pub(super) struct Keeper {
@@ -35,6 +38,8 @@ pub(super) struct Keeper {
     /// Agents that want to take over.
     pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) believed: Believed,
+    /// What the next agent is to know.
+    pub(super) remember: watch::Sender<Option<Memory>>,
     /// Turns true when the installation is taken away.
     pub(super) is_removed: watch::Receiver<bool>,
 }
@@ -54,16 +59,21 @@ async fn removed(is_removed: &mut watch::Receiver<bool>) {
     }
 }
 
-/// What nodes have announced in the boot that they are in; found out again only when objects or announcements change, and
-/// the same copy while it is equal, so that an unchanged world costs nothing.
+/// What is in force of what nodes have announced; found out again only when objects or announcements change, and the same copy
+/// while it is equal, so that an unchanged world costs nothing.
 #[derive(Default)]
 pub(super) struct Believed {
     of: Option<(Arc<Objects>, Arc<Announcements>)>,
     announcements: Arc<Announcements>,
-    void: Vec<ProblemFacts>,
+    problems: Vec<ProblemFacts>,
 }
 
 impl Believed {
+    /// Begins with what an earlier agent knew.
+    pub(super) fn after(memory: Memory) -> Self {
+        Self { announcements: memory.announcements, ..Self::default() }
+    }
+
     fn update(&mut self, objects: &Arc<Objects>, announced: &Arc<Announcements>) {
         let is_same = |(of_objects, of_announced): &(Arc<Objects>, Arc<Announcements>)| {
             Arc::ptr_eq(of_objects, objects) && Arc::ptr_eq(of_announced, announced)
@@ -71,13 +81,14 @@ impl Believed {
         if self.of.as_ref().is_some_and(is_same) {
             return;
         }
-        let (announcements, void) = of_this_boot(announced, objects);
+        let InForce { announcements, problems } =
+            of_this_boot(announced, &self.announcements, objects);
         match announcements {
             Cow::Borrowed(_all) => self.announcements = Arc::clone(announced),
             Cow::Owned(some) if some != *self.announcements => self.announcements = Arc::new(some),
             Cow::Owned(_known) => {}
         }
-        self.void = void.iter().map(ProblemFacts::of).collect();
+        self.problems = problems.iter().map(ProblemFacts::of).collect();
         self.of = Some((Arc::clone(objects), Arc::clone(announced)));
     }
 }
@@ -122,6 +133,9 @@ impl Keeper {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
         let cgroups = self.feeds.cgroups.now();
+        if !self.feeds.have_been_read() {
+            return;
+        }
         self.believed.update(&objects.objects, &announced.announcements);
         let announcements = &self.believed.announcements;
         self.enroller.only_hold(&objects, announcements, &cgroups).await;
@@ -144,16 +158,19 @@ impl Keeper {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
         let cgroups = self.feeds.cgroups.now();
-        self.believed.update(&objects.objects, &announced.announcements);
+        if self.feeds.have_been_read() {
+            self.believed.update(&objects.objects, &announced.announcements);
+        }
         let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
         let of_kubelet = self.kubelet.as_ref().and_then(KubeletFollower::problem);
-        let others = self.believed.void.iter().chain(of_kubelet).cloned();
+        let others = self.believed.problems.iter().chain(of_kubelet).cloned();
         // As the step before has left the tables: one comes every two seconds at least.
         let of_tables = self.enroller.refused().map(of_kernel);
         let lost = self.enroller.lost().iter().map(of_excess);
+        let filled = self.enroller.filled().iter().filter_map(of_filled);
+        let of_tables = of_tables.chain(lost).chain(filled);
         let of_ca = self.look_at_cas(&announced.announcements);
-        let problems = problems.chain(others).chain(of_tables).chain(lost).chain(of_ca);
-        let problems: Vec<_> = problems.collect();
+        let problems: Vec<_> = problems.chain(others).chain(of_tables).chain(of_ca).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
         if !self.feeds.have_been_read() {
@@ -161,6 +178,13 @@ impl Keeper {
         }
         let announcements = &self.believed.announcements;
         self.enroller.step(&objects, announcements, &cgroups).await;
+        let announcements = Arc::clone(&self.believed.announcements);
+        let memory = Some(Memory { announcements, incumbents: self.enroller.incumbents() });
+        self.remember.send_if_modified(|known| {
+            let changed = *known != memory;
+            *known = memory;
+            changed
+        });
     }
 
     /// Goes on with a change of CA by what other nodes say of theirs; what people are told of it.
@@ -265,7 +289,7 @@ fn of_kernel(error: &KernelError) -> ProblemFacts {
         Some(table) => (
             "table_full",
             format!(
-                "the kernel's table {table} is full: pods, services and ports that found no room are on this node as if they were not in the mesh, or not named in an annotation; it is tried again every two seconds"
+                "the kernel's table {table} is full, and is not what it should be; it is tried again every two seconds"
             ),
         ),
         None => ("kernel_refused", format!("the kernel's tables are not up to date: {error}")),
@@ -274,7 +298,17 @@ fn of_kernel(error: &KernelError) -> ProblemFacts {
 }
 
 fn of_excess(excess: &Excess) -> ProblemFacts {
-    ProblemFacts { code: "ports_over_share".to_owned(), message: excess.to_string() }
+    ProblemFacts { code: excess.who.code().to_owned(), message: excess.to_string() }
+}
+
+/// Before a table is full, while there is time.
+fn of_filled(filled: &Filled) -> Option<ProblemFacts> {
+    let Filled { table, used, room } = filled;
+    let message = format!(
+        "the kernel's table {table} has {used} of {room} entries: when it is full, connections to what finds no room are refused, and excluded or permissive ports are so no more. Hint: the cluster, or what is announced in it, is too large for this table."
+    );
+    let is_nearly_full = used.saturating_mul(100) >= room.saturating_mul(NEARLY_FULL_PERCENT);
+    is_nearly_full.then(|| ProblemFacts { code: "table_nearly_full".to_owned(), message })
 }
 
 fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {

@@ -6,17 +6,26 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{shares::Excess, tables};
+use super::{
+    shares::Excess,
+    tables::{self, Filled, Unwritten},
+};
 use crate::{
     kernel::KernelError,
     proxy::Mesh,
     tasks::off_the_workers,
-    world::{Announcements, Cidr, Incumbents, LocalNode, Objects, Snapshot, World},
+    world::{Announcements, Cidr, Incumbents, LocalNode, Memory, Objects, Snapshot, World},
 };
 
-/// See the file. `None` only while it works, or after a step that was dropped before its end: then it begins anew.
-#[derive(Default)]
-pub(super) struct Follower(Option<State>);
+/// See the file.
+pub(super) struct Follower {
+    /// `None` only while it works, or after a step that was dropped before its end: then it begins anew.
+    state: Option<State>,
+    /// What an earlier agent knew of announcements, until the first step.
+    memory: Memory,
+    /// As the last step has left it.
+    incumbents: Incumbents,
+}
 
 #[derive(Default)]
 struct State {
@@ -27,11 +36,25 @@ struct State {
     written: Option<Snapshot>,
     /// For what there was no room, of this snapshot: it is not tried again before something changes.
     lost: Option<(Snapshot, Vec<Excess>)>,
+    /// Whether any address may be that of a pod that has found no room.
+    anywhere: bool,
+    /// How full the kernel's tables are.
+    filled: Vec<Filled>,
     /// The ranges of pod addresses that the kernel holds; `None` if that is not known.
     ranges: Option<Arc<BTreeSet<Cidr>>>,
 }
 
 impl Follower {
+    /// Begins with what an earlier agent remembered.
+    pub(super) fn after(memory: Memory) -> Self {
+        Self { state: None, memory, incumbents: Incumbents::default() }
+    }
+
+    /// Who was first to announce what several nodes do.
+    pub(super) fn incumbents(&self) -> Incumbents {
+        self.incumbents.clone()
+    }
+
     /// The world as these make it. If they are what they were, this takes no time.
     ///
     /// # Cancel safety
@@ -43,13 +66,14 @@ impl Follower {
         announcements: &Arc<Announcements>,
         local: LocalNode,
     ) -> Snapshot {
-        let state = self.0.get_or_insert_default();
+        let state = self.state.get_or_insert_default();
         if let Some(world) = &state.world
             && world.is_of(objects, announcements, &local)
         {
             return world.snapshot().clone();
         }
         let (objects, announcements) = (Arc::clone(objects), Arc::clone(announcements));
+        let memory = std::mem::take(&mut self.memory);
         let update = move |state: &mut State| {
             let world = match &mut state.world {
                 Some(world) => {
@@ -57,16 +81,19 @@ impl Follower {
                     world
                 }
                 empty => {
-                    let incumbents = Incumbents::default();
+                    let Memory { announcements: before, incumbents } = memory;
+                    let incumbents = incumbents.after(&before, &announcements, &local.name);
                     empty.insert(World::new(&objects, &announcements, &local, incumbents))
                 }
             };
-            (world.snapshot().clone(), world.work().total())
+            (world.snapshot().clone(), world.incumbents().clone(), world.work().total())
         };
-        let Some((world, judged)) = off_the_workers(&mut self.0, update).await else {
+        let Some((world, incumbents, judged)) = off_the_workers(&mut self.state, update).await
+        else {
             return mesh.world.load().as_ref().clone(); // the runtime is being shut down
         };
         mesh.counters.judged.fetch_add(judged as u64, Ordering::Relaxed);
+        self.incumbents = incumbents;
         world
     }
 
@@ -79,8 +106,9 @@ impl Follower {
         mesh: &Mesh,
         world: &Snapshot,
     ) -> Result<(), KernelError> {
-        let state = self.0.get_or_insert_default();
-        let wanted = world.pod_cidrs();
+        let state = self.state.get_or_insert_default();
+        let all = Arc::new(BTreeSet::from([Cidr::ALL]));
+        let wanted = if state.anywhere { &all } else { world.pod_cidrs() };
         if state.ranges.as_ref().is_some_and(|written| Arc::ptr_eq(written, wanted)) {
             return Ok(());
         }
@@ -92,15 +120,20 @@ impl Follower {
 
     /// Another agent may have written to the kernel's tables: the next calls write everything.
     pub(super) fn forget_written(&mut self) {
-        if let Some(state) = &mut self.0 {
+        if let Some(state) = &mut self.state {
             (state.written, state.lost, state.ranges) = (None, None, None);
         }
     }
 
     /// Who has asked for more than the kernel's tables have room for.
     pub(super) fn lost(&self) -> &[Excess] {
-        let lost = self.0.as_ref().and_then(|state| state.lost.as_ref());
+        let lost = self.state.as_ref().and_then(|state| state.lost.as_ref());
         lost.map_or(&[], |(_, lost)| lost)
+    }
+
+    /// How full the kernel's tables are.
+    pub(super) fn filled(&self) -> &[Filled] {
+        self.state.as_ref().map_or(&[], |state| &state.filled)
     }
 
     /// Brings the kernel's tables to a world, as far as there is room.
@@ -115,7 +148,7 @@ impl Follower {
         mesh: &Arc<Mesh>,
         world: &Snapshot,
     ) -> Result<(), KernelError> {
-        let state = self.0.get_or_insert_default();
+        let state = self.state.get_or_insert_default();
         let lost = state.lost.as_ref().map(|(world, _)| world);
         if state.written.as_ref().or(lost).is_some_and(|written| written.is(world)) {
             return Ok(());
@@ -124,15 +157,21 @@ impl Follower {
         let write = move |state: &mut State| {
             let before = state.written.take();
             state.lost = None;
-            let written = tables::write_world(mesh.kernel.tables(), before.as_ref(), &world)?;
+            let written = tables::write_world(mesh.kernel.tables(), before.as_ref(), &world);
+            let written = written.map_err(|Unwritten { error, anywhere }| {
+                (state.anywhere, state.ranges) = (anywhere, None);
+                error
+            })?;
             mesh.counters.table_writes.fetch_add(written.entries as u64, Ordering::Relaxed);
+            (state.filled, state.anywhere) = (written.filled, written.anywhere);
             if written.lost.is_empty() {
                 state.written = Some(world);
             } else {
+                state.ranges = None; // written with them
                 state.lost = Some((world, written.lost));
             }
             Ok(())
         };
-        off_the_workers(&mut self.0, write).await.unwrap_or(Ok(()))
+        off_the_workers(&mut self.state, write).await.unwrap_or(Ok(()))
     }
 }

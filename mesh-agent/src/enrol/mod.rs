@@ -40,7 +40,7 @@ pub use saved::{Saved, restore_all};
 use serde::{Deserialize, Serialize};
 pub use shares::Excess;
 use sightings::Sightings;
-pub use tables::{Written, write_world};
+pub use tables::{Filled, Unwritten, Written, write_world};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -52,7 +52,8 @@ use crate::{
     source::{Announcer, SourceState},
     tasks::Tasks,
     world::{
-        Announcements, LocalNode, MeshNode, Mode, NodeName, PodUid, PortSet, Settings, Snapshot,
+        Announcements, Incumbents, LocalNode, Memory, MeshNode, Mode, NodeName, PodUid, PortSet,
+        Settings, Snapshot,
     },
 };
 
@@ -281,6 +282,8 @@ pub struct Parts {
     pub serving: Tasks,
     /// Listeners of an agent that hands over to this one.
     pub inherited: Inherited,
+    /// What an earlier agent remembered of announcements.
+    pub memory: Memory,
 }
 
 impl Enroller {
@@ -321,7 +324,7 @@ impl Enroller {
             refused: [None, None],
             board: Board::default(),
             plaintext,
-            follower: Follower::default(),
+            follower: Follower::after(parts.memory),
         }
     }
 
@@ -338,6 +341,16 @@ impl Enroller {
     /// Who has asked for more than the kernel's tables have room for.
     pub fn lost(&self) -> &[Excess] {
         self.follower.lost()
+    }
+
+    /// How full the kernel's tables are.
+    pub fn filled(&self) -> &[Filled] {
+        self.follower.filled()
+    }
+
+    /// Who was first to announce what several nodes do.
+    pub fn incumbents(&self) -> Incumbents {
+        self.follower.incumbents()
     }
 
     /// Why the kernel's tables are not what they should be.
@@ -386,3 +399,6 @@ async fn announce(announcer: Announcer, mut wishes: watch::Receiver<Option<MeshN
         }
     }
 }
+
+#[cfg(test)]
+mod dial_tests;

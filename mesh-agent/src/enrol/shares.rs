@@ -1,4 +1,5 @@
-//! Who gets room in the kernel's table of ports when there is not enough for all.
+//! Who gets room in the kernel's tables when there is not enough for all: namespaces in that of ports, nodes in that of
+//! addresses (`tables.rs`).
 //!
 //! As long as all fits, nobody is bounded. Else every namespace gets all that it asks for up to one and the same number of
 //! entries, so that who asks for little never loses any to who asks for much. Of those who lose, the same entries stay on
@@ -15,24 +16,49 @@ use mesh_common::{addr::Endpoint, maps::PORT_SERVICE};
 
 use crate::world::PortSet;
 
-/// A namespace that asks for more than its share.
+/// One who asks for more than its share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excess {
     /// Its name.
-    pub namespace: Arc<str>,
+    pub who: Who,
     /// How many entries it asks for.
     pub wanted: usize,
     /// And how many it gets.
     pub given: usize,
 }
 
+/// Who has a share of which table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A namespace, of `PORTS`.
+    Namespace(Arc<str>),
+    /// A node, of `ADDRESSES`.
+    Node(Arc<str>),
+}
+
+impl Who {
+    /// The stable code of the problem.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "ports_over_share",
+            Self::Node(_) => "addresses_over_share",
+        }
+    }
+}
+
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { namespace, wanted, given } = self;
-        write!(
-            f,
-            "Namespace {namespace}: its services and the ports in its annotations ask for {wanted} entries of the kernel's table PORTS, which is full; {given} are in force on this node. Hint: name fewer ports in nodemesh.dev/exclude-ports and nodemesh.dev/permissive-ports, or have fewer service ports."
-        )
+        let Self { who, wanted, given } = self;
+        match who {
+            Who::Namespace(namespace) => write!(
+                f,
+                "Namespace {namespace}: its services and the ports in its annotations ask for {wanted} entries of the kernel's table PORTS, which is full; {given} are in force on this node. Hint: name fewer ports in nodemesh.dev/exclude-ports and nodemesh.dev/permissive-ports, or have fewer service ports."
+            ),
+            Who::Node(node) => write!(
+                f,
+                "Node {node}: the addresses that it announces ask for {wanted} entries of the kernel's table ADDRESSES, which is full; {given} are in force on this node, and pods of the mesh cannot dial addresses that may be among the others. Hint: find out what runs as that node's agent; the cluster may be too large."
+            ),
+        }
     }
 }
 
@@ -92,16 +118,24 @@ pub(super) fn share_out(
     let most = level(asked.values().copied(), size);
     let greedy = asked.into_iter().filter(|(_, wanted)| *wanted > most);
     let lost: Vec<_> = greedy
-        .map(|(namespace, wanted)| Excess { namespace: Arc::clone(namespace), wanted, given: most })
+        .map(|(namespace, wanted)| Excess {
+            who: Who::Namespace(Arc::clone(namespace)),
+            wanted,
+            given: most,
+        })
         .collect();
     if !lost.is_empty() {
         claims.sort_unstable_by_key(|it| (it.bit != PORT_SERVICE, it.address, it.bit));
     }
-    let mut left: HashMap<Arc<str>, usize> =
-        lost.iter().map(|excess| (Arc::clone(&excess.namespace), most)).collect();
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    for excess in &lost {
+        if let Who::Namespace(namespace) = &excess.who {
+            left.insert(namespace, most);
+        }
+    }
     let mut ports: HashMap<Endpoint, u32> = HashMap::new();
     for claim in &claims {
-        let mut left = left.get_mut(claim.namespace);
+        let mut left = left.get_mut(&**claim.namespace);
         for endpoint in claim.endpoints() {
             if let Some(bits) = ports.get_mut(&endpoint) {
                 *bits |= claim.bit;
@@ -119,7 +153,7 @@ pub(super) fn share_out(
 }
 
 /// How much each may have at most, so that all together have no more than there is.
-fn level(wanted: impl Iterator<Item = usize>, size: usize) -> usize {
+pub(super) fn level(wanted: impl Iterator<Item = usize>, size: usize) -> usize {
     let mut wanted: Vec<usize> = wanted.collect();
     wanted.sort_unstable();
     let (mut left, mut others) = (size, wanted.len());
@@ -158,8 +192,11 @@ mod tests {
             .collect()
     }
 
-    fn lost(excess: &[Excess]) -> Vec<(&str, usize, usize)> {
-        excess.iter().map(|it| (&*it.namespace, it.wanted, it.given)).collect()
+    fn lost(excess: &[Excess]) -> Vec<(Arc<str>, usize, usize)> {
+        let name = |who: &'_ Who| match who {
+            Who::Namespace(name) | Who::Node(name) => Arc::clone(name),
+        };
+        excess.iter().map(|it| (name(&it.who), it.wanted, it.given)).collect()
     }
 
     fn of(ports: &HashMap<Endpoint, u32>, address: IpAddr) -> usize {
@@ -170,14 +207,17 @@ mod tests {
     fn who_asks_for_little_loses_nothing_to_who_asks_for_much() {
         let all = asked(&[("few", "1-5"), ("much", "1-700"), ("some", "1-40"), ("much", "1-300")]);
         let (given, excess) = share_out(claims(&all), 100);
-        assert_eq!(lost(&excess), [("much", 1000, 55)]);
+        assert_eq!(lost(&excess), [("much".into(), 1000, 55)]);
         assert_eq!(given.len(), 100, "all room is used");
         assert_eq!((of(&given, all[0].1), of(&given, all[2].1)), (5, 40));
         assert_eq!((of(&given, all[1].1), of(&given, all[3].1)), (55, 0), "in order");
 
         let two = asked(&[("few", "1-10"), ("a", "1-200"), ("b", "1-1000")]);
         let (given, excess) = share_out(claims(&two), 100);
-        assert_eq!((given.len(), lost(&excess)), (100, vec![("a", 200, 45), ("b", 1000, 45)]));
+        assert_eq!(
+            (given.len(), lost(&excess)),
+            (100, vec![("a".into(), 200, 45), ("b".into(), 1000, 45)])
+        );
     }
 
     #[test]
@@ -186,7 +226,7 @@ mod tests {
         let (given, excess) = share_out(claims(&all), 100);
         assert_eq!((given.len(), lost(&excess)), (100, Vec::new()));
         let (given, excess) = share_out(claims(&all), 99);
-        assert_eq!((given.len(), lost(&excess)), (99, vec![("much", 99, 98)]));
+        assert_eq!((given.len(), lost(&excess)), (99, vec![("much".into(), 99, 98)]));
     }
 
     #[test]

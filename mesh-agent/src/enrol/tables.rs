@@ -1,23 +1,33 @@
 //! The kernel's tables of addresses and ports, out of a snapshot.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
 use mesh_common::{
     addr::{Addr, Endpoint},
     maps::{
-        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, LOCAL_STRICT, LocalPod, PORT_EXCLUDED,
-        PORT_PERMISSIVE, PORT_SERVICE, limits,
+        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, LOCAL_STRICT, LocalPod,
+        NODE_ADDRESSES_INCOMPLETE, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE, limits,
     },
 };
 
-use super::shares::{Claim, Excess, Ports, share_out};
+use super::shares::{Claim, Excess, Ports, Who, level, share_out};
 use crate::{
     kernel::{KernelError, Tables},
-    world::{KernelAddress, Mode, PortSet, Snapshot},
+    world::{Cidr, Cover, KernelAddress, KernelService, Mode, NodeName, PortSet, Snapshot},
 };
+
+/// How many entries there is room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) addresses: usize,
+    pub(super) ports: usize,
+}
+
+/// As much as the kernel has.
+const KERNEL: Room = Room { addresses: limits::ADDRESSES, ports: limits::PORTS };
 
 /// What has become of the tables.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +36,48 @@ pub struct Written {
     pub entries: usize,
     /// Who has asked for more than there is room for. If anybody has, the tables are not at what the snapshot says.
     pub lost: Vec<Excess>,
+    /// Whether a captured address that found no room lies outside the ranges of pod addresses: those in the kernel are all
+    /// addresses then.
+    pub anywhere: bool,
+    /// How full they are.
+    pub filled: Vec<Filled>,
+}
+
+/// What the kernel refused, and what is in force until it is there.
+#[derive(Debug)]
+pub struct Unwritten {
+    /// The first entry that it refused.
+    pub error: KernelError,
+    /// As in [`Written`].
+    pub anywhere: bool,
+}
+
+impl From<KernelError> for Unwritten {
+    fn from(error: KernelError) -> Self {
+        Self { error, anywhere: false }
+    }
+}
+
+/// How full a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// Its name.
+    pub table: &'static str,
+    /// Its entries.
+    pub used: usize,
+    /// How many it can have.
+    pub room: usize,
+}
+
+/// All that the tables are to hold, as far as there is room.
+pub(super) struct Wanted {
+    pub(super) addresses: HashMap<Addr, u32>,
+    pub(super) ports: HashMap<Endpoint, u32>,
+    /// Whether the address of a captured pod has found no room: what is not in the table may be one.
+    pub(super) incomplete: bool,
+    /// Where it may be then, if not only in the ranges of pod addresses.
+    pub(super) anywhere: bool,
+    pub(super) lost: Vec<Excess>,
 }
 
 /// Brings `ADDRESSES` and `PORTS` to what a snapshot says, as far as there is room. If they are known to be at what an earlier
@@ -37,22 +89,94 @@ pub fn write_world(
     tables: &Tables,
     before: Option<&Snapshot>,
     world: &Snapshot,
-) -> Result<Written, KernelError> {
+) -> Result<Written, Unwritten> {
     if let Some(before) = before
-        && let Ok(entries) = write_difference(tables, before, world)
+        && let Some(Ok(entries)) = write_difference(tables, before, world)
     {
-        return Ok(Written { entries, lost: Vec::new() });
+        let (lost, anywhere, filled) = (Vec::new(), false, filled(tables));
+        return Ok(Written { entries, lost, anywhere, filled });
     }
     // Also if the difference found no room: who asks for too much is to lose, and not who asks last.
     write_all(tables, world)
 }
 
-fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, KernelError> {
-    let mut addresses: HashMap<Addr, u32> = HashMap::new();
+fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, Unwritten> {
+    let Wanted { addresses, ports, incomplete, anywhere, lost } = wanted(world, KERNEL);
+    // The programs refuse what is not there before it goes, and until it has come.
+    if incomplete {
+        refuse_unknown(tables, anywhere)?;
+    }
+    let (addresses, ports) = (tables.addresses.sync(&addresses), tables.ports.sync(&ports));
+    let addresses = match addresses {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            let ranges = Cover::of(world.pod_cidrs());
+            let mut captured = world.kernel_addresses().filter(|row| row.peer);
+            let anywhere = captured.any(|row| !ranges.contains(row.address));
+            refuse_unknown(tables, anywhere)?;
+            return Err(Unwritten { error, anywhere });
+        }
+    };
+    let ports = match ports {
+        Ok(ports) => ports,
+        Err(error) => {
+            capture_services(tables, world)?;
+            return Err(Unwritten { error, anywhere });
+        }
+    };
+    let entries = addresses + ports;
+    if !incomplete {
+        tables.set_node(NODE_ADDRESSES_INCOMPLETE, 0)?;
+    }
+    Ok(Written { entries, lost, anywhere, filled: filled(tables) })
+}
+
+/// Has the whole addresses of services go to the agent whose ports are not in `PORTS`.
+fn capture_services(tables: &Tables, world: &Snapshot) -> Result<(), KernelError> {
+    for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
+        let port = tables.ports.get(&endpoint(row.address, row.port)).unwrap_or(0);
+        if port & PORT_SERVICE == 0 {
+            let address = row.address.into();
+            let bits = tables.addresses.get(&address).unwrap_or(0);
+            tables.addresses.put(address, bits | ADDRESS_PEER)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the programs refuse captured pods' dials to what `ADDRESSES` does not know and may be a pod's.
+fn refuse_unknown(tables: &Tables, anywhere: bool) -> Result<(), KernelError> {
+    if anywhere {
+        tables.pod_cidrs.sync([Cidr::ALL].iter())?;
+    }
+    tables.set_node(NODE_ADDRESSES_INCOMPLETE, 1)
+}
+
+fn filled(tables: &Tables) -> Vec<Filled> {
+    let Room { addresses, ports } = KERNEL;
+    vec![
+        Filled { table: "ADDRESSES", used: tables.addresses.used(), room: addresses },
+        Filled { table: "PORTS", used: tables.ports.used(), room: ports },
+    ]
+}
+
+/// What the tables are to hold. A captured address comes before all that is only known, and no node gets more than others
+/// want. The address of a service whose port found no room is captured as a whole: the agent knows its ports.
+pub(super) fn wanted(world: &Snapshot, room: Room) -> Wanted {
+    let mut captured: Vec<Captured<'_>> = Vec::new();
+    let mut known: Vec<(Addr, u32)> = Vec::new();
     let mut claims = Vec::new();
     for row in world.kernel_addresses() {
-        addresses.insert(row.address.into(), address_bits(&row));
-        let Some(peer) = world.believed(row.address) else { continue };
+        let bits = address_bits(&row);
+        let Some(standing) = world.standing(row.address) else {
+            known.push((row.address.into(), bits));
+            continue;
+        };
+        let peer = standing.believed();
+        let node = peer.filter(|peer| !peer.local).map(|peer| &peer.node);
+        let (address, is_ours) = (row.address, peer.is_some_and(|peer| peer.local));
+        captured.push(Captured { address, bits, node, is_ours });
+        let Some(peer) = peer else { continue };
         let sets = [(row.exclude_ports, PORT_EXCLUDED), (row.permissive_ports, PORT_PERMISSIVE)];
         for (ports, bit) in sets {
             if let Some(ports) = ports.filter(|ports| !ports.is_empty()) {
@@ -61,24 +185,100 @@ fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, KernelError> 
             }
         }
     }
-    for address in world.node_addresses() {
-        addresses.entry((*address).into()).or_insert(ADDRESS_NODE);
-    }
-    for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
+    let services: Vec<_> = world.kernel_services().filter(|row| row.has_meshed_endpoint).collect();
+    for row in &services {
         let Some(service) = world.service(row.address, row.port) else { continue };
         let (namespace, ports) = (&service.namespace, Ports::Only(row.port));
         claims.push(Claim { namespace, address: row.address, ports, bit: PORT_SERVICE });
     }
-    let (ports, lost) = share_out(claims, limits::PORTS);
-    let (addresses, ports) = (tables.addresses.sync(&addresses), tables.ports.sync(&ports));
-    Ok(Written { entries: addresses? + ports?, lost })
+    let (ports, mut lost) = share_out(claims, room.ports);
+    if !lost.is_empty() {
+        let is_there = |row: &&KernelService| {
+            let bits = ports.get(&endpoint(row.address, row.port)).copied().unwrap_or(0);
+            bits & PORT_SERVICE != 0
+        };
+        let left_out = services.iter().filter(|row| !is_there(row)).map(|row| row.address);
+        for address in left_out.collect::<HashSet<_>>() {
+            captured.push(Captured { address, bits: ADDRESS_PEER, node: None, is_ours: true });
+        }
+    }
+    let nodes = world.node_addresses().map(|address| ((*address).into(), ADDRESS_NODE));
+    known.extend(nodes);
+    let left_out = if captured.len() > room.addresses {
+        let (left_out, nodes) = share_out_addresses(&mut captured, world, room.addresses);
+        lost.extend(nodes);
+        left_out
+    } else {
+        Vec::new()
+    };
+    let mut addresses: HashMap<Addr, u32> = HashMap::with_capacity(captured.len());
+    for Captured { address, bits, .. } in captured {
+        *addresses.entry(address.into()).or_default() |= bits;
+    }
+    // What is known counts as not captured: it must not stand there for a captured one that found no room.
+    let missing: HashSet<Addr> = left_out.iter().map(|address| (*address).into()).collect();
+    for (address, bits) in known.into_iter().filter(|(address, _)| !missing.contains(address)) {
+        if addresses.len() < room.addresses || addresses.contains_key(&address) {
+            addresses.entry(address).or_insert(bits);
+        }
+    }
+    let ranges = Cover::of(world.pod_cidrs());
+    let anywhere = left_out.iter().any(|address| !ranges.contains(*address));
+    Wanted { addresses, ports, incomplete: !left_out.is_empty(), anywhere, lost }
+}
+
+/// An address that is dialled through the agent.
+struct Captured<'a> {
+    address: IpAddr,
+    bits: u32,
+    /// The other node that announces it; `None` if several do.
+    node: Option<&'a NodeName>,
+    /// A pod's of this node, or a service's: it always has room.
+    is_ours: bool,
+}
+
+/// Leaves in what there is room for; the others are given back. Each node gets what it asks for up to one and the same number.
+fn share_out_addresses(
+    captured: &mut Vec<Captured<'_>>,
+    world: &Snapshot,
+    room: usize,
+) -> (Vec<IpAddr>, Vec<Excess>) {
+    let mut asked: BTreeMap<Option<&NodeName>, usize> = BTreeMap::new();
+    for it in captured.iter().filter(|it| !it.is_ours) {
+        *asked.entry(it.node).or_default() += 1;
+    }
+    let ours = captured.iter().filter(|it| it.is_ours).count();
+    let most = level(asked.values().copied(), room.saturating_sub(ours));
+    // Those that no range covers stay first: what is in none can then be dialled as before.
+    let ranges = Cover::of(world.pod_cidrs());
+    captured.sort_by_cached_key(|it| (ranges.contains(it.address), it.address));
+    let (mut given, mut all) = (BTreeMap::<Option<&NodeName>, usize>::new(), 0);
+    let mut left_out = Vec::new();
+    captured.retain(|it| {
+        let of_node = given.entry(it.node).or_default();
+        let stays = (it.is_ours || *of_node < most) && all < room;
+        if stays {
+            all += 1;
+            *of_node += usize::from(!it.is_ours);
+        } else {
+            left_out.push(it.address);
+        }
+        stays
+    });
+    let greedy = asked.into_iter().filter(|(_, wanted)| *wanted > most);
+    let excess = greedy.map(|(node, wanted)| {
+        let node = node.map_or("several", NodeName::as_str).into();
+        Excess { who: Who::Node(node), wanted, given: most }
+    });
+    let excess = excess.collect();
+    (left_out, excess)
 }
 
 fn write_difference(
     tables: &Tables,
     before: &Snapshot,
     world: &Snapshot,
-) -> Result<usize, KernelError> {
+) -> Option<Result<usize, KernelError>> {
     let mut addresses: HashMap<Addr, Option<u32>> = HashMap::new();
     let mut ports: HashSet<(IpAddr, u16)> = world.changed_services(before).into_iter().collect();
     for address in world.changed_addresses(before) {
@@ -93,9 +293,13 @@ fn write_difference(
         let bits = port_bits(world, address, port);
         (endpoint(address, port), (bits != 0).then_some(bits))
     });
+    // Before anything is tried: what finds no room would be taken for what is not in the mesh.
+    if tables.addresses.used_after(&addresses) > KERNEL.addresses {
+        return None;
+    }
     let (addresses, ports) =
         (tables.addresses.apply(&addresses), tables.ports.apply(&ports.collect()));
-    Ok(addresses? + ports?)
+    Some(addresses.and_then(|addresses| Ok(addresses + ports?)))
 }
 
 fn address_bits(row: &KernelAddress<'_>) -> u32 {

@@ -331,6 +331,24 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
     }
 
+    /// How many entries there are.
+    pub fn used(&self) -> usize {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.len()
+    }
+
+    /// How many there would be after [`Self::apply`].
+    pub fn used_after(&self, wanted: &HashMap<K, Option<V>>) -> usize {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |is: fn(bool, bool) -> bool| {
+            let here = wanted
+                .iter()
+                .map(|(key, value)| is(inner.content.contains_key(key), value.is_some()));
+            here.filter(|it| *it).count()
+        };
+        let (new, gone) = (count(|was, will| !was && will), count(|was, will| was && !will));
+        inner.content.len().saturating_add(new).saturating_sub(gone)
+    }
+
     /// One entry.
     pub fn get(&self, key: &K) -> Option<V> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.get(key).copied()

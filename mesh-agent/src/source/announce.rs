@@ -211,10 +211,7 @@ impl<P: Place> Publisher<P> {
         let result = match what {
             What::Nothing => Ok(()),
             What::Announce(announcement) => self.write(&announcement).await,
-            What::Withdraw => {
-                self.written = None;
-                self.place.remove().await
-            }
+            What::Withdraw => self.withdraw().await,
         };
         self.due = result.is_err().then(|| Instant::now() + WRITE_INTERVAL);
         if let Err(error) = &result {
@@ -253,6 +250,17 @@ impl<P: Place> Publisher<P> {
         self.not_before = Instant::now() + WRITE_INTERVAL;
         self.written = result.is_ok().then(|| Arc::clone(announcement));
         result
+    }
+
+    /// That what is announced vanishes does not say that it is withdrawn: a word without pods does.
+    async fn withdraw(&mut self) -> Result<(), AnnounceError> {
+        if let Some(said) = &self.written
+            && !said.pods.is_empty()
+        {
+            self.place.write(&MeshNode { pods: Vec::new(), ..MeshNode::clone(said) }).await?;
+        }
+        self.written = None;
+        self.place.remove().await
     }
 
     fn schedule(&mut self) {

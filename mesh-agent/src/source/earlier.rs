@@ -9,7 +9,7 @@ use super::document::Object;
 use super::error::SourceError;
 use super::file_announcer::file_of;
 use super::kept::{Kept, KeptFile};
-use crate::world::{MeshNode, Objects};
+use crate::world::{Memory, MeshNode, Objects};
 
 /// It, if there is anything.
 pub struct Earlier {
@@ -39,6 +39,11 @@ impl Earlier {
         Self { kept: None, unusable: None, read_at: Instant::now() }
     }
 
+    /// What it remembered of announcements.
+    pub fn memory(&self) -> Memory {
+        self.kept.as_ref().map(|kept| kept.memory.clone()).unwrap_or_default()
+    }
+
     /// The objects that were in force.
     pub(super) fn all_objects(&self) -> Option<&Arc<Objects>> {
         self.kept.as_ref().map(|kept| &kept.objects)
@@ -63,7 +68,7 @@ impl Earlier {
 
     /// The announcements by their files.
     pub(super) fn announcements_by_file(&self) -> BTreeMap<Arc<str>, Arc<MeshNode>> {
-        let all = self.kept.iter().flat_map(|kept| kept.announcements.iter());
+        let all = self.kept.iter().flat_map(|kept| kept.memory.announcements.iter());
         all.map(|(node, announcement)| (file_of(node), Arc::clone(announcement))).collect()
     }
 }

@@ -16,7 +16,7 @@ use super::announce::AnnouncementState;
 use super::kept::{KeptError, KeptFile};
 use super::state::{Knowledge, SourceState};
 use crate::tasks::off_the_workers;
-use crate::world::{Announcements, Objects};
+use crate::world::{Memory, Objects};
 
 /// Least time between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_secs(2);
@@ -31,18 +31,22 @@ pub struct Keep {
     file: Option<KeptFile>,
     objects: watch::Receiver<Arc<SourceState>>,
     announcements: watch::Receiver<Arc<AnnouncementState>>,
-    written: Option<(Arc<Objects>, Arc<Announcements>)>,
+    /// What is made of announcements; `None` until that has been done once.
+    memory: watch::Receiver<Option<Memory>>,
+    written: Option<(Arc<Objects>, Memory)>,
     error: Option<String>,
 }
 
 impl Keep {
-    /// Keeps in a file what these two tell.
+    /// Keeps in a file what these tell, and what is in force of announcements.
     pub fn new(
         file: KeptFile,
         objects: watch::Receiver<Arc<SourceState>>,
         announcements: watch::Receiver<Arc<AnnouncementState>>,
+        memory: watch::Receiver<Option<Memory>>,
     ) -> Self {
-        Self { file: Some(file), objects, announcements, written: None, error: None }
+        let (file, written, error) = (Some(file), None, None);
+        Self { file, objects, announcements, memory, written, error }
     }
 
     /// Works from when this agent is `in_charge` until `stop`, and writes what is new then. Nothing is written any more when
@@ -71,6 +75,7 @@ impl Keep {
         let changed = tokio::select! {
             changed = self.objects.changed() => changed,
             changed = self.announcements.changed() => changed,
+            changed = self.memory.changed() => changed,
         };
         if changed.is_err() {
             sleep(TOUCH_INTERVAL).await; // they are ending, and so is this
@@ -82,11 +87,12 @@ impl Keep {
         let objects = Arc::clone(&self.objects.borrow_and_update());
         let announced = Arc::clone(&self.announcements.borrow_and_update());
         let knowledge = objects.knowledge.worse(announced.knowledge);
-        let (objects, announced) =
-            (Arc::clone(&objects.objects), Arc::clone(&announced.announcements));
-        let is_same = |(written, told): &(Arc<Objects>, Arc<Announcements>)| {
-            **written == *objects && **told == *announced
+        let Some(memory) = self.memory.borrow_and_update().clone() else {
+            return WRITE_INTERVAL;
         };
+        let objects = Arc::clone(&objects.objects);
+        let is_same =
+            |(written, known): &(Arc<Objects>, Memory)| **written == *objects && *known == memory;
         let is_written = self.written.as_ref().is_some_and(is_same);
         let as_of = match knowledge {
             Knowledge::Current => Timestamp::now(),
@@ -94,7 +100,7 @@ impl Keep {
             Knowledge::Kept(_) | Knowledge::Nothing => return WRITE_INTERVAL,
         };
         let began = Instant::now();
-        let what = (Arc::clone(&objects), Arc::clone(&announced));
+        let what = (Arc::clone(&objects), memory.clone());
         let written = off_the_workers(&mut self.file, move |file| {
             if is_written && file.touch(as_of).is_ok() {
                 return Ok(());
@@ -103,7 +109,7 @@ impl Keep {
         });
         match written.await {
             Some(Ok(())) => {
-                self.written = Some((objects, announced));
+                self.written = Some((objects, memory));
                 self.error = None;
             }
             Some(Err(error)) => self.complain(&error),
@@ -127,7 +133,7 @@ mod tests {
     use super::super::testing::{TestDir, soon};
     use super::*;
     use crate::tasks::Tasks;
-    use crate::world::NodeName;
+    use crate::world::{Announcements, NodeName};
 
     /// A writer of a world that the API server has told, and what makes it one that is in charge, and what stops it.
     struct Writer {
@@ -136,6 +142,7 @@ mod tests {
         running: Tasks,
         objects: watch::Sender<Arc<SourceState>>,
         _announcements: watch::Sender<Arc<AnnouncementState>>,
+        _memory: watch::Sender<Option<Memory>>,
     }
 
     fn world(namespaces: &[&str]) -> SourceState {
@@ -157,11 +164,13 @@ mod tests {
             AnnouncementState { knowledge: Knowledge::Current, ..AnnouncementState::default() };
         let objects = watch::Sender::new(Arc::new(world(namespaces)));
         let announcements = watch::Sender::new(Arc::new(announced));
-        let keep = Keep::new(file(dir), objects.subscribe(), announcements.subscribe());
+        let memory = watch::Sender::new(Some(Memory::default()));
+        let (told, heard) = (objects.subscribe(), announcements.subscribe());
+        let keep = Keep::new(file(dir), told, heard, memory.subscribe());
         let (in_charge, stop, running) =
             (CancellationToken::new(), CancellationToken::new(), Tasks::new());
         running.spawn("world-file", keep.run(in_charge.clone(), stop.clone()));
-        Writer { in_charge, stop, running, objects, _announcements: announcements }
+        Writer { in_charge, stop, running, objects, _announcements: announcements, _memory: memory }
     }
 
     fn namespaces(dir: &TestDir) -> Option<usize> {

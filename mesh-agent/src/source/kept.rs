@@ -1,12 +1,15 @@
 //! What the source said last, on disk. An agent that begins while the API server is away goes on with it, and so does one
 //! for what it finds unreadable in a directory of files.
 //!
-//! One JSON object a line: a header, the objects as Kubernetes has them but trimmed (with the file that each stood in, if it
-//! did in one), the `MeshNode`s, and how many these were, so that half a file is none. The file's modification time is when all of it was last known to be true. It is
+//! One JSON object a line: a header, the objects as Kubernetes has them but trimmed (with the
+//! file that each stood in, if it did in one), the `MeshNode`s, who announced first what several
+//! nodes do, and how many these were, so that half a file is none. The file's modification time is
+//! when all of it was last known to be true. It is
 //! used in the boot in which it was written only: namespaces and cgroups do not outlive that, nor does what is pinned.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::world::{
-    Announcements, EndpointSliceObject, FileLines, NamespaceObject, NodeName, NodeObject, Objects,
-    Origin, PodObject, ServiceObject,
+    Announcements, Claim, EndpointSliceObject, FileLines, Incumbents, Memory, NamespaceObject,
+    NodeName, NodeObject, Objects, Origin, PodObject, ServiceObject,
 };
 
 /// Rises when a file of today could be misread.
@@ -39,8 +42,8 @@ pub struct Kept {
     pub as_of: Timestamp,
     /// The objects.
     pub objects: Arc<Objects>,
-    /// What all nodes announced.
-    pub announcements: Arc<Announcements>,
+    /// What all nodes announced, and who announced first what several did.
+    pub memory: Memory,
 }
 
 /// The file, and what must be said in it for it to be used.
@@ -64,6 +67,19 @@ struct Header {
 struct Footer {
     /// How many lines stand between header and footer.
     all_of_them: usize,
+}
+
+/// An address that several nodes announced.
+#[derive(Serialize, Deserialize)]
+struct Contested {
+    kind: ContestedKind,
+    address: IpAddr,
+    nodes: Vec<Claim>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum ContestedKind {
+    ContestedAddress,
 }
 
 /// Why a file is not used, or could not be written.
@@ -143,20 +159,26 @@ impl KeptFile {
         let Some(first) = lines.next() else { return Err(KeptError::Cut) };
         self.is_ours(&first?)?;
         let (mut objects, mut announcements) = (Objects::default(), Announcements::new());
+        let mut incumbents = Incumbents::default();
         for (count, line) in lines.enumerate() {
             let wrong = |what: String| KeptError::Line { line: count + FIRST_OBJECT, what };
             let value: Value = serde_json::from_str(&line?).map_err(|it| wrong(it.to_string()))?;
             if value.get("kind").is_none() {
                 let footer: Footer = object(value).map_err(wrong)?;
-                let kept =
-                    Kept { as_of, objects: objects.into(), announcements: announcements.into() };
+                let memory = Memory { announcements: announcements.into(), incumbents };
+                let kept = Kept { as_of, objects: objects.into(), memory };
                 return if footer.all_of_them == count {
                     Ok(Some(kept))
                 } else {
                     Err(KeptError::Cut)
                 };
             }
-            insert(value, &mut objects, &mut announcements).map_err(wrong)?;
+            if value.get("kind").is_some_and(|kind| kind == "ContestedAddress") {
+                let Contested { address, nodes, .. } = object(value).map_err(wrong)?;
+                incumbents.insert(address, nodes);
+            } else {
+                insert(value, &mut objects, &mut announcements).map_err(wrong)?;
+            }
         }
         Err(KeptError::Cut)
     }
@@ -186,11 +208,11 @@ impl KeptFile {
     pub fn write(
         &self,
         objects: &Objects,
-        announced: &Announcements,
+        memory: &Memory,
         as_of: Timestamp,
     ) -> Result<(), KeptError> {
         let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = self.write_to(&temporary, objects, announced);
+        let written = self.write_to(&temporary, objects, memory);
         let written = written.and_then(|()| Ok(set_modified(&temporary, as_of)?));
         let written = written.and_then(|()| Ok(fs::rename(&temporary, &self.path)?));
         if written.is_err() {
@@ -200,12 +222,7 @@ impl KeptFile {
         written
     }
 
-    fn write_to(
-        &self,
-        path: &Path,
-        objects: &Objects,
-        announced: &Announcements,
-    ) -> Result<(), KeptError> {
+    fn write_to(&self, path: &Path, objects: &Objects, memory: &Memory) -> Result<(), KeptError> {
         // Ours is of an agent that had our pid.
         let is_over = |pid: &str| !Path::new("/proc").join(pid).exists();
         let ours = std::process::id().to_string();
@@ -225,7 +242,11 @@ impl KeptFile {
         objects
             .slices()
             .try_for_each(|it| lines.put_object(&EndpointSlice::from(&**it), &it.origin))?;
-        announced.values().try_for_each(|it| lines.put(&**it))?;
+        memory.announcements.values().try_for_each(|it| lines.put(&**it))?;
+        for (address, nodes) in memory.incumbents.iter() {
+            let (kind, nodes) = (ContestedKind::ContestedAddress, nodes.to_vec());
+            lines.put(&Contested { kind, address: *address, nodes })?;
+        }
         let all_of_them = lines.count;
         lines.put(&Footer { all_of_them })?;
         Ok(lines.to.flush()?)

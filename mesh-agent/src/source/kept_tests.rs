@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::kept::{KeptError, KeptFile, forget_kept};
 use super::testing::TestDir;
-use crate::world::{Announcements, MeshNode, NodeName, Objects};
+use crate::world::{Announcements, Claim, Incumbents, Memory, MeshNode, NodeName, Objects};
 
 fn file(dir: &TestDir, node: &str, boot_id: &str) -> KeptFile {
     KeptFile::new(dir.path(), &NodeName::parse(node).unwrap(), boot_id)
@@ -51,6 +51,10 @@ fn announcements() -> Announcements {
     Announcements::from([(mesh_node.node.clone(), Arc::new(mesh_node))])
 }
 
+fn memory() -> Memory {
+    Memory { announcements: announcements().into(), ..Memory::default() }
+}
+
 fn change(dir: &Path, change: impl FnOnce(&mut Vec<String>)) {
     let path = dir.join("world.jsonl");
     let mut lines: Vec<_> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
@@ -63,19 +67,19 @@ fn what_is_written_is_read_again_with_the_time_at_which_it_was_true() {
     let dir = TestDir::new();
     let kept = file(&dir, "node1", "b1");
     assert!(kept.read().unwrap().is_none());
-    kept.write(&objects(), &announcements(), Timestamp::now()).unwrap();
+    kept.write(&objects(), &memory(), Timestamp::now()).unwrap();
     let read = kept.read().unwrap().unwrap();
-    assert_eq!((&*read.objects, &*read.announcements), (&objects(), &announcements()));
+    assert_eq!((&*read.objects, &*read.memory.announcements), (&objects(), &announcements()));
     let mode = fs::metadata(kept.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let at = |second| Timestamp::from_second(second).unwrap();
-    kept.write(&objects(), &announcements(), at(1_000_000_000)).unwrap();
+    kept.write(&objects(), &memory(), at(1_000_000_000)).unwrap();
     assert_eq!(kept.read().unwrap().unwrap().as_of, at(1_000_000_000));
     kept.touch(at(1_000_000_001)).unwrap();
     assert_eq!(kept.read().unwrap().unwrap().as_of, at(1_000_000_001));
     dir.write("world.4294967295.tmp", "half"); // no process has such a pid
     dir.write("agent.json", "another file");
-    kept.write(&objects(), &announcements(), at(1)).unwrap();
+    kept.write(&objects(), &memory(), at(1)).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something lies beside it");
     dir.write("world.1.tmp", "half");
     forget_kept(dir.path());
@@ -83,9 +87,24 @@ fn what_is_written_is_read_again_with_the_time_at_which_it_was_true() {
 }
 
 #[test]
+fn who_came_first_is_remembered() {
+    let dir = TestDir::new();
+    let kept = file(&dir, "node1", "b1");
+    let node = |name| NodeName::parse(name).unwrap();
+    let mut incumbents = Incumbents::default();
+    let claim = |name, rank| Claim { node: node(name), rank };
+    incumbents.insert("10.244.2.9".parse().unwrap(), vec![claim("node2", 1), claim("node9", 0)]);
+    let memory = Memory { announcements: announcements().into(), incumbents };
+    kept.write(&objects(), &memory, Timestamp::now()).unwrap();
+    assert_eq!(kept.read().unwrap().unwrap().memory, memory);
+    let since = memory.incumbents.of("10.244.2.9".parse().unwrap());
+    assert_eq!(since, Some(&node("node9")));
+}
+
+#[test]
 fn what_is_another_boots_or_nodes_or_versions_is_not_used() {
     let dir = TestDir::new();
-    file(&dir, "node1", "b1").write(&objects(), &announcements(), Timestamp::now()).unwrap();
+    file(&dir, "node1", "b1").write(&objects(), &memory(), Timestamp::now()).unwrap();
     let why = |node, boot_id| file(&dir, node, boot_id).read().unwrap_err().to_string();
     assert_eq!(why("node1", "b2"), "it is of an earlier boot");
     assert_eq!(why("node2", "b1"), "it is of another node");
@@ -101,7 +120,7 @@ fn what_is_another_boots_or_nodes_or_versions_is_not_used() {
 fn half_a_file_is_none() {
     let dir = TestDir::new();
     let kept = file(&dir, "node1", "b1");
-    let write = || kept.write(&objects(), &announcements(), Timestamp::now()).unwrap();
+    let write = || kept.write(&objects(), &memory(), Timestamp::now()).unwrap();
     write();
     change(dir.path(), |lines| drop(lines.pop()));
     assert!(matches!(kept.read(), Err(KeptError::Cut)));

@@ -14,11 +14,13 @@ use super::names::{NodeName, PodUid, check_label, check_subdomain};
 use super::ports::PortSet;
 use super::settings::Mode;
 
-/// Most pods that one node may announce; the kubelet's own default is 110. Memory of every other
-/// agent depends on it.
-const MAX_PODS: usize = 4096;
+/// Most pods that one node may announce: as many as one agent can capture (`limits::LOCAL_PODS`). It is a node's share of every
+/// other agent's memory and tables.
+const MAX_PODS: usize = 1024;
 /// Most addresses of one pod; Kubernetes gives at most two.
 const MAX_ADDRESSES: usize = 4;
+/// Most addresses of all pods of a node: two for each.
+const MAX_ADDRESSES_OF_NODE: usize = 2 * MAX_PODS;
 /// Most pairs of an address and a port that its pods' exceptions may come to, all together: twice what 110 pods of two addresses
 /// can have, so that nobody who writes annotations gets there. Each pair is an entry in tables of every other agent.
 const MAX_PORTS: usize = 1 << 20;
@@ -198,6 +200,12 @@ fn pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AnnouncedPod>,
         let message = format!("{} pods are more than {MAX_PODS}", pods.len());
         return Err(serde::de::Error::custom(message));
     }
+    let addresses: usize = pods.iter().map(|pod| pod.addresses.len()).sum();
+    if addresses > MAX_ADDRESSES_OF_NODE {
+        let message =
+            format!("{addresses} addresses of all pods are more than {MAX_ADDRESSES_OF_NODE}");
+        return Err(serde::de::Error::custom(message));
+    }
     let count = |pod: &AnnouncedPod| {
         pod.addresses.len()
             * (pod.exclude_ports.iter().count() + pod.permissive_ports.iter().count())
@@ -263,6 +271,19 @@ mod tests {
         assert_eq!(
             refused("/spec/pods/0/addresses", json!(vec!["10.0.0.1"; 17])),
             "17 addresses are more than 4"
+        );
+        assert_eq!(MAX_PODS, mesh_common::maps::limits::LOCAL_PODS, "as many as can be captured");
+        let pods = |count: usize, addresses: &[&str]| {
+            let pod = json!({
+                "uid": "u1", "namespace": "shop", "name": "cart-0", "serviceAccount": "cart",
+                "addresses": addresses, "mode": "strict",
+            });
+            json!(vec![pod; count])
+        };
+        assert_eq!(refused("/spec/pods", pods(1025, &[])), "1025 pods are more than 1024");
+        assert_eq!(
+            refused("/spec/pods", pods(683, &["10.0.0.1", "10.0.0.2", "10.0.0.3"])),
+            "2049 addresses of all pods are more than 2048"
         );
         // 1,024 ports each, as annotations may name.
         let pod = json!({

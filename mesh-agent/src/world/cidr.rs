@@ -1,5 +1,6 @@
 //! Ranges of IP addresses.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -64,6 +65,27 @@ impl Cidr {
     /// Whether it is IPv4, and how many bits its addresses have in common.
     pub(super) fn shape(&self) -> (bool, u8) {
         (self.first.is_ipv4(), self.length)
+    }
+}
+
+/// Ranges in which an address can be looked for quickly, however many they are.
+pub struct Cover<'a> {
+    ranges: &'a BTreeSet<Cidr>,
+    /// Families and lengths that occur.
+    shapes: BTreeSet<(bool, u8)>,
+}
+
+impl<'a> Cover<'a> {
+    /// Of these ranges.
+    pub fn of(ranges: &'a BTreeSet<Cidr>) -> Self {
+        Self { ranges, shapes: ranges.iter().map(Cidr::shape).collect() }
+    }
+
+    /// Whether an address lies in one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let around = |length: u8| self.ranges.contains(&Cidr::around(address, length));
+        self.ranges.contains(&Cidr::ALL)
+            || self.shapes.iter().any(|(v4, length)| *v4 == address.is_ipv4() && around(*length))
     }
 }
 

@@ -6,6 +6,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::announcement::{Announcements, MeshNode};
 use super::names::NodeName;
 use super::shared_map::SharedMap;
@@ -15,12 +17,21 @@ use super::shared_map::SharedMap;
 pub struct Incumbents(SharedMap<IpAddr, Arc<[Claim]>>);
 
 /// A node that announces an address, and when it began to, compared with the others: the least came first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The node.
     pub node: NodeName,
     /// Equal for those that were first heard at once.
     pub rank: u32,
+}
+
+/// What is known of announcements: an agent writes it down for the next one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Those in force, also of nodes whose `MeshNode` is not there any more.
+    pub announcements: Arc<Announcements>,
+    /// Who came first, of these.
+    pub incumbents: Incumbents,
 }
 
 impl Incumbents {

@@ -28,10 +28,10 @@ mod workload;
 
 pub use address::parse_address;
 pub use announcement::{AnnouncedCa, AnnouncedPod, Announcements, MeshNode};
-pub use boots::of_this_boot;
-pub use cidr::Cidr;
+pub use boots::{InForce, of_this_boot};
+pub use cidr::{Cidr, Cover};
 pub use floor::Floor;
-pub use incumbents::{Claim, Incumbents};
+pub use incumbents::{Claim, Incumbents, Memory};
 pub use membership::{Membership, NotEnabledReason};
 pub(crate) use names::check_subdomain;
 pub use names::{NodeName, ObjectName, PodUid};
@@ -50,3 +50,6 @@ pub use settings::{
 pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot, Work, World};
 pub use standing::{Claimant, DialAs, Dispute, Standing};
 pub use workload::{LocalPod, Peer, Wanted, Workload};
+
+#[cfg(test)]
+pub(crate) use snapshot::changes;

@@ -28,6 +28,8 @@ pub enum ProblemCode {
     AnnouncementRefused,
     /// Something contradicts what a node announces.
     AnnouncementDoubted,
+    /// A node's announcement is not there any more, and the node has not withdrawn it.
+    AnnouncementMissing,
     /// Two nodes announce one address, and it is known which of them is believed.
     AnnouncementConflict,
     /// Several identities are said to be at one address, and nothing decides between them.
@@ -48,6 +50,7 @@ impl ProblemCode {
             Self::ServiceAddressTaken => "service_address_taken",
             Self::AnnouncementRefused => "announcement_refused",
             Self::AnnouncementDoubted => "announcement_doubted",
+            Self::AnnouncementMissing => "announcement_missing",
             Self::AnnouncementConflict => "announcement_conflict",
             Self::DisputedAddress => "disputed_address",
         }

@@ -16,10 +16,12 @@ struct World {
     to: Endpoint,
     source: Addr,
     peers: Vec<Addr>,
+    known: Vec<Addr>,
     services: Vec<Endpoint>,
     excluded: Vec<Endpoint>,
     failed: Option<Failed>,
     full: bool,
+    incomplete: bool,
 }
 
 /// Now, for the tests.
@@ -33,10 +35,12 @@ fn world(to: Addr, port: u16) -> World {
         to: Endpoint::new(to, port),
         source: Addr::NONE,
         peers: vec![A, B, V6],
+        known: vec![],
         services: vec![Endpoint::new(VIP, 80)],
         excluded: vec![],
         failed: None,
         full: false,
+        incomplete: false,
     }
 }
 
@@ -57,7 +61,13 @@ impl Dial for World {
         self.source
     }
     fn address_flags(&self, addr: &Addr) -> u32 {
-        if self.peers.contains(addr) { ADDRESS_KNOWN | ADDRESS_PEER } else { 0 }
+        let known = self.peers.contains(addr) || self.known.contains(addr);
+        let peer = if self.peers.contains(addr) { ADDRESS_PEER } else { 0 };
+        peer | if known { ADDRESS_KNOWN } else { 0 }
+    }
+    fn may_be_missing(&self, addr: &Addr) -> bool {
+        // All but the service's address is in the ranges of pod addresses.
+        self.incomplete && *addr != VIP
     }
     fn port_flags(&self, endpoint: &Endpoint) -> u32 {
         let service = if self.services.contains(endpoint) { PORT_SERVICE } else { 0 };
@@ -130,6 +140,23 @@ fn what_is_not_ours_is_left_alone() {
     assert_eq!(verdict(&World { agent: true, ..world(B, 8080) }), Verdict::AgentOwn);
     assert_eq!(verdict(&world(Addr::LOCALHOST_V6, 80)), Verdict::Loopback);
     assert_eq!(verdict(&world(A, 8080)), Verdict::OwnAddress);
+}
+
+#[test]
+fn a_full_table_refuses_what_it_does_not_know_and_may_have_forgotten() {
+    let stranger = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 3, 3]));
+    let full = |to: Addr, port| World { incomplete: true, ..world(to, port) };
+    assert_eq!(verdict(&full(stranger, 443)), Verdict::RefusedTableFull);
+    let refused = Verdict::RefusedTableFull;
+    assert_eq!(told(&full(stranger, 443), refused), errno::ECONNREFUSED);
+    assert_eq!(verdict(&full(B, 443)), Verdict::RedirectPeer);
+    assert_eq!(verdict(&full(VIP, 80)), Verdict::RedirectService);
+    assert_eq!(verdict(&full(VIP, 81)), Verdict::DestinationNotMeshed, "no pod's address");
+    let known = World { known: vec![stranger], ..full(stranger, 443) };
+    assert_eq!(verdict(&known), Verdict::DestinationNotMeshed, "known not to be captured");
+    let excluded = World { excluded: vec![Endpoint::new(A, 443)], ..full(stranger, 443) };
+    assert_eq!(verdict(&excluded), Verdict::OutboundExcluded, "by the pod's own annotation");
+    assert_eq!(verdict(&World { pod: None, ..full(stranger, 443) }), Verdict::NotEnrolled);
 }
 
 #[test]

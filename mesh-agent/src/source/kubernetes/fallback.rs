@@ -25,7 +25,8 @@ impl Earlier {
 
     /// Whatever is wrong has been said of the objects.
     pub(super) fn announcements(&self) -> Fallback<Announcements> {
-        let what = self.kept.as_ref().map(|kept| (Arc::clone(&kept.announcements), kept.as_of));
+        let what =
+            self.kept.as_ref().map(|kept| (Arc::clone(&kept.memory.announcements), kept.as_of));
         Fallback { what, from: Some(self.read_at + PATIENCE), error: None }
     }
 }

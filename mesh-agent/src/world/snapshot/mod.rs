@@ -6,6 +6,8 @@
 //! what has changed, in proportion to that, and of the very same content.
 
 mod build;
+#[cfg(test)]
+pub(crate) mod changes;
 mod claims;
 mod facts;
 mod follow;
