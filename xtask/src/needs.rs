@@ -70,6 +70,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
         Purpose::Test,
         "what a Java program hears of failures",
     ),
+    program("make", "make", Purpose::Build, "builds jemalloc, the agent's allocator"),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),
     program("nghttpd", "nghttp2-server", Purpose::Demo, "HTTP/2 server in a pod"),
     program(
