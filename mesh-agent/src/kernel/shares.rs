@@ -52,8 +52,14 @@ impl Shares {
         if before == Before::Gone {
             // `PENDING` has just been emptied, and what the earlier agent carried has been reset.
             let all: Vec<u64> = shares.lock().keys().filter_map(Result::ok).collect();
-            all.into_iter().chain([ALL_PODS]).try_for_each(|netns| shares.begin(netns))?;
+            // One time for all: a dial goes back to the sum only if its pod's count is not older.
+            let since_ns = now()?;
+            all.into_iter()
+                .chain([ALL_PODS])
+                .try_for_each(|netns| shares.begin(netns, since_ns))?;
         }
+        // An agent of another layout that hands over has left no sum in our map.
+        shares.add(ALL_PODS)?;
         Ok(shares)
     }
 
@@ -65,7 +71,7 @@ impl Shares {
         if self.get(netns).is_some() {
             return Ok(());
         }
-        self.begin(netns)
+        self.begin(netns, now()?)
     }
 
     /// Takes a namespace's share away.
@@ -85,8 +91,7 @@ impl Shares {
         with_dials.filter(|(_, dials)| dials.is_nearly_all()).collect()
     }
 
-    fn begin(&self, netns: u64) -> Result<(), KernelError> {
-        let since_ns = sys::clock::boot_ns().map_err(|error| failed(MapError::IoError(error)))?;
+    fn begin(&self, netns: u64, since_ns: u64) -> Result<(), KernelError> {
         let share = Share { since_ns, dials: 0, window: 0, reports: 0 };
         self.lock().insert(netns, share, 0).map_err(failed)
     }
@@ -98,6 +103,11 @@ impl Shares {
     fn lock(&self) -> MutexGuard<'_, maps::HashMap<MapData, u64, Share>> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The boot clock, in nanoseconds.
+fn now() -> Result<u64, KernelError> {
+    sys::clock::boot_ns().map_err(|error| failed(MapError::IoError(error)))
 }
 
 fn failed(source: MapError) -> KernelError {
