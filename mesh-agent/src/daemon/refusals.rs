@@ -17,7 +17,8 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
         let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
         let (server, code) = (refusal.server, refusal.verdict.code());
         let client = dialling(&refusal, &mesh);
-        let refused = Refused { direction, client, server, verdict: code, code };
+        let netns = refusal.netns;
+        let refused = Refused { netns, direction, client, server, verdict: code, code };
         mesh.flows.refuse(refused, |client, server| {
             client.pod = mesh.pod_at(client.address);
             server.pod = mesh.pod_at(server.address);

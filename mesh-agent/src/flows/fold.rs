@@ -13,11 +13,11 @@ use super::record::{Direction, FlowRecord};
 pub(super) const SINGLY: u32 = 32;
 /// After this time the others are told of in one record.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Kinds that are told apart at once. With more (a scan from forged addresses) the client is not looked at any more, and with
-/// twice as many (dials to addresses without end) the server neither. There are few directions and codes.
-const KINDS: usize = 512;
+/// Kinds of one pod's that are told apart at once. With more (a scan from forged addresses) the client is not looked at any
+/// more, and with twice as many (dials to addresses without end) the server neither. There are few directions and codes.
+const KINDS: usize = 64;
 
-/// What makes two alike.
+/// What makes two of one pod alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
     pub(super) direction: Direction,
@@ -35,9 +35,10 @@ impl Kind {
     }
 }
 
-/// What is counted now.
+/// What is counted now, by the network namespace (its cookie) of the pod of this node: a flood of one pod's says nothing of
+/// another's.
 #[derive(Default)]
-pub(super) struct Folds(HashMap<Kind, Fold>);
+pub(super) struct Folds(HashMap<u64, HashMap<Kind, Fold>>);
 
 struct Fold {
     since: Instant,
@@ -57,17 +58,23 @@ pub(super) enum Recorded {
 
 impl Folds {
     /// One more of a kind. The second part is what is to be told of the window that has ended with it.
-    pub(super) fn count(&mut self, kind: Kind, now: Instant) -> (Recorded, Option<FlowRecord>) {
+    pub(super) fn count(
+        &mut self,
+        netns: u64,
+        kind: Kind,
+        now: Instant,
+    ) -> (Recorded, Option<FlowRecord>) {
+        let folds = self.0.entry(netns).or_default();
         let [_, of_any_client, of_any] = kind.wider();
-        let kind = match self.0.len() {
-            _ if self.0.contains_key(&kind) => kind,
+        let kind = match folds.len() {
+            _ if folds.contains_key(&kind) => kind,
             ..KINDS => kind,
-            _ if self.0.contains_key(&of_any_client) => of_any_client,
+            _ if folds.contains_key(&of_any_client) => of_any_client,
             few if few < 2 * KINDS => of_any_client,
             _ => of_any,
         };
         let new = || Fold { since: now, seen: 0, like: None, folded: 0 };
-        let fold = self.0.entry(kind).or_insert_with(new);
+        let fold = folds.entry(kind).or_insert_with(new);
         let ended = if now.duration_since(fold.since) < WINDOW {
             None
         } else {
@@ -82,17 +89,21 @@ impl Folds {
     }
 
     /// The record of one that was recorded by itself: those that are only counted will be told of by its example.
-    pub(super) fn example(&mut self, kind: &Kind, record: &FlowRecord) {
-        let known = kind.wider().into_iter().find(|kind| self.0.contains_key(kind));
-        if let Some(fold) = known.and_then(|known| self.0.get_mut(&known)) {
+    pub(super) fn example(&mut self, netns: u64, kind: &Kind, record: &FlowRecord) {
+        let Some(folds) = self.0.get_mut(&netns) else { return };
+        let known = kind.wider().into_iter().find(|kind| folds.contains_key(kind));
+        if let Some(fold) = known.and_then(|known| folds.get_mut(&known)) {
             fold.like.get_or_insert_with(|| record.clone());
         }
     }
 
     /// What is to be told of all windows that have ended. They are forgotten.
     pub(super) fn sweep(&mut self, now: Instant) -> Vec<FlowRecord> {
-        let ended = self.0.extract_if(|_, fold| now.duration_since(fold.since) >= WINDOW);
-        ended.filter_map(|(_, fold)| fold.told()).collect()
+        let is_over = |fold: &Fold| now.duration_since(fold.since) >= WINDOW;
+        let ended = self.0.values_mut().flat_map(|folds| folds.extract_if(|_, fold| is_over(fold)));
+        let told = ended.filter_map(|(_, fold)| fold.told()).collect();
+        self.0.retain(|_, folds| !folds.is_empty());
+        told
     }
 }
 
@@ -121,16 +132,34 @@ mod tests {
         let (mut folds, now, many) = (Folds::default(), Instant::now(), 100_000);
         let mut singly = 0;
         for number in 0..many {
-            let kind = Kind {
-                direction: Direction::Outbound,
-                code: "refused_magic_port",
-                client: Some(Ipv4Addr::from_bits(number % 7).into()),
-                server: Some(Ipv4Addr::from_bits(number).into()),
-            };
-            singly += u32::from(folds.count(kind, now).0 == Recorded::Singly);
+            singly += u32::from(folds.count(1, to(number), now).0 == Recorded::Singly);
         }
-        assert!(folds.0.len() <= 2 * KINDS + 1, "{}", folds.0.len());
-        let folded: u64 = folds.0.values().map(|fold| fold.folded).sum();
+        let folds = &folds.0[&1];
+        assert!(folds.len() <= 2 * KINDS + 1, "{}", folds.len());
+        let folded: u64 = folds.values().map(|fold| fold.folded).sum();
         assert_eq!(folded + u64::from(singly), u64::from(many));
+    }
+
+    #[test]
+    fn a_flood_of_one_pod_hides_nothing_of_another() {
+        let (mut folds, now) = (Folds::default(), Instant::now());
+        for number in 0..10_000 {
+            folds.count(1, to(number), now);
+        }
+        let recorded: Vec<_> = (0..SINGLY + 1).map(|_| folds.count(2, to(0), now).0).collect();
+        let (last, first) = recorded.split_last().unwrap();
+        assert!(first.iter().all(|it| *it == Recorded::Singly), "{recorded:?}");
+        assert_eq!(*last, Recorded::Folded);
+        folds.sweep(now + WINDOW);
+        assert!(folds.0.is_empty());
+    }
+
+    fn to(number: u32) -> Kind {
+        Kind {
+            direction: Direction::Outbound,
+            code: "refused_magic_port",
+            client: Some(Ipv4Addr::from_bits(number % 7).into()),
+            server: Some(Ipv4Addr::from_bits(number).into()),
+        }
     }
 }

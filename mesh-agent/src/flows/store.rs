@@ -50,6 +50,8 @@ struct Records {
 /// A connection that was refused before anything was done for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused<'a> {
+    /// The network namespace of this node's pod that dialled or was dialled, by its cookie.
+    pub netns: u64,
     /// Which way it went.
     pub direction: Direction,
     /// Who dialled.
@@ -67,6 +69,7 @@ pub struct Flow {
     store: FlowStore,
     record: Arc<Mutex<FlowRecord>>,
     id: u64,
+    netns: u64,
     begun: Instant,
     over: bool,
     /// Tells the bytes until now, for a connection that is cut off.
@@ -133,8 +136,15 @@ impl FlowStore {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Begins a record.
-    pub fn begin(&self, direction: Direction, client: Party, server: Party, verdict: &str) -> Flow {
+    /// Begins a record. `netns` is that of this node's pod, by its cookie.
+    pub fn begin(
+        &self,
+        netns: u64,
+        direction: Direction,
+        client: Party,
+        server: Party,
+        verdict: &str,
+    ) -> Flow {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let original_destination = (server.address, server.port).into();
         let record = Arc::new(Mutex::new(FlowRecord {
@@ -155,7 +165,8 @@ impl FlowStore {
             alike: 0,
         }));
         self.lock().open.insert(id, Arc::clone(&record));
-        Flow { store: self.clone(), record, id, begun: Instant::now(), over: false, measure: None }
+        let (store, begun) = (self.clone(), Instant::now());
+        Flow { store, record, id, netns, begun, over: false, measure: None }
     }
 
     /// Records a refusal, unless there are so many of its kind that it is only counted. `tell` is asked for the sentence,
@@ -165,15 +176,15 @@ impl FlowStore {
         refused: Refused<'_>,
         tell: impl FnOnce(&mut Party, &mut Party) -> String,
     ) {
-        let Refused { direction, client, server, verdict, code } = refused;
+        let Refused { netns, direction, client, server, verdict, code } = refused;
         let (mut client, mut server) = (Party::at(client), Party::at(server));
         let kind =
             Kind { direction, code, client: Some(client.address), server: Some(server.address) };
-        if self.count(kind.clone()) == Recorded::Folded {
+        if self.count(netns, kind.clone()) == Recorded::Folded {
             return;
         }
         let sentence = tell(&mut client, &mut server);
-        let flow = self.begin(direction, client, server, verdict);
+        let flow = self.begin(netns, direction, client, server, verdict);
         flow.close(&Ended::new(code, sentence), Bytes::default(), Some(&kind));
     }
 
@@ -185,8 +196,8 @@ impl FlowStore {
         }
     }
 
-    fn count(&self, kind: Kind) -> Recorded {
-        let (recorded, ended) = self.lock().folds.count(kind, Instant::now());
+    fn count(&self, netns: u64, kind: Kind) -> Recorded {
+        let (recorded, ended) = self.lock().folds.count(netns, kind, Instant::now());
         if let Some(record) = ended {
             self.keep(record);
         }
@@ -265,7 +276,8 @@ impl Flow {
     pub fn end(self, ended: &Ended, bytes: Bytes) {
         let came_to_nothing = bytes.sent + bytes.received == 0 && ended.code != "closed";
         let kind = came_to_nothing.then(|| self.kind(ended.code));
-        if kind.clone().is_some_and(|kind| self.store.count(kind) == Recorded::Folded) {
+        let is_folded = |kind| self.store.count(self.netns, kind) == Recorded::Folded;
+        if kind.clone().is_some_and(is_folded) {
             return self.forget();
         }
         self.close(ended, bytes, kind.as_ref());
@@ -309,7 +321,7 @@ impl Flow {
             let mut records = self.store.lock();
             records.open.remove(&self.id);
             if let Some(kind) = kind {
-                records.folds.example(kind, &finished);
+                records.folds.example(self.netns, kind, &finished);
             }
             records.finished.push(Arc::clone(&finished));
         }
@@ -350,7 +362,7 @@ mod tests {
     fn begin(store: &FlowStore) -> Flow {
         let client = Party::at("10.0.0.1:40000".parse().unwrap());
         let server = Party::at("10.0.0.2:80".parse().unwrap());
-        store.begin(Direction::Outbound, client, server, "redirect_peer")
+        store.begin(1, Direction::Outbound, client, server, "redirect_peer")
     }
 
     #[tokio::test]
@@ -425,7 +437,7 @@ mod tests {
 
     fn end_of(store: &FlowStore, client: Party, code: &'static str, sent: u64) {
         let server = Party::at("10.0.0.2:80".parse().unwrap());
-        let flow = store.begin(Direction::Outbound, client, server, "redirect_peer");
+        let flow = store.begin(1, Direction::Outbound, client, server, "redirect_peer");
         flow.end(&Ended::new(code, ""), Bytes { sent, received: 0 });
     }
 
@@ -459,7 +471,7 @@ mod tests {
         let (store, flood) = (FlowStore::new("node1"), 100_000);
         let (client, server) = ("10.9.0.1:7".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
         let (direction, verdict, code) = (Direction::Inbound, "refused_strict", "refused_strict");
-        let refused = Refused { direction, client, server, verdict, code };
+        let refused = Refused { netns: 1, direction, client, server, verdict, code };
         end(&store, "10.0.0.1:1", "closed", 1);
         for _ in 0..flood {
             store.refuse(refused, |_, _| "strict".to_owned());

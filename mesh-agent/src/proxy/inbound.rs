@@ -54,9 +54,9 @@ pub(super) fn refuse(
     };
     dial::reset(stream);
     let (direction, code) = (Direction::Inbound, reached.code());
-    let verdict = Verdict::InboundMesh.code();
+    let (netns, verdict) = (pod.netns.cookie(), Verdict::InboundMesh.code());
     mesh.flows.refuse(
-        flows::Refused { direction, client, server, verdict, code },
+        flows::Refused { netns, direction, client, server, verdict, code },
         |client, server| {
             mesh.name(client);
             server.pod = Some(pod.name.to_string());
@@ -95,7 +95,8 @@ pub(super) async fn serve(
         let (mut client, mut server) = (Party::at(from), Party::at(to));
         mesh.name(&mut client);
         server.pod = Some(pod.name.to_string());
-        mesh.flows.begin(Direction::Inbound, client, server, verdict.code())
+        let (netns, verdict) = (pod.netns.cookie(), verdict.code());
+        mesh.flows.begin(netns, Direction::Inbound, client, server, verdict)
     };
     if is_agents_port {
         return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;

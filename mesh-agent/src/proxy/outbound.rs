@@ -155,9 +155,9 @@ pub(super) fn refuse(
     let original = original_destination(mesh, pod, app.tcp(), client);
     let server = original.map_or(client, |original| SocketAddr::from(original.endpoint));
     let (direction, code) = (Direction::Outbound, reached.code());
-    let verdict = Verdict::OutboundSteered.code();
+    let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundSteered.code());
     mesh.flows.refuse(
-        flows::Refused { direction, client, server, verdict, code },
+        flows::Refused { netns, direction, client, server, verdict, code },
         |client, server| {
             client.pod = Some(pod.name.to_string());
             mesh.name(server);
@@ -180,7 +180,8 @@ pub(super) async fn serve(
     let verdict = verdict.unwrap_or(Verdict::OutboundSteered).code();
     let mut client = Party::at(from);
     client.pod = Some(pod.name.to_string());
-    let flow = mesh.flows.begin(Direction::Outbound, client, Party::at(to), verdict);
+    let netns = pod.netns.cookie();
+    let flow = mesh.flows.begin(netns, Direction::Outbound, client, Party::at(to), verdict);
     if original.is_none() {
         let sentence = "the kernel does not know what was dialled; the application may have given up before the agent came";
         return flow.end(&Ended::new("original_destination_unknown", sentence), Bytes::default());

@@ -52,7 +52,7 @@ mod tests {
     /// What an accept loop does for each connection; the one that says `!` meets a bug.
     fn serve(connections: &Tasks, flows: &FlowStore, tcp: TcpStream) {
         let at = Party::at(tcp.peer_addr().unwrap());
-        let flow = flows.begin(Direction::Outbound, at.clone(), at, "redirect_peer");
+        let flow = flows.begin(1, Direction::Outbound, at.clone(), at, "redirect_peer");
         let app = AppStream::new(tcp).unwrap();
         connections.spawn("outbound", async move {
             let mut said = [0];
