@@ -212,10 +212,17 @@ fn images_come_from_nobody_and_can_be_exchanged(
     }
     mesh.choose(&["--image", NEXT])?;
     mesh.apply()?;
-    // Without it one agent could speak for all: agents that start say so, and that it is back.
+    mesh.wait_ready()?;
+    // Without it one agent could speak for all: an agent that starts says so, and that it is back.
     let policy = "validatingadmissionpolicybinding/nodemesh-agents-speak-for-their-own-node";
     cluster.kubectl(["delete", policy])?;
-    mesh.wait_ready()?;
+    let claim = json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode",
+        "metadata": {"name": "node9"}, "spec": {"bootId": "", "trustDomain": "x.invalid", "pods": []}});
+    let as_agent = "--as=system:serviceaccount:nodemesh:mesh-agent";
+    let try_it = ["create", "--dry-run=server", as_agent, "-f", "-"];
+    eventually(PATIENCE, || cluster.kubectl_with(&claim.to_string(), try_it).map(drop))
+        .context("the API server refuses it still")?;
+    mesh.kill_agent(1)?;
     mesh.wait_problem(1, "admission_not_in_force", "apply Nodemesh's manifest again")?;
     mesh.apply()?;
     mesh.wait_no_problem(1)?;
