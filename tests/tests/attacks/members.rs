@@ -1,0 +1,209 @@
+//! Pods of the mesh against others of their node, with what a pod may do to its own network.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::{
+    Node, PORT, PodSpec, SHOP,
+    agent::SOON,
+    attack::{self, AttackSpec, Kind, Usage},
+    eventually,
+    exec::Place,
+    kernel,
+    probe::{self, DialSpec, End, ServeSpec, Talk},
+    scenario,
+};
+
+use crate::{REQUESTS, ROUNDS, Scene, not_much_slower, others_are_served, says, served};
+
+/// One of the ports that redirected connections carry.
+const MAGIC: u16 = 60_990;
+
+fn dials_without_end_through_the_pods_own_agent() {
+    scenario("attack-dials", |net| {
+        let scene = Scene::new(net)?;
+        let greedy = net.pod(&scene.pair.nodes[0], PodSpec::new(SHOP, "greedy"))?;
+        scene.pair.agents[0].wait_enrolled(&[&greedy])?;
+        scene.agent().wait_peers(2)?;
+        scene.others(50)?;
+        let before = Usage::of(scene.agent())?;
+        let spec = AttackSpec { workers: 4, ..AttackSpec::new(Kind::Dial, scene.victim.at(PORT)) };
+        others_are_served("attack-dials", &scene, &before, &greedy, &spec, 100)?;
+        ensure!(scene.application.conns().iter().all(|conn| conn.received == 0));
+        scene.recovered(&before)
+    });
+}
+
+fn a_pods_own_firewall_harms_the_pod_alone() {
+    scenario("attack-firewall", |net| {
+        const MARKER: &str = "firewall-marker-53c0";
+        let scene = Scene::new(net)?;
+        let client = &scene.pair.client;
+        let to = scene.pair.server.at(PORT);
+        let rules = |text: &str| client.run(["nft", text])?.success();
+        let modest = net.pod(&scene.pair.nodes[0], PodSpec::new(SHOP, "modest"))?;
+        scene.pair.agents[0].wait_enrolled(&[&modest])?;
+        // The agent's dials are led to a server of the pod's own, which would like to read them.
+        let false_peer = probe::serve(client, &ServeSpec::new(9999, Talk::Exchange))?;
+        rules(
+            "add table ip own; add chain ip own out { type nat hook output priority -100; }; \
+               add rule ip own out tcp sport 61000-65535 redirect to :9999",
+        )?;
+        let seen = probe::dial(client, &DialSpec::say(to, MARKER))?;
+        ensure!(seen.received == 0 && seen.end == End::Reset, "{seen:?}");
+        served(&modest, &scene.pair.server)?;
+        scene.pair.agents[0].wait_flow("refused", |flow| {
+            flow.client.address == IpAddr::V4(client.v4) && flow.outcome == "unexpected_message"
+        })?;
+        let heard = false_peer.conns();
+        ensure!(
+            !heard.is_empty() && heard.iter().all(|conn| !conn.first.contains(MARKER)),
+            "{heard:?}"
+        );
+        // Dropped: the pod's dials hang until the agent gives up. Others do not.
+        rules(
+            "flush table ip own; add chain ip own stop { type filter hook output priority 0; }; \
+               add rule ip own stop tcp sport 61000-65535 drop",
+        )?;
+        let hanging =
+            DialSpec { connections: 50, workers: 50, timeout_s: 10, ..DialSpec::say(to, MARKER) };
+        let load = probe::load(client, &hanging)?;
+        scene.pair.agents[0].wait_flow("begun", |flow| {
+            flow.client.address == IpAddr::V4(client.v4) && flow.outcome == "open"
+        })?;
+        served(&modest, &scene.pair.server)?;
+        scene.pair.agents[0]
+            .wait_flow("given up", |flow| flow.outcome == "connection_timed_out")?;
+        drop(load);
+        rules("delete table ip own")?;
+        eventually(SOON, || served(client, &scene.pair.server)) // what failed is remembered for a second
+    });
+}
+
+/// Dials between `connect` and the agent that one pod may have: docs/security.md.
+const MOST_PENDING: u64 = 16_384;
+
+/// What a node's pods have of it: of all pods together first.
+fn pending(node: &Node) -> Result<Vec<u64>> {
+    let mut shares = kernel::entries(node, "SHARES")?;
+    shares.sort();
+    let dials = |value: &[u8]| Some(u64::from_ne_bytes(value.get(8..16)?.try_into().ok()?));
+    shares.iter().map(|(_, value)| dials(value).context("a share of another shape")).collect()
+}
+
+#[test]
+fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
+    scenario("attack-pending", |net| {
+        let scene = Scene::new(net)?;
+        let (node, agent) = (&scene.pair.nodes[0], &scene.pair.agents[0]);
+        let greedy = net.pod(node, PodSpec::new(SHOP, "greedy"))?;
+        agent.wait_enrolled(&[&greedy])?;
+        scene.others(50)?;
+        let rounds = || (0..ROUNDS).map(|_| scene.others(REQUESTS)).collect::<Result<Vec<_>>>();
+        let quiet = rounds()?;
+        let rules = |text: &str| greedy.run(["nft", text])?.success();
+        rules(
+            "add table ip own; add chain ip own out { type filter hook output priority 0; }; \
+               add rule ip own out tcp dport 60990-60997 tcp flags & (syn | ack) == ack drop",
+        )?;
+        let spec = AttackSpec::new(Kind::Orphan, scene.pair.server.at(0));
+        let attack = attack::start(&greedy, &AttackSpec { workers: 2, ..spec })?;
+        eventually(SOON * 6, || {
+            let refused = agent.status()?.pod_verdict(&greedy, "refused_pending_share");
+            ensure!(refused >= 100, "{refused} refused: {:?}", attack.tally());
+            Ok(())
+        })?;
+        let under = rounds()?;
+        println!("attack-pending: {quiet:?} -> {under:?}, {:?}", attack.tally());
+        not_much_slower(&quiet, &under)?;
+        let had = pending(node)?;
+        // Programs on several CPUs may each have seen the last place.
+        let mut own = had.iter().skip(1);
+        ensure!(own.all(|dials| *dials <= MOST_PENDING + 64), "{had:?}");
+        agent.wait_problem("the greedy pod", |problem| {
+            problem.code == "pending_share" && problem.message.contains("shop/greedy")
+        })?;
+        agent.wait_flow("refused", |flow| {
+            flow.outcome == "refused_pending_share"
+                && flow.client.pod.as_deref() == Some("shop/greedy")
+        })?;
+        let of_others = agent.status()?.pod_verdict(&scene.pair.client, "refused_pending_share");
+        ensure!(of_others == 0, "{of_others} dials of another pod were refused");
+        attack.stop()?;
+        rules("delete table ip own")?;
+        // The kernel would go on trying to end them for minutes.
+        greedy.run(["ss", "-t", "-K", "state", "fin-wait-1"])?.success()?;
+        let nothing_left = || {
+            let left = pending(node)?;
+            ensure!(left.iter().all(|dials| *dials == 0), "{left:?} are left");
+            ensure!(kernel::entries(node, "PENDING")?.is_empty(), "entries are left");
+            Ok(())
+        };
+        eventually(SOON, nothing_left)?;
+        ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
+        served(&greedy, &scene.pair.server)?;
+        // The next agent begins the counts anew. What is given back then goes to the sum, too.
+        agent.stop()?;
+        agent.start_again()?;
+        agent.wait_enrolled(&[&greedy, &scene.pair.client])?;
+        eventually(SOON, || served(&greedy, &scene.pair.server))?;
+        scene.others(50)?;
+        eventually(SOON, nothing_left)
+    });
+}
+
+/// Whose listeners a pod may destroy: its own, if it has `CAP_NET_ADMIN` over its network namespace. From there the kernel must
+/// find nothing of another pod's, whatever addresses it is asked with.
+#[test]
+fn listeners_destroyed_by_a_pod() {
+    scenario("attack-destroy", |net| {
+        let scene = Scene::new(net)?;
+        let thief = net.pod(&scene.pair.nodes[1], PodSpec::new(SHOP, "thief"))?;
+        scene.agent().wait_enrolled(&[&thief])?;
+        scene.pair.agents[0].wait_peers(3)?;
+        // Not at the victims' port: the kernel finds what listens at any address in the thief's own namespace.
+        let spec = ServeSpec::both_families(PORT + 1, Talk::Exchange);
+        let _application = probe::serve(&thief, &spec)?;
+        scene.others(50)?;
+        let before = Usage::of(scene.agent())?;
+        // A peer's dial to the victim, its own dial to the mesh, both families, a strict one and a permissive one.
+        let (victim, server) = (&scene.victim, &scene.pair.server);
+        let stranger: IpAddr = "10.244.1.99".parse()?;
+        let stranger6: IpAddr = "fd00:244:1::99".parse()?;
+        for (to, from) in [
+            (victim.at(PORT), stranger),
+            (victim.at6(PORT), stranger6),
+            (server.at(PORT), stranger),
+            (victim.at(MAGIC), victim.v4.into()),
+            (server.at6(MAGIC), server.v6.into()),
+        ] {
+            let spec = AttackSpec::new(Kind::Destroy, to).from(from);
+            let attack = attack::start(&thief, &spec)?;
+            attack.wait("tried", |tally| tally.connected + tally.ended >= 100)?;
+            let tally = attack.stop()?;
+            ensure!(tally.connected == 0, "{} of {to} were destroyed", tally.connected);
+        }
+        ensure!(scene.others(50)?.ok == 50);
+        let say = |from: &Place, to| says(from, to, "heard");
+        say(&scene.pair.client, victim.at(PORT))?;
+        // Its own: as often as they are made anew.
+        let own = AttackSpec { per_second: 200, ..AttackSpec::new(Kind::Destroy, thief.at(PORT)) };
+        let own = own.from(stranger);
+        others_are_served("attack-destroy", &scene, &before, &thief, &own, 2)?;
+        let attack = attack::start(&thief, &own)?;
+        scene.agent().wait_problem("the thief", |problem| {
+            problem.code == "listener_lost" && problem.message.contains("shop/thief")
+        })?;
+        attack.stop()?;
+        eventually(SOON, || say(&scene.pair.client, thief.at(PORT + 1)))?;
+        eventually(SOON, || say(&thief, victim.at(PORT)))?; // what failed is remembered for a second
+        let told = scene.agent().log().matches("destroys the agent's listeners").count();
+        ensure!((1..=2).contains(&told), "told {told} times: {}", scene.agent().log());
+        eventually(SOON * 2, || {
+            let problems = scene.agent().status()?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })?;
+        scene.recovered(&before)
+    });
+}
