@@ -27,13 +27,14 @@ fn dial(from: &Place, to: SocketAddr) -> Result<Conn> {
     probe::dial(from, &spec)
 }
 
-/// Dials twice, the second time within the second: a reset, and then this.
+/// Dials twice, the second time within the second: a reset, and then this. On a busy machine the reset may be there before the
+/// client wakes up in `connect()`, so that it does not count as connected.
 fn twice(pair: &Pair<'_>, to: SocketAddr, then: End) -> Result<()> {
     // On a machine that stands still for a second between the two, the second is the first of another two.
     eventually(SOON, || {
         let first = dial(&pair.client, to)?;
         let all = || format!("{to}: {first:?}, then {then:?}");
-        ensure!(first.connected && first.end == End::Reset, "{}", all());
+        ensure!(first.end == End::Reset, "{}", all());
         let second = dial(&pair.client, to)?;
         ensure!(!second.connected && second.end == then, "{}: {second:?}", all());
         Ok(())
@@ -75,9 +76,9 @@ fn a_refused_destination_is_refused_at_connect_for_a_second() {
         // One pod's failure is not another's, and one port's not another's.
         twice(&pair, pair.server.at(PORT), End::Refused)?;
         let seen = dial(&other, pair.server.at(PORT))?;
-        ensure!(seen.connected && seen.end == End::Reset, "the other pod: {seen:?}");
+        ensure!(seen.end == End::Reset, "the other pod: {seen:?}");
         let seen = dial(&pair.client, pair.server.at(PORT + 1))?;
-        ensure!(seen.connected && seen.end == End::Reset, "the other port: {seen:?}");
+        ensure!(seen.end == End::Reset, "the other port: {seen:?}");
         let status = pair.agents[0].status()?;
         ensure!(status.pod_verdict(&other, "refused_recently") == 0, "{status:?}");
         // A destination that is there again is reached within the second.
@@ -118,7 +119,7 @@ fn a_destination_that_never_answers_is_a_timeout_at_the_second_dial() {
         let pair = Pair::meshed(net)?;
         route(&pair, "add blackhole")?;
         let first = dial(&pair.client, pair.server.at(PORT))?;
-        ensure!(first.connected && first.end == End::Reset, "{first:?}");
+        ensure!(first.end == End::Reset, "{first:?}");
         let start = Instant::now();
         let second = dial(&pair.client, pair.server.at(PORT))?;
         ensure!(!second.connected && second.end == End::Timeout, "{second:?}");
@@ -147,8 +148,9 @@ fn a_service_is_refused_only_if_all_its_endpoints_are() {
         let spec = DialSpec { connections: 40, ..DialSpec::say(vip(2), "x") };
         let seen = probe::dial_all(&pair.client, &spec)?;
         let count = |end| seen.iter().filter(|conn| conn.end == end).count();
-        ensure!(seen.iter().all(|conn| conn.connected), "refused at connect: {seen:?}");
-        ensure!(count(End::Fin) > 0 && count(End::Reset) > 0, "{seen:?}");
+        let (reached, reset) = (count(End::Fin), count(End::Reset));
+        ensure!(reached + reset == seen.len(), "refused at connect: {seen:?}");
+        ensure!(reached > 0 && reset > 0, "{seen:?}");
         Ok(())
     });
 }
@@ -182,7 +184,7 @@ fn an_agent_that_is_restarted_is_not_held_against_its_pods() {
         pair.agents[1].kill9()?;
         eventually(SOON, || {
             let first = dial(&pair.client, pair.server.at(PORT))?;
-            ensure!(first.connected && first.end == End::Reset, "{first:?}");
+            ensure!(first.end == End::Reset, "{first:?}");
             let second = dial(&pair.client, pair.server.at(PORT))?;
             ensure!(!second.connected && second.end == End::Refused, "{second:?}");
             Ok(())

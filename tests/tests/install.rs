@@ -75,19 +75,7 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
     // Step 2 besides, as in a cluster to which somebody has brought the released image. It is an upgrade then.
     let [dev, released] =
         ["dev", env!("CARGO_PKG_VERSION")].map(|tag| format!("nodemesh.dev/mesh-agent:{tag}"));
-    for node in cluster.nodes() {
-        node.run([
-            "ctr",
-            "--address",
-            "/run/containerd/containerd.sock",
-            "--namespace",
-            "k8s.io",
-            "images",
-            "tag",
-            &dev,
-            &released,
-        ])?;
-    }
+    cluster.tag_image(&dev, &released)?;
     for command in commands(&page, "2. Apply")? {
         run(command)?;
     }

@@ -56,16 +56,6 @@ pub(super) fn cluster_role_binding(account: &str) -> Value {
     })
 }
 
-/// Puts an admission policy in force.
-pub(super) fn policy_binding(policy: &str) -> Value {
-    json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": policy},
-        "spec": {"policyName": policy, "validationActions": ["Deny"]},
-    })
-}
-
 /// The security context of a container that needs nothing of its node.
 pub(super) fn unprivileged() -> Value {
     json!({

@@ -9,6 +9,7 @@ mod authority;
 mod events;
 mod image;
 mod node_objects;
+mod policy;
 mod untaint;
 
 use std::fmt::Write as _;

@@ -1,24 +1,20 @@
 //! What takes the start-up taint off nodes: a small Deployment of its own, since agents must not write nodes.
 
-use k8s_openapi::api::admissionregistration::v1::{
-    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
-};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde_json::json;
 
 use super::access::{
-    RBAC, account, cluster_name, cluster_role_binding, policy_binding, role, role_binding,
-    unprivileged,
+    RBAC, account, cluster_name, cluster_role_binding, role, role_binding, unprivileged,
 };
+use super::policy::{IS_SERVICE_ACCOUNT, Policy};
 use super::{Manifest, ManifestError, NAMESPACE, Part, part};
 use crate::start_taint::TAINT;
 
 const UNTAINT: &str = "untaint";
 /// A permission for nothing, by which the policy knows whom the role is given to.
 const MARKER: Marker = Marker { group: "nodemesh.dev", resource: "starttaints", verb: "remove" };
-const POLICY: &str = "nodemesh-untaint-takes-off-its-own-taint";
 
 struct Marker {
     group: &'static str,
@@ -27,7 +23,7 @@ struct Marker {
 }
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
-    Ok(vec![
+    let mut parts = vec![
         part::<ServiceAccount>(
             "Takes the start-up taint off nodes whose agent is ready. Nodes of which nobody has tainted any are none of its business.",
             account(UNTAINT),
@@ -51,19 +47,19 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             ),
         )?,
         part::<RoleBinding>("", role_binding(UNTAINT))?,
-        policy()?,
-        part::<ValidatingAdmissionPolicyBinding>("", policy_binding(POLICY))?,
-        deployment(chosen)?,
-    ])
+    ];
+    parts.extend(policy().parts()?);
+    parts.push(deployment(chosen)?);
+    Ok(parts)
 }
 
-fn policy() -> Result<Part, ManifestError> {
+fn policy() -> Policy {
     // Known by what only its role gives, whatever namespace or name somebody has moved it to; who may write nodes in other
     // ways, too, is an administrator's account.
     let may = |of: &str, verb: &str| format!("authorizer{of}.check('{verb}').allowed()");
     let marker = format!(".group('{}').resource('{}')", MARKER.group, MARKER.resource);
     let user = format!(
-        "request.userInfo.username.startsWith('system:serviceaccount:') && {} && !{}",
+        "{IS_SERVICE_ACCOUNT} && {} && !{}",
         may(&marker, MARKER.verb),
         may(".group('').resource('nodes')", "update"),
     );
@@ -85,31 +81,23 @@ fn policy() -> Result<Part, ManifestError> {
         taints("object"),
         taints("oldObject")
     );
-    part::<ValidatingAdmissionPolicy>(
-        "Of nodes it may write nothing but that the taint is gone.",
-        json!({
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "ValidatingAdmissionPolicy",
-            "metadata": {"name": POLICY},
-            "spec": {
-                "failurePolicy": "Fail",
-                "matchConstraints": {"resourceRules": [{
-                    "apiGroups": [""], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["nodes", "nodes/*"], "scope": "*",
-                }]},
-                "matchConditions": [{"name": "untaint", "expression": user}],
-                "validations": [
-                    {"expression": others, "message": format!("{UNTAINT} may take off the taint {TAINT} and no other"), "reason": "Forbidden"},
-                    same("metadata.labels", "{}"),
-                    same("metadata.annotations", "{}"),
-                    same("metadata.finalizers", "[]"),
-                    same("metadata.ownerReferences", "[]"),
-                    same("spec.unschedulable", "false"),
-                    same("spec.providerID", "''"),
-                    same("spec.podCIDRs", "[]"),
-                ],
-            },
-        }),
-    )
+    Policy {
+        name: "nodemesh-untaint-takes-off-its-own-taint",
+        about: "Of nodes it may write nothing but that the taint is gone.",
+        of: ("", &["nodes", "nodes/*"], &["UPDATE"]),
+        conditions: json!([{"name": "untaint", "expression": user}]),
+        variables: None,
+        validations: json!([
+            {"expression": others, "message": format!("{UNTAINT} may take off the taint {TAINT} and no other"), "reason": "Forbidden"},
+            same("metadata.labels", "{}"),
+            same("metadata.annotations", "{}"),
+            same("metadata.finalizers", "[]"),
+            same("metadata.ownerReferences", "[]"),
+            same("spec.unschedulable", "false"),
+            same("spec.providerID", "''"),
+            same("spec.podCIDRs", "[]"),
+        ]),
+    }
 }
 
 fn deployment(chosen: &Manifest) -> Result<Part, ManifestError> {

@@ -251,6 +251,11 @@ impl Cluster {
         })
     }
 
+    /// Gives an image that each node has another name, too.
+    pub fn tag_image(&self, image: &str, as_well: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|machine| node::tag(machine, image, as_well))
+    }
+
     /// Kills the API server.
     pub fn stop_api_server(&self) -> Result<()> {
         self.control.kill(control::API_SERVER)

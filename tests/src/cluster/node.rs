@@ -89,9 +89,18 @@ pub(super) fn wait_containerd(machine: &Machine) -> Result<()> {
 /// Gives an archive's images to the node's containers.
 pub(super) fn import(machine: &Machine, archive: &Path) -> Result<()> {
     let file = File::open(archive).with_context(|| archive.display().to_string())?;
-    let ctr = ["ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "import", "-"];
-    machine.run_with(file.into(), ctr)?;
+    machine.run_with(file.into(), images(&["import", "-"]))?;
     Ok(())
+}
+
+/// Gives an image of the node's containers another name, too.
+pub(super) fn tag(machine: &Machine, image: &str, as_well: &str) -> Result<()> {
+    machine.run(images(&["tag", image, as_well])).map(drop)
+}
+
+fn images<'a>(command: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    let ctr = ["ctr", "--address", SOCKET, "--namespace", "k8s.io", "images"];
+    ctr.into_iter().chain(command.iter().copied())
 }
 
 /// The objects of the nodes, before their kubelets say more: which node has which addresses is not left to chance.

@@ -198,18 +198,7 @@ fn images_come_from_nobody_and_can_be_exchanged(
     ensure!(curl(cluster, "web", "http://cart/")?.contains(GREETING));
 
     // And another one at once, as after a slip.
-    for node in cluster.nodes() {
-        let tag = [
-            "ctr",
-            "--address",
-            "/run/containerd/containerd.sock",
-            "--namespace",
-            "k8s.io",
-            "images",
-            "tag",
-        ];
-        node.run(tag.into_iter().chain(["nodemesh.dev/mesh-agent:dev", NEXT]))?;
-    }
+    cluster.tag_image("nodemesh.dev/mesh-agent:dev", NEXT)?;
     mesh.choose(&["--image", NEXT])?;
     mesh.apply()?;
     mesh.wait_ready()?;
