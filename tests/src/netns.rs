@@ -2,17 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     fs::{self, File},
     io::Write as _,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Mutex,
     thread,
 };
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
+    fcntl::{Flock, FlockArg},
     sched::{CloneFlags, setns},
     unistd::Pid,
 };
@@ -49,11 +50,14 @@ pub fn attach(name: &str, process: Pid) -> Result<()> {
 }
 
 fn named(name: &str, command: &str) -> Result<()> {
-    // `ip netns` prepares /run/netns on first use, and two at once get in each other's way.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let guard = ONE_AT_A_TIME.lock().expect("nothing panics below");
+    // `ip netns` prepares /run/netns on first use, and two at once get in each other's way, also two processes.
+    let lock = Flock::lock(
+        File::create(env::temp_dir().join("nodemesh-tests.lock"))?,
+        FlockArg::LockExclusive,
+    );
+    let one_at_a_time = lock.map_err(|(_, error)| error)?;
     let added = ip(None, command);
-    drop(guard);
+    drop(one_at_a_time);
     added?;
     inside(&path(name), || -> Result<()> {
         sysctl("net.ipv6.conf.all.accept_dad", "0")?;

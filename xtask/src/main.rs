@@ -15,10 +15,12 @@ mod lint;
 mod manifest;
 mod needs;
 mod process;
+mod runner;
 mod say;
 mod setup;
 mod tally;
 mod test;
+mod test_programs;
 mod toolchain;
 mod workspace;
 

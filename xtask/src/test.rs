@@ -1,6 +1,5 @@
 //! `cargo xtask test`: every gate that a change must pass, or the tests of some names.
-use std::io::{BufRead as _, BufReader};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
@@ -15,6 +14,7 @@ use crate::kernels;
 use crate::lint;
 use crate::needs::Purpose;
 use crate::process;
+use crate::runner::{self, Chosen};
 use crate::say;
 use crate::setup;
 use crate::tally::Tally;
@@ -25,7 +25,9 @@ pub(crate) const COMMAND: Command = Command {
     about: "Sets up, and passes every gate: format, lints, all tests, fuzzing, licences. With names, only those tests.",
     details: "\
 NAME is part of a test's path, as for `cargo test`: `cargo xtask test getpeername`. The whole-system tests
-need root. The last line is `N passed, N failed`, summed over all test programs.
+need root. One of them that fails is run once more by itself; if it passes then, it counts as passed and is
+listed as flaky, and more than two of those fail the run. The last line is `N passed, N failed`, summed over
+all test programs.
 
 With --kernels, tests run inside other kernels, in QEMU: 5.10 (too old, and told so), 6.1, 6.12 and newest,
 or those of them that are named: `cargo xtask test --kernels 6.1`. The kernels are Debian's; their
@@ -37,6 +39,7 @@ Environment:
   RUST_TEST_THREADS=N      how many tests run at once (2)",
     options: &[
         Opt { flag: "--no-lint", values: &[], about: "only build and run the tests" },
+        Opt { flag: "--long", values: &[], about: "longer: all schedules of the races" },
         Opt { flag: "--kernels", values: &[], about: "test on other kernels instead" },
     ],
     operands: Some("[VERSION...] [NAME...]"),
@@ -45,7 +48,7 @@ Environment:
 
 /// How many tests run at once. A whole-system test is two agents and a handful of programs by itself, and waits for states
 /// with deadlines; more than two of them on two cores made deadlines a matter of luck.
-const TEST_THREADS: &str = "2";
+const AT_ONCE: usize = 2;
 
 /// How many tests may be skipped or ignored before the run counts as failed: CI has all that tests need, so more means that
 /// something is not tested any more.
@@ -86,7 +89,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         if !cluster.is_none_or(|cluster| gates.end(cluster)) || !built {
             return;
         }
-        gates.run("tests", || tests(&workspace, names, &mut tally));
+        gates.run("tests", || tests(&workspace, names, args.has("--long"), &mut tally));
         if everything {
             gates.run("few tests skipped", || few_skipped(&tally));
         }
@@ -114,32 +117,12 @@ fn programs_and_tests(workspace: &Workspace) -> Result<()> {
     process::run(process::cargo(workspace).args(["build", "--all-targets"]))
 }
 
-/// Unit, property, whole-system and documentation tests, in one go: one package at a time, dependencies would get other
-/// features and be compiled again.
-fn tests(workspace: &Workspace, names: &[String], tally: &mut Tally) -> Result<()> {
-    let mut cargo = process::cargo(workspace);
-    cargo.args(["test", "--no-fail-fast", "--"]).args(names);
-    if std::env::var_os("RUST_TEST_THREADS").is_none() {
-        cargo.env("RUST_TEST_THREADS", TEST_THREADS);
-    }
-    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start `cargo test`")?;
-    let output = child.stdout.take().context("`cargo test` without an output")?;
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("cannot read what `cargo test` prints")?;
-        let line = String::from_utf8_lossy(&line);
-        tally.line(&line);
-        if names.is_empty() || !is_about_nothing(&line) {
-            say::out(&line);
-        }
-    }
-    let status = child.wait().context("`cargo test` got lost")?;
-    if !status.success() {
-        bail!("`cargo test` ended with {status}");
-    }
-    if tally.passed == 0 {
-        bail!("no test ran: no test's path contains {}", names.join(" or "));
-    }
-    Ok(())
+/// Unit, property, whole-system and documentation tests.
+fn tests(workspace: &Workspace, names: &[String], long: bool, tally: &mut Tally) -> Result<()> {
+    let at_once = std::env::var("RUST_TEST_THREADS").ok().map(|number| number.parse());
+    let at_once = at_once.transpose().context("RUST_TEST_THREADS is no number")?;
+    let chosen = Chosen { names, at_once: at_once.unwrap_or(AT_ONCE).max(1), long };
+    runner::run(workspace, &chosen, tally)
 }
 
 /// What libtest prints for a program without a test of that name. There are a dozen of them.

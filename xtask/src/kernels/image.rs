@@ -7,11 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::TestProgram;
 use super::cpio::Cpio;
 use super::debian::{Kernel, MODULES};
 use crate::needs::{PROGRAMS, Purpose};
 use crate::process;
+use crate::test_programs::TestProgram;
 use crate::workspace::Workspace;
 
 /// What the guest starts as its first process.
@@ -42,7 +42,7 @@ impl Image {
     pub(super) fn of(workspace: &Workspace, tests: &[&TestProgram]) -> Result<Self> {
         let mut image = Self { files: BTreeMap::new(), tests: Vec::new() };
         for test in tests {
-            let name = image.take("nodemesh", &test.file);
+            let name = image.take("nodemesh", &test.executable);
             image.tests.push(name);
         }
         for name in UNDER_TEST {

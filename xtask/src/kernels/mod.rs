@@ -4,20 +4,18 @@ mod debian;
 mod guest;
 mod image;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde_json::Value;
 
 use crate::build_ebpf;
 use crate::gates::Gates;
 use crate::needs::Purpose;
-use crate::process;
 use crate::say;
 use crate::setup;
 use crate::tally::Tally;
+use crate::test_programs::{self, TestProgram};
 use crate::workspace::Workspace;
 
 use guest::Guest;
@@ -86,7 +84,7 @@ pub(crate) fn test(workspace: &Workspace, operands: &[String]) -> Result<ExitCod
     let mut tests = Vec::new();
     let built = gates.run("build for eBPF", || build_ebpf::build(workspace))
         && gates.run("build for the host", || {
-            tests = build_tests(workspace)?;
+            tests = test_programs::build(workspace)?;
             Ok(())
         });
     let mut image = None;
@@ -145,57 +143,9 @@ fn boot(
     guest::run(&guest, tally)
 }
 
-/// A test program that cargo has built.
-struct TestProgram {
-    /// Relative to the work tree, `tests/tests/kernels.rs`.
-    source: String,
-    file: PathBuf,
-}
-
-/// Builds all, as `cargo xtask test` does, and returns the whole-system tests.
-fn build_tests(workspace: &Workspace) -> Result<Vec<TestProgram>> {
-    let mut cargo = process::cargo(workspace);
-    cargo.args(["build", "--all-targets", "--message-format=json-render-diagnostics"]);
-    let messages = process::read_aloud(&mut cargo)?;
-    Ok(messages.lines().filter_map(|line| test_program(line, workspace)).collect())
-}
-
-/// A test program out of one of cargo's messages.
-fn test_program(message: &str, workspace: &Workspace) -> Option<TestProgram> {
-    let message: Value = serde_json::from_str(message).ok()?;
-    let source = message["target"]["src_path"].as_str()?;
-    let source = source.strip_prefix(workspace.root.to_str()?)?.trim_start_matches('/');
-    let is_system_test = source.starts_with("tests/tests/") || source == VERIFIER;
-    is_system_test.then_some(())?;
-    Some(TestProgram { source: source.to_owned(), file: message["executable"].as_str()?.into() })
-}
-
 /// The test programs to take along: for tests by name all, since any may have them.
 fn chosen<'a>(tests: &'a [TestProgram], names: &[&String]) -> Vec<&'a TestProgram> {
     let is_wanted =
         |test: &&TestProgram| !names.is_empty() || [STORY, VERIFIER].contains(&&*test.source);
-    tests.iter().filter(is_wanted).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_system_tests_are_found_among_cargos_messages() {
-        let workspace = Workspace { root: "/w".into() };
-        let message = |source: &str, executable: &str| {
-            format!(
-                r#"{{"reason":"compiler-artifact","target":{{"kind":["test"],"src_path":"{source}"}},"executable":{executable}}}"#
-            )
-        };
-        let found = |source: &str, executable: &str| {
-            test_program(&message(source, executable), &workspace).map(|it| (it.source, it.file))
-        };
-        let expected = ("tests/tests/cli.rs".to_owned(), PathBuf::from("/w/target/debug/deps/cli"));
-        assert_eq!(found("/w/tests/tests/cli.rs", r#""/w/target/debug/deps/cli""#), Some(expected));
-        assert_eq!(found("/w/tests/src/lib.rs", r#""/w/target/debug/deps/tests""#), None);
-        assert_eq!(found("/w/tests/tests/cli.rs", "null"), None, "checked and not built");
-        assert!(test_program("a line that is no message", &workspace).is_none());
-    }
+    tests.iter().filter(|test| test.is_whole_system).filter(is_wanted).collect()
 }

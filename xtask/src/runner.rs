@@ -1,0 +1,251 @@
+//! Runs tests. Unit tests run program by program. Whole-system tests are processes of their own, several at once whatever
+//! program they are in: they wait more than they compute, and a program's last test would leave a processor idle.
+//!
+//! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed and is listed as flaky,
+//! with what it said the first time.
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use crate::process;
+use crate::say;
+use crate::tally::Tally;
+use crate::test::is_about_nothing;
+use crate::test_programs::{self, TestProgram};
+use crate::workspace::Workspace;
+
+/// More flaky tests than these fail the run.
+const MAX_FLAKY: usize = 2;
+
+/// Which tests run, and how.
+pub(crate) struct Chosen<'a> {
+    /// Those whose paths contain one of these, or all.
+    pub(crate) names: &'a [String],
+    /// How many whole-system tests at a time.
+    pub(crate) at_once: usize,
+    /// Whether tests that have a long form run that: `NODEMESH_LONG` is set for them.
+    pub(crate) long: bool,
+}
+
+/// One whole-system test.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    program: &'a TestProgram,
+    test: &'a str,
+    long: bool,
+}
+
+/// How a test went.
+struct Outcome {
+    passed: bool,
+    took: Duration,
+    /// What it printed, errors too.
+    said: String,
+}
+
+/// Builds and runs tests.
+///
+/// # Errors
+/// They could not be built or started, a test failed, too many were flaky, or none was there.
+pub(crate) fn run(workspace: &Workspace, chosen: &Chosen<'_>, tally: &mut Tally) -> Result<()> {
+    let Chosen { names, at_once, long } = *chosen;
+    let programs = test_programs::build(workspace)?;
+    let mut failed = Vec::new();
+    for program in programs.iter().filter(|program| !program.is_whole_system) {
+        let mut command = command(program, long);
+        command.args(names).env("RUST_TEST_THREADS", at_once.to_string());
+        if !aloud(&mut command, program.name(), !names.is_empty(), tally)? {
+            failed.push(program.name().to_owned());
+        }
+    }
+    let whole_system = programs.iter().filter(|program| program.is_whole_system);
+    let tests: Vec<(&TestProgram, Vec<String>)> =
+        whole_system.map(|it| Ok((it, list(it, names)?))).collect::<Result<_>>()?;
+    let jobs = tests
+        .iter()
+        .flat_map(|(program, tests)| tests.iter().map(move |test| Job { program, test, long }));
+    let flaky = whole_system_tests(jobs.collect(), at_once, tally, &mut failed)?;
+    let mut doc = process::cargo(workspace);
+    doc.args(["test", "--doc", "--quiet", "--"]).args(names);
+    if !aloud(&mut doc, "documentation", !names.is_empty(), tally)? {
+        failed.push("documentation".to_owned());
+    }
+    for name in &flaky {
+        say::out(&format!("flaky: {name}: failed once, as said above, and passed by itself"));
+    }
+    if !failed.is_empty() {
+        bail!("{} failed: {}", failed.len(), failed.join(", "));
+    }
+    if flaky.len() > MAX_FLAKY {
+        bail!("{} tests were flaky, {MAX_FLAKY} may be", flaky.len());
+    }
+    if tally.passed == 0 {
+        bail!("no test ran: no test's path contains {}", names.join(" or "));
+    }
+    Ok(())
+}
+
+/// Runs them all; what failed is added to `failed`. Returns those that passed at the second try.
+fn whole_system_tests(
+    jobs: VecDeque<Job<'_>>,
+    at_once: usize,
+    tally: &mut Tally,
+    failed: &mut Vec<String>,
+) -> Result<Vec<String>> {
+    let count = jobs.len();
+    let queue = Mutex::new(jobs);
+    let done = Mutex::new((&mut *tally, Vec::new()));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || -> Result<()> {
+        while let Some(job) = next() {
+            let outcome = job.run()?;
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            let (tally, failures) = &mut *done;
+            outcome.tell(&job);
+            if outcome.passed {
+                outcome.said.lines().for_each(|line| tally.line(line));
+            } else {
+                failures.push(job);
+            }
+        }
+        Ok(())
+    };
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_panicked| Err(anyhow!("the runner itself broke")))
+        })
+    })?;
+    let (tally, failures) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut flaky = Vec::new();
+    for job in failures {
+        say::out(&format!("test {} is run once more, by itself", job.name()));
+        let (again, failed_before) = (job.run()?, tally.failed);
+        again.tell(&job);
+        again.said.lines().for_each(|line| tally.line(line));
+        if again.passed {
+            flaky.push(job.name());
+            continue;
+        }
+        failed.push(job.name());
+        // One that was killed has not counted itself.
+        tally.failed = tally.failed.max(failed_before + 1);
+    }
+    if count > 0 {
+        let took = started.elapsed().as_secs_f64();
+        say::out(&format!("{count} whole-system tests, {} flaky, {took:.1} s", flaky.len()));
+    }
+    Ok(flaky)
+}
+
+/// A program as cargo starts it.
+fn command(program: &TestProgram, long: bool) -> Command {
+    let mut command = Command::new(&program.executable);
+    command.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
+    if long {
+        command.env("NODEMESH_LONG", "1");
+    }
+    command
+}
+
+/// A program's tests whose names contain one of these, or all.
+fn list(program: &TestProgram, names: &[String]) -> Result<Vec<String>> {
+    let mut command = command(program, false);
+    let list = process::read_aloud(command.args(names).args(["--list", "--format", "terse"]))?;
+    let test = |line: &str| line.strip_suffix(": test").map(str::to_owned);
+    Ok(list.lines().filter_map(test).collect())
+}
+
+impl Job<'_> {
+    fn name(&self) -> String {
+        format!("{}::{}", self.program.name(), self.test)
+    }
+
+    fn run(&self) -> Result<Outcome> {
+        let mut command = command(self.program, self.long);
+        command.args([self.test, "--exact", "--test-threads=1"]);
+        let started = Instant::now();
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("cannot start {}", self.program.name()))?;
+        let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        Ok(Outcome { passed: output.status.success(), took: started.elapsed(), said })
+    }
+}
+
+impl Outcome {
+    fn tell(&self, job: &Job<'_>) {
+        let word = if self.passed { "ok" } else { "FAILED" };
+        let took = self.took.as_secs_f64();
+        say::out(&format!("test {} ... {word} ({took:.1} s)", job.name()));
+        if !self.passed {
+            say::out(&self.said);
+        }
+    }
+}
+
+/// Runs a program that prints what libtest prints; whether it succeeded.
+fn aloud(command: &mut Command, name: &str, only_some: bool, tally: &mut Tally) -> Result<bool> {
+    let mut child = command.stdout(Stdio::piped()).spawn();
+    let child = child.as_mut().map_err(|error| anyhow!("cannot start {name}: {error}"))?;
+    let output = child.stdout.take().with_context(|| format!("{name} without an output"))?;
+    say::out(&format!("     Running {name}"));
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.with_context(|| format!("cannot read what {name} prints"))?;
+        let line = String::from_utf8_lossy(&line);
+        tally.line(&line);
+        if !only_some || !is_about_nothing(&line) {
+            say::out(&line);
+        }
+    }
+    Ok(child.wait().with_context(|| format!("{name} got lost"))?.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scripted(script: &str) -> TestProgram {
+        let dir = std::env::temp_dir().join(format!("nodemesh-runner-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let executable = dir.join(format!("{:x}", script.len()));
+        std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&executable, mode).unwrap();
+        let source = "tests/tests/scripted.rs".to_owned();
+        TestProgram { source, executable, package: dir, is_whole_system: true }
+    }
+
+    const PASSED: &str = "test result: ok. 1 passed; 0 failed; 0 ignored;";
+    const FAILED: &str = "test result: FAILED. 0 passed; 1 failed; 0 ignored;";
+
+    #[test]
+    fn what_fails_is_run_once_more_and_what_passes_then_is_flaky() {
+        let program = scripted(&format!(
+            "case $1 in good) ;; flaky) mkdir seen 2>/dev/null && echo oops && exit 1 ;; \
+             bad) echo '{FAILED}'; exit 1 ;; killed) kill -9 $$ ;; esac; echo '{PASSED}'"
+        ));
+        let jobs = ["bad", "flaky", "good", "killed"].map(|test| Job {
+            program: &program,
+            test,
+            long: false,
+        });
+        let (mut tally, mut failed) = (Tally::default(), Vec::new());
+        let flaky = whole_system_tests(jobs.into(), 2, &mut tally, &mut failed).unwrap();
+        std::fs::remove_dir_all(&program.package).unwrap();
+        assert_eq!(
+            (flaky, failed),
+            (
+                vec!["scripted::flaky".to_owned()],
+                vec!["scripted::bad".to_owned(), "scripted::killed".to_owned(),]
+            )
+        );
+        assert_eq!((tally.passed, tally.failed), (2, 2));
+    }
+}
