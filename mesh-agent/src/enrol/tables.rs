@@ -157,6 +157,7 @@ fn filled(tables: &Tables) -> Vec<Filled> {
     vec![
         Filled { table: "ADDRESSES", used: tables.addresses.used(), room: addresses },
         Filled { table: "PORTS", used: tables.ports.used(), room: ports },
+        Filled { table: "POD_CIDRS", used: tables.pod_cidrs.used(), room: limits::POD_CIDRS },
     ]
 }
 

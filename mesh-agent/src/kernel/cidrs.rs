@@ -1,4 +1,4 @@
-//! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie.
+//! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie. Where they find no room, all addresses do.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
-use mesh_common::addr::Addr;
+use mesh_common::{addr::Addr, maps::limits};
 
 use super::programs::KernelError;
 use crate::world::Cidr;
@@ -24,6 +24,9 @@ const PRESENT: u32 = 1;
 
 /// First address and number of common bits, of 128.
 type Prefix = (Addr, u32);
+
+/// All addresses.
+const ALL: Prefix = (Addr::NONE, 0);
 
 /// A trie whose content the agent alone decides.
 pub struct CidrTable(Mutex<Mirrored>);
@@ -52,7 +55,12 @@ impl CidrTable {
         Ok(())
     }
 
-    /// Makes the map hold exactly these ranges: first what is new, then what must go.
+    /// How many ranges there are.
+    pub fn used(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).content.len()
+    }
+
+    /// Makes the map hold exactly these ranges, or all addresses if they are too many.
     ///
     /// # Errors
     /// The first range that could not be written or removed; the rest is tried by the next sync.
@@ -61,19 +69,53 @@ impl CidrTable {
             wanted.map(|range| (range.first().into(), u32::from(range.length_of_128()))).collect();
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Mirrored { map, content } = &mut *inner;
-        for prefix @ (addr, length) in wanted.difference(&content.clone()).copied() {
-            map.insert(&Key::new(length, addr), PRESENT, 0).map_err(map_error)?;
-            content.insert(prefix);
-        }
-        for prefix @ (addr, length) in content.clone().difference(&wanted).copied() {
-            match map.remove(&Key::new(length, addr)) {
-                Err(MapError::KeyNotFound) => {}
-                other => other.map_err(map_error)?,
+        for step in steps(content, wanted, limits::POD_CIDRS) {
+            match step {
+                Step::Add(prefix @ (addr, length)) => {
+                    map.insert(&Key::new(length, addr), PRESENT, 0).map_err(map_error)?;
+                    content.insert(prefix);
+                }
+                Step::Remove(prefix @ (addr, length)) => {
+                    match map.remove(&Key::new(length, addr)) {
+                        Err(MapError::KeyNotFound) => {}
+                        other => other.map_err(map_error)?,
+                    }
+                    content.remove(&prefix);
+                }
             }
-            content.remove(&prefix);
         }
         Ok(())
     }
+}
+
+/// What is done to the map.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Add(Prefix),
+    Remove(Prefix),
+}
+
+/// How to come from some ranges to others with room for so many. What is in both, or wanted, is never missing meanwhile: where
+/// both do not fit at once, all addresses are in the map until they are done. A place is kept free for that.
+fn steps(content: &BTreeSet<Prefix>, wanted: BTreeSet<Prefix>, room: usize) -> Vec<Step> {
+    let wanted = if wanted.len() < room { wanted } else { BTreeSet::from([ALL]) };
+    let fits = content.union(&wanted).count() < room;
+    let mut steps = Vec::new();
+    if (wanted.contains(&ALL) || !fits) && !content.contains(&ALL) {
+        steps.push(Step::Add(ALL));
+    }
+    let others = |prefix: &&Prefix| **prefix != ALL;
+    let new = wanted.difference(content).filter(others).map(|prefix| Step::Add(*prefix));
+    let stale = content.difference(&wanted).filter(others).map(|prefix| Step::Remove(*prefix));
+    if fits {
+        steps.extend(new.chain(stale));
+    } else {
+        steps.extend(stale.chain(new));
+    }
+    if (content.contains(&ALL) || !fits) && !wanted.contains(&ALL) {
+        steps.push(Step::Remove(ALL));
+    }
+    steps
 }
 
 fn content(map: &LpmTrie<MapData, Addr, u32>) -> Result<BTreeSet<Prefix>, KernelError> {
@@ -83,4 +125,46 @@ fn content(map: &LpmTrie<MapData, Addr, u32>) -> Result<BTreeSet<Prefix>, Kernel
 
 fn map_error(source: MapError) -> KernelError {
     KernelError::Map { map: NAME, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ranges() -> impl Strategy<Value = BTreeSet<Prefix>> {
+        let range = |host: u8| (IpAddr::from([10, host, 0, 0]).into(), 112);
+        let all = prop::bool::weighted(0.1);
+        (prop::collection::btree_set(0..9u8, 0..8), all).prop_map(move |(hosts, all)| {
+            let ranges = hosts.into_iter().map(range);
+            if all { BTreeSet::from([ALL]) } else { ranges.collect() }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_wanted_is_never_missing_and_there_is_always_room(
+            all_wanted in prop::collection::vec(ranges(), 1..8),
+        ) {
+            const ROOM: usize = 6;
+            let mut content = BTreeSet::new();
+            for wanted in all_wanted {
+                let before = content.clone();
+                for step in steps(&before, wanted.clone(), ROOM) {
+                    match step {
+                        Step::Add(it) => prop_assert!(content.insert(it), "{step:?}"),
+                        Step::Remove(it) => prop_assert!(content.remove(&it), "{step:?}"),
+                    }
+                    prop_assert!(content.len() <= ROOM, "{content:?}");
+                    let stays = before.intersection(&wanted).all(|it| content.contains(it));
+                    prop_assert!(stays || content.contains(&ALL), "{step:?}: {content:?}");
+                }
+                let fits = wanted.len() < ROOM;
+                prop_assert_eq!(&content, &if fits { wanted } else { BTreeSet::from([ALL]) });
+            }
+        }
+    }
 }
