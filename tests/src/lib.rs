@@ -46,6 +46,11 @@ pub use topology::{Net, Node, Pod, PodSpec};
 
 use std::path::PathBuf;
 
+/// Whether tests are to run in their long form: `cargo xtask test --long`.
+pub fn is_long() -> bool {
+    std::env::var_os("NODEMESH_LONG").is_some()
+}
+
 /// Where cargo puts programs: the directory of the running one, without cargo's `deps`.
 ///
 /// # Panics

@@ -4,7 +4,6 @@
 //! `NODEMESH_SEED=N cargo test -p tests --test races` plays one schedule again; `NODEMESH_RACES=5000` is for a night.
 
 use std::{
-    env,
     io::{self, Write as _},
     ops::Range,
     process::Command,
@@ -12,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use tests::races::{Plan, run};
+use tests::{
+    is_long,
+    races::{Plan, run},
+};
 
 /// All schedules: what `cargo xtask test --long` plays.
 const SEEDS: Range<u64> = 0..200;
@@ -21,7 +23,7 @@ const SEEDS: Range<u64> = 0..200;
 const OF_ONE_COMMIT: u64 = 60;
 
 fn seeds() -> Range<u64> {
-    if env::var_os("NODEMESH_LONG").is_some() {
+    if is_long() {
         return SEEDS;
     }
     let mut git = Command::new("git");
