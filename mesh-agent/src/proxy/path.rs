@@ -47,8 +47,9 @@ const UNANSWERED_FOR: Duration = PROVEN_FOR;
 /// How long `status` shows a path that changes the source, if nobody has used it since.
 const SHOWN_FOR: Duration = Duration::from_mins(10);
 
-/// Pairs of pods that are remembered at least; beyond it those older than [`SHOWN_FOR`] are forgotten.
-const KEPT_PAIRS: usize = 1024;
+/// Pods of the mesh about which something is remembered for one pod of ours; the oldest goes first. What is forgotten is asked
+/// about again.
+const PAIRS_OF_POD: usize = 256;
 
 /// A pod of the mesh that is to be dialled.
 #[derive(Clone, Debug)]
@@ -96,8 +97,19 @@ pub(super) struct Paths(Mutex<Known>);
 #[derive(Default)]
 struct Known {
     proven: HashMap<Leg, Instant>,
-    pairs: HashMap<Pair, (Doubt, Instant)>,
+    pods: HashMap<IpAddr, Doubts>,
     asking: HashMap<Pair, Arc<tokio::sync::Mutex<()>>>,
+    swept: Option<Instant>,
+}
+
+/// What is known for one pod of ours, by the pod of the mesh.
+type Doubts = HashMap<IpAddr, (Doubt, Instant)>;
+
+/// The right to ask about a pair, once it is locked. While one has it, the others wait for its answer.
+struct Turn<'a> {
+    paths: &'a Paths,
+    pair: Pair,
+    lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What speaks against a pair of pods, whatever is known of their nodes.
@@ -137,13 +149,14 @@ pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort
     }
 }
 
-/// The same after TLS to the application's port has failed. The node has to be proven again.
+/// The same after TLS to the application's port has failed. The pair has to be proven again, whatever is known of the node: a
+/// pod whose dials fail costs no other pod a question.
 ///
 /// # Cancel safety
 /// That of [`judge`].
 pub(super) async fn judge_again(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort {
     let Some(pair) = pair(pod, peer) else { return WirePort::Application };
-    mesh.paths.suspect(pair, &leg(peer), Instant::now());
+    mesh.paths.suspect(pair, Instant::now());
     match find_out(mesh, pod, peer, false).await {
         Answer::Changed(_) => WirePort::Agents,
         Answer::Intact | Answer::Unanswered { .. } => WirePort::Application,
@@ -166,7 +179,7 @@ async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> 
     }
     let turn = mesh.paths.turn(pair);
     // Held while the peer is asked, on purpose: that is what makes it one question.
-    let _turn = turn.lock().await;
+    let _turn = turn.lock.lock().await;
     if let Some(answer) = known() {
         return answer;
     }
@@ -194,7 +207,7 @@ impl Paths {
         let known = self.lock();
         let fresh = |at: Instant, time: Duration| now.duration_since(at) < time;
         let proven = known.proven.get(leg).is_some_and(|at| fresh(*at, PROVEN_FOR));
-        match known.pairs.get(pair) {
+        match known.pods.get(&pair.0).and_then(|doubts| doubts.get(&pair.1)) {
             Some((Doubt::Changed(seen), at)) if fresh(*at, CHANGED_FOR) => {
                 Next::Changed(seen.clone())
             }
@@ -210,40 +223,36 @@ impl Paths {
     /// Whether a change, if that is the answer, was not known of the pair.
     fn note(&self, pair: Pair, leg: Leg, answer: &Answer, now: Instant) -> bool {
         let mut known = self.lock();
-        let doubt = match answer.clone() {
+        let before = match answer.clone() {
             Answer::Intact => {
                 known.proven.insert(leg, now);
-                None
+                known.pods.get_mut(&pair.0).and_then(|doubts| doubts.remove(&pair.1))
             }
-            Answer::Changed(seen) => Some(Doubt::Changed(seen)),
-            Answer::Unanswered { detail } => Some(Doubt::Unanswered { detail }),
-        };
-        let before = match doubt {
-            None => known.pairs.remove(&pair),
-            Some(doubt) => known.pairs.insert(pair, (doubt, now)),
+            Answer::Changed(seen) => known.doubt(pair, Doubt::Changed(seen), now),
+            Answer::Unanswered { detail } => known.doubt(pair, Doubt::Unanswered { detail }, now),
         };
         known.forget_old(now);
         !matches!(before, Some((Doubt::Changed(_), _)))
     }
 
-    fn suspect(&self, pair: Pair, leg: &Leg, now: Instant) {
+    fn suspect(&self, pair: Pair, now: Instant) {
         let mut known = self.lock();
-        known.proven.remove(leg);
-        match known.pairs.get(&pair) {
-            Some((Doubt::Changed(_), _)) => {}
-            _ => drop(known.pairs.insert(pair, (Doubt::Suspected, now))),
+        let before = known.pods.get(&pair.0).and_then(|doubts| doubts.get(&pair.1));
+        if !matches!(before, Some((Doubt::Changed(_), _))) {
+            known.doubt(pair, Doubt::Suspected, now);
         }
     }
 
-    fn turn(&self, pair: Pair) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(self.lock().asking.entry(pair).or_default())
+    fn turn(&self, pair: Pair) -> Turn<'_> {
+        let lock = Arc::clone(self.lock().asking.entry(pair).or_default());
+        Turn { paths: self, pair, lock }
     }
 
     /// For `status`: the latest of each node and address family.
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
         let known = self.lock();
         let mut latest: BTreeMap<(NodeName, bool), (&Seen, Instant)> = BTreeMap::new();
-        for (doubt, at) in known.pairs.values() {
+        for (doubt, at) in known.pods.values().flat_map(HashMap::values) {
             if let Doubt::Changed(seen) = doubt
                 && now.duration_since(*at) < SHOWN_FOR
             {
@@ -269,11 +278,39 @@ impl Paths {
 }
 
 impl Known {
+    /// Remembers what speaks against a pair; what did before.
+    fn doubt(&mut self, pair: Pair, doubt: Doubt, now: Instant) -> Option<(Doubt, Instant)> {
+        let doubts = self.pods.entry(pair.0).or_default();
+        if doubts.len() >= PAIRS_OF_POD
+            && !doubts.contains_key(&pair.1)
+            && let Some(oldest) = doubts.iter().min_by_key(|(_, (_, at))| *at).map(|(ip, _)| *ip)
+        {
+            doubts.remove(&oldest);
+        }
+        doubts.insert(pair.1, (doubt, now))
+    }
+
+    /// Forgets what has no meaning any more: once in that time, since it looks at everything.
     fn forget_old(&mut self, now: Instant) {
-        self.asking.retain(|_, turn| Arc::strong_count(turn) > 1);
-        if self.pairs.len() > KEPT_PAIRS {
-            self.pairs.retain(|_, (_, at)| now.duration_since(*at) < SHOWN_FOR);
-            self.proven.retain(|_, at| now.duration_since(*at) < PROVEN_FOR);
+        let swept = *self.swept.get_or_insert(now);
+        if now.duration_since(swept) < SHOWN_FOR {
+            return;
+        }
+        self.swept = Some(now);
+        self.proven.retain(|_, at| now.duration_since(*at) < PROVEN_FOR);
+        self.pods.retain(|_, doubts| {
+            doubts.retain(|_, (_, at)| now.duration_since(*at) < SHOWN_FOR);
+            !doubts.is_empty()
+        });
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut known = self.paths.lock();
+        // Ours and the table's; each caller that waits has another.
+        if Arc::strong_count(&self.lock) <= 2 {
+            known.asking.remove(&self.pair);
         }
     }
 }

@@ -87,9 +87,9 @@ fn a_failure_that_a_changed_source_explains_makes_the_agent_ask_again() {
     let world = World::new();
     let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
     world.note(one, &Answer::Intact);
-    world.paths.suspect(one, &world.leg, world.now);
+    world.paths.suspect(one, world.now);
     assert_eq!(world.next(one, TRUSTING), "ask");
-    assert_eq!(world.next(other, DOUBTING), "ask");
+    assert_eq!(world.next(other, DOUBTING), "intact", "it costs other pairs no question");
     world.note(other, &Answer::Intact);
     assert_eq!(world.next(one, DOUBTING), "ask", "another pair's proof does not clear it");
 }
@@ -109,14 +109,41 @@ fn no_answer_stands_for_a_while_and_for_the_pair_alone() {
 #[test]
 fn what_nobody_uses_is_forgotten() {
     let mut world = World::new();
-    for last in 0..=255 {
-        for first in 0..5 {
-            world.note(([10, 1, first, last].into(), ip(1)), &Answer::Changed(seen()));
-        }
-    }
-    assert!(world.paths.lock().pairs.len() > KEPT_PAIRS);
+    world.note((ip(3), ip(4)), &Answer::Intact);
+    world.note((ip(5), ip(6)), &Answer::Changed(seen()));
     world.now += SHOWN_FOR;
     assert!(world.paths.problems(world.now).is_empty());
     world.note((ip(1), ip(2)), &Answer::Changed(seen()));
-    assert_eq!(world.paths.lock().pairs.len(), 1);
+    let known = world.paths.lock();
+    assert_eq!((known.pods.len(), known.proven.len()), (1, 0));
+}
+
+#[test]
+fn a_pod_that_dials_everywhere_has_its_share_and_forgets_its_own() {
+    let mut world = World::new();
+    world.note((ip(1), ip(2)), &Answer::Changed(seen()));
+    for last in 0..=255 {
+        for first in 0..5 {
+            world.now += Duration::from_millis(1);
+            world.paths.suspect((ip(9), [10, 1, first, last].into()), world.now);
+        }
+    }
+    assert_eq!(world.paths.lock().pods[&ip(9)].len(), PAIRS_OF_POD);
+    let newest = (ip(9), [10, 1, 4, 255].into());
+    assert_eq!(world.next(newest, TRUSTING), "ask");
+    assert_eq!(world.next((ip(1), ip(2)), TRUSTING), "changed", "another pod's is still known");
+}
+
+#[tokio::test]
+async fn a_question_that_is_given_up_leaves_nothing_behind() {
+    let world = World::new();
+    let pair = (ip(1), ip(2));
+    let (first, second) = (world.paths.turn(pair), world.paths.turn(pair));
+    let asks = first.lock.lock().await;
+    assert!(second.lock.try_lock().is_err(), "one at a time");
+    drop(asks);
+    drop(first);
+    assert_eq!(world.paths.lock().asking.len(), 1, "the second still waits");
+    drop(second);
+    assert!(world.paths.lock().asking.is_empty());
 }
