@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 use super::tables::{Room, Wanted, wanted};
 use crate::world::{
-    AnnouncedPod, Announcements, Cover, DialAs, Endpoint, Memory, Snapshot, World,
+    AnnouncedPod, Announcements, Cover, DialAs, Memory, ObjectName, ServicePort, Snapshot, World,
     changes::{Change, Told, change},
     of_this_boot,
 };
@@ -144,6 +144,22 @@ impl Model {
     }
 }
 
+/// Where the node's service proxy may lead a dial to a service's address, whatever it thinks of readiness, nodes and hints.
+fn anywhere(
+    told: &Told,
+    service: &ServicePort,
+    address: IpAddr,
+) -> impl Iterator<Item = SocketAddr> {
+    let name = ObjectName::new(&service.namespace, &service.name);
+    let slices = told.objects.slices().filter(move |slice| slice.service.as_ref() == Some(&name));
+    let targets = slices.flat_map(move |slice| {
+        let ports = slice.ports.iter().filter(move |port| port.name == service.port_name);
+        let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        ports.flat_map(move |port| addresses.clone().map(|it| SocketAddr::new(*it, port.port)))
+    });
+    targets.filter(move |target| target.is_ipv4() == address.is_ipv4())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
@@ -217,8 +233,9 @@ proptest! {
             }
             for row in world.kernel_services() {
                 let service = world.service(row.address, row.port).unwrap();
-                let targets = service.endpoints.iter().map(Endpoint::socket_addr);
-                let meshed: Vec<_> = targets.filter(|target| must_be_tls(*target)).collect();
+                let meshed: Vec<_> = anywhere(&told, service, row.address)
+                    .filter(|target| must_be_tls(*target))
+                    .collect();
                 let to = SocketAddr::new(row.address, row.port);
                 prop_assert!(
                     meshed.is_empty() || !passes(&wanted, &world, to),

@@ -76,6 +76,7 @@ mod tests {
             port_name: "".into(),
             port: 80,
             endpoints: (1..3).map(endpoint).collect(),
+            others: [].into(),
             affinity,
             outside: Outside::default(),
         }

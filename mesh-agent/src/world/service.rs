@@ -18,6 +18,8 @@ pub struct ServicePort {
     /// What may be chosen now, sorted: the ready endpoints or, if there are none, those that are
     /// being terminated but still serve. Empty means that a dial is to be refused.
     pub endpoints: Arc<[Endpoint]>,
+    /// All others, sorted: not ready, or meant for clients elsewhere. The node's service proxy may see that otherwise, or later.
+    pub others: Arc<[SocketAddr]>,
     /// For how long after its last connection a client keeps its endpoint, if it is to.
     pub affinity: Option<Duration>,
     /// Where else it is offered; dials there from pods of the mesh are not carried by it.
@@ -48,6 +50,13 @@ impl Endpoint {
     /// Address and port as one.
     pub fn socket_addr(&self) -> SocketAddr {
         SocketAddr::new(self.addr, self.port)
+    }
+}
+
+impl ServicePort {
+    /// Where a dial may end, whether the agent or the node's service proxy leads it there.
+    pub fn targets(&self) -> impl Iterator<Item = SocketAddr> {
+        self.endpoints.iter().map(Endpoint::socket_addr).chain(self.others.iter().copied())
     }
 }
 
@@ -94,6 +103,7 @@ mod tests {
             port_name: "".into(),
             port: 80,
             endpoints: (0..endpoints).map(endpoint).collect(),
+            others: [].into(),
             affinity: None,
             outside: Outside::default(),
         }

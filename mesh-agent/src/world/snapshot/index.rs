@@ -126,7 +126,7 @@ impl Index {
         }
     }
 
-    /// A service's endpoints are now others than before.
+    /// A service leads to other addresses than before.
     pub(super) fn leads(
         &mut self,
         key: ServiceKey,
@@ -134,7 +134,7 @@ impl Index {
         now: Option<&ServicePort>,
     ) {
         let addresses = |service: Option<&ServicePort>| -> HashSet<IpAddr> {
-            service.into_iter().flat_map(|it| it.endpoints.iter().map(|e| e.addr)).collect()
+            service.into_iter().flat_map(ServicePort::targets).map(|target| target.ip()).collect()
         };
         let (before, now) = (addresses(before), addresses(now));
         for address in before.difference(&now) {

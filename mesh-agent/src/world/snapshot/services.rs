@@ -1,8 +1,8 @@
 //! Services joined with their endpoint slices, as kube-proxy joins them.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,14 +77,14 @@ pub(super) fn taken<'a>(
     problems
 }
 
-/// Whether a dial to a service may end at a captured pod.
+/// Whether a dial to a service may end at a captured pod, if it is left to the node's service proxy.
 pub(super) fn has_meshed_endpoint(
     service: &ServicePort,
     standings: &SharedMap<IpAddr, Standing>,
 ) -> bool {
-    service.endpoints.iter().any(|endpoint| {
-        let standing = standings.get(&endpoint.addr);
-        standing.is_some_and(|standing| !standing.excludes(endpoint.port))
+    service.targets().any(|target| {
+        let standing = standings.get(&target.ip());
+        standing.is_some_and(|standing| !standing.excludes(target.port()))
     })
 }
 
@@ -122,12 +122,16 @@ pub(super) fn service_port(
 ) -> ServicePort {
     // During a slice's rewriting an endpoint may be in two of them: the better word counts.
     let mut candidates: BTreeMap<(IpAddr, u16), Candidate> = BTreeMap::new();
+    let mut others: BTreeSet<SocketAddr> = BTreeSet::new();
     for slice in slices {
         let same_name = |p: &&_| -> bool { matches_port(p, port) };
         let Some(target) = slice.ports.iter().find(same_name) else {
             continue;
         };
         for endpoint in &slice.endpoints {
+            let of_family =
+                endpoint.addresses.iter().filter(|it| it.is_ipv4() == address.is_ipv4());
+            others.extend(of_family.map(|address| SocketAddr::new(*address, target.port)));
             if service.local_only && endpoint.node.as_ref() != Some(here.node) {
                 continue;
             }
@@ -150,15 +154,20 @@ pub(super) fn service_port(
     let usable = candidates.into_iter().filter(|(_, candidate)| {
         if any_ready { candidate.ready && is_meant(candidate) } else { candidate.last_resort }
     });
+    let endpoints: Arc<[Endpoint]> = usable
+        .map(|((addr, port), Candidate { ready, .. })| Endpoint { addr, port, ready })
+        .collect();
+    for endpoint in &*endpoints {
+        others.remove(&endpoint.socket_addr());
+    }
     let outside_ips = service.outside_ips.iter().copied();
     ServicePort {
         namespace: Arc::clone(&service.name.namespace),
         name: Arc::clone(&service.name.name),
         port_name: Arc::clone(&port.name),
         port: port.port,
-        endpoints: usable
-            .map(|((addr, port), Candidate { ready, .. })| Endpoint { addr, port, ready })
-            .collect(),
+        endpoints,
+        others: others.into_iter().collect(),
         affinity: service.affinity_s.map(|seconds| Duration::from_secs(seconds.into())),
         outside: Outside {
             addresses: outside_ips.filter(|ip| ip.is_ipv4() == address.is_ipv4()).collect(),

@@ -516,3 +516,32 @@ fn the_kernels_tables_say_which_addresses_and_services_concern_the_mesh() {
           shop/web; this service is not known there. Hint: give each service its own address."]
     );
 }
+
+#[test]
+fn an_endpoint_that_the_agent_would_not_choose_leads_into_the_mesh_too() {
+    let vip: IpAddr = "10.96.0.1".parse().unwrap();
+    let spec = json!({"clusterIP": vip, "ports": [{"port": 80}]});
+    let local_only = json!({"clusterIP": vip, "ports": [{"port": 80}],
+        "internalTrafficPolicy": "Local"});
+    let not_ready = json!([{"addresses": ["10.0.9.1"], "conditions": {"ready": false}}]);
+    let terminating =
+        json!([{"addresses": ["10.0.9.1"], "conditions": {"ready": false, "terminating": true}}]);
+    let elsewhere = json!([{"addresses": ["10.0.9.1"], "nodeName": "node2"}]);
+    let second = json!([{"addresses": ["10.0.9.9", "10.0.9.1"]}]);
+    let heard = announcements(&[("node2", &[("x", "10.0.9.1")])]);
+    let cases =
+        [(&spec, not_ready), (&spec, terminating), (&local_only, elsewhere), (&spec, second)];
+    for (spec, endpoints) in cases {
+        let mut objects = Objects::default();
+        objects.insert_service(service("web", spec));
+        objects.insert_slice(slice("web", "web", &json!([{"port": 8080}]), &endpoints));
+        let build =
+            |heard| Snapshot::build(&objects, heard, &local("node1", &[]), &Incumbents::default());
+        let chosen = build(&heard).service(vip, 80).unwrap().endpoints.clone();
+        assert!(chosen.iter().all(|it| it.addr.to_string() != "10.0.9.1"), "{chosen:?}");
+        let leads =
+            |snapshot: Snapshot| snapshot.kernel_services().all(|row| row.has_meshed_endpoint);
+        assert!(leads(build(&heard)), "{endpoints}");
+        assert!(!leads(build(&announcements(&[]))), "{endpoints}");
+    }
+}
