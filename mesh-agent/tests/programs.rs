@@ -45,6 +45,7 @@ fn every_program_loads_and_verifies() {
         [
             "nm_connect4",
             "nm_connect6",
+            "nm_give_back",
             "nm_held_connect4",
             "nm_held_connect6",
             "nm_held_ingress",

@@ -34,13 +34,13 @@ pub struct Named {
     pub verdict: u32,
 }
 
-/// What a socket's own storage holds.
+/// Value of `PENDING`: a dial that waits for the agent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown {
-    /// What its owner is told.
+pub struct Pending {
+    /// What was dialled.
     pub named: Named,
-    /// [`Share::since_ns`] of the share that its dial was taken from, and has to be given back to; 0 if there is none.
+    /// [`Share::since_ns`] of the share that its place was taken from, and is given back to.
     pub share_since_ns: u64,
 }
 
@@ -50,8 +50,7 @@ pub struct Shown {
 pub struct Share {
     /// When this began to be counted, `CLOCK_BOOTTIME` in nanoseconds. What was taken before is not given back to it.
     pub since_ns: u64,
-    /// Dials that have been redirected and whose sockets are not closed, but for those of which it was seen that the agent had
-    /// fetched their destinations: no fewer than the pod has entries in `PENDING`.
+    /// Its entries in `PENDING`, and for a moment one that is about to be made or has just been taken out.
     pub dials: u64,
     /// The last second in which a refusal was reported: see [`crate::decide::report_window`].
     pub window: u64,
@@ -244,7 +243,7 @@ pub mod limits {
 
 const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
-const _: () = assert!(size_of::<Shown>() == 32);
+const _: () = assert!(size_of::<Pending>() == 32);
 const _: () = assert!(size_of::<Share>() == 32);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
 const _: () = assert!(size_of::<LocalPod>() == 16);

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::{
     addr::{Addr, Endpoint},
     maps::{
-        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
+        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named, Pending,
         RefusalEvent, Share, VerdictCounts,
     },
 };
@@ -22,6 +22,7 @@ pods!(
     Endpoint,
     FlowKey,
     Named,
+    Pending,
     EnrolledPod,
     LocalPod,
     DialKey,

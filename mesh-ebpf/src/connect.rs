@@ -14,7 +14,7 @@ use aya_ebpf::{
 use mesh_common::{
     addr::{Addr, Endpoint},
     decide,
-    maps::{EnrolledPod, Failed, FailedKey, NODE_ADDRESSES_INCOMPLETE, Named, Shown},
+    maps::{EnrolledPod, Failed, FailedKey, NODE_ADDRESSES_INCOMPLETE, Named},
     ports,
     verdict::{Action, Verdict},
 };
@@ -117,15 +117,14 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     let view = Dial::<FAMILY> { context: addr, netns, to: addr.endpoint::<FAMILY>() };
     let (verdict, own) = decide::dial(&view);
     if verdict.action() == Action::Redirect {
-        let named = Named { endpoint: view.to, verdict: verdict as u32 };
-        let mut shown = Shown { named, share_since_ns: 0 };
+        let mut named = Named { endpoint: view.to, verdict: verdict as u32 };
         // SAFETY: `sk` was checked for null; the storage belongs to the socket.
-        let slot = unsafe { maps::SHOWN_PEER.get_or_insert_ptr_mut(context, Some(&mut shown)) };
+        let slot = unsafe { maps::SHOWN_PEER.get_or_insert_ptr_mut(context, Some(&mut named)) };
         if slot.is_null() {
             return refuse::<FAMILY>(Verdict::RefusedNoMemory, &view);
         }
         // SAFETY: just checked; a second connect of one socket finds an older value and overwrites it.
-        unsafe { (*slot).named = named };
+        unsafe { *slot = named };
         addr.set_endpoint::<FAMILY>(&own, ports::magic_for(&view.to.addr, view.to.port));
         maps::count(verdict, netns);
         return ALLOW;

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use mesh_common::{addr::Endpoint, ports};
+use mesh_common::{addr::Endpoint, maps::Named, ports};
 
 use crate::{
     ctx::{self, AF_INET, AF_INET6, SockAddr},
@@ -37,9 +37,9 @@ fn getpeername<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
         return ALLOW;
     }
     let shown =
-        if addr.is_mptcp() { of_subflow::<FAMILY>(context) } else { maps::shown_peer(addr.sk()) };
+        if addr.is_mptcp() { of_subflow::<FAMILY>(context) } else { maps::shown(addr.sk()) };
     // An IPv4 socket can only be told of an IPv4 peer; an IPv6 socket sees an IPv4 peer mapped, which is how it is kept.
-    if let Some(peer) = shown
+    if let Some(Named { endpoint: peer, .. }) = shown
         && (FAMILY == AF_INET6 || peer.addr.is_v4())
     {
         addr.set_endpoint::<FAMILY>(&peer.addr, peer.port);
@@ -51,7 +51,7 @@ fn getpeername<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 /// connect4 saw. It has the same addresses and ports, and is found by them. (6.18; `mptcp_connect` calls `pre_connect` of
 /// the subflow.)
 #[inline(always)]
-fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Endpoint> {
+fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Named> {
     let addr = SockAddr(context.sock_addr);
     let peer = addr.endpoint::<FAMILY>();
     if !ports::is_magic(peer.port) {
@@ -63,7 +63,7 @@ fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Endpoint> 
     if sk.is_null() {
         return None;
     }
-    let shown = maps::shown_peer(sk);
+    let shown = maps::shown(sk);
     // SAFETY: a reference that the lookup gave us, and that nobody uses any more.
     unsafe { bpf_sk_release(sk.cast()) };
     shown

@@ -19,6 +19,7 @@
 mod connect;
 mod ctx;
 mod getpeername;
+mod give_back;
 mod guard;
 mod kubelet;
 mod maps;

@@ -1,7 +1,7 @@
 //! The maps. Their names are what the agent knows them by; who may write which stands in ARCHITECTURE.md.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, bpf_sock},
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{
         Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash,
         lpm_trie::Key,
@@ -14,7 +14,7 @@ use mesh_common::{
     decide,
     maps::{
         ALL_PODS, DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
-        RefusalEvent, Share, Shown, VerdictCounts, limits,
+        Pending, RefusalEvent, Share, VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -66,12 +66,11 @@ pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 4 }> =
 /// What a socket's owner is told by `getpeername`: the original destination of a redirected socket, the real client of an
 /// accepted one. In the socket itself, because an LRU forgets (after 80,000 other connects one forgot a live socket).
 #[btf_map]
-pub(crate) static SHOWN_PEER: SkStorage<Shown> = SkStorage::new();
+pub(crate) static SHOWN_PEER: SkStorage<Named> = SkStorage::new();
 
 /// Redirected connection, as the dialling socket sees it → original destination. Looked up and deleted by the agent.
 #[btf_map]
-pub(crate) static PENDING: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> =
-    HashMap::new();
+static PENDING: HashMap<FlowKey, Pending, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
 /// What each enrolled namespace has of what all have together. The agent makes the entry; [`ALL_PODS`] sums up.
 #[btf_map]
@@ -168,20 +167,26 @@ pub(crate) fn count(verdict: Verdict, netns: u64) {
 
 /// What a socket's owner is to be told, if the socket is redirected or a leg's.
 #[inline(always)]
-pub(crate) fn shown_peer(sk: *mut bpf_sock) -> Option<Endpoint> {
+pub(crate) fn shown(sk: *mut bpf_sock) -> Option<Named> {
     // SAFETY: storage of a socket that the caller holds, checked for null.
-    stored(sk, core::ptr::null_mut(), 0).map(|shown| unsafe { (*shown).named.endpoint })
+    stored(sk, core::ptr::null_mut(), 0).map(|shown| unsafe { *shown })
+}
+
+/// Has a socket's owner be told this, unless it is to be told something already.
+#[inline(always)]
+pub(crate) fn show(sk: *mut bpf_sock, mut named: Named) {
+    let _: Option<*mut Named> = stored(sk, &raw mut named, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
 }
 
 /// A socket's storage. `bpf_sk_storage_get` itself: aya's wrapper takes a `SockAddrContext` only.
 #[inline(always)]
-pub(crate) fn stored(sk: *mut bpf_sock, value: *mut Shown, flags: u64) -> Option<*mut Shown> {
+fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named> {
     if sk.is_null() {
         return None;
     }
     let map = (&raw const SHOWN_PEER).cast_mut().cast();
-    // SAFETY: the map is a socket storage of `Shown`, the socket was checked for null.
-    let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Shown>();
+    // SAFETY: the map is a socket storage of `Named`, the socket was checked for null.
+    let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Named>();
     (!slot.is_null()).then_some(slot)
 }
 
@@ -239,10 +244,36 @@ fn have_room(own: *const Share, all: *const Share) -> bool {
     decide::has_room(own, all)
 }
 
-/// Takes a dial from a pod's share, and says by what [`give_back`] knows it. Who was just allowed to dial may find no room: many
-/// can ask at once, and a dial can be begun long after `connect` (`TCP_FASTOPEN_CONNECT`).
+/// Notes what a redirected socket dials, for the agent to fetch. `false` if there is no room: a pod that was just allowed to dial
+/// may find none, since many can ask at once, and a dial can be begun long after `connect` (`TCP_FASTOPEN_CONNECT`).
 #[inline(always)]
-pub(crate) fn take(netns: u64) -> Option<u64> {
+pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
+    forget_dial(flow); // an earlier one, of whose end nobody has told us
+    let Some(share_since_ns) = take(flow.netns) else {
+        return false;
+    };
+    let is_noted = PENDING.insert(flow, &Pending { named, share_since_ns }, 0).is_ok();
+    if !is_noted {
+        give_back(flow.netns, share_since_ns);
+    }
+    is_noted
+}
+
+/// Forgets a dial that the agent has not fetched. Whichever of the two takes the entry out gives its place back: nobody else does.
+#[inline(always)]
+pub(crate) fn forget_dial(flow: &FlowKey) {
+    // SAFETY: the value is copied at once.
+    let Some(Pending { share_since_ns, .. }) = unsafe { PENDING.get(flow) }.copied() else {
+        return;
+    };
+    if PENDING.remove(flow).is_ok() {
+        give_back(flow.netns, share_since_ns);
+    }
+}
+
+/// Takes a place from a pod's share, and says by what [`give_back`] knows it.
+#[inline(always)]
+fn take(netns: u64) -> Option<u64> {
     let (own, all) = (SHARES.get_ptr_mut(&netns)?, SHARES.get_ptr_mut(&ALL_PODS)?);
     if !have_room(own, all) {
         return None;

@@ -3,18 +3,14 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
     },
     helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::{
-    maps::{FlowKey, Shown},
-    ports,
-    verdict::Verdict,
-};
+use mesh_common::{maps::FlowKey, ports, verdict::Verdict};
 
 use crate::{ctx::SockOps, maps};
 
@@ -54,28 +50,19 @@ fn dialling(ops: SockOps) {
     if !ports::is_magic(ops.remote().port) {
         return;
     }
-    let Some(shown) = maps::stored(ops.sk(), core::ptr::null_mut(), 0) else {
+    let Some(named) = maps::shown(ops.sk()) else {
         return;
     };
     let flow = key(ops);
     if flow.local != flow.remote {
         return;
     }
-    // SAFETY: storage of a live socket, checked for null.
-    let Shown { named, share_since_ns } = unsafe { *shown };
-    if share_since_ns != 0 {
-        maps::give_back(flow.netns, share_since_ns); // an earlier dial, of whose end nobody has told us
-    }
     // A failure is a miss, and a miss is a reset.
-    let taken = maps::take(flow.netns);
-    let is_noted = taken.is_some() && maps::PENDING.insert(&flow, &named, 0).is_ok();
-    // SAFETY: as above.
-    unsafe { (*shown).share_since_ns = taken.unwrap_or(0) };
-    if !is_noted {
+    if !maps::note_dial(&flow, named) {
         maps::count(Verdict::RefusedPendingShare, flow.netns);
         maps::report(Verdict::RefusedPendingShare, flow.netns, ops.local(), named.endpoint);
     }
-    // SAFETY: the context is the running program's own. Asks for `changed`, so that an unclaimed entry does not stay.
+    // SAFETY: the context is the running program's own. Asks for `changed`, so that an entry that the agent has not fetched does not stay.
     unsafe {
         bpf_sock_ops_cb_flags_set(
             ops.0,
@@ -98,31 +85,14 @@ fn accepted(ops: SockOps) {
     let Some(named) = unsafe { maps::LEGS.get(&flow) }.copied() else {
         return;
     };
-    let mut shown = Shown { named, share_since_ns: 0 };
-    let _: Option<*mut Shown> =
-        maps::stored(ops.sk(), &raw mut shown, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    maps::show(ops.sk(), named);
     let _: Result<(), i32> = maps::LEGS.remove(&flow);
 }
 
-/// A redirected socket is in another state. Once the agent has fetched what it dialled, or if it is gone, so that nobody will, the
-/// pod has its place back. That must not wait until the socket is closed: an application may forget to.
+/// A redirected socket is in another state. If it is gone, nobody will fetch what it dialled.
 #[inline(always)]
 fn changed(ops: SockOps) {
-    if !ports::is_magic(ops.remote().port) {
-        return;
-    }
-    let flow = key(ops);
-    if ops.second_arg() == BPF_TCP_CLOSE {
-        let _: Result<(), i32> = maps::PENDING.remove(&flow);
-    } else if maps::PENDING.get_ptr(&flow).is_some() {
-        return;
-    }
-    let Some(shown) = maps::stored(ops.sk(), core::ptr::null_mut(), 0) else {
-        return;
-    };
-    // SAFETY: storage of a live socket, checked for null.
-    let share_since_ns = unsafe { core::mem::replace(&mut (*shown).share_since_ns, 0) };
-    if share_since_ns != 0 {
-        maps::give_back(flow.netns, share_since_ns);
+    if ops.second_arg() == BPF_TCP_CLOSE && ports::is_magic(ops.remote().port) {
+        maps::forget_dial(&key(ops));
     }
 }

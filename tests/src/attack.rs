@@ -50,6 +50,8 @@ pub enum Kind {
     Destroy,
     /// Connect to one port of it after the other, and close; where the handshake's last packet is dropped, the kernel keeps trying.
     Orphan,
+    /// As [`Self::Orphan`], but keep `hold` handshakes from ending: each socket drops every answer by a filter of its own.
+    Deaf,
     /// Forged SYNs from the addresses below `forge` and the mesh's source ports; half-open for ever.
     Syn,
 }

@@ -131,6 +131,14 @@ pub fn entries(node: &Node, map: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         .collect()
 }
 
+/// How many dials wait for a node's agent, as the programs count them: of all pods together first.
+pub fn dials(node: &Node) -> Result<Vec<u64>> {
+    let mut shares = entries(node, "SHARES")?;
+    shares.sort();
+    let dials = |value: &[u8]| Some(u64::from_ne_bytes(value.get(8..16)?.try_into().ok()?));
+    shares.iter().map(|(_, value)| dials(value).context("a share of another shape")).collect()
+}
+
 /// Writes entries of a node's pinned map, or deletes those without a value.
 pub fn write(node: &Node, map: &str, entries: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<()> {
     let pin = layout(node)?.join("maps").join(map);

@@ -47,6 +47,8 @@ fn at_rest(node: &Node) -> Result<Inventory> {
         let now = Inventory::of(node)?;
         let entries = |map: &str| now.entries.get(map).copied().unwrap_or(0);
         ensure!((entries("PENDING"), entries("LEGS")) == (0, 0), "{now:?}");
+        let dials = kernel::dials(node)?;
+        ensure!(dials.iter().all(|dials| *dials == 0), "{dials:?} are counted");
         ensure!(entries("AGENT_CGROUPS") == 1, "an agent that has ended may still dial: {now:?}");
         Ok(now)
     })

@@ -170,6 +170,7 @@ impl Kernel {
                 Program::SockOps(program) => program.load(),
                 Program::CgroupSkb(program) => program.load(),
                 Program::SkLookup(program) => program.load(),
+                Program::RawTracePoint(program) => program.load(),
                 _ => return Err(KernelError::Missing(name.to_owned())),
             };
             outcome.map_err(|source| program_error(name, source))?;
@@ -373,7 +374,7 @@ fn unusable(pins: &PinDir, source: io::Error) -> KernelError {
     KernelError::Link { path: pins.link(""), source }
 }
 
-fn program_error(program: &str, source: ProgramError) -> KernelError {
+pub(super) fn program_error(program: &str, source: ProgramError) -> KernelError {
     KernelError::Program { program: program.to_owned(), source: Box::new(source) }
 }
 

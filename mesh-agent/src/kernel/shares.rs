@@ -1,11 +1,16 @@
 //! `SHARES`: what each pod has of `PENDING`, as the programs count it. They refuse a pod that has its share, so that one whose
 //! handshakes never end (by a firewall of its own, for instance) takes no room that others need.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use aya::{
     Ebpf,
     maps::{self, MapData, MapError},
+    programs::{ProgramFd, RawTracePoint},
 };
 use mesh_common::{
     decide::{counted, dials_allowed},
@@ -13,7 +18,7 @@ use mesh_common::{
 };
 
 use super::{
-    programs::KernelError,
+    programs::{KernelError, program_error},
     tables::{Before, map_error},
 };
 use crate::sys;
@@ -23,13 +28,14 @@ const NEARLY_ALL: u64 = 80;
 
 /// What pods have.
 pub struct Shares {
+    give_back: ProgramFd,
     map: Mutex<maps::HashMap<MapData, u64, Share>>,
 }
 
 /// What one pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dials {
-    /// Its dials that are under way, or open.
+    /// Its dials that the agent has not fetched.
     pub own: u64,
     /// How many it may have, while others have as many as they have.
     pub allowed: u64,
@@ -43,14 +49,15 @@ impl Dials {
 
 impl Shares {
     const NAME: &str = "SHARES";
+    const GIVE_BACK: &str = "nm_give_back";
 
     pub(super) fn open(ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
         let map = ebpf.take_map(Self::NAME);
         let map = map.ok_or_else(|| KernelError::Missing(Self::NAME.to_owned()))?;
         let map = maps::HashMap::try_from(map).map_err(failed)?;
-        let shares = Self { map: Mutex::new(map) };
+        let shares = Self { give_back: give_back(ebpf)?, map: Mutex::new(map) };
         if before == Before::Gone {
-            // `PENDING` has just been emptied, and what the earlier agent carried has been reset.
+            // `PENDING` has just been emptied.
             let all: Vec<u64> = shares.lock().keys().filter_map(Result::ok).collect();
             // One time for all: a dial goes back to the sum only if its pod's count is not older.
             let since_ns = now()?;
@@ -79,6 +86,14 @@ impl Shares {
         drop(self.lock().remove(&netns)); // one that is not there is removed
     }
 
+    /// Gives back the place of a dial that was taken out of `PENDING`.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn give_back(&self, netns: u64, share_since_ns: u64) -> io::Result<()> {
+        sys::bpf::run(self.give_back.as_fd(), &[netns, share_since_ns])
+    }
+
     /// Those of some namespaces that have nearly all that they may have.
     pub fn greedy<T>(&self, pods: impl Iterator<Item = (T, u64)>) -> Vec<(T, Dials)> {
         let Some(all) = self.get(ALL_PODS) else { return Vec::new() };
@@ -103,6 +118,16 @@ impl Shares {
     fn lock(&self) -> MutexGuard<'_, maps::HashMap<MapData, u64, Share>> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The program that counts for the agent.
+fn give_back(ebpf: &mut Ebpf) -> Result<ProgramFd, KernelError> {
+    let name = Shares::GIVE_BACK;
+    let missing = || KernelError::Missing(name.to_owned());
+    let program: &mut RawTracePoint =
+        ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
+    let failed = |source| program_error(name, source);
+    program.fd().map_err(failed)?.try_clone().map_err(|error| failed(error.into()))
 }
 
 /// The boot clock, in nanoseconds.

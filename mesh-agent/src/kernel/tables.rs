@@ -18,7 +18,7 @@ use aya::{
 };
 use mesh_common::{
     addr::{Addr, Endpoint},
-    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, VerdictCounts},
+    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, Pending, VerdictCounts},
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
@@ -52,8 +52,9 @@ pub struct Tables {
     pub kubelet_dials: KubeletDials,
     /// What each pod has of `PENDING`.
     pub shares: Shares,
-    pending: HandOver,
-    legs: HandOver,
+    /// Through these two, kernel and agent tell each other about a connection that is being made.
+    pending: OwnedFd,
+    legs: OwnedFd,
     node: Mutex<Array<MapData, u64>>,
     verdicts: PerCpuArray<MapData, u64>,
     pod_verdicts: Mutex<PerCpuHashMap<MapData, u64, VerdictCounts>>,
@@ -68,9 +69,6 @@ pub enum Before {
     /// It hands over to this one, and is in the middle of making connections.
     Lives,
 }
-
-/// One of the two maps through which kernel and agent tell each other about a connection that is being made.
-struct HandOver(OwnedFd);
 
 macro_rules! open {
     ($ebpf:expr, $name:literal, $kind:ty) => {{
@@ -118,8 +116,8 @@ impl Tables {
             },
             failed: FailedTable::open(ebpf, before)?,
             kubelet_dials: KubeletDials::open(ebpf)?,
-            pending: HandOver::open("PENDING", ebpf, before)?,
-            legs: HandOver::open("LEGS", ebpf, before)?,
+            pending: emptied::<FlowKey, Pending>("PENDING", ebpf, before)?,
+            legs: emptied::<FlowKey, Named>("LEGS", ebpf, before)?,
             shares: Shares::open(ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
@@ -139,12 +137,18 @@ impl Tables {
         node.set(index, value, 0).map_err(|source| map_error("NODE", source))
     }
 
-    /// Takes the original destination of a redirected connection, named as the *dialling* socket sees it.
+    /// Takes the original destination of a redirected connection, named as the *dialling* socket sees it. It counts for its pod
+    /// no longer.
     ///
     /// # Errors
     /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller must not guess.
     pub fn take_pending(&self, flow: &FlowKey) -> io::Result<Option<Named>> {
-        sys::bpf::take(self.pending.0.as_fd(), flow)
+        let Some(Pending { named, share_since_ns }) = sys::bpf::take(self.pending.as_fd(), flow)?
+        else {
+            return Ok(None);
+        };
+        self.shares.give_back(flow.netns, share_since_ns)?;
+        Ok(Some(named))
     }
 
     /// Names the real client of a leg that is about to be dialled, as the agent's own socket will see it.
@@ -152,7 +156,7 @@ impl Tables {
     /// # Errors
     /// `E2BIG` if too many legs are being dialled at once.
     pub fn put_leg(&self, flow: &FlowKey, client: &Named) -> io::Result<()> {
-        sys::bpf::put(self.legs.0.as_fd(), flow, client)
+        sys::bpf::put(self.legs.as_fd(), flow, client)
     }
 
     /// Forgets a leg that is over; sockops has taken its note, as a rule.
@@ -160,7 +164,7 @@ impl Tables {
     /// # Errors
     /// What the kernel said.
     pub fn drop_leg(&self, flow: &FlowKey) -> io::Result<()> {
-        sys::bpf::take::<_, Named>(self.legs.0.as_fd(), flow).map(drop)
+        sys::bpf::take::<_, Named>(self.legs.as_fd(), flow).map(drop)
     }
 
     /// The node's verdicts since the maps were made, by [`Verdict`] number.
@@ -235,14 +239,8 @@ impl Tables {
     }
 }
 
-impl HandOver {
-    fn open(name: &'static str, ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
-        // What an earlier agent left half-made was reset with it; a stale leg would name a wrong client.
-        emptied::<FlowKey, Named>(name, ebpf, before).map(Self)
-    }
-}
-
-/// Opens a hash map for single system calls, and takes out what an earlier agent left in it if that one is gone.
+/// Opens a hash map for single system calls, and takes out what an earlier agent left in it if that one is gone. What was
+/// half-made has been reset with it; a stale leg would name a wrong client.
 pub(super) fn emptied<K: Pod, V: Pod>(
     name: &'static str,
     ebpf: &mut Ebpf,

@@ -1,5 +1,5 @@
 //! The `bpf(2)` commands that aya 0.14 does not offer: opening a pinned link, swapping a link's program, taking an entry out of
-//! a hash in one call, and loading a program whose maps were put in after it was parsed.
+//! a hash in one call, running a program, and loading one whose maps were put in after it was parsed.
 
 use std::{
     ffi::{CStr, CString},
@@ -200,6 +200,18 @@ pub(crate) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Runs a `raw_tracepoint` program with these arguments. Kernel 5.10.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn run(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.test.prog_fd = program.as_raw_fd().cast_unsigned();
+    attr.test.ctx_in = arguments.as_ptr() as u64;
+    attr.test.ctx_size_in = size_of_val(arguments) as u32;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
 /// A ring buffer that the runtime wakes us for.

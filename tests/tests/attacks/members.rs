@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tests::{
-    Node, PORT, PodSpec, SHOP,
+    Node, PORT, Pod, PodSpec, SHOP,
     agent::SOON,
-    attack::{self, AttackSpec, Kind, Usage},
+    attack::{self, AttackSpec, Kind, Times, Usage},
     eventually,
     exec::Place,
     kernel,
@@ -82,13 +82,53 @@ fn a_pods_own_firewall_harms_the_pod_alone() {
 
 /// Dials between `connect` and the agent that one pod may have: docs/security.md.
 const MOST_PENDING: u64 = 16_384;
+/// What is said of one more.
+const REFUSED_SHARE: &str = "refused_pending_share";
 
-/// What a node's pods have of it: of all pods together first.
-fn pending(node: &Node) -> Result<Vec<u64>> {
-    let mut shares = kernel::entries(node, "SHARES")?;
-    shares.sort();
-    let dials = |value: &[u8]| Some(u64::from_ne_bytes(value.get(8..16)?.try_into().ok()?));
-    shares.iter().map(|(_, value)| dials(value).context("a share of another shape")).collect()
+/// No dial waits for a node's agent, and none is counted.
+fn no_dials(node: &Node) -> Result<()> {
+    let left = kernel::dials(node)?;
+    ensure!(left.iter().all(|dials| *dials == 0), "{left:?} are counted");
+    ensure!(kernel::entries(node, "PENDING")?.is_empty(), "entries are left");
+    Ok(())
+}
+
+/// A pod whose dials do not get as far as its agent has its share of them, others notice nothing, and it is told of.
+fn has_its_share(
+    scene: &Scene<'_>,
+    greedy: &Pod,
+    spec: &AttackSpec,
+    quiet: &[Times],
+) -> Result<()> {
+    let (node, agent) = (&scene.pair.nodes[0], &scene.pair.agents[0]);
+    let refused = |of: &Pod| Ok::<_, anyhow::Error>(agent.status()?.pod_verdict(of, REFUSED_SHARE));
+    let before = refused(greedy)?;
+    let attack = attack::start(greedy, spec)?;
+    eventually(SOON * 6, || {
+        let refused = refused(greedy)? - before;
+        ensure!(refused >= 100, "{refused} refused: {:?}", attack.tally());
+        Ok(())
+    })?;
+    let under = rounds(scene)?;
+    println!("attack-pending, {:?}: {quiet:?} -> {under:?}, {:?}", spec.kind, attack.tally());
+    not_much_slower(quiet, &under)?;
+    let had = kernel::dials(node)?;
+    // Programs on several CPUs may each have seen the last place.
+    let mut own = had.iter().skip(1);
+    ensure!(own.all(|dials| *dials <= MOST_PENDING + 64), "{had:?}");
+    agent.wait_problem("the greedy pod", |problem| {
+        problem.code == "pending_share" && problem.message.contains("shop/greedy")
+    })?;
+    agent.wait_flow("refused", |flow| {
+        flow.outcome == REFUSED_SHARE && flow.client.pod.as_deref() == Some("shop/greedy")
+    })?;
+    let of_others = refused(&scene.pair.client)?;
+    ensure!(of_others == 0, "{of_others} dials of another pod were refused");
+    attack.stop().map(drop)
+}
+
+fn rounds(scene: &Scene<'_>) -> Result<Vec<Times>> {
+    (0..ROUNDS).map(|_| scene.others(REQUESTS)).collect()
 }
 
 #[test]
@@ -99,47 +139,23 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         let greedy = net.pod(node, PodSpec::new(SHOP, "greedy"))?;
         agent.wait_enrolled(&[&greedy])?;
         scene.others(50)?;
-        let rounds = || (0..ROUNDS).map(|_| scene.others(REQUESTS)).collect::<Result<Vec<_>>>();
-        let quiet = rounds()?;
+        let quiet = rounds(&scene)?;
         let rules = |text: &str| greedy.run(["nft", text])?.success();
         rules(
             "add table ip own; add chain ip own out { type filter hook output priority 0; }; \
                add rule ip own out tcp dport 60990-60997 tcp flags & (syn | ack) == ack drop",
         )?;
-        let spec = AttackSpec::new(Kind::Orphan, scene.pair.server.at(0));
-        let attack = attack::start(&greedy, &AttackSpec { workers: 2, ..spec })?;
-        eventually(SOON * 6, || {
-            let refused = agent.status()?.pod_verdict(&greedy, "refused_pending_share");
-            ensure!(refused >= 100, "{refused} refused: {:?}", attack.tally());
-            Ok(())
-        })?;
-        let under = rounds()?;
-        println!("attack-pending: {quiet:?} -> {under:?}, {:?}", attack.tally());
-        not_much_slower(&quiet, &under)?;
-        let had = pending(node)?;
-        // Programs on several CPUs may each have seen the last place.
-        let mut own = had.iter().skip(1);
-        ensure!(own.all(|dials| *dials <= MOST_PENDING + 64), "{had:?}");
-        agent.wait_problem("the greedy pod", |problem| {
-            problem.code == "pending_share" && problem.message.contains("shop/greedy")
-        })?;
-        agent.wait_flow("refused", |flow| {
-            flow.outcome == "refused_pending_share"
-                && flow.client.pod.as_deref() == Some("shop/greedy")
-        })?;
-        let of_others = agent.status()?.pod_verdict(&scene.pair.client, "refused_pending_share");
-        ensure!(of_others == 0, "{of_others} dials of another pod were refused");
-        attack.stop()?;
+        let dials = |kind| AttackSpec::new(kind, scene.pair.server.at(0));
+        let orphans = AttackSpec { workers: 2, ..dials(Kind::Orphan) };
+        has_its_share(&scene, &greedy, &orphans, &quiet)?;
         rules("delete table ip own")?;
         // The kernel would go on trying to end them for minutes.
         greedy.run(["ss", "-t", "-K", "state", "fin-wait-1"])?.success()?;
-        let nothing_left = || {
-            let left = pending(node)?;
-            ensure!(left.iter().all(|dials| *dials == 0), "{left:?} are left");
-            ensure!(kernel::entries(node, "PENDING")?.is_empty(), "entries are left");
-            Ok(())
-        };
-        eventually(SOON, nothing_left)?;
+        eventually(SOON, || no_dials(node))?;
+        // Without any capability.
+        let deaf = AttackSpec { hold: MOST_PENDING + 1_000, ..dials(Kind::Deaf) };
+        has_its_share(&scene, &greedy, &deaf, &quiet)?;
+        eventually(SOON, || no_dials(node))?;
         ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
         served(&greedy, &scene.pair.server)?;
         // The next agent begins the counts anew. What is given back then goes to the sum, too.
@@ -148,7 +164,38 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         agent.wait_enrolled(&[&greedy, &scene.pair.client])?;
         eventually(SOON, || served(&greedy, &scene.pair.server))?;
         scene.others(50)?;
-        eventually(SOON, nothing_left)
+        eventually(SOON, || no_dials(node))
+    });
+}
+
+#[test]
+fn connections_that_are_open_take_nothing_of_their_pods_share_of_dials() {
+    const OPEN: u64 = 500;
+    scenario("attack-open", |net| {
+        let scene = Scene::new(net)?;
+        let (node, agent, client) =
+            (&scene.pair.nodes[0], &scene.pair.agents[0], &scene.pair.client);
+        scene.others(50)?;
+        let before = Usage::of(scene.agent())?;
+        let port = PORT + 1;
+        let _keeps = attack::keep(&scene.victim, ([0, 0, 0, 0], port).into())?;
+        let to = scene.victim.at(port);
+        let spec = AttackSpec { hold: OPEN, ..AttackSpec::new(Kind::Silent, to) };
+        let attack = attack::start(client, &spec)?;
+        let all_are_open = || {
+            let open = [Usage::of(agent)?.open, Usage::of(scene.agent())?.open];
+            ensure!(open == [OPEN; 2], "{open:?} {:?}", attack.tally());
+            no_dials(node)
+        };
+        eventually(SOON, all_are_open)?;
+        // Those are reset, and dialled again.
+        agent.stop()?;
+        agent.start_again()?;
+        agent.wait_enrolled(&[client])?;
+        eventually(SOON, all_are_open)?;
+        attack.stop()?;
+        eventually(SOON, || no_dials(node))?;
+        scene.recovered(&before)
     });
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tests::attack::{AttackSpec, Kind, LATE};
 
 use crate::{Shared, hello::client_hello};
@@ -64,8 +64,14 @@ pub(crate) fn again(spec: &AttackSpec, worker: u64, shared: &Shared) {
     }
 }
 
-/// Destination ports of [`Kind::Orphan`]: enough that the mesh spreads them over all ports that it has for redirected dials.
-const ORPHAN_PORTS: u64 = 64;
+/// Enough destination ports that the mesh spreads them over all ports that it has for redirected dials.
+const SPREAD: u64 = 64;
+
+/// One destination after the other.
+fn spread(spec: &AttackSpec, number: u64) -> SocketAddr {
+    let port = u16::try_from(number % SPREAD).unwrap_or(0) + 1;
+    SocketAddr::new(spec.to.ip(), port)
+}
 
 /// Closed as soon as they are there, in order.
 pub(crate) fn orphans(spec: &AttackSpec, worker: u64, shared: &Shared) {
@@ -73,9 +79,42 @@ pub(crate) fn orphans(spec: &AttackSpec, worker: u64, shared: &Shared) {
     let mut number = worker;
     while shared.pace(begun, spec.per_second) {
         number += spec.workers;
-        let port = u16::try_from(number % ORPHAN_PORTS).unwrap_or(0) + 1;
-        let done = TcpStream::connect(SocketAddr::new(spec.to.ip(), port));
+        let done = TcpStream::connect(spread(spec, number));
         Shared::add(if done.is_ok() { &shared.connected } else { &shared.ended });
+    }
+}
+
+/// `ret 0`: of every packet nothing is let through.
+const DROP_ALL: SockFilter = SockFilter::new(6, 0, 0, 0);
+
+/// Handshakes that are begun and do not end, as many as are to be held.
+pub(crate) fn deaf(spec: &AttackSpec, worker: u64, shared: &Shared) {
+    let begun = Instant::now();
+    let mine = spec.hold.div_ceil(spec.workers);
+    let (mut held, mut number) = (Vec::new(), worker);
+    while shared.pace(begun, spec.per_second) {
+        if held.len() as u64 >= mine {
+            thread::sleep(DRIP);
+            continue;
+        }
+        number += spec.workers;
+        match begin_deaf(spread(spec, number)) {
+            Ok(socket) => {
+                Shared::add(&shared.connected);
+                held.push(socket);
+            }
+            Err(_) => drop(Shared::add(&shared.ended)),
+        }
+    }
+}
+
+fn begin_deaf(to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.attach_filter(&[DROP_ALL])?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket),
     }
 }
 

@@ -94,6 +94,7 @@ fn attack(spec: &AttackSpec) -> Result<()> {
             scope.spawn(move || match spec.kind {
                 Kind::Syn => forge::syns(spec, shared),
                 Kind::Orphan => connect::orphans(spec, number, shared),
+                Kind::Deaf => connect::deaf(spec, number, shared),
                 Kind::Destroy => destroy::listeners(spec, shared),
                 Kind::Silent | Kind::Hold | Kind::Drip | Kind::Late | Kind::Fill => {
                     connect::hold(spec, number, shared);
