@@ -207,7 +207,10 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     if wire_port == WirePort::Agents {
         mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
     }
-    let client = match open::client(mesh, &open, from, session.peer_identity()) {
+    let identity = |namespace: &str, account: &str| mesh.identity(namespace, account);
+    let proven = session.peer_identity();
+    let client = open::client(&mesh.world.load(), identity, open.source, from, proven);
+    let client = match client {
         Ok(client) => client,
         Err(refused) => return refuse_open(session, refused, flow).await,
     };
@@ -218,9 +221,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         record.server.port = to.port();
         record.original_destination = open.original_destination;
     });
-    let counted_as = mesh.client(client.ip());
-    if counted_as != mesh.client(from.ip())
-        && let Err(reached) = admitted.reassign(counted_as)
+    if client.ip() != from.ip().to_canonical()
+        && let Err(reached) = admitted.count_behind(mesh.client(client.ip()))
     {
         let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
         drop(session.refuse(refused).await); // that the peer has not heard changes nothing

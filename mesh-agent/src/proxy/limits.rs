@@ -5,7 +5,8 @@
 //! each gets (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A pod is refused once it has [`SHARE`] times
 //! what is free; so one greedy pod leaves a fifth free, two leave a ninth, and a pod that has little always finds room.
 //! What a pod dials and what is dialled to it are counted apart, and of the latter each source by the same rule within
-//! the pod's part: a peer that floods a pod takes neither the pod's own dials nor all that others may bring to it.
+//! the pod's part: a peer that floods a pod takes neither the pod's own dials nor all that others may bring to it. Where the
+//! path gives the connections of several pods one source, each of these has its share, by the same rule, of what that source may have.
 //!
 //! Whoever is refused is accepted and reset at once. To stop accepting instead would leave the choice to the accept queue,
 //! in which the flood is most of what waits, and its victims would hang where now they are told.
@@ -68,6 +69,8 @@ struct Counts {
 
 struct Source {
     open: usize,
+    /// How many of these are of which pod, as far as it is another one than the connection's address says.
+    behind: HashMap<ClientKey, usize>,
     handshakes: Arc<Semaphore>,
 }
 
@@ -76,6 +79,7 @@ pub struct Admitted {
     limits: Arc<Limits>,
     account: Arc<Account>,
     source: Option<ClientKey>,
+    behind: Option<ClientKey>,
 }
 
 /// A handshake that is in progress: had by [`Admitted::handshake`] alone, so that none goes uncounted.
@@ -152,7 +156,8 @@ impl Limits {
             return Err(reached);
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted { limits: Arc::clone(self), account: Arc::clone(account), source })
+        let (limits, account) = (Arc::clone(self), Arc::clone(account));
+        Ok(Admitted { limits, account, source, behind: None })
     }
 
     /// How many are free. Two that are let in at the same moment may see the same one; the reserve is for that too.
@@ -169,7 +174,8 @@ impl Account {
 
 impl Source {
     fn new() -> Self {
-        Self { open: 0, handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_SOURCE)) }
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_PER_SOURCE));
+        Self { open: 0, behind: HashMap::new(), handshakes }
     }
 }
 
@@ -190,35 +196,37 @@ impl Counts {
         Ok(())
     }
 
-    /// Counts one that is open as another source's.
-    fn reassign(
+    /// Counts one that is open as that of a pod behind its source.
+    fn take_behind(
         &mut self,
         room: usize,
-        from: Option<ClientKey>,
-        to: ClientKey,
+        source: ClientKey,
+        pod: ClientKey,
     ) -> Result<(), LimitReached> {
-        let has = self.sources.get(&to).map_or(0, |source| source.open);
-        // It is open already: only who has others may have too many.
-        if has > 0 && has >= SHARE * (SHARE * room).saturating_sub(self.open) {
+        let left = (SHARE * room).saturating_sub(self.open);
+        let Some(source) = self.sources.get_mut(&source) else { return Ok(()) };
+        let has = source.behind.get(&pod).copied().unwrap_or(0);
+        // It is open already: only a pod that has others may have too many.
+        if has > 0 && has >= SHARE * (SHARE * left).saturating_sub(source.open) {
             return Err(LimitReached::Source);
         }
-        self.sources.entry(to).or_insert_with(Source::new).open += 1;
-        self.leave(from);
+        *source.behind.entry(pod).or_default() += 1;
         Ok(())
     }
 
-    fn give_back(&mut self, source: Option<ClientKey>) {
+    fn give_back(&mut self, source: Option<ClientKey>, behind: Option<ClientKey>) {
         self.open = self.open.saturating_sub(1);
-        self.leave(source);
-    }
-
-    fn leave(&mut self, source: Option<ClientKey>) {
-        if let Some(client) = source
-            && let Some(of) = self.sources.get_mut(&client)
+        let Some(client) = source else { return };
+        let Some(of) = self.sources.get_mut(&client) else { return };
+        of.open = of.open.saturating_sub(1);
+        if of.open == 0 {
+            self.sources.remove(&client);
+        } else if let Some(pod) = behind
+            && let Some(has) = of.behind.get_mut(&pod)
         {
-            of.open = of.open.saturating_sub(1);
-            if of.open == 0 {
-                self.sources.remove(&client);
+            *has = has.saturating_sub(1);
+            if *has == 0 {
+                of.behind.remove(&pod);
             }
         }
     }
@@ -247,24 +255,26 @@ impl Admitted {
         Ok(HandshakeSlot { _permit: slot.ok() })
     }
 
-    /// Counts the connection as that client's from now on: it came from an address that a whole node may share.
+    /// Counts the connection also as that pod's, among those of its source, which a whole node may share. As the pod's alone it
+    /// would be counted by a peer's word: with it an agent could use up another's share.
     ///
     /// # Errors
-    /// [`LimitReached::Source`] if that client has too many.
-    pub fn reassign(&mut self, source: ClientKey) -> Result<(), LimitReached> {
+    /// [`LimitReached::Source`] if that pod has too many of them.
+    pub fn count_behind(&mut self, pod: ClientKey) -> Result<(), LimitReached> {
+        let Some(source) = self.source else { return Ok(()) };
         let room = self.limits.room();
-        let reassigned = self.account.lock().reassign(room, self.source, source);
-        match reassigned {
-            Ok(()) => self.source = Some(source),
+        let counted = self.account.lock().take_behind(room, source, pod);
+        match counted {
+            Ok(()) => self.behind = Some(pod),
             Err(_) => drop(self.limits.refused.fetch_add(1, Ordering::Relaxed)),
         }
-        reassigned
+        counted
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.account.lock().give_back(self.source);
+        self.account.lock().give_back(self.source, self.behind);
         self.limits.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -330,24 +340,61 @@ mod tests {
         assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
     }
 
+    /// Takes as one of the pods behind a source until it is refused.
+    fn take_all_behind(
+        limits: &Arc<Limits>,
+        account: &Arc<Account>,
+        source: Option<ClientKey>,
+        pod: ClientKey,
+    ) -> (Vec<Admitted>, LimitReached) {
+        let mut taken = Vec::new();
+        loop {
+            let counted = limits.admit(account, source).and_then(|mut admitted| {
+                admitted.count_behind(pod)?;
+                Ok(admitted)
+            });
+            match counted {
+                Ok(admitted) => taken.push(admitted),
+                Err(reached) => return (taken, reached),
+            }
+        }
+    }
+
     #[test]
     fn clients_behind_one_address_are_told_apart_once_they_are_proven() {
         let gateway = Some(ClientKey::of_stranger([192, 168, 0, 1].into()));
         let limits = Arc::new(Limits::new(1000));
         let inbound = Arc::default();
-        let (mut greedy, mut refused) = (Vec::new(), None);
-        while refused.is_none() {
-            let mut admitted = limits.admit(&inbound, gateway).unwrap();
-            refused = admitted.reassign(ONE.unwrap()).err();
-            greedy.push(admitted);
-        }
-        assert_eq!((refused, limits.refused()), (Some(LimitReached::Source), 1));
+        let (greedy, reached) = take_all_behind(&limits, &inbound, gateway, client(1));
+        assert_eq!((reached, limits.refused()), (LimitReached::Source, 1));
         assert!((700..800).contains(&greedy.len()), "{}", greedy.len());
         let mut modest = limits.admit(&inbound, gateway).unwrap();
-        assert_eq!(modest.reassign(OTHER.unwrap()), Ok(()));
+        assert_eq!(modest.count_behind(client(2)), Ok(()));
         drop((greedy, modest));
         assert_eq!(limits.room(), 1000);
         assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
+    }
+
+    #[test]
+    fn a_peer_that_speaks_for_another_pod_uses_up_its_own_share() {
+        let (mad, victim) = (OTHER, client(1));
+        let limits = Arc::new(Limits::new(1000));
+        let inbound = Arc::default();
+        let (taken, _) = take_all_behind(&limits, &inbound, mad, victim);
+        assert!((700..800).contains(&taken.len()), "{}", taken.len());
+        // The pod itself, from its own address and from behind another one; and the other peer as nobody but itself.
+        for source in [Some(victim), Some(client(3))] {
+            let mut admitted = limits.admit(&inbound, source).unwrap();
+            assert_eq!(admitted.count_behind(victim), Ok(()));
+        }
+        let mut others = Vec::new();
+        for pod in 10..30 {
+            let (more, _) = take_all_behind(&limits, &inbound, mad, client(pod));
+            others.extend(more);
+        }
+        let all = taken.len() + others.len();
+        assert!(all < 800, "by speaking for many, it has {all}");
+        assert!(limits.admit(&inbound, Some(victim)).is_ok());
     }
 
     #[tokio::test]

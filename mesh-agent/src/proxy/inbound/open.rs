@@ -6,9 +6,8 @@ use mesh_common::ports;
 
 use crate::{
     identity::SpiffeId,
-    proxy::Mesh,
     wire::{Open, Refusal, Refused},
-    world::{Claimant, Standing},
+    world::{Claimant, Snapshot, Standing},
 };
 
 /// What a peer's agent wants of us.
@@ -45,22 +44,25 @@ pub(super) fn asked(open: &Open, to: SocketAddr) -> Result<Asked, Refused> {
 
 /// The client that the application is shown: what OPEN says, if the certificate is that of the pod which is announced at
 /// that address. Of an address that is disputed or not announced (yet), only the connection's own source can be believed: where
-/// the path changes that, nothing can.
+/// the path changes that, nothing can. A path changes it to a node's or a gateway's, never to that of another pod of the mesh.
 ///
 /// # Errors
 /// It is not believed; to be told to the peer.
 pub(super) fn client(
-    mesh: &Mesh,
-    open: &Open,
+    world: &Snapshot,
+    identity: impl Fn(&str, &str) -> Option<SpiffeId>,
+    said: SocketAddr,
     from: SocketAddr,
     proven: &SpiffeId,
 ) -> Result<SocketAddr, Refused> {
-    let said = SocketAddr::new(open.source.ip().to_canonical(), open.source.port());
+    let said = SocketAddr::new(said.ip().to_canonical(), said.port());
     let (ip, from) = (said.ip(), from.ip().to_canonical());
     let mismatch = |text| Err(Refused { reason: Refusal::SourceMismatch, text });
-    let world = mesh.world.load();
+    if ip != from && world.standing(from).is_some() {
+        return mismatch(format!("OPEN says {ip}, but the connection came from the pod at {from}"));
+    }
     match world.standing(ip) {
-        Some(Standing::Believed(peer)) => match mesh.identity_of(peer) {
+        Some(Standing::Believed(peer)) => match identity(&peer.namespace, &peer.service_account) {
             Some(expected) if expected == *proven => Ok(said),
             Some(expected) => {
                 mismatch(format!("{ip} is {expected}, but the certificate says {proven}"))
@@ -68,7 +70,7 @@ pub(super) fn client(
             None => mismatch(format!("the pod at {ip} has no identity")),
         },
         Some(Standing::Disputed(dispute)) => {
-            let identity = |it: &Claimant| mesh.identity(&it.namespace, &it.service_account);
+            let identity = |it: &Claimant| identity(&it.namespace, &it.service_account);
             let is_claimed = dispute.claimants.iter().filter_map(identity).any(|it| it == *proven);
             if is_claimed && ip == from {
                 return Ok(said);
@@ -87,7 +89,15 @@ pub(super) fn client(
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use serde_json::json;
+
     use super::*;
+    use crate::{
+        identity::TrustDomain,
+        world::{Announcements, Incumbents, LocalNode, MeshNode, NodeName, Objects},
+    };
 
     fn asked_at(to: u16, port: u16) -> Result<Asked, Refusal> {
         let open = Open {
@@ -111,5 +121,60 @@ mod tests {
         for to in [8080, ports::AGENTS] {
             assert_eq!(asked_at(to, ports::AGENTS), Err(Refusal::ApplicationRefused));
         }
+    }
+    /// Two pods of one account on one node, and one of another account on another node.
+    fn world() -> Snapshot {
+        let announced = |node: &str, pods: &[(&str, &str, &str)]| {
+            let pods: Vec<_> = pods
+                .iter()
+                .map(|(name, account, address)| {
+                    json!({"uid": format!("uid-{name}"), "namespace": "shop", "name": name,
+                        "serviceAccount": account, "addresses": [address], "mode": "permissive"})
+                })
+                .collect();
+            let said: MeshNode = serde_json::from_value(json!({
+                "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode",
+                "metadata": {"name": node},
+                "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": pods},
+            }))
+            .unwrap();
+            (said.node.clone(), Arc::new(said))
+        };
+        let announcements = Announcements::from([
+            announced("node2", &[("a", "cart", "10.0.2.1"), ("b", "cart", "10.0.2.2")]),
+            announced("node3", &[("c", "web", "10.0.3.1")]),
+        ]);
+        let name = NodeName::parse("node1").unwrap();
+        let local = LocalNode { name, enrolled: BTreeSet::new(), mesh_namespace: None };
+        Snapshot::build(&Objects::default(), &announcements, &local, &Incumbents::default())
+    }
+
+    /// What becomes of a peer's word, by a certificate of the account `cart`.
+    fn cart_says(said: &str, from: &str) -> Result<String, Refusal> {
+        let domain = "cluster.local".parse::<TrustDomain>().unwrap();
+        let identity =
+            |namespace: &str, account: &str| SpiffeId::new(&domain, namespace, account).ok();
+        let [said, from] = [said, from].map(|ip| SocketAddr::new(ip.parse().unwrap(), 61_000));
+        let proven = identity("shop", "cart").unwrap();
+        let shown = client(&world(), identity, said, from, &proven);
+        shown.map(|it| it.ip().to_string()).map_err(|refused| refused.reason)
+    }
+
+    #[test]
+    fn a_peer_speaks_for_another_address_only_where_the_path_can_have_changed_it() {
+        let (gateway, mismatch) = ("192.168.0.1", Err(Refusal::SourceMismatch));
+        let shown = |ip: &str| Ok(ip.to_owned());
+        assert_eq!(cart_says("10.0.2.1", "10.0.2.1"), shown("10.0.2.1"));
+        assert_eq!(cart_says("::ffff:10.0.2.1", "10.0.2.1"), shown("10.0.2.1"));
+        assert_eq!(cart_says("10.0.2.1", gateway), shown("10.0.2.1"));
+        // From where another pod of the mesh is, of whichever account.
+        assert_eq!(cart_says("10.0.2.1", "10.0.2.2"), mismatch);
+        assert_eq!(cart_says("10.0.2.1", "10.0.3.1"), mismatch);
+        // Of another account.
+        assert_eq!(cart_says("10.0.3.1", "10.0.3.1"), mismatch);
+        assert_eq!(cart_says("10.0.3.1", gateway), mismatch);
+        // Not announced.
+        assert_eq!(cart_says("10.0.2.9", "10.0.2.9"), shown("10.0.2.9"));
+        assert_eq!(cart_says("10.0.2.9", gateway), mismatch);
     }
 }
