@@ -101,41 +101,45 @@ pub fn write_world(
 }
 
 fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, Unwritten> {
-    let Wanted { addresses, ports, incomplete, anywhere, lost } = wanted(world, KERNEL);
+    let Wanted { addresses, ports, incomplete, mut anywhere, lost } = wanted(world, KERNEL);
     // The programs refuse what is not there before it goes, and until it has come.
     if incomplete {
         refuse_unknown(tables, anywhere)?;
     }
-    let (addresses, ports) = (tables.addresses.sync(&addresses), tables.ports.sync(&ports));
-    let addresses = match addresses {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            let ranges = Cover::of(world.pod_cidrs());
-            let mut captured = world.kernel_addresses().filter(|row| row.peer);
-            let anywhere = captured.any(|row| !ranges.contains(row.address));
-            refuse_unknown(tables, anywhere)?;
-            return Err(Unwritten { error, anywhere });
-        }
-    };
-    let ports = match ports {
-        Ok(ports) => ports,
-        Err(error) => {
-            capture_services(tables, world)?;
-            return Err(Unwritten { error, anywhere });
-        }
-    };
-    let entries = addresses + ports;
+    let written = (tables.addresses.sync(&addresses), tables.ports.sync(&ports));
+    // What could not be written still says what was true before. It goes, once its dials are refused or led to the agent.
+    if written.0.is_err() {
+        anywhere = is_captured_outside_ranges(world);
+        refuse_unknown(tables, anywhere)?;
+        tables.addresses.drop_stale(&addresses)?;
+    }
+    if written.1.is_err() {
+        capture_services(tables, world, &ports)?;
+        tables.ports.drop_stale(&ports)?;
+    }
+    let entries = written.0.and_then(|addresses| Ok(addresses + written.1?));
+    let entries = entries.map_err(|error| Unwritten { error, anywhere })?;
     if !incomplete {
         tables.set_node(NODE_ADDRESSES_INCOMPLETE, 0)?;
     }
     Ok(Written { entries, lost, anywhere, filled: filled(tables) })
 }
 
-/// Has the whole addresses of services go to the agent whose ports are not in `PORTS`.
-fn capture_services(tables: &Tables, world: &Snapshot) -> Result<(), KernelError> {
+fn is_captured_outside_ranges(world: &Snapshot) -> bool {
+    let ranges = Cover::of(world.pod_cidrs());
+    let mut captured = world.kernel_addresses().filter(|row| row.peer);
+    captured.any(|row| !ranges.contains(row.address))
+}
+
+/// Has the whole addresses of services go to the agent whose ports are not as wanted in `PORTS`.
+fn capture_services(
+    tables: &Tables,
+    world: &Snapshot,
+    wanted: &HashMap<Endpoint, u32>,
+) -> Result<(), KernelError> {
     for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
-        let port = tables.ports.get(&endpoint(row.address, row.port)).unwrap_or(0);
-        if port & PORT_SERVICE == 0 {
+        let port = endpoint(row.address, row.port);
+        if tables.ports.get(&port).as_ref() != wanted.get(&port) {
             let address = row.address.into();
             let bits = tables.addresses.get(&address).unwrap_or(0);
             tables.addresses.put(address, bits | ADDRESS_PEER)?;

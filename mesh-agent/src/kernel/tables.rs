@@ -329,6 +329,17 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
     }
 
+    /// Removes what is not as wanted: what an update that failed was to change still says what was true before.
+    ///
+    /// # Errors
+    /// The first entry that could not be removed; all others have been.
+    pub fn drop_stale(&self, wanted: &HashMap<K, V>) -> Result<usize, KernelError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let stale = stale(&inner.content, wanted);
+        let nothing = std::iter::empty();
+        inner.change(nothing, stale).map_err(|source| map_error(self.name, source))
+    }
+
     /// How many entries there are.
     pub fn used(&self) -> usize {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.len()
@@ -416,15 +427,25 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirrored<K, V> {
 
     /// Whether it had to be removed.
     fn remove(&mut self, key: &K) -> Result<bool, MapError> {
-        if self.content.remove(key).is_none() {
+        if !self.content.contains_key(key) {
             return Ok(false);
         }
         match self.map.remove(key) {
             Err(MapError::KeyNotFound) => {}
             other => other?,
         }
+        self.content.remove(key);
         Ok(true)
     }
+}
+
+/// The keys of what a map holds and should not, or should with another value.
+fn stale<K: Copy + Eq + Hash, V: PartialEq>(
+    content: &HashMap<K, V>,
+    wanted: &HashMap<K, V>,
+) -> Vec<K> {
+    let is_stale = |(key, value): &(&K, &V)| wanted.get(*key) != Some(*value);
+    content.iter().filter(is_stale).map(|(key, _)| *key).collect()
 }
 
 /// `LISTENERS`: an entry vanishes by itself when its socket closes.
@@ -451,4 +472,18 @@ impl ListenerTable {
 
 pub(super) fn map_error(map: &'static str, source: MapError) -> KernelError {
     KernelError::Map { map, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_updated_is_stale_and_what_could_not_be_added_is_not() {
+        let content = HashMap::from([("right", 1), ("changed", 1), ("gone", 1)]);
+        let wanted = HashMap::from([("right", 1), ("changed", 2), ("new", 1)]);
+        let mut stale = stale(&content, &wanted);
+        stale.sort_unstable();
+        assert_eq!(stale, ["changed", "gone"]);
+    }
 }
