@@ -97,7 +97,7 @@ verdicts! {
     /// A connection of the kubelet could not be noted. Decided in sockops.
     KubeletNotNoted = 18, Pass, "kubelet_not_noted", "Too many connections of the kubelet are noted at once; a strict pod refuses this one as it would any plaintext.";
     /// The pod has its share of `PENDING`. Decided in connect, and once more in sockops.
-    RefusedPendingShare = 19, Refuse, "refused_pending_share", "The pod has as many dials under way, or open, through the mesh as the node can spare for it; they are too many, or other pods of the node have as many.";
+    RefusedPendingShare = 19, Refuse, "refused_pending_share", "The pod has as many dials under way through the mesh as the node can spare for it; they are too many, or other pods of the node have as many.";
     /// The destination may be a captured pod for which the kernel's table has no room.
     RefusedTableFull = 20, Refuse, "refused_table_full", "The kernel's table of addresses has no room for all pods of the mesh, and the destination may be one of those that it does not know.";
 

@@ -1,5 +1,8 @@
 //! What a hostile pod can do to the agent and, through it, to another pod (docs/security.md has the list): nothing gets
 //! through, others are served, memory stays in its bound, and all is as before when it stops.
+//!
+//! How much slower others get is promised for a machine that does nothing else, and asserted so by
+//! `NODEMESH_ATTACK_ROUNDS=9 cargo test --test attacks -- --test-threads 1`.
 #![expect(clippy::print_stdout, reason = "figures, for who reads the output")]
 
 #[path = "attacks/clients.rs"]
@@ -9,9 +12,12 @@ mod crowds;
 #[path = "attacks/members.rs"]
 mod members;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::{
     Net, PORT, Pair, Pod, PodSpec, SHOP,
     agent::{Agent, SOON},
@@ -26,11 +32,34 @@ use tests::{
 const CONNECTION_KIB: u64 = 64;
 const BESIDE_KIB: u64 = 64 * 1024;
 
-/// By how much the slowest hundredth of another pod's requests may get slower. The aim is 2 (docs/security.md has what was
-/// measured); here other tests run at the same time, on two cores.
-const SLOWER: u64 = 3;
-/// And what the scheduler alone may add, in µs.
-const SCHEDULER_US: u64 = 20_000;
+/// By how much an attack may slow others down.
+struct Bound {
+    times: u64,
+    /// And what the scheduler alone may add, in µs.
+    more_us: u64,
+}
+
+/// Where other tests run at the same time, on two cores.
+const BUSY: Bound = Bound { times: 3, more_us: 20_000 };
+/// What is promised: docs/security.md.
+const QUIET: Bound = Bound { times: 2, more_us: 2_000 };
+
+impl Bound {
+    fn of(&self, quiet_us: u64) -> u64 {
+        quiet_us * self.times + self.more_us
+    }
+}
+
+/// How many rounds there are, without the attack and with it, and whether the machine does nothing else.
+fn plan() -> Result<(usize, bool)> {
+    match env::var("NODEMESH_ATTACK_ROUNDS") {
+        Ok(rounds) => Ok((rounds.parse().context("NODEMESH_ATTACK_ROUNDS")?, true)),
+        Err(_) => Ok((3, false)),
+    }
+}
+
+/// Requests in each round.
+const REQUESTS: u64 = 200;
 
 /// A client and a server in the mesh that have nothing to do with the attack; a strict victim and an attacker outside the
 /// mesh on the server's node.
@@ -74,6 +103,11 @@ impl<'a> Scene<'a> {
         attack::measure(&self.pair.client, &MeasureSpec { to, count, keep_alive: false })
     }
 
+    /// The same, in every round.
+    fn rounds(&self) -> Result<Vec<Times>> {
+        (0..plan()?.0).map(|_| self.others(REQUESTS)).collect()
+    }
+
     /// Nothing has reached the victim's application, and its peers still do.
     fn unharmed(&self) -> Result<()> {
         let conns = self.application.conns();
@@ -109,10 +143,6 @@ fn median(mut all: Vec<u64>) -> u64 {
     all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
-/// How many rounds, each without and with the attack, and requests in each half.
-const ROUNDS: usize = 3;
-const REQUESTS: u64 = 200;
-
 /// What others feel of an attack, measured without and with it by turns.
 fn others_are_served(
     name: &str,
@@ -123,7 +153,7 @@ fn others_are_served(
     going: u64,
 ) -> Result<()> {
     let (mut quiet, mut under) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..plan()?.0 {
         quiet.push(scene.others(REQUESTS)?);
         let attack = attack::start(from, spec)?;
         attack.wait("under way", |tally| tally.connected >= going)?;
@@ -139,14 +169,23 @@ fn others_are_served(
     not_much_slower(&quiet, &under)
 }
 
-/// All of the others' requests are answered, and about as fast. What else runs on the machine makes a round slower, never
-/// faster: the best round is what the attack does.
+/// All of the others' requests are answered, and about as fast: one round without the attack is held against one with it.
 fn not_much_slower(quiet: &[Times], under: &[Times]) -> Result<()> {
     let failed: u64 = quiet.iter().chain(under).map(|times| times.failed).sum();
     ensure!(failed == 0, "{failed} requests of others failed: {quiet:?} {under:?}");
-    let best = |times: &[Times]| times.iter().map(|times| times.p99_us).min().unwrap_or(0);
-    let most = best(quiet) * SLOWER + SCHEDULER_US;
-    ensure!(best(under) <= most, "slower than {most} us: {quiet:?} {under:?}");
+    let p99 = |times: &[Times]| times.iter().map(|times| times.p99_us).collect::<Vec<_>>();
+    let (quiet, under) = (p99(quiet), p99(under));
+    if plan()?.1 {
+        // Hundredths of what may be.
+        let pairs = quiet.iter().zip(&under);
+        let shares = pairs.map(|(quiet, under)| under * 100 / QUIET.of(*quiet)).collect();
+        ensure!(median(shares) <= 100, "slower, in µs: {quiet:?} {under:?}");
+    } else {
+        // What others on the machine do makes a round slower, never faster: the best one is what the attack does.
+        let best = |all: &[u64]| all.iter().copied().min().unwrap_or(0);
+        let most = BUSY.of(best(&quiet));
+        ensure!(best(&under) <= most, "slower than {most} µs: {quiet:?} {under:?}");
+    }
     Ok(())
 }
 

@@ -177,7 +177,7 @@ impl State {
 
 fn of_share(pod: &str, Dials { own, allowed }: Dials) -> ProblemFacts {
     let message = format!(
-        "pod {pod} has {own} dials under way, or open, through the mesh, of {allowed} that it may have while other pods have as many as they have; beyond that its dials are refused (refused_pending_share). Find what in it dials without end, or keeps its handshakes from ending"
+        "pod {pod} has {own} dials under way through the mesh, of {allowed} that it may have while other pods have as many as they have; beyond that its dials are refused (refused_pending_share). Find what in it dials without end, or keeps its handshakes from ending"
     );
     ProblemFacts { code: "pending_share".to_owned(), message }
 }

@@ -23,7 +23,7 @@ use tests::{
     scenario,
 };
 
-use crate::{REQUESTS, Scene, not_much_slower, others_are_served, says};
+use crate::{Scene, not_much_slower, others_are_served, says};
 
 /// An attack on the victim: what it may not do to the others, to the agent and to the victim.
 fn withstands(name: &str, spec: impl Fn(&Scene<'_>) -> AttackSpec, going: u64) {
@@ -144,13 +144,13 @@ fn client_hellos_after_a_silence() {
         let _application = attack::keep(&open, open.at(PORT))?;
         scene.others(50)?;
         let before = Usage::of(scene.agent())?;
-        let quiet = [scene.others(REQUESTS)?, scene.others(REQUESTS)?];
+        let quiet = scene.rounds()?;
         let spec = AttackSpec { hold: 3_000, ..AttackSpec::new(Kind::Late, open.at(PORT)) };
         let spec = spec.from(IpAddr::V4(scene.attacker.v4));
         let begun = Instant::now();
         let attack = attack::start(&scene.attacker, &spec)?;
         attack.wait("answered", |tally| tally.connected >= spec.hold && tally.answered > 0)?;
-        let under = [scene.others(REQUESTS)?, scene.others(REQUESTS)?];
+        let under = scene.rounds()?;
         let usage = Usage::of(scene.agent())?;
         let tally = attack.tally();
         let most = HANDSHAKES * (1 + begun.elapsed().as_secs() / HANDSHAKE.as_secs());

@@ -14,7 +14,7 @@ use tests::{
     scenario,
 };
 
-use crate::{REQUESTS, ROUNDS, Scene, not_much_slower, others_are_served, says, served};
+use crate::{Scene, not_much_slower, others_are_served, says, served};
 
 /// One of the ports that redirected connections carry.
 const MAGIC: u16 = 60_990;
@@ -109,7 +109,7 @@ fn has_its_share(
         ensure!(refused >= 100, "{refused} refused: {:?}", attack.tally());
         Ok(())
     })?;
-    let under = rounds(scene)?;
+    let under = scene.rounds()?;
     println!("attack-pending, {:?}: {quiet:?} -> {under:?}, {:?}", spec.kind, attack.tally());
     not_much_slower(quiet, &under)?;
     let had = kernel::dials(node)?;
@@ -127,10 +127,6 @@ fn has_its_share(
     attack.stop().map(drop)
 }
 
-fn rounds(scene: &Scene<'_>) -> Result<Vec<Times>> {
-    (0..ROUNDS).map(|_| scene.others(REQUESTS)).collect()
-}
-
 #[test]
 fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
     scenario("attack-pending", |net| {
@@ -139,7 +135,7 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         let greedy = net.pod(node, PodSpec::new(SHOP, "greedy"))?;
         agent.wait_enrolled(&[&greedy])?;
         scene.others(50)?;
-        let quiet = rounds(&scene)?;
+        let quiet = scene.rounds()?;
         let rules = |text: &str| greedy.run(["nft", text])?.success();
         rules(
             "add table ip own; add chain ip own out { type filter hook output priority 0; }; \
