@@ -1,7 +1,7 @@
 //! A CA that has taken another's place without having been trusted beside it first: its Secret was deleted and made anew, its
 //! directory was replaced. No connection may fail for it. Both are trusted, and the old one signs until every node is known to
-//! trust the new one; the old one is forgotten when no node has certificates of it any more. Whoever wants it forgotten at
-//! once starts the agents anew.
+//! trust the new one. The old one is forgotten when no node uses it any more, and whatever nodes say, when the last certificate
+//! that it has signed here has ended. An agent that is started anew has forgotten it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ pub(super) struct Change {
     on_disk: Anchors,
     next: Arc<Authority>,
     since: Instant,
+    /// Since when the new CA signs.
+    signs_since: Option<Instant>,
     /// The nodes that it waits for.
     waits_for: Vec<NodeName>,
 }
@@ -60,12 +62,18 @@ impl FileCa {
         let before = Anchors::clone(&self.anchors.load());
         self.anchors.store(Arc::new(before.with(&on_disk)));
         let next = Arc::new(found);
-        *change =
-            Some(Change { before, on_disk, next, since: Instant::now(), waits_for: Vec::new() });
+        *change = Some(Change {
+            before,
+            on_disk,
+            next,
+            since: Instant::now(),
+            signs_since: None,
+            waits_for: Vec::new(),
+        });
         false
     }
 
-    /// Goes on with a change that is under way, by what other nodes announce. `is_renewed`: whether all certificates of this
+    /// Goes on with a change that is under way, by what is in force of what other nodes announce. `is_renewed`: whether all certificates of this
     /// node are of the CA that signs. Returns whether another CA signs from now on.
     pub fn settle<'a>(
         &self,
@@ -88,14 +96,21 @@ impl FileCa {
                 "the new CA signs from now on"
             );
             self.authority.store(Arc::clone(&change.next));
+            change.signs_since = Some(Instant::now());
             return true;
         }
         let (on_disk, before) = (change.on_disk.fingerprints(), change.before.fingerprints());
         let is_old = |issuer: &String| before.contains(issuer) && !on_disk.contains(issuer);
         let use_it = others.filter(|(_, ca)| is_old(&ca.issuer));
         change.waits_for = use_it.map(|(node, _)| node.clone()).collect();
-        if is_renewed && change.waits_for.is_empty() {
-            tracing::info!("no node uses the old CA any more; it is not trusted any more");
+        let is_unused = is_renewed && change.waits_for.is_empty();
+        let have_ended =
+            change.signs_since.is_some_and(|since| since.elapsed() >= self.leaf_lifetime);
+        if is_unused || have_ended {
+            tracing::info!(
+                late = change.waits_for.len(),
+                "the old CA is not trusted any more: no node uses it, or the last certificate that it signed here has ended"
+            );
             self.anchors.store(Arc::new(change.on_disk.clone()));
             *guard = None;
         }
@@ -115,7 +130,7 @@ impl FileCa {
         let nodes = names(&change.waits_for);
         let how_far = if signs.certificate == change.next.certificate {
             format!(
-                "it signs already, and the old one is trusted as long as certificates of it are in use{nodes}"
+                "it signs already, and the old one is trusted as long as certificates of it are in use{nodes}, but no longer than those that it signed here last"
             )
         } else {
             format!(
@@ -231,6 +246,27 @@ mod tests {
             assert!(!ca.settle([(others.0, &others.1)].into_iter(), true));
             assert_eq!(ca.change_problem(), None);
             assert_eq!(*ca.anchors.load().fingerprints(), [fresh.issuer()]);
+        }
+    }
+
+    /// A node that is gone, or that lies, says for ever that it uses the old one.
+    #[test]
+    fn the_old_ca_is_forgotten_with_the_last_certificate_that_it_signed_here_whatever_nodes_say() {
+        for (lifetime, anchors) in [(Duration::ZERO, 1), (Duration::from_hours(24), 2)] {
+            let (ours, ca) = new_ca();
+            let ca = ca.with_leaf_lifetime(lifetime);
+            let (node2, of_old) = (node("node2"), says(&ca));
+            let (new, _) = new_ca();
+            replace(&ours, &new);
+            assert!(!ca.reload().unwrap());
+            let has_both =
+                AnnouncedCa { anchors: ca.anchors.load().fingerprints(), ..of_old.clone() };
+            assert!(ca.settle([(&node2, &has_both)].into_iter(), true));
+            for is_renewed in [true, false] {
+                assert!(!ca.settle([(&node2, &of_old)].into_iter(), is_renewed));
+            }
+            assert_eq!(ca.anchors.load().certificates().len(), anchors, "{lifetime:?}");
+            assert_eq!(ca.change_problem().is_none(), anchors == 1);
         }
     }
 
