@@ -167,7 +167,7 @@ impl State {
             verdicts,
             pod_verdicts: BTreeMap::new(),
             identities: identities(&self.identities),
-            problems,
+            problems: ProblemFacts::bounded(problems),
             pods,
             not_carried: Vec::new(),
             open_peers: Vec::new(),

@@ -1,10 +1,15 @@
 //! What is wrong, by what it was found at: so that a change of one object changes its own problems only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::world::names::{NodeName, ObjectName, PodUid};
-use crate::world::problem::Problem;
+use crate::world::origin::FieldError;
+use crate::world::problem::{Problem, ProblemCode};
 use crate::world::shared_map::SharedMap;
+
+/// How many problems of one kind are told of an object: a node can announce thousands of addresses that are others'.
+const TOLD_OF_AN_OBJECT: usize = 8;
 
 /// What was judged when a problem was found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,12 +59,35 @@ impl Problems {
         self.0.is(&other.0)
     }
 
-    /// All of them, sorted by object and field.
+    /// All of them, sorted by object and field; of one kind and object the first, and how many more there are.
     pub(super) fn sorted(&self) -> Vec<Problem> {
         let mut all: Vec<_> = self.0.iter().flat_map(|(_, found)| found.iter()).cloned().collect();
         sort(&mut all);
-        all
+        told(&all)
     }
+}
+
+fn told(sorted: &[Problem]) -> Vec<Problem> {
+    let mut told = Vec::with_capacity(sorted.len());
+    for of_object in sorted.chunk_by(|a, b| a.origin.sort_key() == b.origin.sort_key()) {
+        let mut found: BTreeMap<ProblemCode, usize> = BTreeMap::new();
+        for problem in of_object {
+            let count = found.entry(problem.code).or_default();
+            *count += 1;
+            if *count <= TOLD_OF_AN_OBJECT {
+                told.push(problem.clone());
+            }
+        }
+        let Some(Problem { origin, .. }) = of_object.first() else { continue };
+        for (code, count) in found {
+            let more = count.saturating_sub(TOLD_OF_AN_OBJECT);
+            if more > 0 {
+                let error = FieldError::new("", format!("and {more} more of this kind"));
+                told.push(Problem::new(origin, code, error));
+            }
+        }
+    }
+    told
 }
 
 fn sort(problems: &mut [Problem]) {

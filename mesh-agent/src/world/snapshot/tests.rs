@@ -545,3 +545,21 @@ fn an_endpoint_that_the_agent_would_not_choose_leads_into_the_mesh_too() {
         assert!(!leads(build(&announcements(&[]))), "{endpoints}");
     }
 }
+
+#[test]
+fn a_node_that_claims_many_addresses_of_others_has_a_bounded_part_in_what_is_told() {
+    let pods: Vec<_> = (0..30).map(|n| (format!("x{n}"), format!("10.0.1.{}", n + 10))).collect();
+    let pods: Vec<_> = pods.iter().map(|(name, ip)| (name.as_str(), ip.as_str())).collect();
+    let liars = ["node8", "node9"].map(|node| (node, &pods[..]));
+    let mut objects = shop();
+    for (name, address) in &pods {
+        objects.insert_pod(pod("shop", &format!("of-node1-{name}"), "node1", address, &[]));
+    }
+    let local = local("node1", &[]);
+    let snapshot =
+        Snapshot::build(&objects, &announcements(&liars), &local, &Incumbents::default());
+    let told = problems(&snapshot);
+    assert_eq!(told.len(), 18, "{told:#?}");
+    assert!(told[8].contains("MeshNode node8: and 22 more of this kind"), "{}", told[8]);
+    assert!(told[17].contains("MeshNode node9: and 22 more of this kind"), "{}", told[17]);
+}
