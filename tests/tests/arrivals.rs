@@ -185,9 +185,10 @@ fn a_cleanup_leaves_peers_the_time_to_hear_of_it() {
         thread::scope(|scope| -> Result<()> {
             let cleanup = scope.spawn(|| mesh_agent_cleanup(&pair.nodes[1]));
             // The client's agent hears of it when some more dials have failed.
-            eventually(SOON, || {
-                ensure!(!stale.fresh.exists(), "the announcement is still there");
-                Ok(())
+            let nothing = eventually(SOON, || {
+                let said = fs::read_to_string(&stale.fresh)?;
+                ensure!(said.contains("\"pods\": []"), "the announcement is still there: {said}");
+                Ok(said)
             })?;
             let failed = load.progress().failed;
             eventually(SOON, || {
@@ -195,9 +196,11 @@ fn a_cleanup_leaves_peers_the_time_to_hear_of_it() {
                 ensure!(now.failed > failed + 20, "{now:?}");
                 Ok(())
             })?;
-            fs::remove_file(&stale.known)?;
+            fs::write(&stale.known, nothing)?;
             cleanup.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
+        ensure!(!stale.fresh.exists(), "the announcement is still there");
+        fs::remove_file(&stale.known)?;
         load.wait_more(20)?;
         load.finish()?;
         let garbage = service.garbage();

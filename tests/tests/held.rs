@@ -325,10 +325,11 @@ fn refusing_the_unclassified_needs_a_cgroup_of_the_pods_alone() {
 }
 
 #[test]
-fn what_a_node_announced_before_its_last_boot_is_not_believed() {
+fn what_a_node_announced_holds_whatever_its_node_says_until_its_pods_are_others() {
     scenario("held-reboot", |net| {
         let pair = Pair::meshed(net)?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let file = format!("node-{}.yaml", pair.nodes[1].name);
         let booted = |boot_id: &str| {
             let boot_id = boot_id.trim();
             let node = format!(
@@ -338,21 +339,45 @@ fn what_a_node_announced_before_its_last_boot_is_not_believed() {
                  machineID: ''\n    operatingSystem: ''\n    osImage: ''\n    systemUUID: ''\n",
                 pair.nodes[1].name
             );
-            net.objects().write(&format!("node-{}.yaml", pair.nodes[1].name), &node)
+            net.objects().write(&file, &node)
+        };
+        let here = &pair.agents[0];
+        let _service = pair.serve(Talk::Exchange)?;
+        let is_mtls = || {
+            let link = pair.nodes[0].capture()?;
+            answered(&dial(&pair.client, &pair.server)?)?;
+            ensure!(!link.stop()?.contains("hello"), "plaintext");
+            Ok(())
         };
         booted(&boot_id)?;
-        pair.agents[0].wait_peers(1)?;
+        here.wait_peers(1)?;
         booted("another")?;
-        pair.agents[0].wait_peers(0)?;
-        let said = pair.agents[0]
-            .wait_problem("the reboot", |problem| problem.code == "announcement_refused")?;
-        ensure!(said.message.contains("has been booted since"), "{said:?}");
-        let _service = pair.serve(Talk::Exchange)?;
+        let is_told = |code: &'static str| {
+            let node = format!("MeshNode {}: ", pair.nodes[1].name);
+            here.wait_problem(code, |it| it.code == code && it.message.contains(&node))
+        };
+        let said = is_told("announcement_doubted")?;
+        ensure!(said.message.contains("its Node says that it is in boot \"another\""), "{said:?}");
+        is_mtls()?;
+        // Its Node goes, its announcement with it, and its agent is away.
+        let announced = Dirs::of(net).announce.join(format!("{}.json", pair.nodes[1].name));
+        let word = std::fs::read(&announced)?;
+        pair.agents[1].kill9()?;
+        net.objects().remove(&file)?;
+        std::fs::remove_file(&announced)?;
+        is_told("announcement_missing")?;
+        here.wait_peers(1)?;
         let link = pair.nodes[0].capture()?;
-        answered(&dial(&pair.client, &pair.server)?)?;
-        ensure!(link.stop()?.contains("hello"), "TLS to a node that is not believed");
-        booted(&boot_id)?;
-        pair.agents[0].wait_peers(1)?;
+        let seen = dial(&pair.client, &pair.server)?;
+        ensure!(seen.first.is_empty() && seen.end != End::Fin, "{seen:?}");
+        ensure!(!link.stop()?.contains("hello"), "plaintext");
+        // Neither word holds longer than the pod's object.
+        booted("another")?;
+        std::fs::write(&announced, word)?;
+        is_told("announcement_doubted")?;
+        here.wait_peers(1)?;
+        net.objects().remove_pod(&pair.server)?;
+        here.wait_peers(0)?;
         answered(&dial(&pair.client, &pair.server)?)
     });
 }

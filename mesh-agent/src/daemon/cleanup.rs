@@ -16,7 +16,7 @@ use crate::{
     lock::{NodeLock, PinLock},
     netns::Factory,
     preflight::Host,
-    source::{announcement_file, forget_kept},
+    source::{announcement_file, forget_kept, withdraw_in_file},
 };
 
 /// What [`cleanup`] did.
@@ -45,14 +45,17 @@ pub async fn cleanup(
     let note = Note::read(runtime_dir);
     let noted = note.as_ref().map(|note| note.pin_dir.as_path());
     let pins = pin_dir.or(noted).unwrap_or(default_pin_dir);
-    let announcement = note
-        .as_ref()
-        .and_then(|note| note.announcement.as_ref())
-        .is_some_and(|file| fs::remove_file(file).is_ok());
+    let file = note.as_ref().and_then(|note| note.announcement.as_ref());
+    let announcement = match file {
+        Some(file) => withdraw_in_file(file).await,
+        None => false,
+    };
     let locked = if pins.exists() { Some(PinLock::take(pins)?) } else { None };
-    if announcement && locked.is_some() {
-        // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications.
+    if let Some(file) = file.filter(|_| announcement) {
+        // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications. A file
+        // that vanished at once would leave them with what was announced before.
         sleep(enrol::LEAVE_GRACE).await;
+        drop(fs::remove_file(file)); // one that is not there is removed
     }
     let removed = take_away(runtime_dir, pins).await?;
     drop((locked, lock));

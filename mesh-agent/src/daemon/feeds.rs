@@ -1,6 +1,6 @@
 //! What enrolment goes by, from wherever this agent's world comes.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::Client;
 use tokio::sync::watch::{self, error::RecvError};
@@ -12,10 +12,11 @@ use crate::{
     pod_cgroups::PodCgroups,
     source::{
         AnnouncementState, Announcer, Earlier, FileSource, Installation, Keep, KeptFile, Knowledge,
-        KubeSource, Question, SourceState, api_server, file_announcer, kube_announcer, listed,
+        KubeSource, NodePodsTask, Question, SourceState, api_server, file_announcer,
+        kube_announcer, listed,
     },
     tasks::Tasks,
-    world::{Memory, NodeName},
+    world::{Announcements, Answers, Memory, NodeName},
 };
 
 /// How long the start waits for the API server. One that is away then must not keep the node's connections waiting: what
@@ -45,6 +46,23 @@ pub(super) struct Feeds {
     pub(super) announcements: watch::Receiver<Arc<AnnouncementState>>,
     cgroups_seen: watch::Receiver<Arc<PodCgroups>>,
     pub(super) cgroups: Cgroups,
+    /// Where the objects do not have all pods.
+    pods_of_nodes: Option<PodsOfNodes>,
+}
+
+/// Whether pods of other nodes are still there, in a cluster.
+struct PodsOfNodes {
+    questions: watch::Sender<Announcements>,
+    answers: watch::Receiver<Arc<Answers>>,
+}
+
+impl PodsOfNodes {
+    fn ask(client: Client, feeding: &Tasks) -> Self {
+        let (questions, receiver) = watch::channel(Announcements::new());
+        let (task, answers) = NodePodsTask::new(client, receiver);
+        feeding.spawn("node-pods", task.run(feeding.stopped().cancelled_owned()));
+        Self { questions, answers }
+    }
 }
 
 impl Feeds {
@@ -59,6 +77,23 @@ impl Feeds {
         objects.worse(self.announcements.borrow().knowledge)
     }
 
+    /// What is known of pods of other nodes; `None` if the objects have them all.
+    pub(super) fn answers(&self) -> Option<Arc<Answers>> {
+        self.pods_of_nodes.as_ref().map(|pods| Arc::clone(&pods.answers.borrow()))
+    }
+
+    /// Asks which pods of these announcements are still there.
+    pub(super) fn ask(&self, in_question: &Announcements) {
+        let Some(PodsOfNodes { questions, .. }) = &self.pods_of_nodes else { return };
+        questions.send_if_modified(|asked| {
+            let is_other = asked != in_question;
+            if is_other {
+                asked.clone_from(in_question);
+            }
+            is_other
+        });
+    }
+
     /// Resolves when one of them has something new.
     ///
     /// # Errors
@@ -67,7 +102,14 @@ impl Feeds {
     /// # Cancel safety
     /// Can be dropped and called again.
     pub(super) async fn changed(&mut self) -> Result<(), RecvError> {
+        let answered = async {
+            match &mut self.pods_of_nodes {
+                Some(pods) => pods.answers.changed().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
+            changed = answered => changed,
             changed = self.cgroups_seen.changed() => changed,
             changed = self.objects.changed() => changed,
             changed = self.announcements.changed() => changed,
@@ -151,7 +193,8 @@ impl World {
             }
         };
         let announcements = announcer.subscribe();
-        let feeds = Feeds { objects, announcements, cgroups_seen, cgroups };
+        let pods_of_nodes = api.clone().map(|client| PodsOfNodes::ask(client, feeding));
+        let feeds = Feeds { objects, announcements, cgroups_seen, cgroups, pods_of_nodes };
         let (client, memory) = (api, earlier.memory());
         Ok(Followed {
             feeds,

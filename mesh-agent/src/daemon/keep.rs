@@ -1,6 +1,8 @@
 //! The task that keeps the node's pods as the world wants them, until the agent stops or another one takes over.
 
-use std::{borrow::Cow, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, collections::HashSet, future::pending, ops::ControlFlow, sync::Arc, time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -15,8 +17,8 @@ use crate::{
     handover::{Switched, Wish},
     identity::FileCa,
     kernel::KernelError,
-    source::{AWAY, Knowledge, SourceError, SourceState},
-    world::{Announcements, InForce, Memory, NodeName, Objects, of_this_boot},
+    source::{AWAY, AnnouncementState, Knowledge, SourceError, SourceState},
+    world::{Announcements, Answers, InForce, Memory, NodeName, Objects, in_force},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their object, and whether the
@@ -63,8 +65,9 @@ async fn removed(is_removed: &mut watch::Receiver<bool>) {
 /// while it is equal, so that an unchanged world costs nothing.
 #[derive(Default)]
 pub(super) struct Believed {
-    of: Option<(Arc<Objects>, Arc<Announcements>)>,
+    of: Option<(Arc<Objects>, Arc<Announcements>, Option<Arc<Answers>>)>,
     announcements: Arc<Announcements>,
+    in_question: Announcements,
     problems: Vec<ProblemFacts>,
 }
 
@@ -74,22 +77,29 @@ impl Believed {
         Self { announcements: memory.announcements, ..Self::default() }
     }
 
-    fn update(&mut self, objects: &Arc<Objects>, announced: &Arc<Announcements>) {
-        let is_same = |(of_objects, of_announced): &(Arc<Objects>, Arc<Announcements>)| {
-            Arc::ptr_eq(of_objects, objects) && Arc::ptr_eq(of_announced, announced)
-        };
-        if self.of.as_ref().is_some_and(is_same) {
+    fn update(
+        &mut self,
+        objects: &Arc<Objects>,
+        announced: &Arc<Announcements>,
+        answers: Option<Arc<Answers>>,
+    ) {
+        if let Some((of_objects, of_announced, of_answers)) = &self.of
+            && Arc::ptr_eq(of_objects, objects)
+            && Arc::ptr_eq(of_announced, announced)
+            && *of_answers == answers
+        {
             return;
         }
-        let InForce { announcements, problems } =
-            of_this_boot(announced, &self.announcements, objects);
+        let InForce { announcements, in_question, problems } =
+            in_force(announced, &self.announcements, objects, answers.as_deref());
         match announcements {
             Cow::Borrowed(_all) => self.announcements = Arc::clone(announced),
             Cow::Owned(some) if some != *self.announcements => self.announcements = Arc::new(some),
             Cow::Owned(_known) => {}
         }
         self.problems = problems.iter().map(ProblemFacts::of).collect();
-        self.of = Some((Arc::clone(objects), Arc::clone(announced)));
+        self.in_question = in_question;
+        self.of = Some((Arc::clone(objects), Arc::clone(announced), answers));
     }
 }
 
@@ -136,9 +146,15 @@ impl Keeper {
         if !self.feeds.have_been_read() {
             return;
         }
-        self.believed.update(&objects.objects, &announced.announcements);
+        self.update_believed(&objects, &announced);
         let announcements = &self.believed.announcements;
         self.enroller.only_hold(&objects, announcements, &cgroups).await;
+    }
+
+    fn update_believed(&mut self, objects: &SourceState, announced: &AnnouncementState) {
+        let answers = self.feeds.answers();
+        self.believed.update(&objects.objects, &announced.announcements, answers);
+        self.feeds.ask(&self.believed.in_question);
     }
 
     fn say_what_is_known(&self) {
@@ -159,7 +175,7 @@ impl Keeper {
         let announced = Arc::clone(&self.feeds.announcements.borrow());
         let cgroups = self.feeds.cgroups.now();
         if self.feeds.have_been_read() {
-            self.believed.update(&objects.objects, &announced.announcements);
+            self.update_believed(&objects, &announced);
         }
         let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
         let of_kubelet = self.kubelet.as_ref().and_then(KubeletFollower::problem);
@@ -169,7 +185,7 @@ impl Keeper {
         let lost = self.enroller.lost().iter().map(of_excess);
         let filled = self.enroller.filled().iter().filter_map(of_filled);
         let of_tables = of_tables.chain(lost).chain(filled);
-        let of_ca = self.look_at_cas(&announced.announcements);
+        let of_ca = self.look_at_cas(&self.believed.announcements);
         let problems: Vec<_> = problems.chain(others).chain(of_tables).chain(of_ca).collect();
         report_new(&self.state.problems.load(), &problems);
         self.state.problems.store(Arc::new(problems));
@@ -187,7 +203,7 @@ impl Keeper {
         });
     }
 
-    /// Goes on with a change of CA by what other nodes say of theirs; what people are told of it.
+    /// Goes on with a change of CA by what is in force of what other nodes say of theirs; what people are told of it.
     fn look_at_cas(&self, announced: &Announcements) -> Vec<ProblemFacts> {
         let own = |node: &NodeName| node.as_str() == self.state.node;
         let others = || {
@@ -312,6 +328,7 @@ fn of_filled(filled: &Filled) -> Option<ProblemFacts> {
 }
 
 fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
+    let known: HashSet<_> = known.iter().collect();
     let new = now.iter().filter(|problem| !known.contains(problem));
     for problem in new.filter(|problem| problem.code != AWAY) {
         tracing::error!(code = problem.code, "{}", problem.message);

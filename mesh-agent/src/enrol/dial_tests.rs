@@ -2,6 +2,7 @@
 //! however little room the kernel's tables have.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -16,9 +17,10 @@ use proptest::prelude::*;
 
 use super::tables::{Room, Wanted, wanted};
 use crate::world::{
-    AnnouncedPod, Announcements, Cover, DialAs, Memory, ObjectName, ServicePort, Snapshot, World,
+    AnnouncedPod, Announcements, Answer, Answers, Cover, DialAs, InForce, Memory, MeshNode,
+    NodeName, NodePods, ObjectName, PodUid, ServicePort, Snapshot, World, add_pod,
     changes::{Change, Told, change},
-    of_this_boot,
+    in_force,
 };
 
 /// Ports that pods exclude, and one that none does.
@@ -36,6 +38,8 @@ enum Restart {
 struct Step {
     changes: Vec<Change>,
     restart: Restart,
+    /// Whether the API server has said which pods of nodes in question are there, before the changes.
+    answered: bool,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -44,8 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Restart::Remembering),
         1 => Just(Restart::Forgetting),
     ];
-    (prop::collection::vec(change(), 1..6), restart)
-        .prop_map(|(changes, restart)| Step { changes, restart })
+    (prop::collection::vec(change(), 1..6), restart, any::<bool>())
+        .prop_map(|(changes, restart, answered)| Step { changes, restart, answered })
 }
 
 fn room() -> impl Strategy<Value = Room> {
@@ -114,33 +118,90 @@ fn passes(wanted: &Wanted, world: &Snapshot, to: SocketAddr) -> bool {
     verdict.action() == Action::Pass
 }
 
-/// What is in force by the rule, kept by other means than the code's: every node's last word, until it is in another boot or,
-/// without its MeshNode, nobody says that it is still in this one.
+/// The promise, kept by other means than the code's. Each node's last word holds: for all that it says while the node speaks in
+/// the boot that its Node object says (or none does), else for the addresses of pods that no Pod object has contradicted since.
 #[derive(Default)]
-struct Model(Announcements);
+struct Model(BTreeMap<NodeName, Word>);
+
+struct Word {
+    said: Arc<MeshNode>,
+    /// What Pod objects have contradicted.
+    gone: BTreeSet<(PodUid, IpAddr)>,
+}
 
 impl Model {
     fn hear(&mut self, told: &Told) {
-        let boot = |node: &str| told.objects.nodes().find(|it| *it.name == *node)?.boot_id.clone();
         for (node, said) in &told.announcements {
-            self.0.insert(node.clone(), Arc::clone(said));
+            let boot = boot_of(told, node);
+            let known = self.0.get(node);
+            let is_present = |said: &MeshNode| boot.as_ref() == Some(&said.boot_id);
+            // A word of another boot than the present one takes nothing back.
+            let counts = boot.is_none()
+                || is_present(said)
+                || known.is_none_or(|known| !is_present(&known.said));
+            if counts && known.is_none_or(|known| known.said != *said) {
+                let word = Word { said: Arc::clone(said), gone: BTreeSet::new() };
+                self.0.insert(node.clone(), word);
+            }
         }
-        self.0.retain(|node, said| match boot(node.as_str()) {
-            Some(boot) => boot == said.boot_id,
-            None => told.announcements.contains_key(node),
-        });
+        for (node, word) in &mut self.0 {
+            let boot = boot_of(told, node);
+            let is_told = told.announcements.get(node) == Some(&word.said);
+            if is_told && boot.is_none_or(|boot| boot == word.said.boot_id) {
+                word.gone.clear();
+                continue;
+            }
+            for pod in &word.said.pods {
+                let of_node = told.objects.pods().filter(|it| it.node.as_ref() == Some(node));
+                let object = of_node.filter(|it| it.uid == pod.uid && !it.completed).last();
+                for address in &pod.addresses {
+                    let is_there =
+                        object.is_some_and(|it| it.ips.is_empty() || it.ips.contains(address));
+                    if !is_there {
+                        word.gone.insert((pod.uid.clone(), *address));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What nodes hold to, by address.
+    fn held(&self) -> impl Iterator<Item = (&NodeName, &AnnouncedPod, IpAddr)> {
+        self.0.iter().flat_map(|(node, Word { said, gone })| {
+            let all =
+                said.pods.iter().flat_map(|pod| pod.addresses.iter().map(move |it| (pod, *it)));
+            let is_held = |(pod, address): &(&AnnouncedPod, IpAddr)| {
+                !gone.contains(&(pod.uid.clone(), *address))
+            };
+            all.filter(is_held).map(move |(pod, address)| (node, pod, address))
+        })
     }
 
     /// The pods that others announce at an address.
     fn at(&self, told: &Told, address: IpAddr) -> Vec<&AnnouncedPod> {
-        let others =
-            self.0.iter().filter(|(node, said)| **node != told.local.name && said.node == **node);
-        let pods = others.flat_map(|(_, said)| &said.pods);
-        pods.filter(|pod| pod.addresses.contains(&address)).collect()
+        let speaks_for_itself = |node: &NodeName| self.0[node].said.node == *node;
+        let others = self.held().filter(|(node, _, at)| {
+            *at == address && **node != told.local.name && speaks_for_itself(node)
+        });
+        others.map(|(_, pod, _)| pod).collect()
     }
 
     fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.0.values().flat_map(|said| &said.pods).flat_map(|pod| pod.addresses.clone())
+        self.held().map(|(.., address)| address)
+    }
+}
+
+fn boot_of(told: &Told, node: &NodeName) -> Option<String> {
+    told.objects.node(node.as_str())?.boot_id.clone()
+}
+
+/// What the API server says of questions that were asked long ago; others have no answer yet.
+fn answer(questions: &Announcements, told: &Told, answers: &mut Answers) {
+    for (node, about) in questions {
+        let mut pods = NodePods::new();
+        let of_node = told.objects.pods().filter(|pod| pod.node.as_ref() == Some(node));
+        of_node.for_each(|pod| add_pod(&mut pods, pod));
+        answers.insert(node.clone(), Answer { about: Arc::clone(about), pods });
     }
 }
 
@@ -167,12 +228,17 @@ proptest! {
     fn no_dial_to_an_announced_address_is_plaintext(
         steps in prop::collection::vec(step(), 1..16),
         room in room(),
+        has_all_pods in any::<bool>(),
     ) {
         let mut told = Told::nothing();
         let mut model = Model::default();
         let mut before = Arc::new(Announcements::new());
         let mut followed: Option<World> = None;
-        for Step { changes, restart } in &steps {
+        let (mut questions, mut answers) = (Announcements::new(), Answers::new());
+        for Step { changes, restart, answered } in &steps {
+            if *answered {
+                answer(&questions, &told, &mut answers);
+            }
             for change in changes {
                 told.apply(change);
             }
@@ -191,9 +257,15 @@ proptest! {
                 _ => {}
             }
             let objects = Arc::new(told.objects.clone());
-            let announcements =
-                of_this_boot(&told.announcements, &before, &objects).announcements.into_owned();
-            let announcements = Arc::new(announcements);
+            if !matches!(restart, Restart::No) {
+                answers.clear();
+            }
+            let known = (!has_all_pods).then_some(&answers);
+            let InForce { announcements, in_question, .. } =
+                in_force(&told.announcements, &before, &objects, known);
+            let announcements = Arc::new(announcements.into_owned());
+            questions = in_question;
+            answers.retain(|node, answer| questions.get(node) == Some(&answer.about));
             before = Arc::clone(&announcements);
             let world = match (restart, &mut followed) {
                 (Restart::No, Some(world)) => {

@@ -223,6 +223,15 @@ impl<P: Place> Publisher<P> {
         self.outcome.send_replace(Outcome { number, result });
     }
 
+    /// Why the announcement is not what it should be, for `status`.
+    pub(super) fn error(&self) -> Option<SourceError> {
+        let error = self.outcome.borrow().result.as_ref().err()?.to_string();
+        let hint =
+            "other nodes go by what this one announced before; it is tried again every second";
+        let told = SourceError::whole_file(&Arc::from(""), error).hint(hint);
+        Some(SourceError { code: "announcement_not_written", ..told })
+    }
+
     /// Where it writes to.
     pub(super) fn place(&mut self) -> &mut P {
         &mut self.place

@@ -42,7 +42,7 @@ pub enum OpenError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
     /// Stable code for `status`: `bad_file`, `bad_object`, `api_server_away`, `world_from_disk`,
-    /// `world_file_unusable`, `admission_not_in_force` or `ca_missing`.
+    /// `world_file_unusable`, `announcement_not_written`, `admission_not_in_force` or `ca_missing`.
     pub code: &'static str,
     /// The file's name, without the directory; empty if the directory itself is meant. Of the API server the object, as
     /// `Pod shop/cart`.

@@ -27,11 +27,7 @@ pub fn file_announcer(
     earlier: &Earlier,
 ) -> Result<(Announcer, FileAnnouncerTask), OpenError> {
     let (directory, changes) = Directory::open(dir, "--announce-dir", is_announcement)?;
-    let place = OwnFile {
-        path: announcement_file(dir, &own_node),
-        // Hidden, and so not read; one name, so that leftovers do not pile up.
-        temporary: dir.join(format!(".{own_node}.json.tmp")),
-    };
+    let place = OwnFile::new(announcement_file(dir, &own_node));
     let (announcer, publisher, heard) = announcer(own_node, place);
     let mut files = LastGood::after(earlier.announcements_by_file());
     files.apply(Ok(changes), parse);
@@ -43,6 +39,19 @@ pub fn file_announcer(
 /// The file in which a node announces itself.
 pub fn announcement_file(dir: &Path, node: &NodeName) -> PathBuf {
     dir.join(&*file_of(node))
+}
+
+/// Says in the file of a node whose agent has ended that it announces no pod any more. Agents that read it do not remember
+/// what it announced; then the file can be removed. Returns whether there is one.
+pub async fn withdraw_in_file(path: &Path) -> bool {
+    let Ok(text) = tokio::fs::read(path).await else { return false };
+    if let Ok(said) = serde_json::from_slice::<MeshNode>(&text) {
+        let nothing = MeshNode { pods: Vec::new(), ..said };
+        if let Err(error) = OwnFile::new(path.to_owned()).write(&nothing).await {
+            tracing::warn!(%error, "other nodes may go on remembering what this one announced");
+        }
+    }
+    true
 }
 
 /// Its name in the directory.
@@ -74,7 +83,10 @@ impl FileAnnouncerTask {
                         self.update();
                     }
                 }
-                () = self.publisher.due() => self.publisher.fulfil().await,
+                () = self.publisher.due() => {
+                    self.publisher.fulfil().await;
+                    self.heard.complain(self.errors(), Knowledge::Current);
+                }
             }
         }
     }
@@ -82,11 +94,12 @@ impl FileAnnouncerTask {
     fn update(&self) {
         let Some(files) = &self.files else { return };
         let announcements = files.good().map(|(_, good)| (good.node.clone(), Arc::clone(good)));
-        self.heard.tell(
-            announcements.collect(),
-            files.errors().cloned().collect(),
-            Knowledge::Current,
-        );
+        self.heard.tell(announcements.collect(), self.errors(), Knowledge::Current);
+    }
+
+    fn errors(&self) -> Vec<SourceError> {
+        let files = self.files.iter().flat_map(LastGood::errors).cloned();
+        files.chain(self.publisher.error()).collect()
     }
 }
 
@@ -94,6 +107,15 @@ impl FileAnnouncerTask {
 struct OwnFile {
     path: PathBuf,
     temporary: PathBuf,
+}
+
+impl OwnFile {
+    fn new(path: PathBuf) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Hidden, and so not read; one name, so that leftovers do not pile up.
+        let temporary = path.with_file_name(format!(".{name}.tmp"));
+        Self { path, temporary }
+    }
 }
 
 impl Place for OwnFile {

@@ -37,12 +37,12 @@ pub use announce::{AnnounceError, AnnouncementState, Announcer};
 pub use earlier::Earlier;
 pub use error::{OpenError, SourceError};
 pub use file::FileSource;
-pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer};
+pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer, withdraw_in_file};
 pub use keep::Keep;
 pub use kept::{KeptFile, forget_kept};
 pub(crate) use kubernetes::{AWAY, Repeats, of_watch};
 pub use kubernetes::{
-    CA_NOTICE, CA_NOTICE_KEY, Installation, KubeAnnouncerTask, KubeSource, Question, api_server,
-    kube_announcer, listed, mesh_node_crd, sentence,
+    CA_NOTICE, CA_NOTICE_KEY, Installation, KubeAnnouncerTask, KubeSource, NodePodsTask, Question,
+    api_server, kube_announcer, listed, mesh_node_crd, sentence,
 };
 pub use state::{Knowledge, SourceState};

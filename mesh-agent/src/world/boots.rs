@@ -1,66 +1,153 @@
-//! For how long an announcement is in force. After a reboot a node's pods run before its agent does, so what it said before
-//! is void until it says it again. Until then, and until the node itself withdraws it, it holds.
+//! For how long an announcement is in force: until the node itself says otherwise. Other accounts may delete a `MeshNode` or
+//! a Node, or change the boot that a Node says, while the pods run on. Then what was announced holds pod by pod, as long as
+//! Pod objects bear it out.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::announcement::{Announcements, MeshNode};
-use super::names::NodeName;
-use super::objects::Objects;
+use super::announcement::{AnnouncedPod, Announcements, MeshNode};
+use super::names::{NodeName, PodUid};
+use super::objects::{Objects, PodObject};
 use super::origin::{FieldError, Origin};
 use super::problem::{Problem, ProblemCode};
+
+/// The pods of a node that have not ended, with the addresses that their objects have. One without addresses has not been
+/// given any yet, or cannot be read: it bears out whatever is announced of it.
+pub type NodePods = HashMap<PodUid, Vec<IpAddr>>;
+
+/// What has been found out about a node's pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The announcement that was in question: of another one this says nothing.
+    pub about: Arc<MeshNode>,
+    /// The node's pods, as they were after it had come into question.
+    pub pods: NodePods,
+}
+
+/// The last answer to each question.
+pub type Answers = BTreeMap<NodeName, Answer>;
 
 /// What nodes have announced and is in force.
 pub struct InForce<'a> {
     /// By node.
     pub announcements: Cow<'a, Announcements>,
+    /// The announcements of which it is in question which pods are still there.
+    pub in_question: Announcements,
     /// What is wrong with them.
     pub problems: Vec<Problem>,
 }
 
-/// The announcements without those of nodes that have been booted since, as far as Node objects tell
-/// (`status.nodeInfo.bootID`), and with those that were in force `before` and are not there any more although their nodes
-/// have not withdrawn them: whoever deletes a `MeshNode` takes nobody out of the mesh. A node withdraws by announcing no pod.
-/// It is remembered as long as its Node object says that it is in the same boot.
-pub fn of_this_boot<'a>(
+/// Adds a pod to those of its node, unless it has ended.
+pub fn add_pod(pods: &mut NodePods, pod: &PodObject) {
+    if !pod.completed {
+        pods.insert(pod.uid.clone(), pod.ips.clone());
+    }
+}
+
+/// What is in force of what is `told` now, and of what was in force `before`.
+///
+/// - What a node says in the boot that its Node object says, or of which no Node object says the boot, is in force.
+/// - Else the node does not speak for itself now: its `MeshNode` is not there, or is of another boot. Its last word is in
+///   force for the addresses of pods that Pod objects bear out; for all of them until that is known. What is of another boot
+///   does not take the place of a word in the one that the Node object says.
+///
+/// A node withdraws by announcing no pod. `answers` say which pods there are; `None` if `objects` have all of them.
+pub fn in_force<'a>(
     told: &'a Announcements,
     before: &Announcements,
     objects: &Objects,
+    answers: Option<&Answers>,
 ) -> InForce<'a> {
     let mut announcements = Cow::Borrowed(told);
-    let mut problems = Vec::new();
-    let boot_id = |node: &NodeName| objects.nodes.get(node.as_str())?.boot_id.as_ref();
-    for (name, announcement) in told {
-        if boot_id(name).is_none_or(|boot_id| announcement.boot_id == *boot_id) {
+    let (mut in_question, mut problems) = (Announcements::new(), Vec::new());
+    let gone = before.keys().filter(|name| !told.contains_key(*name));
+    for name in told.keys().chain(gone) {
+        let boot_id = objects.nodes.get(name.as_str()).and_then(|node| node.boot_id.as_ref());
+        let now = told.get(name);
+        if now.is_some_and(|said| boot_id.is_none_or(|boot_id| said.boot_id == *boot_id)) {
             continue;
         }
-        announcements.to_mut().remove(name);
-        let message = format!(
-            "{name} announced {} pods in boot {:?} and has been booted since; none of it is believed",
-            announcement.pods.len(),
-            announcement.boot_id
-        );
-        let error = FieldError::new("spec.bootId", message).hint(
-            "its agent announces them again when it runs; if this stays, look at that node's agent",
-        );
-        problems.push(problem(name, ProblemCode::AnnouncementRefused, error));
+        let in_this_boot = before.get(name).filter(|said| boot_id == Some(&said.boot_id));
+        let Some(said) = in_this_boot.or(now).or(before.get(name)) else { continue };
+        let held = match answers {
+            None => borne_out(said, &pods_of(objects, name)),
+            Some(answers) => match answers.get(name).filter(|answer| answer.about == *said) {
+                None => Arc::clone(said),
+                Some(answer) => borne_out(said, &answer.pods),
+            },
+        };
+        if let Some(now) = now {
+            problems.push(of_another_boot(name, now, boot_id, held.pods.len()));
+        } else if !held.pods.is_empty() {
+            problems.push(missing(name, held.pods.len()));
+        }
+        // What is told stays the question whatever is answered; what is remembered is what was answered last.
+        let question = if now == Some(said) { said } else { &held };
+        if !question.pods.is_empty() {
+            in_question.insert(name.clone(), Arc::clone(question));
+        }
+        if held.pods.is_empty() {
+            announcements.to_mut().remove(name);
+        } else if now != Some(&held) {
+            announcements.to_mut().insert(name.clone(), held);
+        }
     }
-    let is_missing = |(name, said): &(&NodeName, &Arc<MeshNode>)| {
-        let in_this_boot = boot_id(name).is_some_and(|boot_id| said.boot_id == *boot_id);
-        !told.contains_key(*name) && !said.pods.is_empty() && in_this_boot
+    InForce { announcements, in_question, problems }
+}
+
+/// The pods of a node of which the objects are known.
+fn pods_of(objects: &Objects, node: &NodeName) -> NodePods {
+    let mut pods = NodePods::new();
+    let of_node = |pod: &&Arc<PodObject>| pod.node.as_ref() == Some(node);
+    objects.pods.iter().map(|(_, pod)| pod).filter(of_node).for_each(|pod| add_pod(&mut pods, pod));
+    pods
+}
+
+/// The part of an announcement that a node's pods bear out.
+fn borne_out(said: &Arc<MeshNode>, pods: &NodePods) -> Arc<MeshNode> {
+    let still = |pod: &AnnouncedPod| {
+        let known = pods.get(&pod.uid)?;
+        let has = |address: &IpAddr| known.is_empty() || known.contains(address);
+        let addresses: Vec<_> = pod.addresses.iter().copied().filter(has).collect();
+        (!addresses.is_empty()).then(|| AnnouncedPod { addresses, ..pod.clone() })
     };
-    for (name, said) in before.iter().filter(is_missing) {
-        announcements.to_mut().insert(name.clone(), Arc::clone(said));
-        let message = format!(
-            "it is not there any more, and {name} has not withdrawn the {} pods that it announced; they are dialled over TLS, or not at all",
-            said.pods.len()
-        );
-        let error = FieldError::new("", message).hint(
-            "its agent writes it again when it runs; a node that is gone for good is forgotten with its Node object",
-        );
-        problems.push(problem(name, ProblemCode::AnnouncementMissing, error));
+    let pods: Vec<_> = said.pods.iter().filter_map(still).collect();
+    if pods == said.pods {
+        return Arc::clone(said);
     }
-    InForce { announcements, problems }
+    let MeshNode { node, boot_id, trust_domain, ca, pods: _ } = &**said;
+    let (node, boot_id, trust_domain) = (node.clone(), boot_id.clone(), trust_domain.clone());
+    Arc::new(MeshNode { node, boot_id, trust_domain, ca: ca.clone(), pods })
+}
+
+fn of_another_boot(
+    name: &NodeName,
+    now: &MeshNode,
+    boot_id: Option<&String>,
+    held: usize,
+) -> Problem {
+    let message = format!(
+        "{name} announces {} pods in boot {:?}, and its Node says that it is in boot {:?}; {held} announced pods that may still be there are dialled over TLS, or not at all",
+        now.pods.len(),
+        now.boot_id,
+        boot_id.map_or("", String::as_str)
+    );
+    let error = FieldError::new("spec.bootId", message).hint(
+        "after a reboot its agent announces them again when it runs; if this stays, look at that node's agent, and at what writes the Node's status",
+    );
+    problem(name, ProblemCode::AnnouncementDoubted, error)
+}
+
+fn missing(name: &NodeName, held: usize) -> Problem {
+    let message = format!(
+        "it is not there any more, and {name} has not withdrawn the {held} pods that it announced; they are dialled over TLS, or not at all"
+    );
+    let error = FieldError::new("", message).hint(
+        "its agent writes it again when it runs and its Node is there; what it announced is forgotten with the pods' objects",
+    );
+    problem(name, ProblemCode::AnnouncementMissing, error)
 }
 
 fn problem(node: &NodeName, code: ProblemCode, error: FieldError) -> Problem {
@@ -71,70 +158,118 @@ fn problem(node: &NodeName, code: ProblemCode, error: FieldError) -> Problem {
 mod tests {
     use super::*;
     use crate::world::objects::NodeObject;
-    use crate::world::snapshot::testing::announcements;
+    use crate::world::snapshot::testing::{announcements, node as node_name, pod};
 
     fn node(name: &str, boot_id: Option<&str>) -> NodeObject {
-        let node = k8s_openapi::api::core::v1::Node::default();
         let node = k8s_openapi::api::core::v1::Node {
             metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
                 name: Some(name.to_owned()),
                 ..Default::default()
             },
-            ..node
+            ..Default::default()
         };
         NodeObject { boot_id: boot_id.map(str::to_owned), ..NodeObject::try_from(&node).unwrap() }
     }
 
-    fn announcement(name: &str, boot_id: &str) -> (NodeName, Arc<MeshNode>) {
-        let node = NodeName::parse(name).unwrap();
-        let (boot_id, trust_domain) = (boot_id.to_owned(), "cluster.local".to_owned());
-        (node.clone(), Arc::new(MeshNode { node, boot_id, trust_domain, ca: None, pods: vec![] }))
+    /// The addresses in force, and the codes of the problems.
+    fn held(in_force: &InForce<'_>) -> (Vec<String>, Vec<&'static str>) {
+        let pods = in_force.announcements.values().flat_map(|said| &said.pods);
+        let addresses = pods.flat_map(|pod| &pod.addresses).map(ToString::to_string).collect();
+        (addresses, in_force.problems.iter().map(|it| it.code.as_str()).collect())
+    }
+
+    /// Announced in boot "b".
+    fn of_node2() -> Announcements {
+        announcements(&[("node2", &[("c", "10.0.1.3"), ("d", "10.0.1.4")][..]), ("node3", &[])])
     }
 
     #[test]
-    fn what_a_node_said_before_its_last_boot_is_void() {
-        let announcements = Announcements::from([
-            announcement("rebooted", "one"),
-            announcement("running", "two"),
-            announcement("silent", "three"),
-            announcement("unknown", "four"),
-        ]);
+    fn what_a_node_says_in_the_boot_that_its_node_says_is_in_force_as_it_is() {
+        let (told, before) = (of_node2(), announcements(&[("node2", &[("x", "10.0.1.9")])]));
         let mut objects = Objects::default();
-        objects.insert_node(node("rebooted", Some("another")));
-        objects.insert_node(node("running", Some("two")));
-        objects.insert_node(node("silent", None));
-        let nothing = Announcements::new();
-        let InForce { announcements: kept, problems } =
-            of_this_boot(&announcements, &nothing, &objects);
-        let names: Vec<_> = kept.keys().map(NodeName::as_str).collect();
-        assert_eq!(names, ["running", "silent", "unknown"]);
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].to_string().contains("has been booted since"), "{}", problems[0]);
-        objects.insert_node(node("rebooted", Some("one")));
-        let InForce { announcements: kept, problems } =
-            of_this_boot(&announcements, &nothing, &objects);
-        assert!(matches!(kept, Cow::Borrowed(_)) && problems.is_empty());
+        for boot_id in [None, Some("b")] {
+            objects.insert_node(node("node2", boot_id));
+            let found = in_force(&told, &before, &objects, None);
+            assert!(matches!(found.announcements, Cow::Borrowed(_)));
+            assert!(found.problems.is_empty() && found.in_question.is_empty());
+        }
+        assert!(in_force(&told, &before, &Objects::default(), None).problems.is_empty());
     }
 
     #[test]
-    fn what_vanishes_without_being_withdrawn_holds_for_as_long_as_its_node_runs() {
-        let before = announcements(&[("node2", &[("c", "10.0.1.3")][..]), ("node3", &[])]);
-        let nothing = Announcements::new();
+    fn a_deleted_mesh_node_or_node_or_another_boot_takes_no_pod_out_that_is_still_there() {
+        let (before, nothing) = (of_node2(), Announcements::new());
         let mut objects = Objects::default();
-        let holds = |told: &Announcements, objects: &Objects| {
-            let InForce { announcements, problems } = of_this_boot(told, &before, objects);
-            assert!(problems.len() <= 1, "{problems:?}");
-            announcements.keys().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(holds(&nothing, &objects), [""; 0], "nobody says that its node is there");
-        objects.insert_node(node("node2", Some("b")));
-        objects.insert_node(node("node3", Some("b")));
-        assert_eq!(holds(&nothing, &objects), ["node2"], "the other has announced nobody");
+        objects.insert_pod(pod("shop", "c", "node2", "10.0.1.3", &[]));
+        objects.insert_pod(pod("shop", "d", "node2", "10.0.1.4", &[]));
+        let both = ["10.0.1.3", "10.0.1.4"].map(str::to_owned).to_vec();
+        let missing = || (both.clone(), vec!["announcement_missing"]);
+        assert_eq!(held(&in_force(&nothing, &before, &objects, None)), missing());
+        for boot_id in ["b", "another"] {
+            objects.insert_node(node("node2", Some(boot_id)));
+            assert_eq!(held(&in_force(&nothing, &before, &objects, None)), missing());
+        }
+        let doubted = || (both.clone(), vec!["announcement_doubted"]);
+        assert_eq!(held(&in_force(&before, &nothing, &objects, None)), doubted());
+
+        // A pod is released when its object has other addresses, has ended or is gone.
+        objects.insert_pod(pod("shop", "c", "node2", "10.0.1.7", &[]));
+        let d = (vec!["10.0.1.4".to_owned()], vec!["announcement_doubted"]);
+        assert_eq!(held(&in_force(&before, &nothing, &objects, None)), d);
+        let mut unaddressed = pod("shop", "c", "node2", "10.0.1.7", &[]);
+        unaddressed.ips.clear();
+        objects.insert_pod(unaddressed);
+        assert_eq!(held(&in_force(&before, &nothing, &objects, None)), doubted());
+        let mut completed = pod("shop", "c", "node2", "10.0.1.3", &[]);
+        completed.completed = true;
+        objects.insert_pod(completed);
+        assert_eq!(held(&in_force(&before, &nothing, &objects, None)), d);
+        let less = in_force(&nothing, &before, &objects, None).announcements.into_owned();
+        objects.remove_pod(&pod("shop", "d", "node2", "10.0.1.4", &[]).uid);
+        assert_eq!(held(&in_force(&nothing, &less, &objects, None)), (vec![], vec![]));
+        assert_eq!(held(&in_force(&before, &nothing, &objects, None)).0, [""; 0]);
+    }
+
+    #[test]
+    fn until_it_is_known_which_pods_are_there_all_of_them_hold() {
+        let (before, nothing) = (of_node2(), Announcements::new());
+        let objects = Objects::default();
+        let unknown = in_force(&nothing, &before, &objects, Some(&Answers::new()));
+        assert_eq!(held(&unknown).0, ["10.0.1.3", "10.0.1.4"]);
+        let name = node_name("node2");
+        let about = Arc::clone(&unknown.in_question[&name]);
+        assert_eq!(unknown.in_question.len(), 1, "a node without pods is in no question");
+        let mut pods = NodePods::new();
+        add_pod(&mut pods, &pod("shop", "d", "node2", "10.0.1.4", &[]));
+        let answers = Answers::from([(name.clone(), Answer { about, pods })]);
+        let known = in_force(&nothing, &before, &objects, Some(&answers));
+        assert_eq!(held(&known).0, ["10.0.1.4"]);
+        // What is remembered now is another announcement: an answer to the earlier one says nothing about it.
+        let less = known.announcements.into_owned();
+        assert_eq!(known.in_question, less);
+        let again = in_force(&nothing, &less, &objects, Some(&answers));
+        assert_eq!((held(&again).0, &again.in_question), (vec!["10.0.1.4".to_owned()], &less));
+        // An honest agent whose Node says a false boot goes on: what it announces anew holds, too.
+        let mut objects = Objects::default();
+        objects.insert_node(node("node2", Some("false")));
+        let told = announcements(&[("node2", &[("e", "10.0.1.5")])]);
+        let new = in_force(&told, &less, &objects, Some(&answers));
+        assert_eq!((held(&new).0, &new.in_question), (vec!["10.0.1.5".to_owned()], &told));
+    }
+
+    #[test]
+    fn a_node_withdraws_by_its_own_word_in_its_boot_alone() {
+        let before = of_node2();
         let withdrawn = announcements(&[("node2", &[])]);
-        assert_eq!(holds(&withdrawn, &objects), ["node2"]);
-        let after = of_this_boot(&withdrawn, &before, &objects).announcements.into_owned();
-        assert!(of_this_boot(&nothing, &after, &objects).announcements.is_empty(), "in order");
-        objects.insert_node(node("node2", Some("another boot")));
-        assert_eq!(holds(&nothing, &objects), [""; 0]);
+        let mut objects = Objects::default();
+        objects.insert_pod(pod("shop", "c", "node2", "10.0.1.3", &[]));
+        objects.insert_node(node("node2", Some("b")));
+        let after = in_force(&withdrawn, &before, &objects, None).announcements.into_owned();
+        assert_eq!(held(&in_force(&Announcements::new(), &after, &objects, None)).0, [""; 0]);
+        let mut of_another = withdrawn.clone();
+        let name = node_name("node2");
+        Arc::make_mut(of_another.get_mut(&name).unwrap()).boot_id = "earlier".to_owned();
+        let found = in_force(&of_another, &before, &objects, None);
+        assert_eq!(held(&found), (vec!["10.0.1.3".to_owned()], vec!["announcement_doubted"]));
     }
 }

@@ -28,7 +28,7 @@ mod workload;
 
 pub use address::parse_address;
 pub use announcement::{AnnouncedCa, AnnouncedPod, Announcements, MeshNode};
-pub use boots::{InForce, of_this_boot};
+pub use boots::{Answer, Answers, InForce, NodePods, add_pod, in_force};
 pub use cidr::{Cidr, Cover};
 pub use floor::Floor;
 pub use incumbents::{Claim, Incumbents, Memory};

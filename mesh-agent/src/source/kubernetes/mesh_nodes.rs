@@ -105,7 +105,10 @@ impl KubeAnnouncerTask {
                 },
                 () = self.away.look(&self.client) => self.complain(),
                 () = self.fallback.comes_into_force() => self.fall_back(),
-                () = self.publisher.due() => self.publisher.fulfil().await,
+                () = self.publisher.due() => {
+                    self.publisher.fulfil().await;
+                    self.complain();
+                }
             }
         }
     }
@@ -193,7 +196,7 @@ impl KubeAnnouncerTask {
 
     fn errors(&self) -> Vec<SourceError> {
         let objects = self.known.values().filter_map(|known| known.error.clone());
-        self.away.error().into_iter().chain(objects).collect()
+        self.away.error().into_iter().chain(self.publisher.error()).chain(objects).collect()
     }
 
     /// Not by us, who withdraw only to leave: somebody has deleted it, or it went with a Node that is made anew.

@@ -1,7 +1,8 @@
 //! The world from the API server.
 //!
 //! Watched are whole pods of this node, and of the cluster Namespaces (their metadata), Nodes, Services, `EndpointSlice`s and
-//! `MeshNode`s. Each object is trimmed as it comes. While the API server is away, what it said last stays in force; an agent
+//! `MeshNode`s; the pods of another node are asked for only while what it announces is in question (`node_pods.rs`). Each object
+//! is trimmed as it comes. While the API server is away, what it said last stays in force; an agent
 //! that begins meanwhile goes on with what an earlier one has written down (`fallback.rs`).
 
 mod away;
@@ -13,6 +14,7 @@ mod fallback;
 mod installation;
 mod installed;
 mod mesh_nodes;
+mod node_pods;
 mod told;
 mod watches;
 
@@ -36,6 +38,7 @@ pub use self::installation::{Installation, Question};
 use self::installed::Installed;
 pub use self::installed::{CA_NOTICE, CA_NOTICE_KEY};
 pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
+pub use self::node_pods::NodePodsTask;
 pub use self::told::sentence;
 pub(crate) use self::told::{Repeats, of_watch};
 use super::announce::AnnouncementState;

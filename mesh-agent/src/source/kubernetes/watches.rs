@@ -147,12 +147,17 @@ impl Iterator for Pauses {
         }
         let pause = SHORTEST_PAUSE.saturating_mul(1 << self.attempts.min(10)).min(LONGEST_PAUSE);
         self.attempts = self.attempts.saturating_add(1);
-        Some(pause.mul_f64(0.5 + fraction() / 2.0))
+        Some(spread(pause))
     }
 }
 
 impl Backoff for Pauses {
     fn reset(&mut self) {}
+}
+
+/// Between half and all of a pause, so that not all agents come at once.
+pub(super) fn spread(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fraction() / 2.0)
 }
 
 /// A random number from 0 to 1; when there are no random bytes, 1.
