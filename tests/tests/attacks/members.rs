@@ -19,6 +19,7 @@ use crate::{Scene, not_much_slower, others_are_served, says, served};
 /// One of the ports that redirected connections carry.
 const MAGIC: u16 = 60_990;
 
+#[test]
 fn dials_without_end_through_the_pods_own_agent() {
     scenario("attack-dials", |net| {
         let scene = Scene::new(net)?;
@@ -34,6 +35,7 @@ fn dials_without_end_through_the_pods_own_agent() {
     });
 }
 
+#[test]
 fn a_pods_own_firewall_harms_the_pod_alone() {
     scenario("attack-firewall", |net| {
         const MARKER: &str = "firewall-marker-53c0";
