@@ -187,7 +187,7 @@ fn connections_that_are_open_take_nothing_of_their_pods_share_of_dials() {
         };
         eventually(SOON, all_are_open)?;
         // Those are reset, and dialled again.
-        agent.stop()?;
+        agent.kill9()?;
         agent.start_again()?;
         agent.wait_enrolled(&[client])?;
         eventually(SOON, all_are_open)?;
