@@ -61,11 +61,14 @@ async fn removed(is_removed: &mut watch::Receiver<bool>) {
     }
 }
 
+/// What [`Believed`] follows from.
+type Known = (Arc<Objects>, Arc<Announcements>, Option<Arc<Answers>>);
+
 /// What is in force of what nodes have announced; found out again only when objects or announcements change, and the same copy
 /// while it is equal, so that an unchanged world costs nothing.
 #[derive(Default)]
 pub(super) struct Believed {
-    of: Option<(Arc<Objects>, Arc<Announcements>, Option<Arc<Answers>>)>,
+    of: Option<Known>,
     announcements: Arc<Announcements>,
     in_question: Announcements,
     problems: Vec<ProblemFacts>,

@@ -146,7 +146,7 @@ mod tests {
         for number in 0..10_000 {
             folds.count(1, to(number), now);
         }
-        let recorded: Vec<_> = (0..SINGLY + 1).map(|_| folds.count(2, to(0), now).0).collect();
+        let recorded: Vec<_> = (0..=SINGLY).map(|_| folds.count(2, to(0), now).0).collect();
         let (last, first) = recorded.split_last().unwrap();
         assert!(first.iter().all(|it| *it == Recorded::Singly), "{recorded:?}");
         assert_eq!(*last, Recorded::Folded);

@@ -124,8 +124,11 @@ impl Shares {
 fn give_back(ebpf: &mut Ebpf) -> Result<ProgramFd, KernelError> {
     let name = Shares::GIVE_BACK;
     let missing = || KernelError::Missing(name.to_owned());
-    let program: &mut RawTracePoint =
-        ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
+    let program: &mut RawTracePoint = ebpf
+        .program_mut(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|_of_another_kind| missing())?;
     let failed = |source| program_error(name, source);
     program.fd().map_err(failed)?.try_clone().map_err(|error| failed(error.into()))
 }
