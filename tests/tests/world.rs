@@ -46,6 +46,7 @@ fn of_a_large_cluster_and_of_one_with_a_liar_in_it() -> Result<()> {
     services_are_balanced_as_kubernetes_says(&cluster, &mesh)?;
     a_dispute_about_an_honest_announcement_never_means_plaintext(&cluster, &mesh)?;
     a_false_claim_is_told_and_ends(&cluster, &mesh)?;
+    neither_a_false_boot_nor_a_deleted_node_takes_pods_out_of_the_mesh(&cluster, &mesh)?;
     a_thousand_nodes(&cluster, &mesh)?;
     cluster.down()
 }
@@ -311,6 +312,41 @@ fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<
         Ok(())
     })?;
     cluster.kubectl(["delete", "node", "node3"]).map(drop)
+}
+
+/// An account that may patch `nodes/status`, and one that may delete Nodes.
+fn neither_a_false_boot_nor_a_deleted_node_takes_pods_out_of_the_mesh(
+    cluster: &Cluster,
+    mesh: &Mesh<'_>,
+) -> Result<()> {
+    let brief = pod("brief", 2, &server("brief"));
+    cluster.kubectl_with(&brief.to_string(), ["apply", "-f", "-"])?;
+    mesh.wait_state(&[(2, "shop/brief")], "enrolled")?;
+    let node: Value =
+        serde_json::from_str(&cluster.kubectl(["get", "node", "node2", "-o", "json"])?)?;
+    cluster.stop_kubelet(2)?; // it would put the Node right
+    let false_boot = json!({"status": {"nodeInfo": {"bootID": "false"}}}).to_string();
+    let patch = ["patch", "node", "node2", "--subresource=status", "--type=merge", "-p"];
+    cluster.kubectl(patch.into_iter().chain([&*false_boot]))?;
+    mesh.wait_problem(1, "announcement_doubted", "its Node says that it is in boot \"false\"")?;
+    is_reached_over_mutual_tls(cluster, mesh)?;
+
+    cluster.kubectl(["delete", "node", "node2"])?;
+    mesh.wait_problem(1, "announcement_missing", "node2 has not withdrawn the 3 pods")?;
+    is_reached_over_mutual_tls(cluster, mesh)?;
+    // What it announced ends with the pods' objects, of which an agent of another node asks.
+    cluster.kubectl(["-n", "shop", "delete", "pod", "brief", "--force", "--grace-period=0"])?;
+    mesh.wait_problem(2, "announcement_not_written", "node2")?;
+    mesh.wait_problem(1, "announcement_missing", "node2 has not withdrawn the 2 pods")?;
+    is_reached_over_mutual_tls(cluster, mesh)?;
+
+    let (labels, spec) = (&node["metadata"]["labels"], &node["spec"]);
+    let again = json!({"apiVersion": "v1", "kind": "Node", "spec": spec,
+        "metadata": {"name": "node2", "labels": labels}});
+    cluster.kubectl_with(&again.to_string(), ["create", "-f", "-"])?;
+    cluster.start_kubelet(2)?;
+    [1, 2].into_iter().try_for_each(|node| mesh.wait_no_problem(node))?;
+    is_reached_over_mutual_tls(cluster, mesh)
 }
 
 /// Announced by node 2.
