@@ -135,3 +135,103 @@ async fn pods_of(client: &Client, node: &NodeName) -> Result<NodePods, String> {
     }
     Ok(pods)
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::Config;
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::world::{Objects, in_force};
+
+    /// A client of an API server that gives one answer, and what that is asked.
+    async fn answering(answer: Value) -> (Client, tokio::sync::oneshot::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
+        let (asked, question) = tokio::sync::oneshot::channel();
+        let tasks = crate::tasks::Tasks::new();
+        tasks.spawn("api-server", async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let read = stream.read(&mut request).await.unwrap();
+            let body = answer.to_string();
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length";
+            let text = format!("{head}: {}\r\n\r\n{body}", body.len());
+            stream.write_all(text.as_bytes()).await.unwrap();
+            drop(asked.send(String::from_utf8_lossy(&request[..read]).into_owned()));
+        });
+        (client, question)
+    }
+
+    fn announcement(pods: &[(&str, &str)]) -> Announcements {
+        let pods = pods.iter().map(|(name, address)| {
+            json!({"uid": name, "namespace": "shop", "name": name, "serviceAccount": "a",
+                "addresses": [address], "mode": "permissive"})
+        });
+        let said: MeshNode = serde_json::from_value(json!({
+            "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": "node2"},
+            "spec": {"bootId": "b", "trustDomain": "t", "pods": pods.collect::<Vec<_>>()},
+        }))
+        .unwrap();
+        Announcements::from([(said.node.clone(), Arc::new(said))])
+    }
+
+    #[tokio::test]
+    async fn a_nodes_pods_are_asked_for_and_what_is_in_force_follows_from_the_answer() {
+        let pod = |name: &str, status: Value| {
+            json!({"metadata": {"namespace": "shop", "name": name, "uid": name},
+                "spec": {"nodeName": "node2", "containers": []}, "status": status})
+        };
+        let list = json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [
+            pod("there", json!({"phase": "Running", "podIP": "10.0.1.1"})),
+            pod("ended", json!({"phase": "Succeeded", "podIP": "10.0.1.2"})),
+            pod("moved", json!({"phase": "Running", "podIP": "10.0.1.9"})),
+            pod("starting", json!({"phase": "Pending"})),
+            pod("unreadable", json!({"phase": "Running", "podIP": "no address"})),
+        ]});
+        let (client, question) = answering(list).await;
+        let before = announcement(&[
+            ("there", "10.0.1.1"),
+            ("ended", "10.0.1.2"),
+            ("moved", "10.0.1.3"),
+            ("starting", "10.0.1.4"),
+            ("unreadable", "10.0.1.5"),
+            ("gone", "10.0.1.6"),
+        ]);
+        let (questions, receiver) = watch::channel(Announcements::new());
+        let (mut task, answers) = NodePodsTask::new(client, receiver);
+        let node = NodeName::parse("node2").unwrap();
+        let in_force_of = |answers: &Answers| {
+            let (told, objects) = (Announcements::new(), Objects::default());
+            let found = in_force(&told, &before, &objects, Some(answers));
+            questions.send_replace(found.in_question);
+            let pods = found.announcements.values().flat_map(|said| said.pods.clone());
+            pods.map(|pod| pod.name).collect::<Vec<_>>()
+        };
+        assert_eq!(in_force_of(&answers.borrow()).len(), 6, "nothing is known yet");
+        task.take_questions();
+        assert!(task.asked[&node].due > Instant::now(), "a cache may lag behind");
+
+        // An answer that does not come changes nothing.
+        task.take_answer(&node, Err("no answer".to_owned()));
+        task.tell();
+        assert_eq!(in_force_of(&answers.borrow()).len(), 6);
+        task.take_questions();
+
+        let pods = pods_of(&task.client, &node).await;
+        let asked = question.await.unwrap();
+        assert!(asked.contains("fieldSelector=spec.nodeName%3Dnode2"), "{asked}");
+        assert!(asked.contains("resourceVersion=0"), "{asked}");
+        task.take_answer(&node, pods);
+        task.tell();
+        assert_eq!(in_force_of(&answers.borrow()), ["there", "starting", "unreadable"]);
+        // The rest is another question, and the answer to this one is not kept.
+        task.take_questions();
+        task.tell();
+        assert!(answers.borrow().is_empty());
+        assert_eq!(task.asked.len(), 1);
+    }
+}
