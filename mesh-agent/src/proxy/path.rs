@@ -13,9 +13,9 @@
 //! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there (but for ports that are left open to
 //! plaintext); only a failure is looked into.
 //!
-//! What nobody can know is that something begins to change the source while a node counts as proven. Then one connection of
-//! each pair of pods, at most, sends a `ClientHello` to an application before it goes to the agents' port: its failure makes
-//! the agent ask again.
+//! What nobody can know is that something begins to change the source while a node counts as proven. Then a connection sends a
+//! `ClientHello` to an application before it goes to the agents' port: its failure makes the agent ask again, and a change that
+//! is new to a pod takes the node's proof away from all.
 
 mod probe;
 
@@ -47,8 +47,8 @@ const UNANSWERED_FOR: Duration = PROVEN_FOR;
 /// How long `status` shows a path that changes the source, if nobody has used it since.
 const SHOWN_FOR: Duration = Duration::from_mins(10);
 
-/// Pods of the mesh about which something is remembered for one pod of ours; the oldest goes first. What is forgotten is asked
-/// about again.
+/// Pods of the mesh about which something is remembered for one pod of ours; the oldest goes first. What is forgotten is dialled
+/// as if it had never been known.
 const PAIRS_OF_POD: usize = 256;
 
 /// A pod of the mesh that is to be dialled.
@@ -228,7 +228,13 @@ impl Paths {
                 known.proven.insert(leg, now);
                 known.pods.get_mut(&pair.0).and_then(|doubts| doubts.remove(&pair.1))
             }
-            Answer::Changed(seen) => known.doubt(pair, Doubt::Changed(seen), now),
+            Answer::Changed(seen) => {
+                // Others ask again, too; but a pod that changes its own packets costs them no more than that.
+                if !known.has_seen_changes(pair.0, &seen.node) {
+                    known.proven.remove(&leg);
+                }
+                known.doubt(pair, Doubt::Changed(seen), now)
+            }
             Answer::Unanswered { detail } => known.doubt(pair, Doubt::Unanswered { detail }, now),
         };
         known.forget_old(now);
@@ -278,6 +284,16 @@ impl Paths {
 }
 
 impl Known {
+    /// Whether the path from a pod of ours to a node is known to change the source.
+    fn has_seen_changes(&self, pod: IpAddr, node: &NodeName) -> bool {
+        let doubts = self.pods.get(&pod).into_iter().flat_map(HashMap::values);
+        let mut changes = doubts.filter_map(|(doubt, _)| match doubt {
+            Doubt::Changed(seen) => Some(&seen.node),
+            Doubt::Suspected | Doubt::Unanswered { .. } => None,
+        });
+        changes.any(|changed| changed == node)
+    }
+
     /// Remembers what speaks against a pair; what did before.
     fn doubt(&mut self, pair: Pair, doubt: Doubt, now: Instant) -> Option<(Doubt, Instant)> {
         let doubts = self.pods.entry(pair.0).or_default();
@@ -308,8 +324,9 @@ impl Known {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut known = self.paths.lock();
-        // Ours and the table's; each caller that waits has another.
-        if Arc::strong_count(&self.lock) <= 2 {
+        // Ours goes first, and under the lock: of two that end at once the second sees that it is the last.
+        self.lock = Arc::default();
+        if known.asking.get(&self.pair).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             known.asking.remove(&self.pair);
         }
     }

@@ -83,6 +83,18 @@ fn a_change_is_believed_of_the_pair_that_saw_it_and_asked_about_again() {
 }
 
 #[test]
+fn a_change_makes_others_ask_again_once() {
+    let world = World::new();
+    let (one, second, other) = ((ip(1), ip(2)), (ip(1), ip(3)), (ip(5), ip(2)));
+    world.note(other, &Answer::Intact);
+    world.note(one, &Answer::Changed(seen()));
+    assert_eq!(world.next(other, DOUBTING), "ask");
+    world.note(other, &Answer::Intact);
+    world.note(second, &Answer::Changed(seen()));
+    assert_eq!(world.next(other, DOUBTING), "intact", "of the same pod it is no news");
+}
+
+#[test]
 fn a_failure_that_a_changed_source_explains_makes_the_agent_ask_again() {
     let world = World::new();
     let (one, other) = ((ip(1), ip(2)), (ip(3), ip(4)));
