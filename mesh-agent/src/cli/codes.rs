@@ -25,6 +25,7 @@ const SOURCES: &[&str] = &[
     include_str!("../proxy/path.rs"),
     include_str!("../proxy/peer.rs"),
     include_str!("../proxy/relay/end.rs"),
+    include_str!("../source/announce.rs"),
     include_str!("../source/earlier.rs"),
     include_str!("../source/error.rs"),
     include_str!("../source/kubernetes/away.rs"),
