@@ -132,6 +132,19 @@ impl Objects {
         target_port: u16,
         endpoints: &[&Pod],
     ) -> Result<()> {
+        self.service_with(namespace, name, at, target_port, endpoints, true)
+    }
+
+    /// The same, with endpoints that are ready or not.
+    pub fn service_with(
+        &self,
+        namespace: &str,
+        name: &str,
+        at: &[SocketAddr],
+        target_port: u16,
+        endpoints: &[&Pod],
+        ready: bool,
+    ) -> Result<()> {
         let port = at.first().context("a service without an address")?.port();
         let mut text = format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\n\
@@ -164,7 +177,7 @@ impl Objects {
                     format!("{{kind: Pod, name: {:?}, namespace: {:?}}}", pod.name, pod.namespace);
                 writeln!(
                     text,
-                    "- addresses: [{address:?}]\n  conditions: {{ready: true}}\n  targetRef: {target}"
+                    "- addresses: [{address:?}]\n  conditions: {{ready: {ready}}}\n  targetRef: {target}"
                 )?;
             }
         }

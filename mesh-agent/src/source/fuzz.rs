@@ -184,7 +184,8 @@ fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
             panic!("no service at {}:{}", row.address, row.port);
         };
         assert!(service.endpoints.is_sorted());
-        assert!(service.endpoints.iter().all(|e| e.addr.is_ipv4() == row.address.is_ipv4()));
+        assert!(service.others.is_sorted());
+        assert!(service.targets().all(|target| target.is_ipv4() == row.address.is_ipv4()));
     }
     for address in snapshot.node_addresses() {
         assert!(snapshot.workload(*address).is_none(), "{address} is a node's and a pod's");

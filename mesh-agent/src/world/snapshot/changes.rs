@@ -1,5 +1,6 @@
 //! Random changes of a world in which few things meet often, for property tests.
 
+use std::iter;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -83,7 +84,19 @@ pub(crate) struct ServiceChange {
 pub(crate) struct SliceChange {
     service: usize,
     port_name: bool,
-    endpoints: Vec<(usize, usize, bool)>,
+    endpoints: Vec<EndpointChange>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointChange {
+    address: usize,
+    /// Another of the same endpoint's.
+    second: Option<usize>,
+    node: usize,
+    ready: bool,
+    serving: bool,
+    terminating: bool,
+    for_node: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -118,7 +131,20 @@ fn pod_change() -> impl Strategy<Value = PodChange> {
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     let maybe = prop::option::weighted(0.8, 0..METAS.len());
     let ranges = prop::collection::vec(0..RANGES.len(), 0..3);
-    let endpoint = (0..ADDRESSES.len(), 0..4usize, any::<bool>());
+    let second = prop::option::weighted(0.1, 0..ADDRESSES.len());
+    let state = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.3));
+    let for_node = prop::option::weighted(0.2, 0..3usize);
+    let endpoint = (0..ADDRESSES.len(), second, 0..4usize, state, for_node).prop_map(
+        |(address, second, node, (ready, serving, terminating), for_node)| EndpointChange {
+            address,
+            second,
+            node,
+            ready,
+            serving,
+            terminating,
+            for_node,
+        },
+    );
     let service = (addresses(), prop::collection::vec(80..83u16, 0..4), prop::bool::weighted(0.2))
         .prop_map(|(addresses, ports, local_only)| ServiceChange { addresses, ports, local_only });
     let slice = (0..4usize, any::<bool>(), prop::collection::vec(endpoint, 0..4))
@@ -248,12 +274,18 @@ fn service_spec(it: &ServiceChange) -> Value {
 }
 
 fn insert_slice(objects: &mut Objects, name: usize, it: &SliceChange) {
-    let endpoint = |(address, node, ready): &(usize, usize, bool)| {
-        let mut endpoint =
-            json!({"addresses": [ADDRESSES[*address]], "conditions": {"ready": ready}});
-        if *node < 3 {
-            endpoint["nodeName"] = json!(format!("node{node}"));
-            endpoint["hints"] = json!({"forZones": [{"name": if *node == 0 { "a" } else { "b" }}]});
+    let endpoint = |it: &EndpointChange| {
+        let EndpointChange { ready, serving, terminating, .. } = it;
+        let addresses: Vec<_> = iter::once(it.address).chain(it.second).collect();
+        let mut endpoint = json!({"addresses": texts(&addresses), "conditions":
+            {"ready": ready, "serving": serving, "terminating": terminating}});
+        if it.node < 3 {
+            endpoint["nodeName"] = json!(format!("node{}", it.node));
+            endpoint["hints"] =
+                json!({"forZones": [{"name": if it.node == 0 { "a" } else { "b" }}]});
+        }
+        if let Some(node) = it.for_node {
+            endpoint["hints"]["forNodes"] = json!([{"name": format!("node{node}")}]);
         }
         endpoint
     };
