@@ -3,7 +3,7 @@
 //!
 //! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed and is listed as flaky,
 //! with what it said the first time.
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +21,9 @@ use crate::workspace::Workspace;
 
 /// More flaky tests than these fail the run.
 const MAX_FLAKY: usize = 2;
+
+/// Programs whose tests run beside no other program's: they measure, or take the whole machine.
+const BY_THEMSELVES: [&str; 5] = ["attacks", "races", "scale", "soak", "under_load"];
 
 /// Which tests run, and how.
 pub(crate) struct Chosen<'a> {
@@ -66,10 +69,16 @@ pub(crate) fn run(workspace: &Workspace, chosen: &Chosen<'_>, tally: &mut Tally)
     let whole_system = programs.iter().filter(|program| program.is_whole_system);
     let tests: Vec<(&TestProgram, Vec<String>)> =
         whole_system.map(|it| Ok((it, list(it, names)?))).collect::<Result<_>>()?;
-    let jobs = tests
-        .iter()
-        .flat_map(|(program, tests)| tests.iter().map(move |test| Job { program, test, long }));
-    let flaky = whole_system_tests(jobs.collect(), at_once, tally, &mut failed)?;
+    let alone = |program: &TestProgram| BY_THEMSELVES.iter().find(|name| **name == program.name());
+    let mut queues: BTreeMap<Option<&&str>, VecDeque<Job<'_>>> = BTreeMap::new();
+    for (program, tests) in &tests {
+        let jobs = tests.iter().map(|test| Job { program, test, long });
+        queues.entry(alone(program)).or_default().extend(jobs);
+    }
+    let mut flaky = Vec::new();
+    for jobs in queues.into_values() {
+        flaky.extend(whole_system_tests(jobs, at_once, tally, &mut failed)?);
+    }
     let mut doc = process::cargo(workspace);
     doc.args(["test", "--doc", "--quiet", "--"]).args(names);
     if !aloud(&mut doc, "documentation", !names.is_empty(), tally)? {
