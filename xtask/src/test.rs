@@ -39,7 +39,7 @@ Environment:
   RUST_TEST_THREADS=N      how many tests run at once (2)",
     options: &[
         Opt { flag: "--no-lint", values: &[], about: "only build and run the tests" },
-        Opt { flag: "--long", values: &[], about: "longer: all schedules of the races" },
+        Opt { flag: "--long", values: &[], about: "the long form of tests: all schedules of the races, more connections" },
         Opt { flag: "--kernels", values: &[], about: "test on other kernels instead" },
     ],
     operands: Some("[VERSION...] [NAME...]"),
