@@ -2,7 +2,7 @@
 //! through, others are served, memory stays in its bound, and all is as before when it stops.
 //!
 //! How much slower others get is promised for a machine that does nothing else, and asserted so by
-//! `NODEMESH_ATTACK_ROUNDS=9 cargo test --test attacks -- --test-threads 1`.
+//! `NODEMESH_ATTACK_ROUNDS=5 cargo test --test attacks -- --test-threads 1`.
 #![expect(clippy::print_stdout, reason = "figures, for who reads the output")]
 
 #[path = "attacks/clients.rs"]

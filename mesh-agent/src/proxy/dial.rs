@@ -20,7 +20,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Mesh, pod::Pod, relay::AppStream, socket_memory::SEND_AHEAD, source_ports::PortLease};
+use super::{
+    Mesh,
+    pod::Pod,
+    relay::AppStream,
+    socket_memory::{APP_MSS, SEND_AHEAD},
+    source_ports::PortLease,
+};
 use crate::{kernel::Kernel, netns::NetnsError};
 
 /// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
@@ -200,6 +206,7 @@ pub(super) async fn application(
         // With all of them in use, an ephemeral port is better than none.
         let lease = pod.source_ports.lease(to);
         let socket = socket(mesh, pod, to.ip(), lease.is_some()).await?;
+        socket.set_tcp_mss(APP_MSS).map_err(DialError::Socket)?;
         let port = lease.as_ref().map_or(0, |lease| lease.port);
         match socket.bind(&SocketAddr::new(to.ip(), port).into()) {
             Ok(()) => {}

@@ -21,7 +21,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Mesh, dial, inbound, outbound, pod::Pod, relay::AppStream, socket_memory::SEND_AHEAD};
+use super::{
+    Mesh, dial, inbound, outbound,
+    pod::Pod,
+    relay::AppStream,
+    socket_memory::{APP_MSS, SEND_AHEAD},
+};
 use crate::{kernel::KernelError, netns::NetnsError};
 
 /// Connections that may wait for the accept loop; the kernel cuts it to the namespace's `somaxconn` (4096 by default).
@@ -222,6 +227,7 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?; // inherited as well, and so is keep-alive
     socket.set_tcp_keepalive(&dial::keepalive())?;
     socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
+    socket.set_tcp_mss(APP_MSS)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)

@@ -206,7 +206,7 @@ impl Relay<'_> {
                 return Poll::Ready(end);
             }
             if let Some(meter) = &mut meter {
-                meter.poll(cx, [tcp, app], self.is_blocked(), self.counters.sum());
+                meter.poll(cx, [app, tcp], self.is_blocked(), self.counters.sum());
             }
             let moved = [&mut self.up.moved, &mut self.down.moved].map(std::mem::take);
             if self.channel.awaits_answer() && answer.as_mut().poll(cx).is_ready() {

@@ -30,6 +30,11 @@ use crate::{sys::sock, world::ObjectName};
 /// one is sent. What is sent and not acknowledged comes on top; the peer's window bounds it.
 pub(super) const SEND_AHEAD: u32 = 128 * 1024;
 
+/// The largest segment between an application and the agent, in bytes: with what the kernel adds for itself just below 8 KiB,
+/// to which it rounds up. An application's send buffer begins at 20 or 30 segments and grows by them. With loopback's own
+/// segments of 64 KiB that would be 2.5 MiB at once; with those of an Ethernet, the kernel counts 60 % more than there is.
+pub(super) const APP_MSS: u32 = 7 * 1024;
+
 /// What all sockets of connections that cannot go on may have, in bytes, or less on a small machine.
 const MAX_BUDGET_BYTES: usize = 256 * 1024 * 1024;
 /// The part of `tcp_mem`'s pressure limit that it may be at most.
@@ -37,9 +42,11 @@ const PART_OF_PRESSURE: usize = 4;
 /// Linux counts TCP's memory in pages; those of 4 KiB are the smallest there are.
 const PAGE_BYTES: usize = 4096;
 
-/// The receive buffer of a connection that has carried less than [`PROVEN_BYTES`]; the kernel doubles it for its own overhead.
-/// Over 50 ms of way and back, the first megabyte takes 8 of them, as it would by TCP's slow start.
-const YOUNG_BYTES: usize = 128 * 1024;
+/// The receive buffers of a connection that has carried less than [`PROVEN_BYTES`], towards the application and towards the
+/// peer; the kernel doubles them for its own overhead. The application is on the same node, where a small window is as fast;
+/// and what its own send buffer may grow to goes by it. Over 50 ms of way and back, the first megabyte from a peer takes 8 of
+/// them, as it would by TCP's slow start.
+const YOUNG_BYTES: [usize; 2] = [32 * 1024, 128 * 1024];
 /// After so many bytes the kernel chooses the size.
 const PROVEN_BYTES: u64 = 1024 * 1024;
 
@@ -146,7 +153,8 @@ impl Meter {
         }
     }
 
-    /// To be called whenever nothing moves for now. `is_blocked`: something cannot be written. `moved`: bytes until now.
+    /// To be called whenever nothing moves for now. `sockets`: the application's and the peer's. `is_blocked`: something cannot
+    /// be written. `moved`: bytes until now.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -211,8 +219,8 @@ impl Meter {
 
     fn set(&mut self, width: Width, sockets: [&TcpStream; 2]) {
         self.width = width;
-        for socket in sockets {
-            if let Err(error) = width.of(socket) {
+        for (socket, young_bytes) in sockets.into_iter().zip(YOUNG_BYTES) {
+            if let Err(error) = width.of(socket, young_bytes) {
                 tracing::debug!(%error, "the size of a socket's buffers"); // it is dead, or about to be
             }
         }
@@ -221,18 +229,18 @@ impl Meter {
 
 impl Width {
     /// Sets the buffers of a socket. Only after the handshake, which settles how large a window can ever become.
-    fn of(self, socket: &TcpStream) -> io::Result<()> {
+    fn of(self, socket: &TcpStream, young_bytes: usize) -> io::Result<()> {
         let options = SockRef::from(socket);
         match self {
             Self::New => Ok(()),
-            Self::Young => options.set_recv_buffer_size(YOUNG_BYTES),
+            Self::Young => options.set_recv_buffer_size(young_bytes),
             Self::Narrow => {
                 options.set_tcp_notsent_lowat(NARROW_BYTES)?;
                 options.set_recv_buffer_size(NARROW_BYTES as usize)
             }
             Self::Wide => {
                 options.set_tcp_notsent_lowat(SEND_AHEAD)?;
-                options.set_recv_buffer_size(YOUNG_BYTES)?; // from where it grows
+                options.set_recv_buffer_size(young_bytes)?; // from where it grows
                 sock::let_buffers_grow(socket)
             }
         }

@@ -57,9 +57,10 @@ fn servers_that_do_not_read_leave_the_kernel_its_memory() {
         })?;
         let held = [agents_sockets(&greedy)?, agents_sockets(&scene.victim)?];
         println!("attack-fill: {:?}, {held:?} bytes of the kernel's memory", attack.tally());
-        let problem = scene.pair.agents[0]
-            .wait_problem("the greedy pod", |of| of.code == "socket_memory_share")?;
-        ensure!(problem.message.contains("shop/greedy"), "{problem:?}");
+        // Before the greedy pod's agent, which takes little from an application in advance, the other one is full.
+        let problem =
+            scene.agent().wait_problem("the victim", |of| of.code == "socket_memory_share")?;
+        ensure!(problem.message.contains("shop/victim"), "{problem:?}");
         let most = SOCKET_MIB << 20;
         ensure!(held.iter().all(|bytes| *bytes <= most), "{held:?} bytes, {most} may be");
         let (under, under_stream) = (scene.rounds()?, stream(&scene)?);
@@ -84,7 +85,7 @@ fn servers_that_do_not_read_leave_the_kernel_its_memory() {
 const STREAM_BYTES: u64 = 128 << 20;
 /// By how much it may get slower.
 const STREAM: Bound = Bound { times: 2, more_us: 20_000 };
-const STREAM_BUSY: Bound = Bound { times: 4, more_us: 1_000_000 };
+const STREAM_BUSY: Bound = Bound { times: 3, more_us: 1_000_000 };
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)

@@ -84,6 +84,8 @@ fn a_pods_own_firewall_harms_the_pod_alone() {
 
 /// Dials between `connect` and the agent that one pod may have: docs/security.md.
 const MOST_PENDING: u64 = 16_384;
+/// So many attempts fill that in two seconds, and leave processors free.
+const PER_SECOND: u64 = 10_000;
 /// What is said of one more.
 const REFUSED_SHARE: &str = "refused_pending_share";
 
@@ -138,21 +140,39 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         agent.wait_enrolled(&[&greedy])?;
         scene.others(50)?;
         let quiet = scene.rounds()?;
+        // What a pod does to others by the processors that it takes, and by packets sent again, it does without a mesh.
+        let outside = |kind, spec: &AttackSpec| {
+            let spec = AttackSpec { kind, to: scene.attacker.at(PORT), ..spec.clone() };
+            let attack = attack::start(&scene.attacker, &spec)?;
+            attack.wait("under way", |tally| tally.ended + tally.connected >= spec.hold)?;
+            let rounds = scene.rounds()?;
+            println!("attack-pending, {kind:?} without the mesh: {quiet:?} -> {rounds:?}");
+            attack.stop()?;
+            Ok::<_, anyhow::Error>(rounds)
+        };
+        let to = scene.pair.server.at(0);
+        let full_speed = AttackSpec { workers: 2, ..AttackSpec::new(Kind::Orphan, to) };
+        let orphans = AttackSpec { per_second: PER_SECOND, ..full_speed.clone() };
+        let deaf = AttackSpec {
+            hold: MOST_PENDING + 1_000,
+            per_second: PER_SECOND,
+            ..AttackSpec::new(Kind::Deaf, to)
+        };
+        let beside_busy = outside(Kind::Orphan, &full_speed)?;
+        let beside_deaf = outside(Kind::Deaf, &deaf)?;
         let rules = |text: &str| greedy.run(["nft", text])?.success();
         rules(
             "add table ip own; add chain ip own out { type filter hook output priority 0; }; \
                add rule ip own out tcp dport 60990-60997 tcp flags & (syn | ack) == ack drop",
         )?;
-        let dials = |kind| AttackSpec::new(kind, scene.pair.server.at(0));
-        let orphans = AttackSpec { workers: 2, ..dials(Kind::Orphan) };
         has_its_share(&scene, &greedy, &orphans, &quiet)?;
+        has_its_share(&scene, &greedy, &full_speed, &beside_busy)?;
         rules("delete table ip own")?;
         // The kernel would go on trying to end them for minutes.
         greedy.run(["ss", "-t", "-K", "state", "fin-wait-1"])?.success()?;
         eventually(SOON, || no_dials(node))?;
         // Without any capability.
-        let deaf = AttackSpec { hold: MOST_PENDING + 1_000, ..dials(Kind::Deaf) };
-        has_its_share(&scene, &greedy, &deaf, &quiet)?;
+        has_its_share(&scene, &greedy, &deaf, &beside_deaf)?;
         eventually(SOON, || no_dials(node))?;
         ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
         served(&greedy, &scene.pair.server)?;
