@@ -40,8 +40,8 @@ fn run(args: &Args) -> Result<ExitCode> {
 /// Makes sure that everything for `purpose` is there. Silent, and a tenth of a second, when it is.
 pub(crate) fn ensure(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     ensure_toolchain(workspace)?;
+    ensure_programs(purpose)?;
     if purpose >= Purpose::Demo {
-        ensure_programs(purpose)?;
         ensure_bpffs()?;
     }
     if purpose >= Purpose::Cluster {

@@ -66,7 +66,7 @@ pub(super) struct Run {
     #[arg(long, default_value_t = A_DAY_S, value_parser = value_parser!(u64).range(1..=LONGEST_LEAF_S), value_name = "SECONDS")]
     leaf_ttl_seconds: u64,
     /// How many connections may be open at once, over all pods; without it, and at most, what the descriptor limit is enough
-    /// for (half of it), up to 16384
+    /// for (half of what is left of it beside 1024), up to 16384
     #[arg(long, value_parser = connections, value_name = "NUMBER")]
     max_connections: Option<usize>,
     /// Where to serve metrics for Prometheus (GET /metrics), to anybody who reaches it, such as [::]:15020; not at all without it

@@ -322,9 +322,9 @@ fn of_excess(excess: &Excess) -> ProblemFacts {
 
 /// Before a table is full, while there is time.
 fn of_filled(filled: &Filled) -> Option<ProblemFacts> {
-    let Filled { table, used, room } = filled;
+    let Filled { table, used, room, when_full } = filled;
     let message = format!(
-        "the kernel's table {table} has {used} of {room} entries: when it is full, connections to what finds no room are refused, and excluded or permissive ports are so no more. Hint: the cluster, or what is announced in it, is too large for this table."
+        "the kernel's table {table} has {used} of {room} entries. When it is full, {when_full}. Hint: the cluster, or what is announced in it, is too large for this table."
     );
     let is_nearly_full = used.saturating_mul(100) >= room.saturating_mul(NEARLY_FULL_PERCENT);
     is_nearly_full.then(|| ProblemFacts { code: "table_nearly_full".to_owned(), message })

@@ -1,7 +1,7 @@
 //! The kernel's tables of addresses and ports, out of a snapshot.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -52,21 +52,17 @@ pub struct Unwritten {
     pub anywhere: bool,
 }
 
-impl From<KernelError> for Unwritten {
-    fn from(error: KernelError) -> Self {
-        Self { error, anywhere: false }
-    }
-}
-
 /// How full a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filled {
     /// Its name.
     pub table: &'static str,
-    /// Its entries.
+    /// Its entries; of a table that keeps none of those that find no room, those that it should have.
     pub used: usize,
     /// How many it can have.
     pub room: usize,
+    /// What happens when there is no room.
+    pub when_full: &'static str,
 }
 
 /// All that the tables are to hold, as far as there is room.
@@ -101,34 +97,61 @@ pub fn write_world(
 }
 
 fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, Unwritten> {
-    let Wanted { addresses, ports, incomplete, mut anywhere, lost } = wanted(world, KERNEL);
-    // The programs refuse what is not there before it goes, and until it has come.
-    if incomplete {
-        refuse_unknown(tables, anywhere)?;
-    }
-    let written = (tables.addresses.sync(&addresses), tables.ports.sync(&ports));
-    // What could not be written still says what was true before. It goes, once its dials are refused or led to the agent.
-    if written.0.is_err() {
-        anywhere = is_captured_outside_ranges(world);
-        refuse_unknown(tables, anywhere)?;
-        tables.addresses.drop_stale(&addresses)?;
-    }
-    if written.1.is_err() {
-        capture_services(tables, world, &ports)?;
-        tables.ports.drop_stale(&ports)?;
-    }
-    let entries = written.0.and_then(|addresses| Ok(addresses + written.1?));
+    let mut wanted = wanted(world, KERNEL);
+    let entries = write_wanted(tables, world, &mut wanted);
+    let Wanted { anywhere, lost, .. } = wanted;
     let entries = entries.map_err(|error| Unwritten { error, anywhere })?;
-    if !incomplete {
-        tables.set_node(NODE_ADDRESSES_INCOMPLETE, 0)?;
-    }
     Ok(Written { entries, lost, anywhere, filled: filled(tables) })
 }
 
-fn is_captured_outside_ranges(world: &Snapshot) -> bool {
-    let ranges = Cover::of(world.pod_cidrs());
-    let mut captured = world.kernel_addresses().filter(|row| row.peer);
-    captured.any(|row| !ranges.contains(row.address))
+/// Returns how many entries were written or removed. If the kernel refuses any, `wanted.anywhere` says where captured
+/// addresses may be missing.
+fn write_wanted(
+    tables: &Tables,
+    world: &Snapshot,
+    wanted: &mut Wanted,
+) -> Result<usize, KernelError> {
+    let Wanted { addresses, ports, incomplete, anywhere, .. } = wanted;
+    // The programs refuse what is not there before it goes, and until it has come.
+    if *incomplete {
+        refuse_unknown(tables, *anywhere)?;
+    }
+    let written = (tables.addresses.sync(addresses), tables.ports.sync(ports));
+    // What could not be written still says what was true before. It goes, once its dials are refused or led to the agent.
+    if written.0.is_err() {
+        let in_kernel = |address: &Addr| tables.addresses.get(address);
+        *anywhere |= is_captured_outside(world.pod_cidrs(), addresses, in_kernel);
+        refuse_unknown(tables, *anywhere)?;
+        tables.addresses.drop_stale(addresses)?;
+    }
+    if written.1.is_err() {
+        if let Err(error) = capture_services(tables, world, ports) {
+            *anywhere = true;
+            refuse_unknown(tables, true)?;
+            tables.ports.drop_stale(ports)?;
+            return Err(error);
+        }
+        tables.ports.drop_stale(ports)?;
+    }
+    let entries = written.0.and_then(|addresses| Ok(addresses + written.1?))?;
+    if !*incomplete {
+        tables.set_node(NODE_ADDRESSES_INCOMPLETE, 0)?;
+    }
+    Ok(entries)
+}
+
+/// Whether an address that is to be captured, a pod's or a service's, is not captured in the kernel and in none of the ranges.
+fn is_captured_outside(
+    ranges: &BTreeSet<Cidr>,
+    wanted: &HashMap<Addr, u32>,
+    in_kernel: impl Fn(&Addr) -> Option<u32>,
+) -> bool {
+    let ranges = Cover::of(ranges);
+    let is_captured = |bits: u32| bits & ADDRESS_PEER != 0;
+    let mut missing = wanted.iter().filter(|(address, bits)| {
+        is_captured(**bits) && !in_kernel(address).is_some_and(is_captured)
+    });
+    missing.any(|(address, _)| !ranges.contains(IpAddr::from(*address)))
 }
 
 /// Has the whole addresses of services go to the agent whose ports are not as wanted in `PORTS`.
@@ -158,10 +181,26 @@ fn refuse_unknown(tables: &Tables, anywhere: bool) -> Result<(), KernelError> {
 
 fn filled(tables: &Tables) -> Vec<Filled> {
     let Room { addresses, ports } = KERNEL;
+    let row = |table, used, room, when_full| Filled { table, used, room, when_full };
     vec![
-        Filled { table: "ADDRESSES", used: tables.addresses.used(), room: addresses },
-        Filled { table: "PORTS", used: tables.ports.used(), room: ports },
-        Filled { table: "POD_CIDRS", used: tables.pod_cidrs.used(), room: limits::POD_CIDRS },
+        row(
+            "ADDRESSES",
+            tables.addresses.used(),
+            addresses,
+            "pods of the mesh cannot dial the addresses that find no room",
+        ),
+        row(
+            "PORTS",
+            tables.ports.used(),
+            ports,
+            "excluded and permissive ports that find no room are so no more",
+        ),
+        row(
+            "POD_CIDRS",
+            tables.pod_cidrs.wanted(),
+            limits::POD_CIDRS,
+            "every address counts as a pod's, so that more is refused while something is missing",
+        ),
     ]
 }
 
@@ -341,4 +380,71 @@ pub(super) fn is_strict(flags: u32) -> bool {
 
 fn endpoint(address: IpAddr, port: u16) -> Endpoint {
     Endpoint::new(address.into(), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::world::{Announcements, Incumbents, LocalNode, MeshNode, Objects};
+
+    /// Of one account, at `10.NODE.0.1` and up.
+    fn announcing(node: u8, pods: u8) -> Arc<MeshNode> {
+        let pods = (1..=pods).map(|pod| {
+            json!({"uid": format!("{node}-{pod}"), "namespace": "shop", "name": format!("pod-{pod}"),
+                "serviceAccount": "cart", "addresses": [format!("10.{node}.0.{pod}")],
+                "mode": "permissive"})
+        });
+        let said: MeshNode = serde_json::from_value(json!({
+            "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode",
+            "metadata": {"name": format!("node{node}")},
+            "spec": {"bootId": "b", "trustDomain": "cluster.local", "pods": pods.collect::<Vec<_>>()},
+        }))
+        .unwrap();
+        Arc::new(said)
+    }
+
+    #[test]
+    fn nodes_that_announce_too_much_lose_addresses_and_the_others_none() {
+        const ROOM: Room = Room { addresses: 100, ports: 10 };
+        let (mad, honest) = ((1..=16).map(|node| announcing(node, 50)), announcing(17, 5));
+        let said = mad.chain([honest]).map(|it| (it.node.clone(), it));
+        let local = LocalNode {
+            name: NodeName::parse("node0").unwrap(),
+            enrolled: BTreeSet::new(),
+            mesh_namespace: None,
+        };
+        let announcements: Announcements = said.collect();
+        let (objects, incumbents) = (Objects::default(), Incumbents::default());
+        let world = Snapshot::build(&objects, &announcements, &local, &incumbents);
+        let wanted = wanted(&world, ROOM);
+        let has = |pod: u8| wanted.addresses.get(&IpAddr::from([10, 17, 0, pod]).into());
+        let is_captured = |pod| has(pod).is_some_and(|bits| bits & ADDRESS_PEER != 0);
+        assert!((1..=5).all(is_captured), "{:?}", wanted.addresses);
+        assert!(wanted.addresses.len() <= ROOM.addresses && wanted.incomplete && wanted.anywhere);
+        let lost: Vec<_> =
+            wanted.lost.iter().map(|it| (it.who.code(), it.wanted, it.given)).collect();
+        assert_eq!(lost, [("addresses_over_share", 50, 5); 16]);
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_may_be_anywhere_if_it_is_in_no_range() {
+        let ranges = BTreeSet::from([Cidr::parse("10.1.0.0/16").unwrap()]);
+        let address = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let wanted = HashMap::from([
+            (address("10.1.0.1"), ADDRESS_PEER),
+            (address("10.2.0.1"), ADDRESS_KNOWN),
+            (address("10.96.0.1"), ADDRESS_PEER), // a service's
+        ]);
+        let is_outside = |bits| is_captured_outside(&ranges, &wanted, |_| bits);
+        assert!(is_outside(None) && is_outside(Some(ADDRESS_KNOWN)));
+        assert!(!is_outside(Some(ADDRESS_PEER)));
+        let elsewhere = address("10.96.0.1");
+        assert!(
+            !is_captured_outside(&ranges, &wanted, |it| (*it == elsewhere).then_some(ADDRESS_PEER))
+        );
+    }
 }

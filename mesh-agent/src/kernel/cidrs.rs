@@ -35,6 +35,8 @@ struct Mirrored {
     map: LpmTrie<MapData, Addr, u32>,
     /// What the kernel holds.
     content: BTreeSet<Prefix>,
+    /// How many it was to hold at last.
+    wanted: usize,
 }
 
 impl CidrTable {
@@ -42,7 +44,8 @@ impl CidrTable {
         let map = ebpf.take_map(NAME).ok_or_else(|| KernelError::Missing(NAME.to_owned()))?;
         let map = LpmTrie::<_, Addr, u32>::try_from(map).map_err(map_error)?;
         let content = content(&map)?;
-        Ok(Self(Mutex::new(Mirrored { map, content })))
+        let wanted = content.len();
+        Ok(Self(Mutex::new(Mirrored { map, content, wanted })))
     }
 
     /// Looks again at what the kernel holds: another agent may have written.
@@ -55,9 +58,9 @@ impl CidrTable {
         Ok(())
     }
 
-    /// How many ranges there are.
-    pub fn used(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).content.len()
+    /// How many ranges there are, or would be if there were room.
+    pub fn wanted(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).wanted
     }
 
     /// Makes the map hold exactly these ranges, or all addresses if they are too many.
@@ -68,7 +71,8 @@ impl CidrTable {
         let wanted: BTreeSet<Prefix> =
             wanted.map(|range| (range.first().into(), u32::from(range.length_of_128()))).collect();
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Mirrored { map, content } = &mut *inner;
+        inner.wanted = wanted.len();
+        let Mirrored { map, content, .. } = &mut *inner;
         for step in steps(content, wanted, limits::POD_CIDRS) {
             match step {
                 Step::Add(prefix @ (addr, length)) => {

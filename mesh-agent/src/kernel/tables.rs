@@ -141,13 +141,16 @@ impl Tables {
     /// no longer.
     ///
     /// # Errors
-    /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller must not guess.
+    /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller must not guess. If only the
+    /// count fails, the pod has a place less, and the connection goes on.
     pub fn take_pending(&self, flow: &FlowKey) -> io::Result<Option<Named>> {
         let Some(Pending { named, share_since_ns }) = sys::bpf::take(self.pending.as_fd(), flow)?
         else {
             return Ok(None);
         };
-        self.shares.give_back(flow.netns, share_since_ns)?;
+        if let Err(error) = self.shares.give_back(flow.netns, share_since_ns) {
+            tracing::warn!(%error, "cannot give back the place of a dial");
+        }
         Ok(Some(named))
     }
 

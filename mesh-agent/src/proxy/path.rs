@@ -229,7 +229,7 @@ impl Paths {
                 known.pods.get_mut(&pair.0).and_then(|doubts| doubts.remove(&pair.1))
             }
             Answer::Changed(seen) => {
-                // Others ask again, too; but a pod that changes its own packets costs them no more than that.
+                // Others ask again, too. A pod that changes its own packets costs them that each time it begins to.
                 if !known.has_seen_changes(pair.0, &seen.node) {
                     known.proven.remove(&leg);
                 }

@@ -1,6 +1,6 @@
 //! A CA that has taken another's place without having been trusted beside it first: its Secret was deleted and made anew, its
 //! directory was replaced. No connection may fail for it. Both are trusted, and the old one signs until every node is known to
-//! trust the new one. The old one is forgotten when no node uses it any more, and whatever nodes say, when the last certificate
+//! trust the new one, three minutes at most. The old one is forgotten when no node uses it any more, and whatever nodes say, when the last certificate
 //! that it has signed here has ended. An agent that is started anew has forgotten it.
 
 use std::sync::Arc;

@@ -58,7 +58,8 @@ pub(super) fn client(
     let said = SocketAddr::new(said.ip().to_canonical(), said.port());
     let (ip, from) = (said.ip(), from.ip().to_canonical());
     let mismatch = |text| Err(Refused { reason: Refusal::SourceMismatch, text });
-    if ip != from && world.standing(from).is_some() {
+    // Agents may announce the addresses of nodes and gateways as pods', by mistake or not.
+    if ip != from && world.standing(from).is_some() && !world.is_node_address(from) {
         return mismatch(format!("OPEN says {ip}, but the connection came from the pod at {from}"));
     }
     match world.standing(ip) {
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
     use crate::{
         identity::TrustDomain,
-        world::{Announcements, Incumbents, LocalNode, MeshNode, NodeName, Objects},
+        world::{Announcements, Incumbents, LocalNode, MeshNode, NodeName, NodeObject, Objects},
     };
 
     fn asked_at(to: u16, port: u16) -> Result<Asked, Refusal> {
@@ -122,6 +123,10 @@ mod tests {
             assert_eq!(asked_at(to, ports::AGENTS), Err(Refusal::ApplicationRefused));
         }
     }
+
+    /// Of a node, which another node's agent announces as a pod's.
+    const NODE: &str = "192.168.0.4";
+
     /// Two pods of one account on one node, and one of another account on another node.
     fn world() -> Snapshot {
         let announced = |node: &str, pods: &[(&str, &str, &str)]| {
@@ -142,11 +147,18 @@ mod tests {
         };
         let announcements = Announcements::from([
             announced("node2", &[("a", "cart", "10.0.2.1"), ("b", "cart", "10.0.2.2")]),
-            announced("node3", &[("c", "web", "10.0.3.1")]),
+            announced("node3", &[("c", "web", "10.0.3.1"), ("d", "web", NODE)]),
         ]);
+        let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node4"},
+            "status": {"addresses": [{"type": "InternalIP", "address": NODE}]},
+        }))
+        .unwrap();
+        let mut objects = Objects::default();
+        objects.insert_node(NodeObject::try_from(&node).unwrap());
         let name = NodeName::parse("node1").unwrap();
         let local = LocalNode { name, enrolled: BTreeSet::new(), mesh_namespace: None };
-        Snapshot::build(&Objects::default(), &announcements, &local, &Incumbents::default())
+        Snapshot::build(&objects, &announcements, &local, &Incumbents::default())
     }
 
     /// What becomes of a peer's word, by a certificate of the account `cart`.
@@ -167,6 +179,7 @@ mod tests {
         assert_eq!(cart_says("10.0.2.1", "10.0.2.1"), shown("10.0.2.1"));
         assert_eq!(cart_says("::ffff:10.0.2.1", "10.0.2.1"), shown("10.0.2.1"));
         assert_eq!(cart_says("10.0.2.1", gateway), shown("10.0.2.1"));
+        assert_eq!(cart_says("10.0.2.1", NODE), shown("10.0.2.1"));
         // From where another pod of the mesh is, of whichever account.
         assert_eq!(cart_says("10.0.2.1", "10.0.2.2"), mismatch);
         assert_eq!(cart_says("10.0.2.1", "10.0.3.1"), mismatch);

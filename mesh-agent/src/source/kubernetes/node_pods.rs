@@ -19,10 +19,14 @@ use crate::world::{
     Announcements, Answer, Answers, MeshNode, NodeName, NodePods, PodObject, PodUid, add_pod,
 };
 
-/// When a node's pods are asked for first, and then twice as long after each answer. Much longer than an API server's cache,
-/// from which the answer comes, lags behind what a node's agent has already announced.
+/// When a node's pods are asked for first, on average half of it sooner, and then twice as long after each answer: a node's
+/// agent may be about to announce them again.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// From one question to the next, for each node that is in question: all agents ask at the same time.
+const PAUSE_FOR_EACH: Duration = Duration::from_millis(10);
+/// The same, at least.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the API server may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -31,6 +35,7 @@ pub struct NodePodsTask {
     client: Client,
     questions: watch::Receiver<Announcements>,
     asked: BTreeMap<NodeName, Asked>,
+    not_before: Instant,
     answers: watch::Sender<Arc<Answers>>,
     repeats: Repeats,
 }
@@ -52,7 +57,7 @@ impl NodePodsTask {
     ) -> (Self, watch::Receiver<Arc<Answers>>) {
         let (answers, receiver) = watch::channel(Arc::default());
         let (asked, repeats) = (BTreeMap::new(), Repeats::default());
-        (Self { client, questions, asked, answers, repeats }, receiver)
+        (Self { client, questions, asked, not_before: Instant::now(), answers, repeats }, receiver)
     }
 
     /// Works until `cancel` is done. What cannot be asked stays in question: nothing is concluded from it.
@@ -61,7 +66,7 @@ impl NodePodsTask {
         loop {
             let next = self.asked.iter().min_by_key(|(_, asked)| asked.due);
             let next = next.map(|(node, asked)| (node.clone(), asked.due));
-            let due = next.as_ref().map_or_else(Instant::now, |(_, due)| *due);
+            let due = next.as_ref().map_or(self.not_before, |(_, due)| self.not_before.max(*due));
             tokio::select! {
                 () = &mut cancel => return,
                 changed = self.questions.changed() => match changed {
@@ -94,6 +99,7 @@ impl NodePodsTask {
     }
 
     fn take_answer(&mut self, node: &NodeName, pods: Result<NodePods, String>) {
+        self.not_before = Instant::now() + pause_between(self.asked.len());
         let Some(asked) = self.asked.get_mut(node) else { return };
         match pods {
             Ok(pods) => asked.pods = Some(pods),
@@ -119,8 +125,15 @@ impl NodePodsTask {
     }
 }
 
+/// From one question to the next while so many nodes are in question.
+fn pause_between(in_question: usize) -> Duration {
+    let in_question = u32::try_from(in_question).unwrap_or(u32::MAX);
+    PAUSE_FOR_EACH.saturating_mul(in_question).max(SHORTEST_PAUSE)
+}
+
+/// What the API server says now: an answer out of its cache may be older than what was announced.
 async fn pods_of(client: &Client, node: &NodeName) -> Result<NodePods, String> {
-    let which = ListParams::default().fields(&format!("spec.nodeName={node}")).match_any();
+    let which = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let api = Api::<Pod>::all(client.clone());
     let listed = timeout(ANSWER_TIMEOUT, api.list(&which)).await;
     let listed = listed.map_err(|_elapsed| format!("no answer for {ANSWER_TIMEOUT:?}"))?;
@@ -213,18 +226,20 @@ mod tests {
         };
         assert_eq!(in_force_of(&answers.borrow()).len(), 6, "nothing is known yet");
         task.take_questions();
-        assert!(task.asked[&node].due > Instant::now(), "a cache may lag behind");
+        assert!(task.asked[&node].due > Instant::now(), "its agent may announce them again");
 
         // An answer that does not come changes nothing.
         task.take_answer(&node, Err("no answer".to_owned()));
         task.tell();
         assert_eq!(in_force_of(&answers.borrow()).len(), 6);
+        assert!(task.not_before > Instant::now(), "other nodes' pods are not asked for at once");
+        assert_eq!(pause_between(1000), SHORTEST_PAUSE * 10);
         task.take_questions();
 
         let pods = pods_of(&task.client, &node).await;
         let asked = question.await.unwrap();
         assert!(asked.contains("fieldSelector=spec.nodeName%3Dnode2"), "{asked}");
-        assert!(asked.contains("resourceVersion=0"), "{asked}");
+        assert!(!asked.contains("resourceVersion"), "a cache may lag behind: {asked}");
         task.take_answer(&node, pods);
         task.tell();
         assert_eq!(in_force_of(&answers.borrow()), ["there", "starting", "unreadable"]);
