@@ -47,6 +47,8 @@ const PAGE_BYTES: usize = 4096;
 /// and what its own send buffer may grow to goes by it. Over 50 ms of way and back, the first megabyte from a peer takes 8 of
 /// them, as it would by TCP's slow start.
 const YOUNG_BYTES: [usize; 2] = [32 * 1024, 128 * 1024];
+/// The receive buffer from which the kernel goes on by itself.
+const WIDE_BYTES: usize = 128 * 1024;
 /// After so many bytes the kernel chooses the size.
 const PROVEN_BYTES: u64 = 1024 * 1024;
 
@@ -240,7 +242,7 @@ impl Width {
             }
             Self::Wide => {
                 options.set_tcp_notsent_lowat(SEND_AHEAD)?;
-                options.set_recv_buffer_size(young_bytes)?; // from where it grows
+                options.set_recv_buffer_size(WIDE_BYTES)?;
                 sock::let_buffers_grow(socket)
             }
         }
