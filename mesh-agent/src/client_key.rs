@@ -1,5 +1,6 @@
-//! Who counts as one client, where each client has a share. Whoever has one IPv6 address of a network can have all of its
-//! /64: a host chooses the lower half by itself (RFC 4291 §2.5.1), so that a share per address would be no share.
+//! What counts as one client, where each client has a share. The owner of one IPv6 address of a
+//! network can have all of its /64: a host chooses the lower half by itself (RFC 4291 §2.5.1), so
+//! that a share per address would be no share.
 
 use std::{
     fmt,
@@ -9,7 +10,7 @@ use std::{
 /// The part of an IPv6 address that a host does not choose.
 const NETWORK_BITS: u32 = 64;
 
-/// Who counts as one.
+/// One client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientKey {
     /// A known pod, or a stranger's IPv4 address.
@@ -19,12 +20,13 @@ pub enum ClientKey {
 }
 
 impl ClientKey {
-    /// A pod that is known to have this address. The pods of a node often share one /64, and must not share a fate.
+    /// A pod that is known to have this address. The pods of a node often share one /64, and must
+    /// not share a limit.
     pub const fn of_pod(address: IpAddr) -> Self {
         Self::Address(address.to_canonical())
     }
 
-    /// An address of which nothing is known.
+    /// An address that is not known to be a pod's.
     pub fn of_stranger(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self::Address(v4.into()),

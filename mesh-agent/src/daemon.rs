@@ -1,4 +1,4 @@
-//! The only place that knows all parts: makes them, joins them, stops them.
+//! The only module that knows all parts: it makes them, joins them and stops them.
 
 mod charge;
 mod cleanup;
@@ -59,20 +59,21 @@ use crate::{
     watchdog,
 };
 
-/// How long those who follow the flows may take to read the last of them.
+/// How long clients that follow the flows may take to read the last of them.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 fn os(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
     move |source| DaemonError::Os { what, source }
 }
 
-/// Runs until SIGTERM or SIGINT, and then until the drain is over. Links, maps and the announcement stay.
+/// Runs until SIGTERM or SIGINT, and then until the drain is over. Links, maps and the announcement
+/// stay.
 ///
 /// # Errors
 /// See [`DaemonError`]; only from the start.
 pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let started = Timestamp::now();
-    // From the beginning: who is told to stop while he starts does both in order.
+    // Listen for signals first, so that a SIGTERM during start-up still ends the agent in order.
     let mut signals = Signals::listen().map_err(os("cannot listen for signals"))?;
     let host =
         preflight::check(settings.node.as_str(), &settings.pin_dir, settings.cgroup.as_deref())?;
@@ -86,8 +87,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let own_cgroup = host.own_cgroup.enter()?;
     let (watch, cgroups) = pod_cgroups::Watch::open(&host.pods_cgroup)
         .map_err(os("cannot read the cgroup of the pods"))?;
-    // Four groups, stopped one after another: what feeds the world, what accepts for pods, their connections, and what
-    // answers questions.
+    // Four groups, stopped one after another: what feeds the world, what accepts for pods, their
+    // connections, and what answers questions.
     let (feeding, accepting, serving, answering) =
         (Tasks::new(), Tasks::new(), Tasks::new(), Tasks::new());
     let stop = feeding.stopped();
@@ -118,7 +119,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         () = signals.wait() => return Ok(()),
         () = charge::has_read_or_is_alone(&settings, &mut feeds) => {}
     }
-    // Before anybody is asked to hand over: an agent that cannot have its CA must not disturb one that has.
+    // Before another agent is asked to hand over: an agent that cannot have its CA must not disturb
+    // one that has.
     let ca = FileCa::open(&settings.ca_dir)?.with_leaf_lifetime(settings.leaf_ttl);
     let trust_domain = ca.trust_domain().clone();
     if let Some(wanted) = settings.trust_domain.clone().filter(|wanted| *wanted != trust_domain) {
@@ -266,17 +268,18 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     feeding.wait().await;
     keeping.wait().await;
     enrolling.wait().await;
-    // A hand-over that came to its end meanwhile is one, whoever else has told us to stop.
+    // A hand-over that came to its end meanwhile counts, whatever else told this agent to stop.
     let ended = ended.or_else(|| over.try_recv().ok().map(Ok));
     accepting.stop();
     accepting.wait().await;
     let handed_over = matches!(ended, Some(Ok(Over::Switched(_))));
     let outcome = match ended {
         Some(Ok(Over::Switched(Switched { released }))) => {
-            scraped.stop(); // the heir's port, where the two share a network
+            scraped.stop(); // the successor's port, where the two share a network
             tracing::info!("handed over; what is open may end by itself until the deadline");
             drop(locks.take());
-            let _: Result<(), ()> = released.send(()); // an heir that is gone finds the locks free
+            // If the successor hears nothing, it finds the locks free.
+            let _: Result<(), ()> = released.send(());
             Ok(())
         }
         Some(Err(_gone)) => Err(DaemonError::NobodyEnrols),
@@ -284,7 +287,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     };
     end::drain(settings.drain, &serving, &mesh.flows).await;
     mesh.flows.close();
-    drop(timeout(LAST_ANSWERS, asked.wait()).await); // who reads no more has read enough
+    // A client that reads no more has read enough.
+    drop(timeout(LAST_ANSWERS, asked.wait()).await);
     answering.stop();
     answering.wait().await;
     watched.stop();
@@ -306,7 +310,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     outcome
 }
 
-/// Begins to answer on the admin socket and to who asks for metrics, and notes what `cleanup` has to know.
+/// Begins to answer on the admin socket and to serve metrics, and notes what `cleanup` has to know.
 fn answer(
     settings: &Settings,
     host: &Host,

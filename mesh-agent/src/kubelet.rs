@@ -1,7 +1,7 @@
-//! Which process of the node is its kubelet, and in which cgroup: by that the programs know its connections.
+//! Finds the node's kubelet and its cgroup, by which the programs know its connections.
 //!
-//! What a process calls itself proves nothing. Whoever is not below the pods' cgroup, is root and has the node's network is the
-//! node's own program, and by its name the kubelet.
+//! A process's name proves nothing. But a process that is not below the pods' cgroup, is root and
+//! has the node's network is the node's own program. Its name then says that it is the kubelet.
 
 use std::{
     fs,
@@ -11,8 +11,8 @@ use std::{
 
 use crate::{pod_cgroups::start_ticks, preflight::as_process_1_sees_cgroups};
 
-/// What the kernel calls a kubelet (`/proc/PID/comm`): kubeadm's and most others', rke2's and k0s' too; `MicroK8s`'; k3s', which is
-/// one process with its kubelet.
+/// What the kernel calls a kubelet (`/proc/PID/comm`): kubeadm's and most others', rke2's and k0s'
+/// too; then `MicroK8s`'; then k3s', which is one process with its kubelet.
 const NAMES: [&str; 5] = ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"];
 
 /// The node's kubelet.
@@ -20,11 +20,11 @@ const NAMES: [&str; 5] = ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent
 pub struct Kubelet {
     /// Its process.
     pub pid: u32,
-    /// Since when, in clock ticks since boot: a process id is given again.
+    /// When it started, in clock ticks since boot: a process id may be given again.
     started: u64,
     /// Its cgroup's directory.
     pub cgroup: PathBuf,
-    /// By which programs know that.
+    /// The number by which programs know that cgroup.
     pub id: u64,
 }
 
@@ -40,16 +40,17 @@ pub struct Search {
 }
 
 impl Search {
-    /// A search on this node, of which cgroup v2 is mounted at `mount`, with all pods below `pods`.
+    /// A search on this node, where cgroup v2 is mounted at `mount` and all pods are below `pods`.
     pub fn new(mount: &Path, pods: &Path) -> Self {
         let (mount, pods) = (mount.to_owned(), pods.to_owned());
         Self { proc: PathBuf::from("/proc"), mount, pods, known: None }
     }
 
-    /// Looks at the process that was found before, and only if it is gone at all others. Blocks for milliseconds.
+    /// Looks at the process that was found before, and at all others only if that one is gone.
+    /// Blocks for milliseconds.
     pub fn look(&mut self) -> Option<Kubelet> {
         let search = self.clone();
-        // `None`: it could not be looked, which says nothing.
+        // `None`: the look failed, which says nothing.
         if let Some(found) = as_process_1_sees_cgroups(move || search.look_here()) {
             self.known = found;
         }
@@ -62,7 +63,7 @@ impl Search {
         self.known.as_ref().and_then(same).or_else(|| self.find())
     }
 
-    /// Of several the one that has run for longest.
+    /// Of several kubelets, the one that has run longest.
     fn find(&self) -> Option<Kubelet> {
         let entries = fs::read_dir(&self.proc).ok()?.flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -83,7 +84,7 @@ impl Search {
         let cgroups = read("cgroup")?;
         let path = Path::new(cgroups.lines().find_map(|line| line.strip_prefix("0::/"))?);
         let cgroup = self.mount.join(path);
-        // What is outside of what process 1 sees is nobody's on this node.
+        // A cgroup outside of what process 1 sees is that of no program of this node.
         let is_below = |dir: &Path| cgroup.starts_with(dir);
         if path.components().any(|part| part == Component::ParentDir) || is_below(&self.pods) {
             return None;

@@ -1,5 +1,5 @@
-//! Nodemesh's node agent: takes pods into the mesh, carries their connections over mutual TLS, and can say what happened
-//! to each. ARCHITECTURE.md shows the rooms and who may use whom.
+//! Nodemesh's node agent: takes pods into the mesh, carries their connections over mutual TLS, and
+//! can say what happened to each. ARCHITECTURE.md shows the rooms and which may use which.
 
 pub mod admin;
 pub mod cli;

@@ -1,4 +1,5 @@
-//! One agent per node: a lock on a file in the runtime directory, which ends with the process that holds it.
+//! One agent per node: a lock on a file in the runtime directory, which ends with the process that
+//! holds it.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,7 @@ use nix::{
 };
 use thiserror::Error;
 
-/// Why the lock was not had.
+/// Why the lock could not be taken.
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another agent has it.
@@ -22,7 +23,7 @@ pub enum LockError {
     Held {
         /// The file.
         path: PathBuf,
-        /// Who holds it, as far as it says.
+        /// Process id of the holder, as far as the file says it.
         pid: String,
     },
     /// Another agent uses the pins, from another runtime directory.
@@ -47,7 +48,8 @@ pub struct NodeLock {
     _file: Flock<File>,
 }
 
-/// The lock on a pin directory, as long as it lives: two agents with one would swap each other's programs.
+/// The lock on a pin directory, as long as it lives: two agents with one would swap each other's
+/// programs.
 #[derive(Debug)]
 pub struct PinLock {
     _directory: Flock<File>,
@@ -70,7 +72,7 @@ impl PinLock {
 }
 
 impl NodeLock {
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or says which process has it.
     ///
     /// # Errors
     /// See [`LockError`].

@@ -1,8 +1,9 @@
-//! Tells of what is wrong with pods and other objects where people look for it: in the log, and in a cluster as Kubernetes
-//! Events, which `kubectl describe pod` and `kubectl get events` show.
+//! Reports what is wrong with pods and other objects where people look for it: in the log, and in a
+//! cluster as Kubernetes Events. `kubectl describe pod` and `kubectl get events` show those.
 //!
-//! What is wrong is read off what `status` says, every few seconds, so that nothing waits for it and nothing is queued. What
-//! lasts is told once and again every [`REPEAT`]; what the pace (`pace.rs`) leaves out is told when its turn comes.
+//! Problems are read from `status` every few seconds, so that nothing waits for it and nothing is
+//! queued. A lasting problem is reported once and again every [`REPEAT`]. What the pace (`pace.rs`)
+//! leaves out is reported when its turn comes.
 
 mod collect;
 mod events;
@@ -29,23 +30,25 @@ use crate::{
     world::{Announcements, NodeName},
 };
 
-/// How often it is looked at what is wrong.
+/// How often problems are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long something must last to be told: pods are held for a moment whenever they start.
+/// How long a problem must last to be reported: pods are held for a moment whenever they start.
 const LASTS: Duration = Duration::from_secs(10);
-/// How often something that lasts is told again. Below six minutes, after which an Event counts as a new one.
+/// How often a lasting problem is reported again. Below six minutes, after which an Event counts as
+/// a new one.
 const REPEAT: Duration = Duration::from_mins(5);
-/// How many agents tell of what every node sees, such as a false announcement: one, and another if that one is gone.
+/// How many agents report what every node sees, such as a false announcement: one, and another if
+/// that one is gone.
 const SPEAKERS: usize = 2;
 
-/// Tells.
+/// The task that reports problems.
 pub struct Notices {
     state: Arc<State>,
     node: NodeName,
     announcements: watch::Receiver<Arc<AnnouncementState>>,
-    /// In a cluster.
+    /// Only in a cluster.
     events: Option<Events>,
-    /// What is wrong, or was a short while ago.
+    /// The present problems, and those of a short while ago.
     known: BTreeMap<Key, Known>,
     pace: Pace,
 }
@@ -53,14 +56,14 @@ pub struct Notices {
 struct Known {
     since: Timestamp,
     first: Instant,
-    /// When it was still so.
+    /// When the problem was last seen.
     last: Instant,
     logged: Option<Instant>,
     written: Option<Instant>,
 }
 
 impl Notices {
-    /// Of a node's agent; `client` where there is an API server to tell.
+    /// For a node's agent; `client` where there is an API server to write Events to.
     pub fn new(
         state: Arc<State>,
         node: NodeName,
@@ -72,10 +75,10 @@ impl Notices {
         Self { state, node, announcements, events, known, pace }
     }
 
-    /// Tells for ever.
+    /// Reports for ever.
     ///
     /// # Cancel safety
-    /// Can be dropped at any time: what was not told yet is not told.
+    /// Can be dropped at any time: what was not reported yet is not reported.
     pub async fn run(mut self) {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -88,8 +91,8 @@ impl Notices {
         }
     }
 
-    /// Takes down since when things are wrong. What is over is forgotten only after [`REPEAT`]: what comes and goes is told no
-    /// more often than what stays.
+    /// Notes since when problems last. A problem that is over is forgotten only after [`REPEAT`],
+    /// so that one that comes and goes is reported no more often than one that stays.
     fn note(&mut self, found: &BTreeMap<Key, Notice>, now: Instant) {
         let is_recent = |known: &Known| {
             let told = known.logged.max(known.written);
@@ -135,16 +138,16 @@ impl Notices {
                     tracing::debug!(about = %key.about, %error, "an Event cannot be written");
                     if error.is_about_the_server() {
                         self.pace.give_back(key);
-                        return; // the others would wait as long; the next look tries again
+                        return; // the others would fail, too; the next look tries again
                     }
-                    known.written = Some(now); // of this one the API server wants no Event
+                    known.written = Some(now); // the API server does not accept this Event
                 }
             }
         }
         counters.events_waiting.store(self.waiting(found), Ordering::Relaxed);
     }
 
-    /// How many things last and have not been told yet.
+    /// How many lasting problems have not been reported yet.
     fn waiting(&self, found: &BTreeMap<Key, Notice>) -> u64 {
         let now = Instant::now();
         let waits = |key: &&Key| {
@@ -157,7 +160,8 @@ impl Notices {
     }
 }
 
-/// Whether this node's agent is one of those that tell of what every node sees: the first by name of those that announce.
+/// Whether this node's agent is one of those that report what every node sees: the first by name of
+/// the nodes that announce.
 fn speaks_for_all(node: &NodeName, announcements: &Announcements) -> bool {
     announcements.keys().take(SPEAKERS).any(|first| first == node)
         || announcements.len() < SPEAKERS && !announcements.contains_key(node)

@@ -1,4 +1,5 @@
-//! What the agent needs of its host, checked before anything is changed, so that each lack has a sentence of its own.
+//! What the agent needs of its host, checked before anything is changed, so that each lack has a
+//! sentence of its own.
 
 mod bpffs;
 
@@ -11,8 +12,8 @@ use thiserror::Error;
 
 use crate::sys;
 
-/// The oldest kernel that the programs load on: the first whose `sockops` programs are told their network namespace
-/// (`bpf_get_netns_cookie`, kernel commit fab60e29fcc6).
+/// The oldest kernel that the programs load on: the first whose `sockops` programs are told their
+/// network namespace (`bpf_get_netns_cookie`, kernel commit fab60e29fcc6).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 /// What is missing.
@@ -23,7 +24,7 @@ pub enum PreflightError {
         "mesh-agent must run as root (it runs as uid {uid}); it loads eBPF programs and enters pods' network namespaces"
     )]
     NotRoot {
-        /// As whom it runs.
+        /// The uid that it runs as.
         uid: u32,
     },
     /// The kernel is too old.
@@ -98,12 +99,14 @@ pub struct Host {
     pub netns: &'static Path,
 }
 
-/// The cgroup by which the programs know the agent: whatever dials from it is passed. So nobody else may be in it.
+/// The cgroup by which the programs know the agent. Whatever dials from it is passed, so no other
+/// process may be in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnCgroup {
     /// The agent is alone in it, as a container is.
     Given(PathBuf),
-    /// The agent was started among others (a shell's children, or next to the pods) and must move here first.
+    /// The agent was started among others (a shell's children, or next to the pods) and must move
+    /// here first.
     ToMake(PathBuf),
 }
 
@@ -139,7 +142,8 @@ impl OwnCgroup {
     }
 }
 
-/// Checks the host. Of what is missing on a cluster's node the bpffs alone is provided.
+/// Checks the host. The bpffs of a cluster's node is the only missing thing that it provides
+/// itself.
 ///
 /// # Errors
 /// See [`PreflightError`].
@@ -173,10 +177,12 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     if !is_cgroup2(&pods_cgroup) {
         return Err(PreflightError::NotACgroup { path: pods_cgroup, mount });
     }
-    // An agent that is a pod has one of its own, and process 1 the node's; any other runs in the node's.
+    // An agent that is a pod has a namespace of its own, and process 1 the node's; any other agent
+    // runs in the node's.
     let netns = Path::new(if around.is_some() { "/proc/1/ns/net" } else { "/proc/self/ns/net" });
     let own_cgroup = match around {
-        Some(around) => OwnCgroup::Given(around.own), // a container's is its alone, and whoever `exec`s into it is the agent's
+        // A container's cgroup is its alone, and a process that `exec`s into it is the agent's.
+        Some(around) => OwnCgroup::Given(around.own),
         None => own_cgroup(&mount, node).map_err(PreflightError::OwnCgroup)?,
     };
     let pods_cgroup_is_root = pods_cgroup == mount;
@@ -189,8 +195,8 @@ fn is_cgroup2(path: &Path) -> bool {
     is && path.join("cgroup.procs").exists()
 }
 
-/// The container that the agent runs in as a pod of its node with `hostPID`. What it sees of cgroups is its own: process 1
-/// of the node sees them all, and /proc leads to what that sees.
+/// The container that the agent runs in, as a pod of its node with `hostPID`. The container sees
+/// only its own cgroups. Process 1 of the node sees them all, and /proc leads to what that sees.
 struct Container {
     /// Where cgroup v2 is mounted.
     mount: PathBuf,
@@ -201,7 +207,7 @@ struct Container {
 }
 
 impl Container {
-    /// `None` where the agent is none of a kubelet's pods.
+    /// `None` if the agent is no pod of a kubelet.
     fn around() -> Option<Self> {
         let mounts = fs::read_to_string("/proc/1/mountinfo").ok()?;
         let mount = Mounts::parse(&mounts).first("cgroup2")?.to_owned();
@@ -212,7 +218,8 @@ impl Container {
     }
 }
 
-/// The agent's cgroup, without the leading `/`. In a container of its own cgroup namespace /proc/self/cgroup says `/`.
+/// The agent's cgroup, without the leading `/`. In a container with a cgroup namespace of its own,
+/// /proc/self/cgroup says `/`.
 fn own_cgroup_as_process_1_sees_it() -> Option<PathBuf> {
     let look = || {
         let lines = fs::read_to_string("/proc/thread-self/cgroup").ok()?;
@@ -221,11 +228,12 @@ fn own_cgroup_as_process_1_sees_it() -> Option<PathBuf> {
     as_process_1_sees_cgroups(look).flatten()
 }
 
-/// What `look` finds where all cgroups of the node are seen, and named by their whole path.
+/// Runs `look` where all cgroups of the node are seen, and named by their whole path.
 pub(crate) fn as_process_1_sees_cgroups<T: Send + 'static>(
     look: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    // A thread that ends afterwards: nobody else is to be moved. There may be none, where a pod has used up all.
+    // A thread that ends afterwards: no other thread may be moved. None can be started where a pod
+    // has used up all.
     let thread = std::thread::Builder::new().spawn(|| {
         let theirs = fs::File::open("/proc/1/ns/cgroup").ok()?;
         nix::sched::setns(theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP).ok()?;
@@ -234,8 +242,8 @@ pub(crate) fn as_process_1_sees_cgroups<T: Send + 'static>(
     thread.ok()?.join().ok()?
 }
 
-/// The part of a pod's cgroup that is above all pods: up to `kubepods` of the cgroupfs driver, or `kubepods.slice` (in a
-/// node made of a container `kubelet-kubepods.slice`) of the systemd driver.
+/// The part of a pod's cgroup that is above all pods: up to `kubepods` of the cgroupfs driver, or
+/// `kubepods.slice` (in a node made of a container `kubelet-kubepods.slice`) of the systemd driver.
 fn pods_cgroup_of(own: &Path) -> Option<PathBuf> {
     let is_above = |part: &std::ffi::OsStr| {
         part.to_str().is_some_and(|part| part == "kubepods" || part.ends_with("kubepods.slice"))
@@ -244,8 +252,8 @@ fn pods_cgroup_of(own: &Path) -> Option<PathBuf> {
     Some(own.iter().take(above + 1).collect())
 }
 
-/// Whether a kernel of this release is older than [`OLDEST_KERNEL`]. One that numbers itself otherwise may try: loading
-/// the programs tells.
+/// Whether a kernel of this release is older than [`OLDEST_KERNEL`]. A kernel that numbers itself
+/// otherwise may try: loading the programs tells.
 fn is_too_old(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     match (numbers.next(), numbers.next()) {
@@ -254,7 +262,7 @@ fn is_too_old(release: &str) -> bool {
     }
 }
 
-/// Where the agent runs, or where it has to go to be alone.
+/// The agent's cgroup if it is alone there, or the cgroup that has to be made.
 fn own_cgroup(mount: &Path, node: &str) -> io::Result<OwnCgroup> {
     let lines = fs::read_to_string("/proc/self/cgroup")?;
     let path = lines.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(|| {
@@ -293,7 +301,8 @@ impl Mounts {
         self.0.iter().find(|(_, found)| found == kind).map(|(point, _)| point.as_path())
     }
 
-    /// The file system that a path is on, which need not exist yet. Of several mounts at one point the last counts.
+    /// The file system of a path, which need not exist yet. Of several mounts at one point the last
+    /// counts.
     fn kind_of(&self, path: &Path) -> Option<&str> {
         let longest = |(point, _): &&(PathBuf, String)| point.as_os_str().len();
         self.0

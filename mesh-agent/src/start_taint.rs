@@ -1,8 +1,10 @@
-//! Takes the start-up taint off nodes whose agent is ready: `mesh-agent untaint`, run once in the cluster.
+//! Takes the start-up taint off nodes whose agent is ready: `mesh-agent untaint`, run once in the
+//! cluster.
 //!
-//! A node that joins with the taint gets no ordinary pods before somebody can hold them. The agents must not take it off: whoever
-//! may write nodes may write any node. This part writes nothing else (a `ValidatingAdmissionPolicy` sees to that), and runs
-//! without any right over the node that it is on.
+//! A node that joins with the taint gets no ordinary pods before an agent can hold them. The agents
+//! must not remove the taint: an account that may write nodes may write any node. This part writes
+//! nothing else (a `ValidatingAdmissionPolicy` sees to that), and runs without any right over its
+//! own node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,14 +29,15 @@ use crate::source::{Repeats, of_watch, sentence};
 /// The taint's key; its effect is `NoSchedule`.
 pub const TAINT: &str = "nodemesh.dev/not-ready";
 
-/// After a write that failed, how long until it is tried again.
+/// The pause after a failed write.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long one watch lasts, in seconds: a connection that is dead without a word is given up then.
+/// How long one watch lasts, in seconds. A dead connection is given up then.
 const WATCH_S: u32 = 120;
 
-/// Follows nodes and agents (pods of the client's own namespace that have this `app.kubernetes.io/name`), and takes the taint
-/// off each node whose agent is ready. Ends only by being dropped: what fails is logged and tried again.
+/// Follows nodes and agents (pods of the client's own namespace that have this
+/// `app.kubernetes.io/name`), and takes the taint off each node whose agent is ready. Ends only by
+/// being dropped: failures are logged and tried again.
 ///
 /// # Cancel safety
 /// Can be dropped at any time.
@@ -99,10 +102,10 @@ struct Known {
     agents: Kept<String>,
 }
 
-/// What a watch has said, of those objects that matter.
+/// The objects of a watch that matter.
 struct Kept<T> {
     now: BTreeMap<String, T>,
-    /// What has come since a list began: whatever else was there is gone.
+    /// What has come since a list began; everything else is gone at its end.
     listing: BTreeSet<String>,
 }
 
@@ -135,8 +138,9 @@ impl<T> Kept<T> {
 }
 
 impl Known {
-    /// The nodes that have the taint and a ready agent, with what is to be written. The version makes the API server refuse it
-    /// if the node has changed meanwhile: somebody else's taint must not be lost.
+    /// The nodes that have the taint and a ready agent, with the patch for each. The version in it
+    /// makes the API server refuse the patch if the node has changed meanwhile: another writer's
+    /// taint must not be lost.
     fn to_free(&self) -> Vec<(String, Value)> {
         let ready: BTreeSet<&String> = self.agents.now.values().collect();
         let free = self.nodes.now.iter().filter(|(name, _)| ready.contains(name));
@@ -151,7 +155,7 @@ fn tainted(node: &Node) -> Option<Tainted> {
     (others.len() < taints.len()).then(|| Tainted { version: node.resource_version(), others })
 }
 
-/// The node of an agent that is ready and stays.
+/// The node of an agent that is ready and is not being deleted.
 fn node_of_ready(agent: &Pod) -> Option<String> {
     let conditions = agent.status.as_ref()?.conditions.as_deref().unwrap_or_default();
     let is_ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");

@@ -1,4 +1,5 @@
-//! The one way to start a task: it has a name, its panic is reported and takes nothing else down, and a drain waits for it.
+//! The one way to start a task: it has a name, its panic is reported and takes nothing else down,
+//! and a drain waits for it.
 
 use std::{
     any::Any,
@@ -33,8 +34,8 @@ impl Tasks {
         Self { tracker: TaskTracker::new(), above, stop: self.stop.child_token() }
     }
 
-    /// Starts a task that runs until it ends by itself or the group is stopped. Being stopped drops its future at an
-    /// `.await`.
+    /// Starts a task that runs until it ends by itself or the group is stopped. Being stopped drops
+    /// its future at an `.await`.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let future = Box::pin(future); // else each future around it has room for it once more
         let stop = self.stop.clone();
@@ -70,9 +71,11 @@ impl Tasks {
     }
 }
 
-/// Does work that takes long with what is in `slot`, where it keeps no connection waiting. A panic of the work is the
-/// caller's own. `None`, and nothing done, if the slot is empty: an earlier call was dropped before its end.
+/// Does long work on what is in `slot`, on a thread where it keeps no connection waiting. A panic
+/// of the work is the caller's own.
 ///
+/// Returns `None` if the slot is empty, with nothing done: an earlier call was dropped before its
+/// end. Also `None` if the runtime is being shut down.
 /// # Cancel safety
 /// Not cancel safe: what was in the slot is lost.
 pub async fn off_the_workers<T: Send + 'static, R: Send + 'static>(

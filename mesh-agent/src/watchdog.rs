@@ -1,5 +1,6 @@
-//! Notices that the runtime does not make progress any more, says what its threads do, and ends the process so that it is
-//! started again. The kernel's side outlives that: what is closed stays closed.
+//! Notices that the runtime makes no progress any more, logs what its threads do, and ends the
+//! process so that it is started again. The kernel's side outlives that: what is closed stays
+//! closed.
 
 use std::{
     fs, io,
@@ -22,11 +23,12 @@ const BEAT: Duration = Duration::from_millis(250);
 /// How often the watchdog looks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// At so many looks in a row without a beat it is over. Counted in looks and not in time: whoever stops the whole process
-/// (a debugger, a frozen cgroup, a suspended machine) stops the watchdog with it.
+/// After this many looks in a row without a beat the process ends. Looks are counted, not time:
+/// what stops the whole process (a debugger, a frozen cgroup, a suspended machine) stops the
+/// watchdog with it.
 const LOOKS: u32 = 10;
 
-/// How long it may take to say so. The log itself may be what everybody waits for.
+/// How long it may take to log that. The log itself may be what all threads wait for.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Starts the watchdog; it ends when `tasks` are stopped.
@@ -52,7 +54,7 @@ pub(crate) fn start(tasks: &Tasks) -> io::Result<()> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    /// Nobody is watched any more.
+    /// The runtime has ended: nothing is watched any more.
     End,
     /// No beat for too long.
     Stall,
@@ -80,16 +82,16 @@ fn say_and_abort() -> ! {
             threads = %threads().join("; "),
             "the agent made no progress for {LOOKS} s and ends itself, to be started again; connections through it are cut, strict pods stay closed"
         );
-        let _: Result<(), _> = said.send(()); // nobody waits any more
+        let _: Result<(), _> = said.send(()); // the wait for it may be over
     };
-    // If no thread can be started nothing is said: that must not keep the stuck agent alive.
+    // If no thread can be started, nothing is logged: that must not keep the stuck agent alive.
     drop(thread::Builder::new().name("last-words".to_owned()).spawn(say));
     let _: Result<(), _> = is_said.recv_timeout(LAST_WORDS);
     std::process::abort();
 }
 
-/// What each thread of this process does: its name, its state (proc(5): R runs, S sleeps, D waits for a device, T and t are
-/// stopped) and where in the kernel it waits.
+/// What each thread of this process does: its name, its state (proc(5): R runs, S sleeps, D waits
+/// for a device, T and t are stopped) and where in the kernel it waits.
 fn threads() -> Vec<String> {
     let entries = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let describe = |thread: fs::DirEntry| {

@@ -1,4 +1,5 @@
-//! Addresses as both sides compare them: 16 bytes, IPv4 mapped into IPv6 (RFC 4291, section 2.5.5.2).
+//! Addresses as both sides compare them: 16 bytes, IPv4 mapped into IPv6 (RFC 4291, section
+//! 2.5.5.2).
 
 /// An IP address in 16 bytes, as four words whose *memory* is in network byte order.
 ///
@@ -13,7 +14,7 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 impl Addr {
     /// `::`, which stands for "no address of this family" in map values.
     pub const NONE: Self = Self([0; 4]);
-    /// How long the prefix is that has one address in it.
+    /// The length of a prefix that contains a single address.
     pub const BITS: u32 = 128;
     /// `::1`.
     pub const LOCALHOST_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
@@ -42,8 +43,9 @@ impl Addr {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
     }
 
-    /// Whether connecting here stays inside the network namespace without leaving an interface: 127.0.0.0/8, `::1`, and
-    /// the unspecified addresses, which Linux takes for the local host when they are dialled.
+    /// Whether a connection to this address stays inside the network namespace without leaving an
+    /// interface. This holds for 127.0.0.0/8, `::1`, and the unspecified addresses, which Linux
+    /// takes for the local host when they are dialled.
     #[inline(always)]
     pub const fn is_loopback_or_unspecified(&self) -> bool {
         if self.is_v4() {

@@ -1,5 +1,6 @@
-//! The decisions, as pure functions over what a hook can look up. The programs implement the two traits over maps and
-//! contexts, the tests over plain values; lookups happen only as far as the decision needs them.
+//! The decisions, as pure functions over what a hook can look up. The programs implement the two
+//! traits over maps and contexts, the tests over plain values. A look-up happens only if the
+//! decision needs it.
 
 use crate::{
     addr::{Addr, Endpoint},
@@ -18,8 +19,8 @@ pub trait Dial {
     fn by_agent(&self) -> bool;
     /// The dialling pod, if its namespace is enrolled.
     fn pod(&self) -> Option<EnrolledPod>;
-    /// Whether the node refuses cgroups that nobody has classified, and the dialling one is such. Asked only if the
-    /// namespace is not enrolled.
+    /// Whether the node refuses unclassified cgroups, and the dialling one is such. Asked only if
+    /// the namespace is not enrolled.
     fn is_refused_as_unclassified(&self) -> bool;
     /// What is dialled.
     fn destination(&self) -> Endpoint;
@@ -27,11 +28,12 @@ pub trait Dial {
     fn bound_source(&self) -> Addr;
     /// `ADDRESS_*` bits.
     fn address_flags(&self, addr: &Addr) -> u32;
-    /// Whether an address that `ADDRESSES` does not know may be that of a captured pod for which it has no room.
+    /// Whether an address that `ADDRESSES` does not contain may be that of a captured pod for which
+    /// the map has no room.
     fn may_be_missing(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
-    /// What is remembered of the pod's last dial to the destination, if that failed.
+    /// The record of the pod's last dial to the destination, if that failed.
     fn failed(&self) -> Option<Failed>;
     /// `CLOCK_BOOTTIME` in nanoseconds. Asked only if the last dial failed.
     fn boot_ns(&self) -> u64;
@@ -39,8 +41,8 @@ pub trait Dial {
     fn has_room(&self) -> bool;
 }
 
-/// Decides about a dial. The second value is the pod's own address of the destination's family, to which a redirected
-/// dial is rewritten.
+/// Decides about a dial. The second value is the pod's own address of the destination's family, to
+/// which a redirected dial is rewritten.
 #[inline(always)]
 pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     let to = view.destination();
@@ -64,7 +66,7 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     let port_flags = view.port_flags(&to);
     let service = port_flags & PORT_SERVICE != 0;
     let address_flags = if service { ADDRESS_PEER } else { view.address_flags(&to.addr) };
-    // What is known, and not to be captured, is none.
+    // An address in the map is not missing, also if it is not captured.
     let missing = address_flags == 0 && view.may_be_missing(&to.addr);
     if address_flags & ADDRESS_PEER == 0 && !missing {
         return (Verdict::DestinationNotMeshed, Addr::NONE);
@@ -93,15 +95,15 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     (if service { Verdict::RedirectService } else { Verdict::RedirectPeer }, own)
 }
 
-/// What the application is told of a dial that [`dial`] refused, from [`mod@errno`]: what the network would say or, where it
-/// has no word for it, "refused", which applications know how to retry.
+/// What the application sees of a dial that [`dial`] refused, from [`mod@errno`]: what the network
+/// would say or, where that has no word for it, "refused", which applications know how to retry.
 #[inline(always)]
 pub fn errno(view: &impl Dial, verdict: Verdict) -> u32 {
     match verdict {
         Verdict::RefusedRecently => {
             view.failed().map_or(errno::ECONNREFUSED, |failed| failed.errno)
         }
-        // A pod that dials without end hears it when its ports are used up.
+        // What a pod sees that dials without end, once its ports are used up.
         Verdict::RefusedForeignSource | Verdict::RefusedPendingShare => errno::EADDRNOTAVAIL,
         Verdict::RefusedNoAddress => errno::ENETUNREACH,
         Verdict::RefusedNoMemory => errno::ENOMEM,
@@ -109,7 +111,7 @@ pub fn errno(view: &impl Dial, verdict: Verdict) -> u32 {
     }
 }
 
-/// How many dials a pod may have, where all pods together have so many.
+/// How many dials a pod may have, given how many all pods have together.
 #[inline(always)]
 pub const fn dials_allowed(all: u64) -> u64 {
     let allowed = limits::PENDING_SHARE * (limits::PENDING as u64).saturating_sub(counted(all));
@@ -122,13 +124,13 @@ pub const fn has_room(own: u64, all: u64) -> bool {
     counted(own) < dials_allowed(all)
 }
 
-/// What a count says that several CPUs change: none, should it have been taken from once too often.
+/// The value of a counter that several CPUs change; zero, if it was decremented once too often.
 #[inline(always)]
 pub const fn counted(count: u64) -> u64 {
     if count.cast_signed() < 0 { 0 } else { count }
 }
 
-/// The number of the second, or nearly, in which reports are counted.
+/// The number of the second, approximately, in which reports are counted.
 #[inline(always)]
 pub const fn report_window(boot_ns: u64) -> u64 {
     boot_ns >> 30
@@ -149,26 +151,28 @@ pub trait Arrival {
     fn pod(&self) -> Option<LocalPod>;
     /// `ADDRESS_*` bits.
     fn address_flags(&self, addr: &Addr) -> u32;
-    /// Whether an address is in one of the nodes' ranges of pod addresses; always, if none is known.
+    /// Whether an address is in one of the nodes' ranges of pod addresses; always true if no range
+    /// is known.
     fn is_in_pod_cidr(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &Endpoint) -> u32;
-    /// Whether it comes from a socket of this node's kubelet, which the kernel has noted before the packet left. Asked only
-    /// where it makes a difference.
+    /// Whether it comes from a socket of this node's kubelet, which the kernel noted before the
+    /// packet left. Asked only where it makes a difference.
     fn is_kubelets(&self) -> bool;
 }
 
-/// What the program knows of the namespace that it is attached to. It cannot look that up: `sk_lookup` has no cookie.
+/// What the program knows of the namespace that it is attached to. It cannot look that up:
+/// `sk_lookup` has no cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Namespace {
-    /// Addresses that are not in `LOCAL` are none of our business.
+    /// Arrivals at addresses that are not in `LOCAL` are left alone.
     Permissive,
-    /// Nothing enters but mutual TLS, on any address.
+    /// Arrivals at addresses that are not in `LOCAL` are refused, except from the address itself.
     Strict,
 }
 
-/// Decides about an arrival. A `Redirect` for which the agent has no listener becomes [`Verdict::RefusedNoListener`], in any
-/// mode: it can only be TLS, and nobody can look.
+/// Decides about an arrival. A `Redirect` for which the agent has no listener becomes
+/// [`Verdict::RefusedNoListener`], in any mode: it can only be TLS, and no agent is there to look.
 #[inline(always)]
 pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     let local = view.local();
@@ -180,7 +184,8 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     }
     let remote = view.remote();
     let Some(pod) = view.pod() else {
-        // An address that is not the pod's as Kubernetes knows it: link-local, of another interface, or another pod's.
+        // An address that is not the pod's as Kubernetes knows it: link-local, of another
+        // interface, or another pod's.
         let closed = matches!(namespace, Namespace::Strict) && remote.addr != local.addr;
         return if closed { Verdict::RefusedStrict } else { Verdict::NotEnrolled };
     };
@@ -195,20 +200,20 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     if remote.addr == local.addr {
         return Verdict::InboundOwnAddress;
     }
-    // The kubelet dials from such a port where the node's range of ephemeral ports was widened, and from an address among
-    // the pods' where that is the bridge's.
+    // The kubelet dials from such a port where the node's ephemeral range was widened. It dials
+    // from an address among the pods' where that is the bridge's.
     let from_agent =
         ports::is_mesh_source(remote.port) && may_be_pod(view, &remote.addr) && !view.is_kubelets();
     if left {
-        // Whoever it is may not have heard that the pod has left, nor we of him.
+        // The peer's agent may not have heard that the pod has left, nor this agent of the peer.
         return if from_agent { Verdict::RefusedLeft } else { Verdict::NotEnrolled };
     }
     if local.port == ports::AGENTS {
         return Verdict::InboundAgentsPort;
     }
     if from_agent {
-        // Also to an excluded port: a pod's agent may not have heard of the exclusion, and TLS must not reach the
-        // application. There the agent looks.
+        // Also to an excluded port: a pod's agent may not have heard of the exclusion, and TLS must
+        // not reach the application. The agent looks at such connections.
         return Verdict::InboundMesh;
     }
     let port_flags = view.port_flags(&local);
@@ -218,28 +223,31 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
     plaintext(view, &pod, port_flags)
 }
 
-/// For how long after its first SYN a connection of the kubelet is known as such, in nanoseconds: as long as Linux sends that
-/// again by default (`tcp_syn_retries` 6: 127 s), and a little. Once it is established nobody asks.
+/// How long after its first SYN a connection of the kubelet is known as such, in nanoseconds: as
+/// long as Linux repeats the SYN by default (`tcp_syn_retries` 6: 127 s), and a little more. For an
+/// established connection this is not asked.
 pub const KUBELET_DIAL_NS: u64 = 130_000_000_000;
 
-/// Whether a connection of the kubelet that was noted at `noted_ns` is still known as such. Both in nanoseconds of
-/// `CLOCK_BOOTTIME`.
+/// Whether a connection of the kubelet that was noted at `noted_ns` is still known as such. Both in
+/// nanoseconds of `CLOCK_BOOTTIME`.
 #[inline(always)]
 pub const fn is_fresh(noted_ns: u64, now_ns: u64) -> bool {
     now_ns.saturating_sub(noted_ns) <= KUBELET_DIAL_NS
 }
 
-/// How old the agent's heartbeat may be before it counts as silent, in nanoseconds: ten beats. A connection that was
-/// steered to a stuck agent hangs as long as it is stuck; one that is refused can be tried again.
+/// The age at which the agent's heartbeat counts as silence, in nanoseconds: ten beats. A
+/// connection that was steered to a stuck agent hangs as long as the agent does; a refused one can
+/// be tried again.
 pub const HEARTBEAT_STALE_NS: u64 = 5_000_000_000;
 
-/// Whether the agent is silent: it has said that it is well, but not lately. Both in nanoseconds of `CLOCK_BOOTTIME`.
+/// Whether the agent is silent: it has had a heartbeat, but not lately. Both in nanoseconds of
+/// `CLOCK_BOOTTIME`.
 #[inline(always)]
 pub const fn is_silent(heartbeat_ns: u64, now_ns: u64) -> bool {
     heartbeat_ns != 0 && now_ns.saturating_sub(heartbeat_ns) > HEARTBEAT_STALE_NS
 }
 
-/// What becomes of an arrival that should have gone to the agent when the agent is silent.
+/// The verdict for an arrival that should have gone to the agent, while the agent is silent.
 #[inline(always)]
 pub const fn silent(wanted: Verdict) -> Verdict {
     match wanted {
@@ -257,7 +265,8 @@ fn may_be_pod(view: &impl Arrival, addr: &Addr) -> bool {
 
 #[inline(always)]
 fn plaintext(view: &impl Arrival, pod: &LocalPod, port_flags: u32) -> Verdict {
-    // Of a permissive pod too: who watches its plaintext before it becomes strict has no use for probes.
+    // Also for a permissive pod: its plaintext is watched before it becomes strict, and probes
+    // would only be noise there.
     if view.is_kubelets() {
         Verdict::InboundKubelet
     } else if pod.flags & LOCAL_STRICT == 0 {

@@ -1,8 +1,8 @@
-//! What the eBPF programs and the agent both read: addresses, map keys and values, verdicts with their reasons,
-//! and the decisions themselves as pure functions that the host can test.
+//! What the eBPF programs and the agent both read: addresses, map keys and values, verdicts with
+//! their reasons, and the decisions themselves as pure functions that the host can test.
 //!
-//! Everything here is `no_std`, fixed in size, free of padding and identical on both sides. The layout of the map
-//! types is a contract with pinned maps: whoever changes one raises [`ABI`].
+//! Everything here is `no_std`, fixed in size, free of padding and identical on both sides. The
+//! layout of the map types is a contract with pinned maps: a change of the layout raises [`ABI`].
 #![cfg_attr(not(test), no_std)]
 #![warn(missing_docs)]
 
@@ -13,8 +13,8 @@ pub mod maps;
 pub mod ports;
 pub mod verdict;
 
-/// Version of the pinned layout: the directory below the pin directory is named `v<ABI>`, since aya reuses a pinned map
-/// without looking at its layout.
+/// Version of the pinned layout: the directory below the pin directory is named `v<ABI>`, since aya
+/// reuses a pinned map without looking at its layout.
 pub const ABI: u32 = 5;
 
 #[cfg(feature = "user")]

@@ -1,4 +1,5 @@
-//! Keys and values of the maps, and the events. Fixed in size, no padding: keys are compared byte by byte.
+//! Keys and values of the maps, and the events. Fixed in size, no padding: keys are compared byte
+//! by byte.
 
 use crate::{
     addr::{Addr, Endpoint},
@@ -23,8 +24,8 @@ pub struct FlowKey {
     pub zero: u32,
 }
 
-/// Kept in a socket's own storage, and in the maps that hand it over: what the application is to be told, and what the
-/// agent needs to know.
+/// The value in a socket's own storage, and in the maps that hand it over: what the application is
+/// to be told, and what the agent needs to know.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -40,25 +41,28 @@ pub struct Named {
 pub struct Pending {
     /// What was dialled.
     pub named: Named,
-    /// [`Share::since_ns`] of the share that its place was taken from, and is given back to.
+    /// [`Share::since_ns`] of the share from which its place was taken, and to which it goes back.
     pub share_since_ns: u64,
 }
 
-/// Value of `SHARES`, keyed by namespace cookie: what a pod has of what all pods have together.
+/// Value of `SHARES`, keyed by namespace cookie: a pod's part of what all pods have together.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// When this began to be counted, `CLOCK_BOOTTIME` in nanoseconds. What was taken before is not given back to it.
+    /// When counting began, `CLOCK_BOOTTIME` in nanoseconds. A place that was taken earlier is not
+    /// given back to this share.
     pub since_ns: u64,
-    /// Its entries in `PENDING`, and for a moment one that is about to be made or has just been taken out.
+    /// Its entries in `PENDING`. For a moment also one that is about to be made or has just been
+    /// taken out.
     pub dials: u64,
     /// The last second in which a refusal was reported: see [`crate::decide::report_window`].
     pub window: u64,
-    /// How many were in that.
+    /// How many refusals were reported in that second.
     pub reports: u64,
 }
 
-/// Key in `SHARES` of what all pods have together, and of the reports about pods that are not enrolled. No namespace has it.
+/// Key in `SHARES` of what all pods have together, and of the reports about pods that are not
+/// enrolled. No namespace has it.
 pub const ALL_PODS: u64 = 0;
 
 /// Value of `ENROLLED`, keyed by namespace cookie: a pod whose connects are decided about.
@@ -71,7 +75,8 @@ pub struct EnrolledPod {
     pub v6: Addr,
 }
 
-/// Value of `LOCAL`, keyed by pod address: a pod of this node whose incoming connections are decided about.
+/// Value of `LOCAL`, keyed by pod address: a pod of this node whose incoming connections are
+/// decided about.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalPod {
@@ -92,17 +97,20 @@ pub const LOCAL_LEFT: u32 = 2;
 pub const ADDRESS_KNOWN: u32 = 1;
 /// Value bits of `ADDRESSES`: that pod is captured by its node's agent, so it is dialled over TLS.
 pub const ADDRESS_PEER: u32 = 2;
-/// Value bits of `ADDRESSES`: a node's own address, from which no agent dials for a pod. A pod's address is never one.
+/// Value bits of `ADDRESSES`: a node's own address, from which no agent dials for a pod. A pod's
+/// address is never one.
 pub const ADDRESS_NODE: u32 = 4;
 
 /// Value bits of `PORTS`, keyed by address and port: a service of the mesh.
 pub const PORT_SERVICE: u32 = 1;
 /// Value bits of `PORTS`: excluded from the mesh by annotation of the pod that has the address.
 pub const PORT_EXCLUDED: u32 = 2;
-/// Value bits of `PORTS`: on this port a strict pod of this node takes what a permissive one would, by its annotation.
+/// Value bits of `PORTS`: a strict pod of this node takes on this port what a permissive one would,
+/// by its annotation.
 pub const PORT_PERMISSIVE: u32 = 4;
 
-/// Key of `KUBELET_DIALS`: a connection that the node's kubelet dials, as it leaves the kubelet's socket.
+/// Key of `KUBELET_DIALS`: a connection that the node's kubelet dials, as it leaves the kubelet's
+/// socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DialKey {
@@ -132,20 +140,20 @@ impl FailedKey {
     }
 }
 
-/// Value of `FAILED`: a dial to that destination came to nothing a moment ago.
+/// Value of `FAILED`: a dial to that destination failed a moment ago.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// `CLOCK_BOOTTIME` in nanoseconds at which it is forgotten.
+    /// When the entry expires, `CLOCK_BOOTTIME` in nanoseconds.
     pub until_boot_ns: u64,
-    /// What a dial until then is told, from [`crate::errno`].
+    /// The error for dials until then, from [`crate::errno`].
     pub errno: u32,
     /// Always zero.
     pub zero: u32,
 }
 
-/// Key of `LISTENERS`. With its namespace, so that an address that passes from one pod to another never leads to a listener of
-/// the first.
+/// Key of `LISTENERS`. It contains the namespace, so that an address that passes from one pod to
+/// another never leads to a listener of the first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerKey {
@@ -172,15 +180,18 @@ pub const OUTBOUND: u32 = 0;
 /// [`ListenerKey::direction`]: takes what peers' agents dial.
 pub const INBOUND: u32 = 1;
 
-/// Index in `NODE`: when the agent last said that it is well, `CLOCK_BOOTTIME` in nanoseconds; 0 if it never did.
+/// Index in `NODE`: when the agent last said that it is well, `CLOCK_BOOTTIME` in nanoseconds; 0 if
+/// it never did.
 pub const NODE_HEARTBEAT: u32 = 0;
-/// Index in `NODE`: 1 if cgroups that nobody has classified are refused, else 0.
+/// Index in `NODE`: 1 if cgroups that the agent has not classified are refused, else 0.
 pub const NODE_REFUSE_UNCLASSIFIED: u32 = 1;
-/// Index in `NODE`: cookie of the node's own network namespace, in which nobody is a pod of the mesh.
+/// Index in `NODE`: cookie of the node's own network namespace, which has no pod of the mesh.
 pub const NODE_OWN_NETNS: u32 = 2;
-/// Index in `NODE`: id of the cgroup that the node's kubelet is in itself, not of those below; 0 if it is not known.
+/// Index in `NODE`: id of the cgroup that the node's kubelet is in itself, not of those below; 0 if
+/// it is not known.
 pub const NODE_KUBELET_CGROUP: u32 = 3;
-/// Index in `NODE`: 1 if `ADDRESSES` has no room for all captured pods, so that what it does not know may be one.
+/// Index in `NODE`: 1 if `ADDRESSES` has no room for all captured pods, so that an address that it
+/// does not contain may be captured.
 pub const NODE_ADDRESSES_INCOMPLETE: u32 = 4;
 
 /// Counters by [`crate::verdict::Verdict`] number.
@@ -188,8 +199,8 @@ pub const NODE_ADDRESSES_INCOMPLETE: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerdictCounts(pub [u64; VERDICT_SLOTS]);
 
-/// A refusal, as the programs report it through the ring buffer. Also the reason why the map `EVENTS_LOST` exists: when
-/// the ring is full, the refusal still happens and only its report is lost, counted.
+/// A refusal, as the programs report it through the ring buffer. The map `EVENTS_LOST` exists for
+/// the full ring: the refusal still happens, and only its report is lost and counted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusalEvent {
@@ -197,9 +208,9 @@ pub struct RefusalEvent {
     pub boot_ns: u64,
     /// Cookie of the pod's namespace.
     pub netns: u64,
-    /// The one who dialled. The port is 0 where the kernel has not chosen one yet.
+    /// The dialling end. The port is 0 where the kernel has not chosen one yet.
     pub client: Endpoint,
-    /// The one who was dialled.
+    /// The dialled end.
     pub server: Endpoint,
     /// The [`crate::verdict::Verdict`], as its number.
     pub verdict: u32,
@@ -213,29 +224,34 @@ pub mod limits {
     pub const LOCAL_PODS: usize = 1024;
     /// Addresses of pods in the cluster: 100,000 pods, dual stack, with room.
     pub const ADDRESSES: usize = 262_144;
-    /// Ranges of pod addresses in the cluster: 5,000 nodes (what Kubernetes is tested with), dual stack, with room.
+    /// Ranges of pod addresses in the cluster: 5,000 nodes (what Kubernetes is tested with), dual
+    /// stack, with room.
     pub const POD_CIDRS: usize = 16_384;
     /// Service ports and excluded ports in the cluster.
     pub const PORTS: usize = 131_072;
     /// Connections between `connect()` and the agent's `accept()`.
     pub const PENDING: usize = 65_536;
-    /// Connections of the kubelet that are not closed, but for those that the agent has swept: many more than the probes of
-    /// [`LOCAL_PODS`] at a time, and room for an API server that is one process with it (k3s).
+    /// Connections of the kubelet that are not closed, except those that the agent has swept: many
+    /// more than the probes of [`LOCAL_PODS`] at a time, and room for an API server in the same
+    /// process (k3s).
     pub const KUBELET_DIALS: usize = 16_384;
     /// What the agent tells the programs about the node: the `NODE_*` indices.
     pub const NODE: usize = 5;
-    /// Levels of cgroups between the root and a process of a pod that are searched for the pod's own. The kubelet makes
-    /// four, and some nine where a node is itself a container.
+    /// How many levels of cgroups between the root and a process of a pod are searched for the
+    /// pod's own. The kubelet makes four, and some nine where a node is itself a container.
     pub const CGROUP_LEVELS: u32 = 12;
-    /// Destinations of one pod that are remembered as unreachable at a time: more than one application retries.
+    /// How many unreachable destinations of one pod are remembered at a time: more than one
+    /// application retries.
     pub const FAILED_PER_POD: usize = 64;
     /// The same for all pods.
     pub const FAILED: usize = LOCAL_PODS * FAILED_PER_POD;
     /// The most of [`PENDING`] that one pod may have: as many as the agent carries at most for all.
     pub const PENDING_OF_POD: u64 = 16_384;
-    /// And it has its share when it has this many times what is free: the agent's `proxy/limits.rs` says why so.
+    /// A pod's share is used up when it has this many times what is free. The agent's
+    /// `proxy/limits.rs` gives the reason.
     pub const PENDING_SHARE: u64 = 4;
-    /// Refusals of one pod that are reported in a second although the ring is half full, so that there is room for others.
+    /// How many refusals of one pod are reported in a second although the ring is half full, so
+    /// that there is room for others.
     pub const REPORTS_WHEN_CROWDED: u64 = 64;
     /// Ring buffer for refusals: 256 KiB, some 3,000 events.
     pub const EVENTS_BYTES: usize = 256 * 1024;

@@ -1,7 +1,8 @@
 //! The ports that mean something to Nodemesh inside a pod's network namespace.
 //!
-//! All of them lie in [`RESERVED_FIRST`]`..=65535`, which an enrolled namespace has in `ip_local_reserved_ports`, so that
-//! the kernel never hands one to an application by itself. The default ephemeral range ends at 60999.
+//! All of them lie in [`RESERVED_FIRST`]`..=65535`. An enrolled namespace has that range in
+//! `ip_local_reserved_ports`, so that the kernel never hands one to an application by itself. The
+//! default ephemeral range ends at 60999.
 
 use crate::addr::Addr;
 
@@ -15,12 +16,14 @@ pub const INBOUND_LISTENER: u16 = 60_989;
 
 /// First of the destination ports that redirected connections are rewritten to.
 pub const MAGIC_FIRST: u16 = 60_990;
-/// How many there are. Two sockets of one pod may share a source port when they dial different destinations; different
-/// magic ports keep their 4-tuples apart after both destinations have been rewritten to the pod's own address.
+/// How many there are. Two sockets of one pod may share a source port when they dial different
+/// destinations. Different magic ports keep their 4-tuples apart after both destinations have been
+/// rewritten to the pod's own address.
 pub const MAGIC_COUNT: u16 = 8;
 
-/// Destination port that leads to a pod's agent whatever the source. A peer's agent asks there from where it is seen before
-/// it relies on [`MESH_FIRST`]'s meaning, and brings connections there where the path changes source addresses or ports.
+/// Destination port that leads to a pod's agent whatever the source. A peer's agent asks there
+/// which source address and port are seen, before it relies on [`MESH_FIRST`]'s meaning. Where the
+/// path changes them, it sends its connections there.
 pub const AGENTS: u16 = 60_998;
 
 /// First source port of agents' dials to peers: "TLS follows". Above the default ephemeral range.
@@ -43,7 +46,8 @@ pub const fn is_mesh_source(port: u16) -> bool {
     port >= MESH_FIRST
 }
 
-/// The magic port for a destination: any spread will do, as long as it depends on all of address and port.
+/// The magic port for a destination. Any spread will do, as long as it depends on all of address
+/// and port.
 #[inline(always)]
 pub const fn magic_for(addr: &Addr, port: u16) -> u16 {
     let mut mixed = addr.0[0] ^ addr.0[1] ^ addr.0[2] ^ addr.0[3];

@@ -1,4 +1,5 @@
-//! The agent's side: map types as aya reads and writes them, and conversions from the standard library's addresses.
+//! The agent's side: map types as aya reads and writes them, and conversions from the standard
+//! library's addresses.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,7 +14,8 @@ use crate::{
 macro_rules! pods {
     ($($name:ty),+) => {$(
         #[expect(unsafe_code, reason = "aya wants the promise that the type is plain bytes")]
-        // SAFETY: `repr(C)`, integers only, every bit pattern valid, no padding (sizes asserted in maps.rs).
+        // SAFETY: `repr(C)`, integers only, every bit pattern valid, no padding (sizes asserted in
+        // maps.rs).
         unsafe impl aya::Pod for $name {}
     )+};
 }

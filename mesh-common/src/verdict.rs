@@ -1,4 +1,5 @@
-//! What the kernel programs decided about a connection, and why: one enum, one stable code and one sentence each.
+//! What the kernel programs decided about a connection, and why: one enum, one stable code and one
+//! sentence each.
 
 /// What a verdict does to the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,14 +12,16 @@ pub enum Action {
     Refuse,
 }
 
-/// The first number of those about what arrives at a pod; those before are about what a pod dials.
+/// The first number of the verdicts about what arrives at a pod; those before are about what a pod
+/// dials.
 const FIRST_INBOUND: u32 = 32;
 
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $action:ident, $code:literal, $sentence:literal;)+) => {
         /// A decision of one of the kernel programs, naming its reason.
         ///
-        /// The number is part of the pinned layout ([`crate::ABI`]); the code is what flows, metrics and logs show.
+        /// The number is part of the pinned layout ([`crate::ABI`]); the code is what flows,
+        /// metrics and logs show.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Verdict { $($(#[$doc])* $name = $number,)+ }
@@ -38,7 +41,7 @@ macro_rules! verdicts {
                 match self { $(Self::$name => Action::$action,)+ }
             }
 
-            /// Whether the one who was dialled is the pod that the verdict is about.
+            /// Whether the verdict is about a dialled pod.
             pub const fn is_inbound(self) -> bool {
                 self as u32 >= FIRST_INBOUND
             }
@@ -68,7 +71,7 @@ verdicts! {
     OwnAddress = 3, Pass, "own_address", "The pod dials its own address.";
     /// The port is excluded by annotation, on either side.
     OutboundExcluded = 4, Pass, "outbound_excluded", "The port is excluded from the mesh by nodemesh.dev/exclude-ports.";
-    /// Nobody at the destination is in the mesh.
+    /// No pod of the mesh is at the destination.
     DestinationNotMeshed = 5, Pass, "destination_not_meshed", "The destination is not in the mesh; the connection goes there directly, unencrypted by us.";
     /// The destination is a captured pod.
     RedirectPeer = 6, Redirect, "redirect_peer", "The destination is a pod in the mesh; the agent carries the connection over mutual TLS.";
@@ -84,13 +87,13 @@ verdicts! {
     RefusedNoMemory = 11, Refuse, "refused_no_memory", "The kernel could not keep the original destination; the node is short of memory.";
     /// The pod must not send plaintext and is not enrolled yet.
     RefusedHeld = 12, Refuse, "refused_held", "The pod is held until the agent has enrolled it.";
-    /// Nobody has said yet whether this cgroup is in the mesh, and the node refuses such.
+    /// The agent has not classified this cgroup yet, and the node refuses such cgroups.
     RefusedUnclassified = 13, Refuse, "refused_unclassified", "The agent has not yet classified the pod, and this node refuses unclassified pods.";
     /// Both pods are on this node and may be connected directly.
     Direct = 14, Pass, "direct", "Both pods are on this node; identity and policy were checked and the kernel connects them directly.";
     /// As `Direct`, with bytes moved by the socket map.
     DirectSockmap = 15, Pass, "direct_sockmap", "Both pods are on this node and the kernel moves the bytes between their sockets.";
-    /// The same dial has just come to nothing.
+    /// The same dial has just failed.
     RefusedRecently = 16, Refuse, "refused_recently", "The pod's last dial to this destination failed less than a second ago, and this one was told the same without being tried; the record before it says why.";
     /// The agent does not answer, and a redirected dial would hang.
     RefusedAgentSilent = 17, Refuse, "refused_agent_silent", "The node's agent has not said for seconds that it is well; it is stuck or starved, and the dial would hang.";
@@ -112,11 +115,11 @@ verdicts! {
     OutboundSteered = 35, Redirect, "outbound_steered", "A redirected connection reached the agent's outbound listener.";
     /// Plaintext to a strict pod.
     RefusedStrict = 36, Refuse, "refused_strict", "The pod accepts only mutual TLS from the mesh (nodemesh.dev/mode: strict), and the client is not in the mesh.";
-    /// An agent dials but nobody listens: this node's agent is away.
+    /// An agent dials but no socket listens: this node's agent is away.
     RefusedNoListener = 37, Refuse, "refused_no_listener", "A peer's agent dialled while this node's agent was not listening; it is stopped or being replaced.";
-    /// Somebody outside the pod dialled an internal port.
+    /// A client outside the pod dialled an internal port.
     RefusedForeignMagicPort = 38, Refuse, "refused_foreign_magic_port", "Somebody outside the pod dialled a port that only redirected connections may carry.";
-    /// Somebody dialled the agent's listener itself.
+    /// A client dialled the agent's listener itself.
     RefusedAgentListener = 39, Refuse, "refused_agent_listener", "Somebody dialled the agent's listener directly.";
     /// A peer's agent dials a pod that has left the mesh.
     RefusedLeft = 40, Refuse, "refused_left", "A peer's agent dialled a pod that has left the mesh; its news is stale.";
@@ -126,7 +129,7 @@ verdicts! {
     RefusedHeldInbound = 42, Refuse, "refused_held_inbound", "The pod is held until the agent has enrolled it; the client's packet was dropped and will be sent again.";
     /// An agent dials while this node's agent does not answer.
     RefusedAgentSilentInbound = 43, Refuse, "refused_agent_silent_inbound", "A peer's agent dialled while this node's agent had not said for seconds that it is well.";
-    /// Something dials a pod that nobody has classified.
+    /// A client dials a pod that the agent has not classified.
     RefusedUnclassifiedInbound = 44, Refuse, "refused_unclassified_inbound", "The agent has not yet classified the pod, and this node refuses unclassified pods; the client's packet was dropped and will be sent again.";
     /// A peer's agent dials the agents' port.
     InboundAgentsPort = 45, Redirect, "inbound_agents_port", "A peer's agent dialled the agents' port: to ask from where it is seen, or to bring a connection over a path that changes source addresses or ports.";

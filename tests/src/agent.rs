@@ -112,9 +112,9 @@ pub struct Plaintext {
 /// One of them.
 #[derive(Debug, Clone, Deserialize)]
 pub struct PlaintextConnection {
-    /// The one who dialled.
+    /// The end that dialled.
     pub client: SocketAddr,
-    /// The one who was dialled.
+    /// The end that was dialled.
     pub server: SocketAddr,
 }
 
@@ -129,10 +129,11 @@ pub struct Counters {
     pub bytes_sent: u64,
     /// Bytes of applications, from servers to clients.
     pub bytes_received: u64,
-    /// Connections of pods that went to the agents' port; an earlier agent does not say.
+    /// Connections of pods that went to the agents' port; 0 from an earlier agent, which does not
+    /// say.
     #[serde(default)]
     pub by_agents_port: u64,
-    /// What was judged while following the world.
+    /// How many pods were judged while following the world.
     pub judged: u64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
     pub table_writes: u64,
@@ -173,12 +174,13 @@ pub fn ca_init(dirs: &Dirs) -> Result<()> {
 }
 
 impl Agent {
-    /// Starts the agent of a node with directories of its own and more options, and waits until it answers.
+    /// Starts the agent of a node with its own directories and more options, and waits until it
+    /// answers.
     pub fn start(node: &Node, dirs: Dirs, options: &[&str]) -> Result<Self> {
         Self::start_by(&[], node, dirs, options)
     }
 
-    /// The same by another program, which becomes it.
+    /// The same through another program (`wrapper`), which then becomes the agent.
     pub fn start_by(wrapper: &[&str], node: &Node, dirs: Dirs, options: &[&str]) -> Result<Self> {
         ca_init(&dirs)?;
         let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect();
@@ -213,8 +215,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts another agent that takes over from this one, in a cgroup of its own, and waits until it is in charge; returns
-    /// the one that was.
+    /// Starts another agent, in a cgroup of its own, that takes over from this one. Waits until it
+    /// is in charge, and returns the process of the earlier agent.
     pub fn take_over(&self) -> Result<Process> {
         let heir = self.spawn_heir()?;
         let old = self.process.replace(Some(heir)).context("the agent is not running")?;
@@ -230,7 +232,8 @@ impl Agent {
         Ok(old)
     }
 
-    /// Starts another agent that is to take over, and does not wait. [`Agent::replace`] makes it this one.
+    /// Starts another agent that is to take over, and does not wait. [`Agent::replace`] makes it
+    /// this one.
     pub fn spawn_heir(&self) -> Result<Process> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let mut place = self.node.agent_place();
@@ -243,7 +246,8 @@ impl Agent {
         place.spawn(argv)
     }
 
-    /// Starts another agent in the same place with the same directories but for these options, and does not wait.
+    /// Starts another agent in the same place, with the same directories but these options, and
+    /// does not wait.
     pub fn spawn_beside(&self, options: &[&str]) -> Result<Process> {
         let mut argv = run_argv(&self.node, &self.dirs);
         for pair in options.chunks(2) {
@@ -257,7 +261,7 @@ impl Agent {
         self.node.agent_place().spawn(argv)
     }
 
-    /// Says that this process is the node's agent from now on; returns the one that was.
+    /// Makes this process the node's agent from now on; returns the earlier one.
     pub fn replace(&self, process: Process) -> Result<Process> {
         self.process.replace(Some(process)).context("the agent is not running")
     }
@@ -400,7 +404,7 @@ impl Agent {
 }
 
 impl Status {
-    /// How many connections the kernel has decided about for this reason, over all pods of the node.
+    /// How many connections the kernel has decided for this reason, over all pods of the node.
     pub fn verdict(&self, code: &str) -> u64 {
         self.verdicts.get(code).copied().unwrap_or(0)
     }

@@ -1,5 +1,5 @@
-//! `mesh-attack`: what a hostile pod does, and what another pod feels of it meanwhile. This module is what the tests use;
-//! the program itself is in `src/bin/mesh-attack/`.
+//! `mesh-attack`: what a hostile pod does, and what another pod feels of it meanwhile. The tests
+//! use this module; the program itself is in `src/bin/mesh-attack/`.
 
 use std::{
     fs,
@@ -21,8 +21,8 @@ use crate::{
 /// How long an attack may take to get going or to end.
 const SOON: Duration = Duration::from_secs(20);
 
-/// For how long [`Kind::Late`] is silent: until the agent has taken thousands of connections for clients that wait for the
-/// server to speak.
+/// How long [`Kind::Late`] is silent. In that time the agent takes thousands of connections for
+/// clients that wait for the server to speak.
 pub const LATE: Duration = Duration::from_secs(4);
 
 /// What to do.
@@ -32,13 +32,15 @@ pub enum Kind {
     /// Connect, say nothing, keep `hold` of them open.
     #[default]
     Silent,
-    /// Connect, say a `ClientHello` for which the server has to compute all it has to say, hear the answer, reset; again.
+    /// Connect, say a `ClientHello` that makes the server compute its whole answer, hear it, reset;
+    /// again.
     Hello,
-    /// Connect, say what is no TLS, hear the end; again.
+    /// Connect, say something that is not TLS, hear the end; again.
     Garbage,
     /// Keep `hold` connections open and say a `ClientHello` on each, a byte at a time.
     Drip,
-    /// Keep `hold` connections open; say a `ClientHello` on each after it has been silent for [`LATE`], and hear the answer.
+    /// Keep `hold` connections open. Say a `ClientHello` on each after [`LATE`] of silence, and
+    /// hear the answer.
     Late,
     /// Connect, say a line of a request, keep `hold` of them open and never read.
     Hold,
@@ -46,13 +48,17 @@ pub enum Kind {
     Fill,
     /// Connect and reset, as fast as it goes.
     Dial,
-    /// Have the kernel destroy the listening socket that a connection to `to` from the address `bind` would find.
+    /// Have the kernel destroy the listening socket that a connection from `bind` to `to` would
+    /// find.
     Destroy,
-    /// Connect to one port of it after the other, and close; where the handshake's last packet is dropped, the kernel keeps trying.
+    /// Connect to its ports one after the other, and close. Where the handshake's last packet is
+    /// dropped, the kernel keeps trying.
     Orphan,
-    /// As [`Self::Orphan`], but keep `hold` handshakes from ending: each socket drops every answer by a filter of its own.
+    /// As [`Self::Orphan`], but keep `hold` handshakes from ending: a filter on each socket drops
+    /// every answer.
     Deaf,
-    /// Forged SYNs from the addresses below `forge` and the mesh's source ports; half-open for ever.
+    /// Forged SYNs from the addresses below `forge` and the mesh's source ports; half-open for
+    /// ever.
     Syn,
 }
 
@@ -62,7 +68,7 @@ pub enum Kind {
 pub struct AttackSpec {
     /// What to do.
     pub kind: Kind,
-    /// Whom.
+    /// The address to attack.
     pub to: SocketAddr,
     /// From this address and a source port of the mesh's, 61000 and up; without it as any client.
     pub bind: Option<IpAddr>,
@@ -117,7 +123,8 @@ pub struct Tally {
     pub answered: u64,
 }
 
-/// `mesh-attack measure`: requests one after the other, each over a connection of its own unless `keep_alive`.
+/// `mesh-attack measure`: requests one after the other, each on its own connection unless
+/// `keep_alive`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeasureSpec {
@@ -163,7 +170,7 @@ pub struct Usage {
     pub rss_kib: u64,
     /// Its open descriptors, the connection that asks for the rest included.
     pub descriptors: usize,
-    /// Connections that it has records of and that are open.
+    /// Open connections that it has records of.
     pub open: u64,
     /// Connections that it has refused because there were too many.
     pub refused: u64,
@@ -197,7 +204,8 @@ impl Usage {
 #[derive(Debug)]
 pub struct Attack(Process);
 
-/// Starts an attack. Its program runs with the least priority: what it computes itself is the scheduler's business.
+/// Starts an attack. Its program runs with the least priority, so that its own computing delays no
+/// other program.
 pub fn start(place: &Place, spec: &AttackSpec) -> Result<Attack> {
     let argv = argv("attack", &to_args(spec)?);
     Ok(Attack(place.spawn(["nice", "-n", "19"].map(str::to_owned).into_iter().chain(argv))?))

@@ -1,7 +1,7 @@
 //! What really went over a link: tcpdump records, we read.
 //!
-//! [`Capture::stop`] sends a sentinel over the link and waits for it in the file, so that "is not there" is said only
-//! of a complete recording.
+//! [`Capture::stop`] sends a sentinel over the link and waits for it in the file, so that "is not
+//! there" is said only of a complete recording.
 
 mod pcap;
 mod tcp;
@@ -27,7 +27,7 @@ use crate::{
     netns,
 };
 
-/// The discard port: nobody listens, and the answer is of no interest.
+/// The discard port: nothing listens there, and the answer is of no interest.
 const DISCARD: u16 = 9;
 
 /// A recording under way.
@@ -51,8 +51,9 @@ impl Capture {
     pub(crate) fn start(place: &Place, interface: &str, everyone: Ipv4Addr) -> Result<Self> {
         let stamp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let file = place.logs.with_file_name(format!("{}-{stamp}.pcap", place.name));
-        // -Z root: else it gives up root, and then may not write here. The buffer (-B, KiB) holds bursts on a busy machine: some
-        // thousands of packets, since each takes as much of it as the longest may (-s).
+        // -Z root: otherwise tcpdump gives up root, and then may not write here. The buffer (-B,
+        // KiB) holds bursts on a busy machine. That is some thousands of packets, since each takes
+        // as much of it as the longest may (-s).
         let options = [
             "tcpdump",
             "-i",
@@ -80,7 +81,7 @@ impl Capture {
         netns::inside(&self.place.netns, || -> Result<()> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_broadcast(true)?;
-            // Broadcast, so that no neighbour need answer for its address first.
+            // Broadcast, so that no neighbour has to answer for its address first.
             socket.send_to(sentinel.as_bytes(), (self.everyone, DISCARD))?;
             Ok(())
         })??;
@@ -103,7 +104,8 @@ impl Recording {
         Ok(Self { frames, conns })
     }
 
-    /// Whether these bytes occur in any frame or, across frames, in any direction of any connection.
+    /// Whether these bytes occur in any frame or, across frames, in any direction of any
+    /// connection.
     pub fn contains(&self, marker: &str) -> bool {
         let marker = marker.as_bytes();
         self.frames.iter().any(|frame| find(&frame.bytes, marker))
@@ -138,7 +140,7 @@ impl Recording {
 
 /// Whether `needle` is somewhere in `hay`.
 pub(crate) fn find(hay: &[u8], needle: &[u8]) -> bool {
-    // Most windows differ in the first byte: looking for that alone is what makes a large capture bearable.
+    // Most windows differ in the first byte: looking for that alone makes a large capture bearable.
     let Some((first, rest)) = needle.split_first() else {
         return true;
     };

@@ -1,4 +1,5 @@
-//! Certificates that no honest agent would have, made with `openssl`: an independent implementation, in both senses.
+//! Certificates that no honest agent would have, made with `openssl`: an independent
+//! implementation, in both senses.
 
 use std::{
     fs,
@@ -64,7 +65,7 @@ pub fn leaf(
     make(dir, name, Kind::Leaf { uri }, Some(anchor), validity)
 }
 
-/// `openssl ca`, for its `x509` cannot set a validity that lies in the past.
+/// By `openssl ca`, since `openssl x509` cannot set a validity that lies in the past.
 fn make(
     dir: &Path,
     name: &str,

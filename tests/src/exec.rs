@@ -1,4 +1,5 @@
-//! Programs run at a [`Place`]: in a pod's (or node's) network namespace and cgroup, from their first instruction.
+//! Programs run at a [`Place`]: in a pod's (or node's) network namespace and cgroup, from their
+//! first instruction.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,7 +32,7 @@ pub struct Place {
     pub netns: PathBuf,
     /// The cgroup directory.
     pub cgroup: PathBuf,
-    /// Where the output of programs is kept, for the failure's sake.
+    /// Where the output of programs is kept, to be printed on failure.
     pub logs: PathBuf,
     /// Comes first in the names of those files.
     pub name: String,
@@ -60,7 +61,8 @@ pub struct Process {
 }
 
 impl Place {
-    /// The command that will run `argv` here. The process is in the cgroup and the namespace before `argv` starts.
+    /// The command that will run `argv` here. The process is in the cgroup and the namespace before
+    /// `argv` starts.
     pub fn command<S: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(bin_dir().join("mesh-probe"));
         command.arg("in").arg(&self.netns).arg(&self.cgroup).args(argv);
@@ -83,7 +85,8 @@ impl Place {
         process.wait(limit)
     }
 
-    /// Starts `argv` in the background. Its standard input stays open until [`Process::close_stdin`].
+    /// Starts `argv` in the background. Its standard input stays open until
+    /// [`Process::close_stdin`].
     pub fn spawn<S: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Process> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let argv: Vec<OsString> = argv.into_iter().map(|a| a.as_ref().to_owned()).collect();
@@ -153,7 +156,8 @@ impl Process {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Waits until `find` answers for some line of its output (either kind), and returns the answer.
+    /// Waits until `find` answers for some line of its output (either kind), and returns the
+    /// answer.
     pub fn wait_for<T>(
         &mut self,
         what: &str,
@@ -187,7 +191,7 @@ impl Process {
         kill(self.pid(), signal).with_context(|| format!("{signal} to `{}`", self.command))
     }
 
-    /// Waits for its end; it is killed if that takes longer than `limit`, which is an error.
+    /// Waits for its end; after `limit` it is killed, which is an error.
     pub fn wait(mut self, limit: Duration) -> Result<Output> {
         let ended = eventually(limit, || {
             let ended = self.child.try_wait()?;

@@ -13,9 +13,9 @@ pub struct Flow {
     pub direction: String,
     /// How long it took in microseconds, if it is over.
     pub duration_us: Option<u64>,
-    /// Who dialled.
+    /// The end that dialled.
     pub client: Party,
-    /// Who was dialled.
+    /// The end that was dialled.
     pub server: Party,
     /// What the application dialled.
     pub original_destination: SocketAddr,

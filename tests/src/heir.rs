@@ -1,5 +1,5 @@
-//! An heir that is ours: it asks a node's agent to hand over as `run --take-over` does, and then does what a test wants. So an
-//! heir that dies does so just where the test says.
+//! A successor of our own: it asks a node's agent to hand over as `run --take-over` does, and then
+//! does what a test wants. So it dies exactly where the test says.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ pub struct Heir {
 }
 
 impl Heir {
-    /// Asks, and takes what the agent has to give. From then on everything is the heir's to change.
+    /// Asks, and takes the agent's state. From then on the successor may change everything.
     pub fn ask(node: &Node) -> Result<Self> {
         let mut stream = UnixStream::connect(node.runtime_dir().join("agent.sock"))?;
         stream.set_read_timeout(Some(SOON))?;

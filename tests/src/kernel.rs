@@ -1,4 +1,5 @@
-//! What the kernel holds of one node's agent, as bpftool and /proc tell it: to be compared before and after.
+//! What the kernel holds of one node's agent, as bpftool and /proc tell it: to be compared before
+//! and after.
 
 use std::{
     collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path, process::Command,
@@ -14,11 +15,12 @@ use crate::{Node, Pod, agent::Agent};
 pub struct Inventory {
     /// Programs that run on the cgroup above the node's pods, in the kernel's order.
     pub on_cgroup: Vec<String>,
-    /// Programs in the kernel that use this node's maps: those that run, and those that the agent has loaded.
+    /// Programs in the kernel that use this node's maps: those that run, and those that the agent
+    /// has loaded.
     pub programs: Vec<String>,
     /// Pinned links.
     pub links: Vec<String>,
-    /// Pinned maps, and how many entries each has. Those that count are left out.
+    /// Pinned maps, and how many entries each has. Maps that count are left out.
     pub entries: BTreeMap<String, usize>,
     /// Bytes that the pinned maps take in the kernel.
     pub map_bytes: u64,
@@ -34,7 +36,7 @@ pub struct Held {
 }
 
 impl Inventory {
-    /// Of a node whose agent runs, or does not.
+    /// The inventory of a node, whether or not its agent runs.
     pub fn of(node: &Node) -> Result<Self> {
         let layout = layout(node)?;
         let (mut entries, mut maps, mut map_bytes) = (BTreeMap::new(), Vec::new(), 0);
@@ -131,7 +133,8 @@ pub fn entries(node: &Node, map: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         .collect()
 }
 
-/// How many dials wait for a node's agent, as the programs count them: of all pods together first.
+/// How many dials wait for a node's agent, as the programs count them. The first number is of all
+/// pods together.
 pub fn dials(node: &Node) -> Result<Vec<u64>> {
     let mut shares = entries(node, "SHARES")?;
     shares.sort();

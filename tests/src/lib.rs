@@ -1,11 +1,11 @@
 //! Whole-system tests: a machine of our own out of network namespaces, real agents, real programs.
 //!
-//! A test is a [`scenario`]: it gets a [`Net`], gives it nodes and pods, runs programs *inside* the pods
-//! ([`exec`]), asks them socket-level questions ([`probe`]), listens on the link between the nodes
-//! ([`capture`]), tells the agents about the pods as Kubernetes would ([`objects`]) and drives the agents
-//! through their command line ([`agent`]). Everything a test makes carries the test's own tag and is removed
-//! when the test ends, however it ends; what a killed test left behind is removed by the next one
-//! ([`tag`]).
+//! A test is a [`scenario`]: it gets a [`Net`], gives it nodes and pods, runs programs *inside* the
+//! pods ([`exec`]), asks them socket-level questions ([`probe`]), listens on the link between the
+//! nodes ([`capture`]), tells the agents about the pods as Kubernetes would ([`objects`]) and
+//! drives the agents through their command line ([`agent`]). Everything a test makes carries the
+//! test's own tag and is removed when the test ends, however it ends; what a killed test left
+//! behind is removed by the next one ([`tag`]).
 //!
 //! Tests wait for states, never for time: see [`poll`].
 #![expect(

@@ -1,10 +1,11 @@
-//! Something on the path that changes source addresses or ports of what leaves a node over the link.
+//! Something on the path that changes source addresses or ports of what leaves a node over the
+//! link.
 
 use anyhow::Result;
 
 use crate::{Node, Pod};
 
-/// The port at which agents ask what of their source arrives.
+/// The port at which agents ask which source address and port arrive.
 pub const AGENTS_PORT: u16 = 60_998;
 
 /// A rule on a node's end of the link; removed when dropped.
@@ -35,7 +36,8 @@ impl Masquerade {
         Self::rule(node, &format!("meta l4proto tcp {how}"))
     }
 
-    /// An attacker on the path, who leaves everything alone but the source port of what this pod's agent asks over IPv4.
+    /// An attacker on the path that changes nothing but the source port of this pod's agent's
+    /// questions over IPv4.
     pub fn of_questions(node: &Node, pod: &Pod) -> Result<Self> {
         let v4 = pod.v4;
         Self::rule(
@@ -53,7 +55,7 @@ impl Masquerade {
         Ok(Self { node: node.clone() })
     }
 
-    /// Leaves every connection that begins from now on alone.
+    /// Leaves all connections that begin from now on alone.
     pub fn remove(self) {}
 }
 

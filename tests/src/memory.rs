@@ -1,8 +1,8 @@
 //! The memory of a running process, searched for a private key.
 //!
-//! The key is not known beforehand, only its public half: every place of the writable memory that could be a P-256
-//! scalar is multiplied with the curve's generator until the public key comes out. So nothing in the agent has to tell,
-//! and a search that finds the key has proven that it can.
+//! The key is not known beforehand, only its public half. Every place of the writable memory that
+//! could be a P-256 scalar is multiplied with the curve's generator until the public key comes out.
+//! So nothing in the agent has to tell, and a search that finds the key has proven that it can.
 
 use std::{
     fmt,
@@ -21,8 +21,8 @@ use crate::exec::Place;
 const SCALAR: usize = 32;
 const WORD: usize = 8;
 
-/// Fewer different bytes than this among 32 are text, pointers or counters. Random ones have 30.1 on average; fewer than
-/// 24 in one of a million keys.
+/// Fewer different bytes than this among 32 are text, pointers or counters. Random ones have 30.1
+/// on average; fewer than 24 in one of a million keys.
 const DISTINCT: usize = 24;
 
 /// An uncompressed point.
@@ -59,7 +59,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The public key of the certificate that whoever listens at `to` shows to a TLS client from `from`.
+/// The public key of the certificate that the server at `to` shows to a TLS client from `from`.
 pub fn shown_at(place: &Place, from: &str, to: &str) -> Result<PublicKey> {
     let connect = "openssl s_client -tls1_3 -alpn nodemesh/1";
     public_key(place, &format!("{connect} -connect {to} -bind {from} < /dev/null 2>&1"))

@@ -50,7 +50,8 @@ pub fn attach(name: &str, process: Pid) -> Result<()> {
 }
 
 fn named(name: &str, command: &str) -> Result<()> {
-    // `ip netns` prepares /run/netns on first use, and two at once get in each other's way, also two processes.
+    // `ip netns` prepares /run/netns on first use. Two at once, also of two processes, get in each
+    // other's way.
     let lock = Flock::lock(
         File::create(env::temp_dir().join("nodemesh-tests.lock"))?,
         FlockArg::LockExclusive,
@@ -96,7 +97,8 @@ pub fn ip(netns: Option<&str>, lines: &str) -> Result<()> {
     bail!("ip in {}: {}\n{lines}", netns.unwrap_or("our own namespace"), said.trim());
 }
 
-/// Runs `f` on a thread inside the namespace: `/proc/thread-self/net`, `/proc/sys/net` and sockets are there its own.
+/// Runs `f` on a thread inside the namespace, which has its own `/proc/thread-self/net`,
+/// `/proc/sys/net` and sockets.
 pub fn inside<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> Result<T> {
     let file = File::open(netns).with_context(|| format!("no namespace {}", netns.display()))?;
     thread::scope(|scope| {
@@ -146,7 +148,8 @@ fn parse_hex(text: &str) -> Option<SocketAddr> {
     Some((ip, u16::from_str_radix(port, 16).ok()?).into())
 }
 
-/// All that someone in the namespace could find changed: every kernel setting, address, rule, route and listener.
+/// All that a program in the namespace could find changed: every kernel setting, address, rule,
+/// route and listener.
 pub fn fingerprint(name: &str) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for listener in listeners(&path(name))? {

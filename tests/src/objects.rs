@@ -1,4 +1,5 @@
-//! What Kubernetes would tell the agents: the objects of a [`Net`](crate::Net) as YAML files in one directory.
+//! What Kubernetes would tell the agents: the objects of a [`Net`](crate::Net) as YAML files in one
+//! directory.
 //!
 //! Files appear and change atomically (written beside the directory, then renamed into it).
 
@@ -24,7 +25,7 @@ pub const MESH: &str = "nodemesh.dev/mesh";
 pub const MODE: &str = "nodemesh.dev/mode";
 /// The annotation that names a pod's network namespace.
 pub const NETNS: &str = "nodemesh.dev/netns";
-/// The annotation that lists ports that are none of the mesh's business.
+/// The annotation that lists ports which the mesh leaves alone.
 pub const EXCLUDE_PORTS: &str = "nodemesh.dev/exclude-ports";
 /// Annotation: ports on which a strict pod takes plaintext.
 pub const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
@@ -80,7 +81,8 @@ impl Objects {
         &self.dir
     }
 
-    /// Sets or removes the mesh label of a namespace: `kubectl label namespace NAME nodemesh.dev/mesh=VALUE`.
+    /// Sets or removes the mesh label of a namespace:
+    /// `kubectl label namespace NAME nodemesh.dev/mesh=VALUE`.
     pub fn label_namespace(&self, namespace: &str, mesh: Option<&str>) -> Result<()> {
         self.change_namespace(namespace, |meta| set(&mut meta.labels, MESH, mesh))
     }
@@ -111,8 +113,8 @@ impl Objects {
         Ok(pods.get(&key(pod)).with_context(|| format!("no pod {}", key(pod)))?.uid.clone())
     }
 
-    /// The pod's object is there, with its addresses, also if the pod was made without ([`PodSpec::starting`],
-    /// [`PodSpec::unknown`]).
+    /// The pod's object is there with its addresses, also if the pod was made without
+    /// ([`PodSpec::starting`], [`PodSpec::unknown`]).
     pub fn pod_runs(&self, pod: &Pod) -> Result<()> {
         self.change_pod(pod, |object| object.stage = Stage::Running)
     }

@@ -1,4 +1,5 @@
-//! The set-up that most tests begin with: a client on one node, a server on the other, an agent on each.
+//! The set-up that most tests begin with: a client on one node, a server on the other, an agent on
+//! each.
 
 use anyhow::Result;
 
@@ -32,7 +33,7 @@ pub struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
-    /// With nobody in the mesh yet.
+    /// With no pod in the mesh yet.
     pub fn new(net: &'a Net) -> Result<Self> {
         Self::with(net, [Dirs::of(net), Dirs::of(net)], &[])
     }
@@ -55,8 +56,8 @@ impl<'a> Pair<'a> {
         Ok(Self { net, nodes, agents, client, server })
     }
 
-    /// With both in the mesh and a strict server, and agents that have these options; and a pod outside the mesh, on the client's
-    /// node.
+    /// Both pods are in the mesh, the server is strict, and the agents have these options. Also
+    /// returns a pod outside the mesh, on the client's node.
     pub fn strict(net: &'a Net, options: &[&str]) -> Result<(Self, Pod)> {
         let pair = Self::with(net, [Dirs::of(net), Dirs::of(net)], options)?;
         net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
@@ -89,7 +90,7 @@ impl<'a> Pair<'a> {
         self.agents[1].wait_peers(1)
     }
 
-    /// Removes the label, and waits until both agents know that nobody is in the mesh.
+    /// Removes the label, and waits until both agents know that no pod is in the mesh.
     pub fn leave(&self) -> Result<()> {
         self.net.objects().label_namespace(SHOP, None)?;
         self.agents[0].wait_state(&self.client, "not_enrolled")?;

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 /// How often a state is asked for again. Short: most states are there at the second question.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Calls `state` until it is `Ok`, and returns that; at the deadline the last error is the failure's cause.
+/// Calls `state` until it is `Ok`, and returns that. At the deadline the last error is the
+/// failure's cause.
 pub fn eventually<T>(deadline: Duration, mut state: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {

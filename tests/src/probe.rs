@@ -1,6 +1,7 @@
-//! `mesh-probe`: our own client and server for questions that ordinary programs cannot answer (what did `accept` say, how
-//! did the stream end, was every byte right). This module is what its two sides share: arguments, reports, and the means to
-//! run it in a pod; the program itself is in `src/bin/mesh-probe/`.
+//! `mesh-probe`: our own client and server for questions that ordinary programs cannot answer, for
+//! instance: what did `accept` say, how did the stream end, was every byte right? This module is
+//! what its two sides share: arguments, reports, and the means to run it in a pod. The program
+//! itself is in `src/bin/mesh-probe/`.
 
 mod data;
 mod race;

@@ -1,4 +1,5 @@
-//! Real programs, configured to run in a pod and nowhere else: nothing below `/etc` or `/var` is read or written.
+//! Real programs, configured to run in a pod and nowhere else: nothing below `/etc` or `/var` is
+//! read or written.
 
 use std::{
     fs,

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::Net;
 
-/// Runs `story` on a [`Net`] of its own. If it fails, what agents and programs have said is printed first.
+/// Runs `story` on a [`Net`] of its own. If it fails, what agents and programs have said is printed
+/// first.
 ///
 /// # Panics
 /// If the story fails or panics, or if something that it made could not be removed.

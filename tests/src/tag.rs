@@ -7,7 +7,8 @@
 //! | pins | `/sys/fs/bpf/nodemesh-<tag>/<node>` |
 //! | files: objects, sockets, logs, captures | `/tmp/nodemesh-<tag>/…` |
 //!
-//! A tag is `<pid>-<n>` of the test process, or `demo`. Interfaces live in the namespaces and need no tag.
+//! A tag is `<pid>-<n>` of the test process, or `demo`. Interfaces live in the namespaces and need
+//! no tag.
 
 use std::{
     collections::BTreeSet,
@@ -61,7 +62,8 @@ impl Tag {
         std::env::temp_dir().join(format!("nodemesh-{self}"))
     }
 
-    /// Ends every process that this test started, and removes everything it made. Says what would not go.
+    /// Ends every process that this test started, and removes everything it made. Names what could
+    /// not be removed.
     pub fn remove_all(&self) -> Result<()> {
         let processes = cgroup::remove_tree(&self.cgroup());
         let namespaces = netns::remove(&self.namespaces());
@@ -94,7 +96,7 @@ impl Display for Tag {
     }
 }
 
-/// Removes what processes that live no more have left behind (killed tests).
+/// Removes what killed tests have left behind: things with the tag of a process that has ended.
 pub fn sweep() {
     for tag in tags() {
         let dead = tag.pid().is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
@@ -124,7 +126,8 @@ fn names_in(dir: &Path) -> Vec<String> {
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {
-    // bpffs lets go of an object only when it is unlinked, so errors of one entry must not hide the others.
+    // bpffs lets go of an object only when it is unlinked, so an error of one entry must not hide
+    // the others.
     let _gone_or_reported_below = fs::remove_dir_all(dir);
     ensure!(!dir.exists(), "{} could not be removed", dir.display());
     Ok(())

@@ -1,11 +1,12 @@
 //! A machine room in memory: nodes on a common link, pods on their nodes' bridges.
 //!
 //! ```text
-//!  pod eth0 ── cni0 (bridge) node1 uplink ── br0 (bridge, its own namespace) ── uplink node2 cni0 ── eth0 pod
-//!  10.244.1.x                 192.168.100.1                                   192.168.100.2      10.244.2.x
-//!  fd00:244:1::x              fd00:100::1                                     fd00:100::2        fd00:244:2::x
+//!  pod eth0 ── cni0 node1 uplink ── br0 (its own namespace) ── uplink node2 cni0 ── eth0 pod
+//!  10.244.1.x      192.168.100.1                               192.168.100.2       10.244.2.x
+//!  fd00:244:1::x   fd00:100::1                                 fd00:100::2         fd00:244:2::x
 //! ```
-//! Every [`Net`] has its own namespaces, so that all use the same addresses and run at the same time.
+//! `cni0` and `br0` are bridges. Every [`Net`] has its own namespaces, so that all use the same
+//! addresses and run at the same time.
 
 use std::{
     cell::{Cell, RefCell},
@@ -106,14 +107,14 @@ impl PodSpec {
         self
     }
 
-    /// Whose object has no address yet, until [`Objects::pod_runs`].
+    /// The pod's object has no address yet, until [`Objects::pod_runs`].
     #[must_use]
     pub fn starting(mut self) -> Self {
         self.stage = Stage::Starting;
         self
     }
 
-    /// Whose object is not there yet, until [`Objects::pod_runs`].
+    /// The pod's object is not there yet, until [`Objects::pod_runs`].
     #[must_use]
     pub fn unknown(mut self) -> Self {
         self.stage = Stage::Unknown;
@@ -178,8 +179,8 @@ impl Net {
         let mut nodes = self.nodes.borrow_mut();
         let number = u8::try_from(nodes.len() + 1)?;
         let node = self.machine(name, number)?;
-        // A bridge without an address of its own takes the lowest of its ports', another one with each new pod perhaps, and
-        // the pods that know the old one send into the void for seconds.
+        // A bridge without an address of its own takes the lowest of its ports', which may change
+        // with each new pod. Pods that know the old one then send into the void for seconds.
         netns::ip(
             Some(&node.netns),
             &format!(
@@ -257,7 +258,8 @@ impl Net {
         netns::remove(&[name])
     }
 
-    /// Waits until the kernel has freed a destroyed pod's network namespace: nobody holds it any more.
+    /// Waits until the kernel has freed a destroyed pod's network namespace: no process or socket
+    /// holds it any more.
     pub fn wait_freed(&self, node: &Node, pod: &Pod) -> Result<()> {
         let veth = format!("pod{}", pod.number);
         eventually(SOON, || {

@@ -1,4 +1,5 @@
-//! What applications are told: the client that it talks to what it dialled, the server that the client pod called.
+//! What applications are told: the client, that it talks to what it dialled; the server, that the
+//! client pod called.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -29,7 +30,8 @@ fn ask(pair: &Pair<'_>, spec: &DialSpec) -> Result<(Conn, Told)> {
     Ok((seen, told))
 }
 
-/// Checks all that both sides were told. Families may differ where a socket takes both: then the canonical address counts.
+/// Checks all that both sides were told. Families may differ where a socket takes both: then the
+/// canonical address counts.
 fn check(pair: &Pair<'_>, spec: &DialSpec, dialled: SocketAddr, reached: SocketAddr) -> Result<()> {
     let (seen, told) = ask(pair, spec)?;
     let from: IpAddr = if dialled.ip().to_canonical().is_ipv4() {
@@ -183,7 +185,8 @@ fn a_port_where_nobody_listens_is_never_a_clean_end() {
     });
 }
 
-/// Sockets of both kinds on both sides. The kernel connects and accepts for an MPTCP socket through another one.
+/// Sockets of both kinds on both sides. The kernel connects and accepts for an MPTCP socket through
+/// another one.
 #[test]
 fn mptcp_clients_and_servers() {
     scenario("addresses-mptcp", |net| {
@@ -211,7 +214,7 @@ fn mptcp_clients_and_servers() {
                 DialSpec { mptcp: client, mapped: true, ..DialSpec::say(server.at(port), "x") };
             check(&pair, &spec, mapped, server.at(port))?;
         }
-        // Of many at once each is told its own.
+        // Of many at once, each is told its own addresses.
         let many = DialSpec {
             mptcp: true,
             workers: 8,
@@ -227,8 +230,8 @@ fn mptcp_clients_and_servers() {
     });
 }
 
-/// The kernel spreads connections over the group by a hash of the addresses and ports that it sees, and what it sees of
-/// the mesh's connections are the agent's legs.
+/// The kernel spreads connections over the group by a hash of the addresses and ports that it sees.
+/// For the mesh's connections it sees the agent's legs.
 #[test]
 fn a_reuseport_group_keeps_its_spread() {
     const GROUP: u64 = 4;

@@ -1,5 +1,6 @@
-//! How a receiver knows that TLS follows: the source port and a source that may be a pod; the look at first bytes, however
-//! late they come; and the rule about agents' source ports, which outlives both a pod's time in the mesh and its agent.
+//! How a receiver knows that TLS follows: by the source port, and by a source that may be a pod.
+//! Also: the look at first bytes, however late they come; and the rule about agents' source ports,
+//! which outlives both a pod's time in the mesh and its agent.
 
 use std::{
     fs,
@@ -77,7 +78,8 @@ fn only_what_may_be_a_pod_is_taken_for_an_agent() {
         ensure!(looked_at()? == before, "who cannot be a pod was looked at");
         answered(&dial_from_range(&unknown, unknown.v4, &pair.server, 61_500)?)?;
         ensure!(looked_at()? == before + 1, "who may be a pod was not looked at");
-        // With nobody to look, what may be TLS does not reach the application; the pod is permissive.
+        // With no agent to look, what may be TLS does not reach the application; the pod is
+        // permissive.
         pair.agents[1].kill9()?;
         refused(&dial_from_range(&unknown, unknown.v4, &pair.server, 61_501)?)?;
         answered(&dial_from_range(&outsider, address, &pair.server, 61_501)?)?;
@@ -95,7 +97,7 @@ fn where_no_node_is_known_everybody_may_be_a_pod() {
         answered(&dial_from_range(&outsider, address, &pair.server, 61_500)?)?;
         pair.agents[1].kill9()?;
         refused(&dial_from_range(&outsider, address, &pair.server, 61_501)?)?;
-        // Whoever does not come from there is none of that.
+        // A client that does not dial from there is served.
         answered(&probe::dial(&outsider, &DialSpec::say(pair.server.at(PORT), "hello"))?)
     });
 }
@@ -157,14 +159,15 @@ fn a_peer_that_has_just_left_is_served_although_it_dials_from_the_range() {
         let spec =
             ServeSpec { banner: "welcome".to_owned(), ..ServeSpec::new(PORT, Talk::Exchange) };
         let _service = probe::serve(&pair.server, &spec)?;
-        // The server's agent still takes the client for a peer; what is beside it is not redirected.
+        // The server's agent still takes the client for a peer. What runs beside the client is not
+        // redirected.
         let beside = pair.beside_client();
         let (from, to) = (pair.client.at(61_500), pair.server.at(PORT));
         let (heard, end) = speak_after(&beside, from, to, b"", b"hello")?;
         ensure!(heard == b"welcomehello" && end == End::Fin, "{end:?} after {heard:?}");
         let (heard, end) = speak_after(&beside, pair.client.at(61_501), to, b"welcome", b"hello")?;
         ensure!(heard == b"welcomehello" && end == End::Fin, "{end:?} after {heard:?}");
-        // A strict pod does not believe it.
+        // A strict pod does not trust that source.
         net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
         eventually(SOON, || refused(&probe::dial(&beside, &DialSpec::say(to, "hello"))?))?;
         let (heard, _) = speak_after(&beside, pair.client.at(61_502), to, b"", b"hello")?;
@@ -277,7 +280,7 @@ fn the_rule_about_source_ports_stays_for_the_pods_life() {
         pair.agents[1].stop()?;
         pair.agents[1].start_again()?;
         holds("when an agent runs that has never heard of it")?;
-        // With the pod everything of it goes.
+        // When the pod goes, all its pins go.
         let pins = || Ok::<_, std::io::Error>(fs::read_dir(pods_pins(&pair.nodes[1])?)?.count());
         ensure!(pins()? > 0, "nothing is attached");
         net.destroy(&pair.server)?;
@@ -315,7 +318,7 @@ fn a_pod_made_to_leave_while_its_agent_was_away_still_takes_its_peers_dials() {
     });
 }
 
-/// Two pods in the mesh, of which the client's agent has heard of the server once, and hears nothing after.
+/// Two pods in the mesh. The client's agent has heard of the server once, and hears nothing after.
 struct StalePair {
     nodes: [Node; 2],
     client: Pod,
@@ -369,7 +372,8 @@ fn pods_pins(node: &Node) -> Result<PathBuf, std::io::Error> {
         .ok_or_else(|| std::io::ErrorKind::NotFound.into())
 }
 
-/// Connects, says something once it has heard something, ends its direction, and returns all that came back, and the end.
+/// Connects, says something once it has heard something, ends its direction. Returns all that came
+/// back, and the end.
 fn speak_after(
     from: &Place,
     bind: SocketAddr,
@@ -395,10 +399,12 @@ fn speak_after(
     })?
 }
 
-/// A `ClientHello` that offers nodemesh/1 (RFC 8446 §4.1.2), enough of one to be taken for an agent's.
+/// A `ClientHello` that offers nodemesh/1 (RFC 8446 §4.1.2), complete enough to be taken for an
+/// agent's.
 fn client_hello() -> Vec<u8> {
     let alpn = [&[0, 16, 0, 13, 0, 11, 10][..], b"nodemesh/1"].concat();
-    // Version, random, no session id, one cipher suite, no compression; and how long the extensions are.
+    // Version, random, no session id, one cipher suite, no compression; then the length of the
+    // extensions.
     let head = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 0x01, 1, 0, 0, 17]].concat();
     [&[22, 3, 1, 0, 64, 1, 0, 0, 60][..], &head, &alpn].concat()
 }

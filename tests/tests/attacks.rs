@@ -1,8 +1,9 @@
-//! What a hostile pod can do to the agent and, through it, to another pod (docs/security.md has the list): nothing gets
-//! through, others are served, memory stays in its bound, and all is as before when it stops.
+//! What a hostile pod can do to the agent and, through it, to another pod (docs/security.md has the
+//! list). Nothing gets through, other pods are served, memory stays in its bound, and all is as
+//! before when the attack stops.
 //!
-//! How much slower others get is promised for a machine that does nothing else, and asserted so by
-//! `NODEMESH_ATTACK_ROUNDS=5 cargo test --test attacks -- --test-threads 1`.
+//! How much slower other pods get is promised for a machine that does nothing else.
+//! `NODEMESH_ATTACK_ROUNDS=5 cargo test --test attacks -- --test-threads 1` asserts it so.
 #![expect(clippy::print_stdout, reason = "figures, for who reads the output")]
 
 #[path = "attacks/clients.rs"]
@@ -28,7 +29,8 @@ use tests::{
     probe::{self, DialSpec, End, ServeSpec, Server, Talk},
 };
 
-/// Memory that the agent may need for one connection that is not busy, and beside all connections: docs/security.md.
+/// Memory that the agent may need for each connection that is not busy, and besides all
+/// connections: docs/security.md.
 const CONNECTION_KIB: u64 = 64;
 const BESIDE_KIB: u64 = 64 * 1024;
 
@@ -50,7 +52,8 @@ impl Bound {
     }
 }
 
-/// How many rounds there are, without the attack and with it, and whether the machine does nothing else.
+/// How many rounds there are, without the attack and with it, and whether the machine does nothing
+/// else.
 fn plan() -> Result<(usize, bool)> {
     match env::var("NODEMESH_ATTACK_ROUNDS") {
         Ok(rounds) => Ok((rounds.parse().context("NODEMESH_ATTACK_ROUNDS")?, true)),
@@ -61,8 +64,8 @@ fn plan() -> Result<(usize, bool)> {
 /// Requests in each round.
 const REQUESTS: u64 = 200;
 
-/// A client and a server in the mesh that have nothing to do with the attack; a strict victim and an attacker outside the
-/// mesh on the server's node.
+/// A client and a server in the mesh that have nothing to do with the attack. A strict victim, and
+/// an attacker outside the mesh, on the server's node.
 struct Scene<'a> {
     pair: Pair<'a>,
     _service: Server,
@@ -169,7 +172,8 @@ fn others_are_served(
     not_much_slower(&quiet, &under)
 }
 
-/// All of the others' requests are answered, and about as fast: one round without the attack is held against one with it.
+/// All of the others' requests are answered, and about as fast: a round without the attack is
+/// compared with one under it.
 fn not_much_slower(quiet: &[Times], under: &[Times]) -> Result<()> {
     let failed: u64 = quiet.iter().chain(under).map(|times| times.failed).sum();
     ensure!(failed == 0, "{failed} requests of others failed: {quiet:?} {under:?}");
@@ -181,7 +185,8 @@ fn not_much_slower(quiet: &[Times], under: &[Times]) -> Result<()> {
         let shares = pairs.map(|(quiet, under)| under * 100 / QUIET.of(*quiet)).collect();
         ensure!(median(shares) <= 100, "slower, in µs: {quiet:?} {under:?}");
     } else {
-        // What others on the machine do makes a round slower, never faster: the best one is what the attack does.
+        // Other programs make a round slower, never faster: the best round shows what the attack
+        // does.
         let best = |all: &[u64]| all.iter().copied().min().unwrap_or(0);
         let most = BUSY.of(best(&quiet));
         ensure!(best(&under) <= most, "slower than {most} µs: {quiet:?} {under:?}");
@@ -189,7 +194,7 @@ fn not_much_slower(quiet: &[Times], under: &[Times]) -> Result<()> {
     Ok(())
 }
 
-/// What is said to a server is heard and said back.
+/// What is said to a server is heard, and comes back.
 fn says(from: &Place, to: SocketAddr, words: &str) -> Result<()> {
     let seen = probe::dial(from, &DialSpec::say(to, words))?;
     ensure!((seen.end, &*seen.first) == (End::Fin, words), "{to}, {words}: {seen:?}");

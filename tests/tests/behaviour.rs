@@ -1,5 +1,6 @@
-//! Failures, as the network would say them: the first as a reset, since `connect()` had succeeded by then; whatever follows
-//! within a second as the error that `connect()` would have had without the mesh.
+//! Failures, as the network would report them. The first is a reset, since `connect()` had
+//! succeeded by then. Those within a second after it are the error that `connect()` would have had
+//! without the mesh.
 
 use std::{
     net::SocketAddr,
@@ -27,10 +28,12 @@ fn dial(from: &Place, to: SocketAddr) -> Result<Conn> {
     probe::dial(from, &spec)
 }
 
-/// Dials twice, the second time within the second: a reset, and then this. On a busy machine the reset may be there before the
-/// client wakes up in `connect()`, so that it does not count as connected.
+/// Dials twice, the second time within a second: a reset, and then `then`. On a busy machine the
+/// reset may be there before the client wakes up in `connect()`, so the first dial need not count
+/// as connected.
 fn twice(pair: &Pair<'_>, to: SocketAddr, then: End) -> Result<()> {
-    // On a machine that stands still for a second between the two, the second is the first of another two.
+    // If the machine stands still for a second in between, the second dial is the first of another
+    // pair.
     eventually(SOON, || {
         let first = dial(&pair.client, to)?;
         let all = || format!("{to}: {first:?}, then {then:?}");
@@ -73,7 +76,7 @@ fn a_refused_destination_is_refused_at_connect_for_a_second() {
             flow.outcome == "application_refused" && flow.server.port == PORT
         })?;
         ensure!(why.is_mtls(), "{why:?}");
-        // One pod's failure is not another's, and one port's not another's.
+        // One pod's failure is not another's, nor is one port's.
         twice(&pair, pair.server.at(PORT), End::Refused)?;
         let seen = dial(&other, pair.server.at(PORT))?;
         ensure!(seen.end == End::Reset, "the other pod: {seen:?}");
@@ -143,7 +146,7 @@ fn a_service_is_refused_only_if_all_its_endpoints_are() {
         pair.agents[0].wait_peers(2)?;
         pair.agents[1].wait_peers(1)?;
         twice(&pair, vip(1), End::Refused)?;
-        // Half of the endpoints: a dial may fail, but no dial fails because another one has.
+        // Half of the endpoints fail: a dial may fail, but not because another one has failed.
         let _service = probe::serve(&spare, &probe::ServeSpec::new(PORT, Talk::Exchange))?;
         let spec = DialSpec { connections: 40, ..DialSpec::say(vip(2), "x") };
         let seen = probe::dial_all(&pair.client, &spec)?;
@@ -160,7 +163,7 @@ fn other_refusals_are_told_as_the_network_would() {
     scenario("behaviour-errno", |net| {
         let pair = Pair::meshed(net)?;
         let _service = pair.serve(Talk::Exchange)?;
-        // From an address that is not the pod's: a second one, which Kubernetes knows nothing of.
+        // From an address that is not the pod's: a second one, unknown to Kubernetes.
         let add = "ip addr add 10.244.1.99/32 dev lo";
         pair.client.run(["sh", "-c", add])?.success()?;
         let bind = Some(([10, 244, 1, 99], 0).into());
@@ -199,7 +202,7 @@ fn an_agent_that_is_restarted_is_not_held_against_its_pods() {
         })?;
         let took = start.elapsed();
         ensure!(took < MEMORY / 2 + SLACK, "it took {took:?}");
-        // Our own agent away: nobody listens where the dial is led to.
+        // Our own agent is away: nothing listens where the dial is redirected to.
         pair.agents[0].kill9()?;
         let seen = dial(&pair.client, pair.server.at(PORT))?;
         ensure!(!seen.connected && seen.end == End::Refused, "{seen:?}");

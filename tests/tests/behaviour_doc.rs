@@ -1,5 +1,6 @@
-//! docs/behaviour.md, observed: what real programs report when a connection fails, without the mesh and with it. Each row of
-//! the document's tables is compared with what the programs say here; `NODEMESH_WRITE_DOCS=1` writes the rows instead.
+//! docs/behaviour.md, observed: what real programs report when a connection fails, without the mesh
+//! and with it. Each row of the document's tables is compared with what the programs say here;
+//! `NODEMESH_WRITE_DOCS=1` writes the rows instead.
 
 use std::{
     env, fs,
@@ -25,8 +26,8 @@ const PROGRAMS: [Program; 5] =
 /// Ports from here on: one for each program, and new ones for each try.
 const PORTS: u16 = 7000;
 
-/// How often a pair of dials is repeated before its answer counts as another one: on a machine that stands still, the
-/// second dial may come more than a second after the first.
+/// How often a pair of dials is repeated before its answer counts as another one. On a machine that
+/// stands still, the second dial may come more than a second after the first.
 const TRIES: u16 = 5;
 
 /// Stands between the answers of a cell.
@@ -94,7 +95,7 @@ impl Program {
             Self::Wget => &["wget", "-O", "/dev/null", "--tries=1", &url],
             Self::Psql => &["psql", "-X", "-w", "-c", "select 1", &database],
             Self::RedisCli => &["redis-cli", "-h", host, "-p", port, "ping"],
-            // A virtual machine takes its time to start, so one dials twice.
+            // A virtual machine takes its time to start, so one process dials twice.
             Self::Java => &[
                 "java",
                 "-Xshare:auto",
@@ -123,15 +124,15 @@ impl Program {
         (0..cells).map(once).collect()
     }
 
-    /// What of its complaint says what is wrong.
+    /// The part of its complaint that says what is wrong.
     fn point(self, complaint: &str) -> Option<&str> {
         const WGETS: [&str; 4] = ["failed: ", "Failed writing", "Read error", "No data received"];
         match self {
-            // Between them stands how fast it was, and when.
+            // Wget puts the time and the speed before these words.
             Self::Wget => WGETS.iter().find_map(|begin| {
                 complaint.find(begin).and_then(|at| complaint[at..].lines().next())
             }),
-            // It goes on for lines about what may be the cause.
+            // Later lines are about possible causes.
             Self::Psql => complaint.lines().next(),
             _ => complaint.lines().rfind(|line| !line.is_empty()),
         }
@@ -148,7 +149,7 @@ impl Program {
     }
 }
 
-/// Without the milliseconds that curl counts, and what would end a cell.
+/// Without the milliseconds that curl counts, and without what would end a cell.
 fn plain(text: &str) -> String {
     let words: Vec<&str> = text.split(' ').collect();
     let number = |at: usize| {
@@ -158,8 +159,8 @@ fn plain(text: &str) -> String {
     (0..words.len()).map(number).collect::<Vec<_>>().join(" ").replace('|', "/")
 }
 
-/// Whether each cell has what was said. Where it depends on who is faster, a cell has both; and a program has other words
-/// for a reset that it notices while it writes.
+/// Whether each cell has what was said. A cell has both answers where it depends on which side is
+/// faster. A program may also have other words for a reset that it notices while it writes.
 fn is_told(told: &[String], said: &[String]) -> bool {
     told.iter().zip(said).all(|(told, said)| {
         told.split(OR).any(|told| told == said || (is_reset(told) && is_reset(said)))

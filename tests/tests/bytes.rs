@@ -1,4 +1,4 @@
-//! Every byte arrives, in order, and every end of a connection is the end that it would have been without the mesh.
+//! Every byte arrives, in order, and every connection ends as it would have ended without the mesh.
 
 use std::{collections::BTreeMap, env};
 
@@ -11,7 +11,7 @@ use tests::{
     scenario,
 };
 
-/// Stories of the comparison. Which they are is in the seed: a failure names it.
+/// How many stories are compared. The seed says which: a failure names it.
 const STORIES: u64 = 200;
 
 /// Bytes each way: 1 GiB. `NODEMESH_BULK_MIB` says otherwise, for instance for a slow machine.
@@ -95,7 +95,7 @@ fn stories(pair: &Pair<'_>) -> Result<BTreeMap<u64, Outcome>> {
         .collect()
 }
 
-/// What one side has sent, the other has received.
+/// The other side has received what one side has sent.
 fn crossed(there: &Conn, here: &Conn) -> Result<()> {
     let same = |a: &Conn, b: &Conn| (a.sent, &a.sent_hash) == (b.received, &b.received_hash);
     ensure!(same(there, here) && same(here, there), "{there:#?}\n{here:#?}");

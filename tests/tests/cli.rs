@@ -72,7 +72,7 @@ fn flows_are_followed_as_they_end() {
     });
 }
 
-/// What reads goes away while nothing is printed.
+/// The reader goes away while nothing is printed.
 #[test]
 fn who_follows_ends_with_its_reader() {
     scenario("cli-reader", |net| {
@@ -108,7 +108,7 @@ fn who_follows_ends_with_its_reader() {
         ends(&mut no_input).context("standard input's writer has gone")?;
         let mut limited = follow(&["--for-seconds", "1"])?;
         ends(&mut limited).context("its time is over")?;
-        // Only so many at once: those that nothing ends go for others.
+        // Only so many may follow at once: followers that nothing else ends make room for new ones.
         let mut many: Vec<_> = (0..18).map(|_| follow(&[])).collect::<anyhow::Result<_>>()?;
         let end = |child: &mut std::process::Child| -> anyhow::Result<bool> {
             Ok(child.try_wait()?.is_some_and(|status| status.code() == Some(1)))

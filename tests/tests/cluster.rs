@@ -1,4 +1,5 @@
-//! The cluster that tests run in, without a mesh: a Kubernetes as real as one machine allows, and nothing of it afterwards.
+//! The cluster that tests run in, without a mesh: a Kubernetes as real as one machine allows, and
+//! nothing of it afterwards.
 use std::{
     collections::BTreeSet,
     fs,
@@ -80,7 +81,8 @@ fn a_real_cluster_of_two_nodes() {
     let cluster = Cluster::up(&test_name()).unwrap_or_else(|e| panic!("{e:#}"));
     let up = start.elapsed();
     if let Err(e) = story(&cluster) {
-        eprintln!("{e:#}"); // before the logs too: who cuts a long output keeps its beginning
+        // Before the logs too, since a long output may be cut to its beginning.
+        eprintln!("{e:#}");
         cluster.print_logs();
         panic!("{e:#}");
     }
@@ -138,7 +140,7 @@ fn exec<const N: usize>(cluster: &Cluster, pod: &str, argv: [&str; N]) -> Result
 
 fn get(cluster: &Cluster, from: &WebPod, host: &str) -> Result<String> {
     let url = format!("http://{host}/");
-    // Not wget's own `-T`: with it Debian's static busybox 1.35 dereferences null.
+    // Not wget's own `-T`: with it, Debian's static busybox 1.35 dereferences null.
     Ok(exec(cluster, &from.name, ["timeout", "10", "wget", "-qO-", &url])?.trim().to_owned())
 }
 
@@ -180,7 +182,7 @@ fn services_have_addresses_and_names(cluster: &Cluster, pods: &[WebPod; 2]) -> R
     for from in pods {
         for host in [address.as_str(), "web", "web.default.svc.cluster.local"] {
             let mut seen = BTreeSet::new();
-            // The choice is random, and the pod on the client's own node is the one that needs care.
+            // The choice is random, and the pod on the client's own node is the difficult one.
             eventually(LONG, || {
                 seen.insert(get(cluster, from, host)?);
                 ensure!(seen == both, "{host}: {seen:?}");
@@ -197,7 +199,8 @@ fn services_have_addresses_and_names(cluster: &Cluster, pods: &[WebPod; 2]) -> R
 fn a_pod_is_answerable(cluster: &Cluster, pod: &WebPod) -> Result<()> {
     ensure!(exec(cluster, &pod.name, ["hostname"])?.trim() == pod.name);
     ensure!(cluster.kubectl(["logs", &pod.name])?.contains("serving"));
-    // A service account's token says on which node its pod is: what an agent's certificate will rest upon.
+    // A service account's token says on which node its pod is: an agent's certificate will rest on
+    // that.
     let token = "cut -d. -f2 /var/run/secrets/kubernetes.io/serviceaccount/token | tr _- /+ | base64 -d 2>/dev/null; true";
     let token = exec(cluster, &pod.name, ["sh", "-c", token])?;
     ensure!(token.contains(r#""node":{"name":"node1""#), "{token}");
@@ -217,7 +220,8 @@ fn a_privileged_pod_sees_its_own_node(cluster: &Cluster) -> Result<()> {
         let ours = fs::read_link(format!("/proc/self/ns/{kind}"))?.to_string_lossy().into_owned();
         ensure!(outside != ours, "{kind} is the host's");
     }
-    // Processes end while they are listed, and one that a program is just starting still has its parent's name.
+    // Processes end while they are listed, and one that a program is just starting still has its
+    // parent's name.
     eventually(LONG, || {
         let processes = sh("cat /proc/[0-9]*/comm 2>/dev/null; true")?;
         for program in ["containerd", "kubelet", "kube-proxy"] {
@@ -227,12 +231,12 @@ fn a_privileged_pod_sees_its_own_node(cluster: &Cluster) -> Result<()> {
         Ok(())
     })?;
 
-    // Its bpffs is the node's, and nobody else's.
+    // The pod sees its node's bpffs, which no other node has.
     sh("mkdir /sys/fs/bpf/from-the-pod")?;
     ensure!(node.run(["ls", "/sys/fs/bpf"])?.contains("from-the-pod"));
     ensure!(!cluster.node(2).run(["ls", "/sys/fs/bpf"])?.contains("from-the-pod"));
     ensure!(!Path::new("/sys/fs/bpf/from-the-pod").exists());
-    // So is /run, and what is mounted below / later.
+    // The same is true of /run, and of what is mounted below / later.
     sh("echo here > /node/run/from-the-pod")?;
     ensure!(node.run(["cat", "/run/from-the-pod"])?.trim() == "here");
     ensure!(!Path::new("/run/from-the-pod").exists());
@@ -277,7 +281,7 @@ fn programs_can_be_stopped_and_started(cluster: &Cluster, pods: &[WebPod; 2]) ->
     Ok(())
 }
 
-/// What has crashed is taken down like what runs.
+/// A crashed cluster is taken down like a running one.
 fn kill_a_node(cluster: &Cluster) -> Result<()> {
     let node = cluster.node(2);
     let init = i32::try_from(node.init().context("no init")?)?;

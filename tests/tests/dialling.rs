@@ -1,5 +1,5 @@
-//! Everything that dials: whatever system call connects is captured; what dials without a socket of TCP is not, is never
-//! believed, and is counted where it arrives.
+//! Everything that dials. Whatever system call connects is captured. What dials without a TCP
+//! socket is not captured, is never believed, and is counted where it arrives.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ fn redirected(pair: &Pair<'_>) -> Result<u64> {
     Ok(pair.agents[0].status()?.pod_verdict(&pair.client, "redirect_peer"))
 }
 
-/// Dials, and checks that it was answered by whom it was to be, once, and over the mesh.
+/// Dials, and checks that the intended server answered, once, and over the mesh.
 fn captured(pair: &Pair<'_>, spec: &DialSpec) -> Result<Conn> {
     let before = redirected(pair)?;
     let seen = probe::dial(&pair.client, spec)?;
@@ -52,7 +52,8 @@ fn every_system_call_that_connects_is_captured() {
         for manner in MANNERS {
             for to in [pair.server.at(PORT), pair.server.at6(PORT)] {
                 for mptcp in [false, true] {
-                    // Twice: the second finds what the first has left in the kernel's memory of fast open.
+                    // Twice: the second dial finds what the first has left in the kernel's memory
+                    // of fast open.
                     for _ in 0..2 {
                         captured(
                             &pair,
@@ -77,13 +78,14 @@ fn a_socket_that_connects_again_goes_where_it_says() {
         for manner in MANNERS {
             let spec =
                 |first, to| DialSpec { manner, first: Some(first), ..DialSpec::say(to, "x") };
-            // From the mesh to somewhere else, with nothing left of the first.
+            // From the mesh to a server outside it, with nothing left of the first dial.
             let before = redirected(&pair)?;
             let seen = probe::dial(&pair.client, &spec(peer, other))?;
             ensure!(seen.end == End::Fin && seen.peer == Some(other), "{manner:?}: {seen:?}");
             ensure!(redirected(&pair)? == before + 1, "only the first is the mesh's");
-            // The other way round, and from one peer's port to another's. The first fails at 9, so there is nothing to
-            // disconnect; through the mesh it has succeeded, and is.
+            // The other way round, and from one peer's port to another's. Without the mesh, the
+            // dial to port 9 fails and leaves nothing to disconnect. Through the mesh it succeeds,
+            // and is disconnected.
             captured(&pair, &spec(other, peer))?;
             captured(&pair, &spec(stranger.at(9), peer))?;
         }
@@ -150,12 +152,13 @@ fn raw_and_packet_sockets_are_not_believed() {
                     Ok(RawSpec { from, to, device, gateway, say, ..RawSpec::default() })
                 };
                 let all = |what: &Conn| format!("{} over {device:?}: {what:?}", pod.name);
-                // An ordinary port: refused at the door, and counted there.
+                // An ordinary port: refused before the agent, and counted there.
                 let (strict, mesh) = (verdict("refused_strict")?, verdict("inbound_mesh")?);
                 let seen = probe::raw(pod, &spec(port)?)?;
                 ensure!(!seen.connected && seen.end == End::Refused, "{}", all(&seen));
                 ensure!(verdict("refused_strict")? > strict, "not counted: {}", all(&seen));
-                // A port that says "TLS follows": the agent gets to see it, and no application does.
+                // A port that says "TLS follows": the agent gets to see the connection, and no
+                // application does.
                 let seen = probe::raw(pod, &spec(mesh_port)?)?;
                 ensure!(seen.connected && seen.end != End::Timeout, "{}", all(&seen));
                 ensure!(!seen.first.contains("marker"), "{}", all(&seen));

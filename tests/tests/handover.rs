@@ -16,7 +16,7 @@ use tests::{
     scenario,
 };
 
-/// Longer than an agent waits for its heir: 30 s.
+/// Longer than an agent waits for its successor: 30 s.
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How long an agent lets open connections end: `--drain-seconds`.
@@ -54,7 +54,8 @@ fn at_rest(node: &Node) -> Result<Inventory> {
     })
 }
 
-/// Waits until the kernel holds what it held before; what an agent had loaded goes a moment after it.
+/// Waits until the kernel holds what it held before; what an agent had loaded goes a moment after
+/// it.
 fn wait_back(node: &Node, before: &Inventory) -> Result<()> {
     eventually(SOON, || {
         let now = at_rest(node)?;
@@ -88,7 +89,8 @@ fn handed_over_ten_times_under_load() {
             let ended = start.elapsed();
             ensure!(output.status.success(), "{output}");
             ensure!(output.stderr.contains("handed over"), "{output}");
-            // Both agents had a part of each; the one that has ended says what it cut, through the one that has not.
+            // Both agents carried a part of each connection. The one that has ended reports what it
+            // cut through the other one.
             let cut = eventually(SOON, || {
                 let cut: Vec<_> =
                     agent.flows()?.into_iter().filter(|f| f.outcome == "drain_deadline").collect();
@@ -129,7 +131,7 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
         let before = at_rest(&pair.nodes[1])?;
         let prober = load(&stranger, &pair, 1, false)?;
         let mut survived = 0;
-        // From before it asks until after it has switched.
+        // Kills the successor at times from before it asks until after it has switched.
         for delay_ms in (0..10).map(|step| step * 20) {
             let agent = &pair.agents[1];
             let heir = agent.spawn_heir()?;
@@ -139,7 +141,8 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
             }
             drop(heir); // SIGKILL
             let old = agent.pid()?.as_raw();
-            // Either the old one goes on, or it had handed over; then it ends, and the next one starts afresh.
+            // Either the old agent goes on, or it had handed over; then it ends, and the next one
+            // starts afresh.
             let goes_on = eventually(SOON, || match agent.status() {
                 Ok(status) if i64::from(status.pid) == i64::from(old) => Ok(true),
                 other => {
@@ -172,7 +175,7 @@ fn starting(pair: &Pair<'_>) -> Result<Pod> {
     pair.net.pod(&pair.nodes[1], spec.starting())
 }
 
-/// Whether somebody who is held or refused says something that is answered all the same.
+/// Checks that the dial of a pod that is held or refused gets no answer, and is refused.
 fn refused(from: &Pod, to: &Pod) -> Result<()> {
     let seen =
         probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(to.at(PORT), "req 1\n") })?;
@@ -217,7 +220,7 @@ fn what_a_dead_heir_has_changed_is_as_it_was() {
         ensure!(before.1.len() == 3, "three programs hold a pod: {before:?}");
 
         let heir = Heir::ask(node)?;
-        // Another world and other settings, as far as an heir has its way: nobody known, held or refused.
+        // A successor writes another world and other settings: no pod known, held or refused.
         for map in ["CLASSIFIED", "ENROLLED", "LOCAL", "ADDRESSES", "PORTS"] {
             let all = kernel::entries(node, map)?;
             let empty: Vec<_> = all.into_iter().map(|(key, _)| (key, None)).collect();
@@ -260,7 +263,7 @@ fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
         let agent = &pair.agents[1];
         agent.wait_state(&held, "held")?;
         refused(&held, &pair.client)?;
-        // An heir that lives finds it held, keeps it so, and lets it go when it is enrolled.
+        // A successor that lives finds it held, keeps it so, and releases it when it is enrolled.
         let old = agent.take_over()?;
         agent.wait_state(&held, "held")?;
         refused(&held, &pair.client)?;

@@ -1,4 +1,4 @@
-//! The harness itself, without an agent: what every other test stands on.
+//! The harness itself, without an agent: the base of every other test.
 use std::{panic::catch_unwind, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
@@ -180,7 +180,7 @@ fn nothing_is_left_even_after_a_panic() {
         let net = Net::new("panic").expect("a net");
         tag = Some(net.tag().clone());
         let (_, client, _) = two(&net).expect("two pods");
-        // A grandchild in the background too: it is in the cgroup, though nobody waits for it.
+        // A grandchild in the background too: it is in the cgroup, though no process waits for it.
         let mut sleeper =
             client.spawn(["sh", "-c", "sleep 1000 & echo ready; sleep 1000"]).unwrap();
         sleeper.wait_for_line("ready", Duration::from_secs(5)).unwrap();

@@ -1,5 +1,5 @@
-//! Pods that may not talk yet, and agents that do not answer: refused rather than left open or hanging, and released or
-//! answered again by themselves.
+//! Pods that may not talk yet, and agents that do not answer. They are refused rather than left
+//! open or hanging, and are released or answered again by themselves.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tests::{
     scenario,
 };
 
-/// Longer than the programs let a heartbeat be old, with room for a busy machine.
+/// Longer than the age at which the programs call a heartbeat stale, with room for a busy machine.
 const SILENT: Duration = Duration::from_secs(12);
 
 fn dial(from: &Place, to: &Pod) -> Result<Conn> {
@@ -57,7 +57,7 @@ fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
             let seen = dial(from, &held)?;
             ensure!(seen.end == End::Timeout && !seen.connected, "{}: {seen:?}", from.name);
         }
-        // To itself it may talk.
+        // It may talk to itself.
         let to_itself = DialSpec::say(([127, 0, 0, 1], PORT).into(), "hello");
         answered(&probe::dial(&held, &to_itself)?)?;
         ensure!(
@@ -113,11 +113,11 @@ fn what_cannot_be_enrolled_stays_held_also_without_an_agent() {
         pair.agents[1].start_again()?;
         pair.agents[1].wait_state(&held, "held")?;
         refused()?;
-        // Whoever takes the wish back gets the pod back.
+        // A pod that is no longer meant to be in the mesh is released.
         net.objects().label_pod(&held, Some("disabled"))?;
         pair.agents[1].wait_state(&held, "not_enrolled")?;
         answered(&dial(&held, &pair.server)?)?;
-        // The same after an agent that was not there to hear of it.
+        // The same after an agent that was away at that time.
         net.objects().label_pod(&held, Some("enabled"))?;
         pair.agents[1].wait_state(&held, "held")?;
         pair.agents[1].kill9()?;
@@ -160,7 +160,7 @@ fn a_strict_pod_whose_settings_cannot_be_read_is_held_and_says_so() {
         is_held(&on_node2(mode)?, "strikt")?;
         let ports = strict_spec("ports").annotation(EXCLUDE_PORTS, "http");
         is_held(&on_node2(ports)?, "http")?;
-        // As long as nobody who can be read wants it in the mesh, it is none of the mesh's.
+        // As long as no readable label wants it in the mesh, the mesh leaves it alone.
         let label = on_node2(strict_spec("label").label(MESH, "enable"))?;
         let status = pair.agents[1].wait_state(&label, "not_enrolled")?;
         ensure!(status.code == "invalid_setting", "{status:?}");
@@ -187,7 +187,7 @@ fn a_pod_that_takes_the_listeners_ports_first_harms_itself_alone() {
         })?;
         ensure!(said.reason.contains("does something in the pod listen"), "{said:?}");
         answered(&dial(&modest, &pair.server)?)?;
-        // In plaintext it goes on as before, unless it is to be strict.
+        // It goes on in plaintext as before, unless it is to be strict.
         answered(&dial(&pair.client, &pair.server)?)?;
         net.objects().annotate_pod(&pair.client, MODE, Some("strict"))?;
         pair.agents[0].wait_state(&pair.client, "held")?;
@@ -228,7 +228,7 @@ fn a_node_may_refuse_pods_that_nobody_has_classified() {
         net.objects().pod_runs(&new)?;
         eventually(SOON, || answered(&dial(&new, &server)?))?;
         answered(&dial(&server, &new)?)?;
-        // While the agent is away, whoever comes is refused and whoever was known goes on.
+        // While the agent is away, a new pod is refused and a known one goes on.
         agent.kill9()?;
         let newest = net.pod(&nodes[1], PodSpec::new(SHOP, "newest"))?;
         let _own = probe::serve(&newest, &serve)?;
@@ -236,7 +236,7 @@ fn a_node_may_refuse_pods_that_nobody_has_classified() {
         answered(&dial(&new, &server)?)?;
         agent.start_again()?;
         eventually(SOON, || answered(&dial(&newest, &server)?))?;
-        // And a node that does not say so leaves them alone.
+        // A node without that setting leaves such pods alone.
         let elsewhere = net.pod(&nodes[0], PodSpec::new(SHOP, "elsewhere").unknown())?;
         answered(&dial(&elsewhere, &server)?)?;
         drop(open);
@@ -268,12 +268,13 @@ fn without_its_namespace_nobody_knows_a_pod_that_does_not_say_it_all_itself() {
             eventually(SOON, || refused(pod, "refused_unclassified"))?;
             ensure!(agent.status()?.pod(pod)?.code == "namespace_missing");
         }
-        // One that says for itself what it is meant to be.
+        // A pod that carries its own label.
         let strict = net.pod(&nodes[1], strict("strict").label(MESH, "enabled"))?;
         let said = agent.wait_state(&strict, "held")?;
         ensure!(said.code == "namespace_missing", "{said:?}");
         refused(&strict, "refused_held")?;
-        // Its namespace is there: it is in the mesh, and the others are known to be outside it.
+        // Once its namespace is there, it is in the mesh, and the others are known to be outside
+        // it.
         net.objects().label_namespace("lost", None)?;
         agent.wait_enrolled(&[&strict])?;
         eventually(SOON, || answered(&dial(&silent, &server)?))?;
@@ -359,7 +360,7 @@ fn what_a_node_announced_holds_whatever_its_node_says_until_its_pods_are_others(
         let said = is_told("announcement_doubted")?;
         ensure!(said.message.contains("its Node says that it is in boot \"another\""), "{said:?}");
         is_mtls()?;
-        // Its Node goes, its announcement with it, and its agent is away.
+        // Its Node goes, its announcement goes with it, and its agent is away.
         let announced = Dirs::of(net).announce.join(format!("{}.json", pair.nodes[1].name));
         let word = std::fs::read(&announced)?;
         pair.agents[1].kill9()?;
@@ -371,7 +372,7 @@ fn what_a_node_announced_holds_whatever_its_node_says_until_its_pods_are_others(
         let seen = dial(&pair.client, &pair.server)?;
         ensure!(seen.first.is_empty() && seen.end != End::Fin, "{seen:?}");
         ensure!(!link.stop()?.contains("hello"), "plaintext");
-        // Neither word holds longer than the pod's object.
+        // Neither announcement holds longer than the pod's object.
         booted("another")?;
         std::fs::write(&announced, word)?;
         is_told("announcement_doubted")?;
@@ -393,7 +394,8 @@ fn a_stuck_agents_dials_are_refused_and_go_on_when_it_does() {
             ensure!(seen.end == End::Refused, "{seen:?}");
             Ok(())
         };
-        // The client's agent is stuck, then the server's: both say no at once instead of hanging.
+        // The client's agent is stuck, then the server's: dials are refused at once instead of
+        // hanging.
         for (agent, verdict) in
             pair.agents.iter().zip(["refused_agent_silent", "refused_agent_silent_inbound"])
         {

@@ -1,4 +1,4 @@
-//! What nobody may do: dial the agent's own listeners and ports, from anywhere.
+//! What no client may do: dial the agent's own listeners and ports, from anywhere.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -11,10 +11,12 @@ use tests::{
     scenario,
 };
 
-/// The ports that redirected connections carry, and those at which the listeners are bound (ARCHITECTURE.md, the ports).
+/// The ports that redirected connections carry, and those at which the listeners are bound
+/// (ARCHITECTURE.md, the ports).
 const OURS: std::ops::RangeInclusive<u16> = 60_988..=60_997;
 
-/// Where an agent answers peers' agents over mutual TLS; everybody may dial it (tests/masquerade.rs).
+/// Where an agent answers peers' agents over mutual TLS; any client may dial it
+/// (tests/masquerade.rs).
 const AGENTS_PORT: u16 = 60_998;
 
 /// Dials, expecting not to get anywhere.
@@ -51,8 +53,9 @@ fn the_agents_ports_cannot_be_dialled() {
         let beside = pair.beside_client();
         for to in &targets {
             refused(pod, *to, None)?;
-            // Not as a pod can, but as the node's administrator can: inside the namespace, where no cgroup program
-            // looks. Whatever takes the connection has no original destination for it, and must not guess one.
+            // A pod cannot dial like this, but the node's administrator can: inside the namespace,
+            // where no cgroup program looks. The agent has no original destination for such a
+            // connection, and must not guess one.
             let seen = dial(&beside, *to, None)?;
             ensure!(
                 !seen.connected || (seen.end, seen.received) == (End::Reset, 0),
@@ -64,11 +67,13 @@ fn the_agents_ports_cannot_be_dialled() {
             for from in [&*neighbour, &*pair.nodes[0], &outsider] {
                 refused(from, *to, None)?;
             }
-            // Between pods of the mesh, `connect` succeeds before the peer has been asked; then comes the reset.
+            // Between pods of the mesh, `connect` succeeds before the peer has been asked; then
+            // comes the reset.
             let seen = dial(&pair.server, *to, None)?;
             ensure!((seen.end, seen.received) == (End::Reset, 0), "from the peer, {to}: {seen:?}");
         }
-        // From a port in the agents' own range, not redirected: taken for an agent, and found not to be one.
+        // From a port in the agents' own range, not redirected: taken for an agent, and found not
+        // to be one.
         let (beside, bind) = (pair.beside_server(), Some(pair.server.at(61_500)));
         for to in targets.iter().filter(|to| to.is_ipv4() && !to.ip().is_loopback()) {
             let seen = dial(&beside, *to, bind)?;

@@ -24,7 +24,7 @@ fn serial(agent: &Agent) -> Result<String> {
 #[test]
 fn certificates_are_renewed_and_no_connection_is_dropped() {
     scenario("identity-renewal", |net| {
-        // They live four seconds and are renewed after two.
+        // Certificates live four seconds and are renewed after two.
         let dirs = || Dirs::of(net);
         let pair = Pair::with(net, [dirs(), dirs()], &["--leaf-ttl-seconds", "4"])?;
         pair.join()?;
@@ -51,10 +51,11 @@ fn certificates_are_renewed_and_no_connection_is_dropped() {
     });
 }
 
-/// Debian's, which tells a program another time than the kernel's.
+/// Debian's library, which tells a program another time than the kernel's.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
-/// A file whose content is how far a clock is off, and what runs a program that goes by it; timers go on as they are.
+/// A file whose content is how far a clock is off, and the wrapper that runs a program by that
+/// clock. Timers are not changed.
 fn clock_of(net: &Net) -> Result<(PathBuf, Vec<String>)> {
     ensure!(Path::new(FAKETIME).exists(), "no libfaketime: cargo xtask setup test");
     let clock = net.tag().dir().join("clock");
@@ -73,7 +74,7 @@ fn a_certificate_from_a_clock_that_was_wrong_is_replaced_at_once() {
     scenario("identity-clock", |net| {
         let (clock, wrapper) = clock_of(net)?;
         let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
-        // Less than certificates are dated back: nobody notices.
+        // Less than certificates are dated back, so peers still accept them.
         fs::write(&clock, "+200s")?;
         let pair = Pair::by(&wrapper, net, [Dirs::of(net), Dirs::of(net)], &[])?;
         pair.join()?;
@@ -87,7 +88,7 @@ fn a_certificate_from_a_clock_that_was_wrong_is_replaced_at_once() {
         works()?;
         let first = serial(&pair.agents[0])?;
 
-        // Set back by hours: what is from the future now is signed anew.
+        // Set back by hours: a certificate that is now from the future is signed anew.
         fs::write(&clock, "-2h")?;
         eventually(SOON, || {
             ensure!(serial(&pair.agents[0])? != first, "it is kept");
@@ -98,8 +99,8 @@ fn a_certificate_from_a_clock_that_was_wrong_is_replaced_at_once() {
         fs::write(&clock, "+0")?;
         works()?;
 
-        // An agent that starts with a clock an hour ahead: peers say why they refuse it, and as soon as the clock is right it
-        // works again, without a restart.
+        // An agent starts with a clock an hour ahead: peers say why they refuse it. As soon as the
+        // clock is right it works again, without a restart.
         pair.agents[0].stop()?;
         fs::write(&clock, "+1h")?;
         pair.agents[0].start_again()?;
@@ -178,7 +179,8 @@ fn agents_with_foreign_anchors_both_know_it() {
     });
 }
 
-/// The CA of a node is replaced by another one, and then that of the other node, as when a Secret is made anew.
+/// The CA of a node is replaced by another one, and then that of the other node, as when a Secret
+/// is made anew.
 #[test]
 fn a_ca_that_takes_anothers_place_fails_no_connection() {
     scenario("identity-replaced", |net| {
@@ -221,7 +223,7 @@ fn a_ca_that_takes_anothers_place_fails_no_connection() {
         ensure!(load.failed == 0, "{load:?}");
         ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
 
-        // One that begins with yet another CA is told of by name, on both sides.
+        // An agent that starts with yet another CA is reported by name, on both sides.
         pair.agents[1].stop()?;
         let third = Dirs { ca: one.ca.with_file_name("third-ca"), ..one.clone() };
         tests::agent::ca_init(&third)?;
@@ -253,7 +255,7 @@ fn copy_ca(from: &Path, to: &Path) -> Result<()> {
 #[test]
 fn a_pod_that_is_announced_with_another_identity_than_its_object_has_is_not_dialled() {
     scenario("identity-account", |net| {
-        // The client's node has other news of the server's pod than the server's node.
+        // The client's node knows the server's pod differently than the server's node does.
         let dirs = Dirs::of(net);
         let source = dirs.source.with_file_name("source-of-node1");
         fs::create_dir_all(&source)?;

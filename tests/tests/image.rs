@@ -1,4 +1,5 @@
-//! Container images: what `cargo xtask image` makes is what a container runtime loads, and what is in it runs by itself.
+//! Container images: a container runtime loads what `cargo xtask image` makes, and its programs run
+//! by themselves.
 
 use std::{
     collections::BTreeSet,
@@ -10,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tests::{Net, Node, bin_dir, eventually, exec::Process, scenario};
 
-/// How long packing or loading an image may take. It is three seconds where nothing else runs, and was ten times that beside
-/// two builds.
+/// How long packing or loading an image may take. It is three seconds where nothing else runs, and
+/// was ten times that beside two builds.
 const LONG: Duration = Duration::from_mins(3);
 
 /// How large the agent's image may be, also with the larger program of a build for debugging.
@@ -75,7 +76,8 @@ fn the_clients_of_the_tests_image_run_by_themselves() {
     });
 }
 
-/// An archive that `cargo xtask image` has written, of the programs that these tests are built with.
+/// An archive that `cargo xtask image` has written, of the programs that these tests are built
+/// with.
 struct Packed {
     archive: PathBuf,
     /// As xtask tells it.
@@ -112,7 +114,8 @@ impl<'a> Runtime<'a> {
         let directory = net.tag().dir().join("containerd");
         fs::create_dir_all(&directory)?;
         let at = |name: &str| directory.join(name).display().to_string();
-        // What is off would look for file systems that are not needed, serve kubelets, or make directories in /opt.
+        // The plugins that are off would look for file systems that are not needed, serve kubelets,
+        // or make directories in /opt.
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\",\n\

@@ -1,4 +1,5 @@
-//! Every bad input has a sentence that names the file, the field and the remedy; and what ran before goes on.
+//! Every bad input gets a sentence that names the file, the field and the remedy; and what ran
+//! before goes on.
 
 use std::{fs, time::Duration};
 
@@ -64,7 +65,7 @@ fn no_cgroup_v2() {
         let node = node(net)?;
         let dir = net.tag().dir().to_string_lossy().into_owned();
         names(&refused(net, &node, &[], &[("--cgroup", &dir)])?, &["--cgroup", &dir, "cgroup v2"])?;
-        // A host that has none mounted at all: our own mount namespace, without it.
+        // A host that has no cgroup v2 mounted: our own mount namespace, without it.
         let unmount = "umount -l -a -t cgroup2; exec \"$@\"";
         let without = ["unshare", "-m", "sh", "-c", unmount, "sh"];
         names(&refused(net, &node, &without, &[])?, &["cgroup v2", "mount -t cgroup2"])
@@ -221,7 +222,7 @@ fn files_with_mistakes() {
     });
 }
 
-/// What cannot be read is as it was, for every agent that comes after the one that read it.
+/// What cannot be read stays as it was, for every agent that comes after the one that read it.
 #[test]
 fn mistakes_over_a_restart_and_an_upgrade() {
     scenario("inputs-restart", |net| {
@@ -245,7 +246,7 @@ fn mistakes_over_a_restart_and_an_upgrade() {
         agent.start_again()?;
         mistake("invalid_setting")?;
         again("started again")?;
-        // Nobody has written down what it said: the kernel knows.
+        // The file with what it said is gone: the kernel knows.
         agent.kill9()?;
         fs::remove_file(&known)?;
         agent.start_again()?;
@@ -273,7 +274,7 @@ fn mistakes_over_a_restart_and_an_upgrade() {
         pair.agents[0].wait_enrolled(&[&pair.client])?;
         again("with an announcement that cannot be read")?;
 
-        // Deleting it is a word that can be read.
+        // Deleting it is a change that can be read.
         net.objects().remove(&file)?;
         tests::eventually(SOON, || {
             let status = agent.status()?;
@@ -298,7 +299,8 @@ fn a_network_namespace_that_is_not_there() {
         ensure!(status.state == "not_enrolled" && !status.code.is_empty(), "{status:?}");
         names(&status.reason, &["nodemesh.dev/netns"])?;
         still_meshed(&pair)?;
-        // A strict pod that cannot be enrolled is not silently open to the mesh: nobody is told that it is captured.
+        // A strict pod that cannot be enrolled is not silently open to the mesh: no peer is told
+        // that it is captured.
         pair.agents[1].wait_peers(1)
     });
 }

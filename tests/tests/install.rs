@@ -72,7 +72,8 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
 
     let cluster = Cluster::existing(&name)?.context("`cluster up` made none")?;
 
-    // Step 2 besides, as in a cluster to which somebody has brought the released image. It is an upgrade then.
+    // Step 2 besides, as in a cluster to which the released image has been brought. It is an
+    // upgrade then.
     let [dev, released] =
         ["dev", env!("CARGO_PKG_VERSION")].map(|tag| format!("nodemesh.dev/mesh-agent:{tag}"));
     cluster.tag_image(&dev, &released)?;
@@ -118,7 +119,7 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
     }
     let left = cluster.kubectl(["get", "namespaces", "-o", "name"])?;
     ensure!(!left.contains("nodemesh"), "{left}");
-    // As on a node that has not heard of the removal, where there would be something left to take away.
+    // As on a node that has not heard of the removal, where something would be left to take away.
     for command in block(&page, "Remove", 1)? {
         cluster.node(1).run(["sh", "-c", command]).with_context(|| command.to_owned())?;
     }

@@ -1,5 +1,5 @@
-//! What every kernel that the mesh runs on has to be able to do. `cargo xtask test --kernels` runs this inside other kernels
-//! than this machine's.
+//! What the mesh needs from every kernel that it runs on. `cargo xtask test --kernels` runs this
+//! inside other kernels than this machine's.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use tests::{
     scenario,
 };
 
-/// What may not be readable on the link.
+/// What must not be readable on the link.
 const SAID: &str = "nobody on the link reads this";
 
 #[test]
@@ -57,7 +57,8 @@ fn attached(pair: &Pair<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A connection of each family goes over mutual TLS, and both applications are told the truth about each other.
+/// A connection of each family goes over mutual TLS, and each application is told the other's real
+/// address.
 fn carried(pair: &Pair<'_>, service: &mut Server) -> Result<()> {
     for (at, to) in [pair.server.at(PORT), pair.server.at6(PORT)].into_iter().enumerate() {
         let capture = pair.nodes[0].capture()?;
@@ -90,7 +91,7 @@ fn carried(pair: &Pair<'_>, service: &mut Server) -> Result<()> {
     Ok(())
 }
 
-/// Who is not in the mesh does not get into the strict pod, and is told of in a record.
+/// A client outside the mesh does not get into the strict pod, and a record tells of it.
 fn stranger_refused(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
     for to in [pair.server.at(PORT), pair.server.at6(PORT)] {
         let seen = dial(stranger, to)?;
@@ -102,7 +103,8 @@ fn stranger_refused(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// An agent goes and comes back: the links stay the same ones, the strict pod stays closed, the next connection works.
+/// An agent goes and comes back: the links stay the same ones, the strict pod stays closed, the
+/// next connection works.
 fn taken_over(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
     let before = pins(&pair.nodes[1])?;
     pair.agents[1].stop()?;
@@ -118,7 +120,7 @@ fn taken_over(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// `cleanup` leaves no pin, and everybody talks as if there had never been a mesh.
+/// `cleanup` leaves no pin, and all pods talk as if there had never been a mesh.
 fn cleaned(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
     for (agent, node) in pair.agents.iter().zip(&pair.nodes) {
         agent.stop()?;
@@ -147,8 +149,8 @@ fn closed(conn: &Conn) -> Result<()> {
     Ok(())
 }
 
-/// A node's pins below the one version of the layout that is there, and the inode of each: a link that was attached anew
-/// would have another.
+/// A node's pins below the one version of the layout that is there, each with its inode: a link
+/// that was attached anew would have another.
 fn pins(node: &Node) -> Result<BTreeMap<String, u64>> {
     let mut pins = BTreeMap::new();
     for version in entries(&node.pin_dir())? {
@@ -167,9 +169,10 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?)
 }
 
-/// Before anything is loaded: nobody should have to read a verifier's log to learn it.
+/// The agent says so before anything is loaded, so that no user has to learn it from a verifier's
+/// log.
 ///
-/// Under Debian's 5.10 the agent is refused for what the kernel is; elsewhere the kernel is made to call itself 2.6
+/// Debian's 5.10 is refused for what it is. Elsewhere the kernel is made to call itself 2.6
 /// (`UNAME26`, personality(2)).
 #[test]
 fn a_kernel_that_is_too_old_is_named() {

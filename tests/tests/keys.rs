@@ -14,7 +14,8 @@ use tests::{
     scenario,
 };
 
-/// The private key with which an agent speaks for the pod whose public key this is; it must be there.
+/// The private key with which an agent speaks for the pod that has this public key; it must be
+/// there.
 fn private(agent: &Agent, public: &PublicKey) -> Result<Secret> {
     let found = memory::find_private(agent.status()?.pid, public)?;
     found.with_context(|| format!("the search does not find the private key of {public:?}"))
@@ -74,7 +75,7 @@ fn a_private_key_is_erased_when_the_last_pod_of_its_account_leaves() {
         pair.agents[1].wait_state(&second, "not_enrolled")?;
         present(&pair.agents[1], &server)?;
 
-        // Everybody leaves, and the connection that was made with both keys goes on without them.
+        // Both pods leave, and the connection that was made with both keys goes on without them.
         net.objects().label_namespace(SHOP, None)?;
         wait_erased(&pair.agents[0], &client)?;
         wait_erased(&pair.agents[1], &server)?;
@@ -113,7 +114,7 @@ fn serials(pair: &Pair<'_>) -> Result<Vec<Option<String>>> {
     Ok(all)
 }
 
-/// Copies the CA that is in use, so that somebody has it later.
+/// Copies the CA that is in use, for use after it has been replaced.
 fn keep_ca(net: &Net) -> Result<Credential> {
     let dir = net.tag().dir().join("old-ca");
     fs::create_dir_all(&dir)?;
@@ -123,7 +124,8 @@ fn keep_ca(net: &Net) -> Result<Credential> {
     Ok(kept)
 }
 
-/// What the server's agent records of a client with this certificate, which says nothing after the handshake.
+/// What the server's agent records of a client with this certificate, which says nothing after the
+/// handshake.
 fn outcome_of(pair: &Pair<'_>, credential: &Credential, port: u16) -> Result<String> {
     let (from, to) = (pair.client.at(port).to_string(), pair.server.at(PORT).to_string());
     let (cert, key) = (show(&credential.cert), show(&credential.key));

@@ -1,7 +1,9 @@
-//! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real ones.
+//! Nodemesh in a real Kubernetes: API server, kubelets, containerd, CNI and kube-proxy are the real
+//! ones.
 #![expect(clippy::print_stdout, reason = "figures are printed")]
 
-// Tests begin in the order of their names: the longest, which mostly sleeps, is in here, and all others run beside it.
+// Tests begin in the order of their names: the longest, which mostly sleeps, is in here, and all
+// others run beside it.
 #[path = "kubernetes/absence.rs"]
 mod absence;
 #[path = "kubernetes/upkeep.rs"]
@@ -99,7 +101,8 @@ fn one_apply_and_one_label() -> Result<()> {
     cluster.down()
 }
 
-/// `kubectl label namespace --all`, strict as well: the agents are not in the mesh by it, nor held, and the mesh goes on.
+/// `kubectl label namespace --all`, strict as well: it neither adds the agents to the mesh nor
+/// holds them, and the mesh goes on.
 fn everything_is_labelled(cluster: &Cluster, mesh: &Mesh<'_>, load: &Load<'_>) -> Result<()> {
     let agents = [1, 2].map(|node| mesh.agent(node));
     let (begin, failed) = load.more(0)?;
@@ -112,7 +115,7 @@ fn everything_is_labelled(cluster: &Cluster, mesh: &Mesh<'_>, load: &Load<'_>) -
         let found = mesh.state_of(node, &agent)?;
         ensure!(found["state"] == "not_enrolled" && found["code"] == "mesh_namespace", "{found:#}");
     }
-    // An agent that is held does not get through to the API server again.
+    // A held agent would not get through to the API server again.
     ensure!(mesh.sever(1)? > 0, "nothing to cut");
     let (end, failed_after) = load.more(begin)?;
     ensure!(failed_after.len() == failed.len(), "{failed_after:?}");
@@ -236,14 +239,16 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
     let owner = "jsonpath={.metadata.ownerReferences[0].kind}/{.metadata.ownerReferences[0].name}";
     let owner = cluster.kubectl(["get", "meshnode", "node1", "-o", owner])?;
     ensure!(owner == "Node/node1", "{owner}");
-    // Everything above was done with these alone: BPF, NET_ADMIN, SYS_ADMIN, SYS_CHROOT, SYS_PTRACE; no PERFMON.
+    // Everything above was done with these alone: BPF, NET_ADMIN, SYS_ADMIN, SYS_CHROOT,
+    // SYS_PTRACE; no PERFMON.
     let pid = mesh.status_on_node(1)?["pid"].to_string();
     let rights = cluster.node(1).run(["grep", "CapEff", &format!("/proc/{pid}/status")])?;
     ensure!(rights.trim().ends_with("00000080002c1000"), "{rights}");
     cluster.down()
 }
 
-/// By pods' own addresses, and by services that have both families or IPv6 alone; on the client's node and across.
+/// By pods' own addresses, and by services with both families or IPv6 alone; on the client's node
+/// and across.
 fn over_ipv6(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let service = |name: &str, of: &str, families: Value| {
         let mut spec =
@@ -333,7 +338,7 @@ fn over_ipv6(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
 fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
     const NAMESPACE: &str = "elsewhere";
     let cluster = Mesh::cluster()?;
-    // Wherever it is installed: the policies must not go by a name that somebody changes.
+    // In any namespace: the policies must not go by a name that users may change.
     let mesh = Mesh::install_in(&cluster, NAMESPACE)?;
     let token = |node| {
         let agent = mesh.agent(node)?;
@@ -366,20 +371,20 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
     let refused = as_agent("", &["delete", "meshnode", "node2"]).unwrap_err().to_string();
     ensure!(refused.contains("may not write the MeshNode node2"), "{refused}");
     as_agent(&mesh_node("node1"), &apply)?;
-    // A token of nobody's pod names no node.
+    // A token without a pod names no node.
     let unbound = cluster.kubectl(["-n", NAMESPACE, "create", "token", "mesh-agent"])?;
     let refused = cluster.kubectl_by_token(unbound.trim(), &mesh_node("node1"), &apply);
     let refused = refused.unwrap_err().to_string();
     ensure!(refused.contains("names no node"), "{refused}");
-    // What takes the start-up taint off may write nothing else of nodes.
+    // The account that removes the start-up taint may change nothing else of nodes.
     let untaint = cluster.kubectl(["-n", NAMESPACE, "create", "token", "untaint"])?;
     let patch = ["patch", "node", "node1", "-p", r#"{"metadata": {"labels": {"a": "b"}}}"#];
     let refused = cluster.kubectl_by_token(untaint.trim(), "", &patch).unwrap_err().to_string();
     ensure!(refused.contains("untaint may not write metadata.labels"), "{refused}");
-    // People write what their rights allow, and a Node's end takes its MeshNode along.
+    // Users write what their rights allow, and a MeshNode is deleted with its Node.
     cluster.kubectl_with(&mesh_node("of-nobody"), ["create", "-f", "-"])?;
     cluster.kubectl(["delete", "meshnode", "of-nobody"])?;
-    // It says what is wrong in its own name, and changes nothing that others say.
+    // An agent says what is wrong in its own name, and changes nothing that other agents say.
     let event = |name: &str, controller: &str, instance: &str| {
         json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
             "metadata": {"name": name, "namespace": "default"}, "eventTime": "2026-01-01T00:00:00.000000Z",
@@ -411,7 +416,8 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
         ("patch", "pods"),
         ("get", "secrets"),
         ("create", "pods"),
-        ("create", "events"), // of the older group: those are not signed
+        // Of the older API group, whose events are not signed.
+        ("create", "events"),
         ("delete", "events"),
     ] {
         ensure!(!mesh.account_may("mesh-agent", verb, what)?, "an agent may {verb} {what}");
@@ -443,7 +449,7 @@ fn agents_are_replaced_under_load() -> Result<()> {
     ensure!(failed == failed_before, "{failed:?}");
     ensure!(mesh.agent(1)? != agents[0] && mesh.agent(2)? != agents[1], "the same agents");
     let flows = mesh.flows(2)?;
-    // The one that is open may be in its handshake.
+    // The open one may be in its handshake.
     let ended: Vec<&Flow> = flows.iter().filter(|flow| flow.outcome != "open").collect();
     let plain: Vec<_> = ended.iter().filter(|flow| !flow.is_mtls()).collect();
     ensure!(ended.len() > 50 && plain.is_empty(), "{} flows, of these {plain:#?}", ended.len());
@@ -451,7 +457,8 @@ fn agents_are_replaced_under_load() -> Result<()> {
     cluster.down()
 }
 
-/// The kubelet starts a killed agent again. Until then dials into the mesh are refused; nothing goes in plaintext instead.
+/// The kubelet starts a killed agent again. Until then dials into the mesh are refused; nothing
+/// goes in plaintext instead.
 fn killed_under_load(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -468,7 +475,7 @@ fn killed_under_load(
     let capture = cluster.node(1).capture()?;
     let since = Instant::now();
     mesh.kill_agent(1)?;
-    // Several in a row: what a dying agent still did is not meant.
+    // Several in a row, so that what a dying agent still did does not count.
     let end = eventually(PATIENCE, || {
         let answers = load.answers()?;
         let failed = answers.iter().filter(|answer| *answer != "200 0").count();

@@ -45,7 +45,7 @@ fn a_stopped_agent_leaves_strict_pods_closed() {
         pair.agents[1].stop()?;
         ensure!(pins(&pair.nodes[1]) > 0, "nothing is pinned");
         closed(&dial(&stranger, &pair)?)?;
-        // The peer's agent still dials with TLS, which nobody takes: never plaintext instead.
+        // The peer's agent still dials with TLS, which no agent accepts: never plaintext instead.
         let capture = pair.nodes[0].capture()?;
         closed(&dial(&pair.client, &pair)?)?;
         ensure!(!capture.stop()?.contains("hello"));
@@ -129,7 +129,7 @@ fn cleanup_leaves_nothing() {
         let service = pair.serve(Talk::Exchange)?;
         pair.join()?;
         answered(&dial(&pair.client, &pair)?)?;
-        // One agent that could tidy up before, and one that could not.
+        // One agent could tidy up before, the other could not.
         pair.agents[0].stop()?;
         pair.agents[1].kill9()?;
         for (agent, node) in pair.agents.iter().zip(&pair.nodes) {
@@ -148,7 +148,7 @@ fn cleanup_leaves_nothing() {
             let differ = netns::differences(&before?, &after?);
             ensure!(differ.is_empty(), "{differ:#?}");
         }
-        // Twice does no harm.
+        // A second cleanup does no harm.
         pair.agents[0].cleanup()
     });
 }

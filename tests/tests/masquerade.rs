@@ -1,5 +1,5 @@
-//! Something on the path between two nodes changes source addresses or ports, so that the source port does not say any more
-//! that TLS follows: what ARCHITECTURE.md promises for that.
+//! Something on the path between two nodes changes source addresses or ports, so the source port no
+//! longer says that TLS follows: what ARCHITECTURE.md promises for that.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -65,15 +65,15 @@ impl<'a> Stage<'a> {
         Ok((seen, flow))
     }
 
-    /// Dials, is answered over mutual TLS to the port of that name, both ends' records say so, and the application sees the
-    /// real client.
+    /// Dials, and checks three things: the answer came over mutual TLS to the port of that name,
+    /// both ends' records say so, and the application sees the real client.
     fn is_carried(&self, client: &Pod, to: SocketAddr, wire_port: &str) -> Result<()> {
         let (port, flow) = self.carried(client, to)?;
         ensure!(port == wire_port, "{flow:?}");
         Ok(())
     }
 
-    /// The same to whichever port: which one it was.
+    /// The same to either port; returns which one it was.
     fn carried(&self, client: &Pod, to: SocketAddr) -> Result<(String, Flow)> {
         let (seen, flow) = self.dial(client, &hello(to))?;
         ensure!((seen.end, &*seen.first) == (End::Fin, MARKER), "{seen:?} {flow:?}");
@@ -139,7 +139,8 @@ fn only_tls(recording: &Recording) -> Result<()> {
     Ok(())
 }
 
-/// The whole story: everything goes over mutual TLS, everybody is told, and all is as before when the rule is gone.
+/// The whole story: everything goes over mutual TLS, all agents are told, and all is as before when
+/// the rule is gone.
 fn masqueraded(net: &Net, ports: Ports) -> Result<()> {
     let stage = Stage::new(net)?;
     let pair = &stage.pair;
@@ -148,11 +149,12 @@ fn masqueraded(net: &Net, ports: Ports) -> Result<()> {
 
     let capture = pair.nodes[0].capture()?;
     for (client, to) in stage.dials() {
-        // A strict pod is dialled without asking, and where the source port is still the mesh's, its agent takes the connection.
+        // A strict pod is dialled without asking. Where the source port is still the mesh's, its
+        // agent takes the connection.
         let (port, flow) = stage.carried(client, to)?;
         ensure!(port == "agents" || stage.strict_server.addresses().contains(&to.ip()), "{flow:?}");
     }
-    // All of a node's pods have one address there: they are not throttled as one client.
+    // All of a node's pods have one address there, but they are not throttled as one client.
     let spec = DialSpec { connections: 100, workers: 50, ..hello(pair.server.at(PORT)) };
     for seen in probe::dial_all(&pair.client, &spec)? {
         ensure!((seen.end, &*seen.first) == (End::Fin, MARKER), "{seen:?}");
@@ -232,7 +234,7 @@ fn a_path_is_asked_about_once_for_two_nodes() {
         }
         let asked = pair.agents[1].status()?.verdict("inbound_agents_port");
         ensure!(asked == 1, "asked {asked} times");
-        // Nobody is led to an application there.
+        // No dial there is led to an application.
         let seen = probe::dial(&pair.client, &hello(pair.server.at(AGENTS_PORT)))?;
         ensure!(seen.received == 0 && seen.end == End::Reset, "{seen:?}");
         let seen = probe::dial(&pair.beside_client(), &hello(pair.server.at(AGENTS_PORT)))?;
@@ -255,7 +257,7 @@ fn a_masquerade_that_begins_later_costs_no_connection() {
         let _rule = Masquerade::on(&pair.nodes[0], Ports::Low)?;
 
         stage.is_carried(&pair.client, stage.strict_server.at(PORT), "agents")?;
-        // From a pod that nobody has a doubt about yet: the node is not believed any more.
+        // From a pod that is not in doubt yet: its node is no longer believed.
         stage.is_carried(&stage.strict_client, to, "agents")?;
         ensure!(stage.tls_at_applications().is_empty(), "{:?}", stage.tls_at_applications());
         stage.is_carried(&stage.strict_client, stage.strict_server.at(PORT), "agents")
@@ -271,7 +273,7 @@ fn tls_that_met_an_application_is_not_sent_there_again() {
         let to = pair.server.at(PORT);
         stage.is_carried(&pair.client, to, "application")?;
         let _rule = Masquerade::on(&pair.nodes[0], Ports::Low)?;
-        // At the first one nobody can know; it also shows that such bytes would be seen in all these tests.
+        // The first dial cannot know. It also shows that all these tests would see such bytes.
         for _ in 0..20 {
             stage.is_carried(&pair.client, to, "agents")?;
         }

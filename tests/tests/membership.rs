@@ -1,4 +1,5 @@
-//! Pods join and leave the mesh while their connections go on: no request is lost, and no application ever sees TLS.
+//! Pods join and leave the mesh while their connections go on: no request is lost, and no
+//! application ever sees TLS.
 
 use anyhow::{Result, ensure};
 use tests::{
@@ -171,7 +172,8 @@ fn a_connection_from_before_strict_is_listed_and_can_be_reset() {
                 Ok(of_server.oldest)
             })
         };
-        // Permissive: the one with a pod of the mesh, on both sides. The stranger's may come in plaintext any day.
+        // Permissive: only the connection with a pod of the mesh counts, on both sides. A
+        // stranger's may always be plaintext.
         counts(1, 1)?;
         net.objects().annotate_pod(&pair.server, objects::MODE, Some("strict"))?;
         let oldest = counts(1, 2)?;
@@ -337,7 +339,7 @@ fn a_full_table_of_addresses_refuses_what_it_does_not_know() {
             let value = value.map(|bits| bits.to_ne_bytes().to_vec());
             (0..free).map(|number| (address(number), value.clone())).collect()
         };
-        // Room for what is known, and for nobody that joins now.
+        // Room for the known pods, but not for a pod that joins now.
         kernel::write(&pair.nodes[0], "ADDRESSES", &fill(Some(1)))?;
         let newcomer = net.pod(&pair.nodes[1], PodSpec::new("other", "newcomer"))?;
         let _service = probe::serve(&newcomer, &served)?;

@@ -1,4 +1,5 @@
-//! What an agent tells Prometheus, who may ask for it how often, and what becomes of it when another agent takes over.
+//! What an agent tells Prometheus, which clients may ask for it and how often, and what becomes of
+//! it when another agent takes over.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,7 +28,8 @@ fn curl(from: &Place, node: &Node, words: &[&str]) -> Result<String> {
     from.run(curl.iter().chain(words).chain([&&*url]))?.success()
 }
 
-/// The samples, by name with labels. Every metric must have its HELP and TYPE, and no sample may be told twice.
+/// The samples, by name with labels. Every metric must have its HELP and TYPE, and no sample may be
+/// told twice.
 fn scrape(from: &Place, node: &Node) -> Result<BTreeMap<String, f64>> {
     let page = curl(from, node, &["--fail"])?;
     let mut samples = BTreeMap::new();
@@ -114,7 +116,8 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
         let descriptors = || attack::Usage::of(&pair.agents[1]).map(|usage| usage.descriptors);
         let before = descriptors()?;
         let to = (node.address(), PORT).into();
-        // Garbage without an end of line could be a head that is not whole yet: it waits with its sender.
+        // Garbage without an end of line could be an unfinished head, so it waits as long as its
+        // sender.
         for (kind, pushed_out) in [(Kind::Silent, 200), (Kind::Drip, 200), (Kind::Garbage, 4)] {
             let spec = AttackSpec { hold: 200, workers: 4, ..AttackSpec::new(kind, to) };
             let running = attack::start(&attacker, &spec)?;
@@ -127,7 +130,7 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
             ensure!(held < 2 * usize::try_from(SEATS)?, "{kind:?}: {held} descriptors");
             running.stop()?;
         }
-        // Who dials as fast as he can is not felt by connections that are carried.
+        // Carried connections do not notice a client that dials as fast as it can.
         let _service = pair.serve(Talk::Lines)?;
         let spec = MeasureSpec { to: pair.server.at(tests::PORT), count: 200, keep_alive: false };
         let quiet = attack::measure(&pair.client, &spec)?;
@@ -137,7 +140,7 @@ fn who_holds_connections_open_keeps_nobody_else_out() {
         println!("requests of others: {quiet:?}, while the port is dialled: {flooded:?}");
         ensure!((quiet.failed, flooded.failed) == (0, 0));
         running.stop()?;
-        // Those who hold on are let go of by the agent itself.
+        // The agent itself closes connections that clients keep open.
         let spec = AttackSpec { hold: SEATS, ..AttackSpec::new(Kind::Silent, to) };
         let running = attack::start(&attacker, &spec)?;
         running.wait("to be let go of", |tally| tally.connected >= 2 * SEATS)?;

@@ -1,5 +1,5 @@
-//! Which pods the mesh finds in a real Kubernetes, and from when on: from their first process, also of those that ran before
-//! the agent did.
+//! Which pods the mesh finds in a real Kubernetes, and from when on: from their first process, also
+//! if they ran before the agent did.
 #![expect(
     clippy::print_stdout,
     clippy::expect_used,
@@ -35,11 +35,12 @@ use tests::{
 const GREETING: &str = "greetings-from-a-pod";
 /// Stands in what clients in pods send.
 const SECRET: &str = "said-in-the-first-millisecond";
-/// Stands in what is sent by who is not in the mesh.
+/// Stands in what clients outside the mesh send.
 const KNOCK: &str = "knock-from-outside";
 
-/// From a pod's first process to enrolled, half of the pods and nearly all of them, on two cores that run the cluster and other
-/// tests besides. The kubelet alone reports no address within the first. The aim is a p95 of 100 ms: that figure is printed.
+/// From a pod's first process to enrolled, for half of the pods and for nearly all, on two cores
+/// that also run the cluster and other tests. The kubelet alone reports no address within the first
+/// limit. The aim is a p95 of 100 ms: that figure is printed.
 const HALF_WITHIN: Duration = Duration::from_millis(500);
 const NEARLY_ALL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -74,7 +75,7 @@ fn apply(cluster: &Cluster, items: &[Value]) -> Result<()> {
     cluster.kubectl_with(&list, ["apply", "-f", "-"]).map(drop)
 }
 
-/// As the kubelet has reported it: a pod may talk for a while before that.
+/// As the kubelet has reported it, which is some time after the pod may talk.
 fn address(cluster: &Cluster, pod: &str) -> Result<Ipv4Addr> {
     let of = ["-n", "shop", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"];
     eventually(PATIENCE, || {
@@ -98,7 +99,7 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
     let cluster = Mesh::cluster()?;
     let mesh = a_node_that_is_not_ready_gets_no_pods(&cluster)?;
 
-    // The addresses that node 1 gives next are dialled all the time, from before there are pods that have them.
+    // The addresses that node 1 gives next are dialled all the time, from before pods have them.
     let cart = address(&cluster, "cart")?;
     let next = address(&cluster, "first")?;
     let outside = Knocks::start(&cluster, next)?;
@@ -166,8 +167,8 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
     cluster.down()
 }
 
-/// Nodes with the start-up taint get no ordinary pods until their agents are ready. Leaves `shop/cart`, a server on node 2, and
-/// `shop/first` on node 1.
+/// Nodes with the start-up taint get no ordinary pods until their agents are ready. Leaves
+/// `shop/cart`, a server on node 2, and `shop/first` on node 1.
 fn a_node_that_is_not_ready_gets_no_pods(cluster: &Cluster) -> Result<Mesh<'_>> {
     let taint = ["taint", "nodes", "--all", "nodemesh.dev/not-ready:NoSchedule"];
     cluster.kubectl(taint.into_iter().chain(["team=a:PreferNoSchedule"]))?;
@@ -196,7 +197,7 @@ fn a_node_that_is_not_ready_gets_no_pods(cluster: &Cluster) -> Result<Mesh<'_>> 
     shop::ready(cluster, "shop")?;
     mesh.wait_state(&[(1, "shop/first"), (2, "shop/cart")], "enrolled")?;
 
-    // Whoever takes it off may write nothing else.
+    // The account that removes the taint may write nothing else.
     let token = cluster.kubectl(["-n", "nodemesh", "create", "token", "untaint"])?;
     let patch = |patch: Value| {
         let patch =
@@ -220,7 +221,8 @@ fn a_node_that_is_not_ready_gets_no_pods(cluster: &Cluster) -> Result<Mesh<'_>> 
     Ok(mesh)
 }
 
-/// Strict pods run on node 1, and its agent is gone with all that it had put there, as after a reboot.
+/// Strict pods run on node 1, and its agent is gone with everything it had put there, as after a
+/// reboot.
 fn a_reboot(cluster: &Cluster, mesh: &Mesh<'_>, outside: &Knocks, early: &[String]) -> Result<()> {
     let node = cluster.node(1);
     cluster.stop_kubelet(1)?; // or it would start the agent at once
@@ -274,7 +276,7 @@ struct Knocks {
 }
 
 impl Knocks {
-    /// At the addresses that follow this one.
+    /// At the addresses that follow `after`.
     fn start(cluster: &Cluster, after: Ipv4Addr) -> Result<Self> {
         let dialled: Vec<Ipv4Addr> =
             (1..=16).map(|more| Ipv4Addr::from_bits(after.to_bits() + more)).collect();
@@ -289,7 +291,7 @@ impl Knocks {
         Ok(Self { dialled, answers, stop, threads })
     }
 
-    /// How often anything was said to who knocked.
+    /// How often a client outside the mesh got an answer.
     fn answers(&self) -> usize {
         *self.answers.lock().expect("no thread panicked")
     }
@@ -319,7 +321,8 @@ fn knock(
             // A SYN that is dropped is sent again after a second: a new dial is sooner.
             let dialled = TcpStream::connect_timeout(&server, Duration::from_millis(50));
             let Ok(mut stream) = dialled else {
-                thread::sleep(Duration::from_millis(25)); // more is more than tcpdump can keep up with
+                // A shorter pause makes more packets than tcpdump can keep up with.
+                thread::sleep(Duration::from_millis(25));
                 continue;
             };
             drop(stream.set_read_timeout(Some(Duration::from_millis(500))));
@@ -351,7 +354,7 @@ fn pods_of_every_kind_are_found_or_it_is_said_why_not() -> Result<()> {
 }
 
 fn kinds(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
-    // The kubelet's own, whose cgroup has another name than its object.
+    // A static pod: its cgroup has another name than its object.
     let fixed = pod("fixed", 1, &server()).to_string();
     let write = "printf %s \"$1\" > /etc/kubernetes/manifests/fixed.json";
     cluster.node(1).run(["sh", "-c", write, "sh", &fixed])?;
@@ -376,7 +379,7 @@ fn kinds(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
     alien["spec"]["containers"][0]["securityContext"] = admin.clone();
     alien["metadata"]["labels"]["nodemesh.dev/mesh"] = json!("disabled");
 
-    // Says, as soon as it can, that it is somebody else.
+    // Takes another pod's address, as soon as it can.
     let take = format!(
         "ip address add {cart}/32 dev eth0 && ip address add 10.9.9.9/32 dev eth0 && echo taken && exec sleep 100000"
     );
@@ -547,8 +550,8 @@ fn processes(cluster: &Cluster, node: u8) -> Result<BTreeMap<String, First>> {
         tests::cgroup::mount().display()
     );
     let listed = cluster.node(node).run(["sh", "-c", &script])?;
-    // One kernel, one clock: the node's uptime is this machine's. It is told, as starts are, in hundredths of a second that have
-    // begun: what is measured by it is rather too long than too short.
+    // One kernel, one clock: the node's uptime is this machine's. Like start times, it counts every
+    // hundredth of a second that has begun, so measured times are rather too long than too short.
     let (now, uptime) = (SystemTime::now(), fs::read_to_string("/proc/uptime")?);
     let uptime: f64 = uptime.split(' ').next().context("no uptime")?.parse()?;
     let booted = now - Duration::from_secs_f64(uptime + 0.01);

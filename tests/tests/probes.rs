@@ -1,5 +1,6 @@
-//! What a strict pod takes in plaintext although it is strict: its own node's kubelet, known by its sockets and not by its
-//! address, and whatever comes to ports that an annotation leaves open. In a real Kubernetes.
+//! What a strict pod takes in plaintext although it is strict, in a real Kubernetes: its own node's
+//! kubelet, known by its sockets and not by its address, and whatever comes to ports that an
+//! annotation leaves open.
 
 use std::{io::Write as _, net::IpAddr};
 
@@ -19,7 +20,8 @@ use tests::{
     scenario,
 };
 
-/// Ports of the strict pod: one that only the kubelet and the mesh reach, one that is left open later.
+/// Ports of the strict pod: one that only the kubelet and the mesh reach, one that is left open
+/// later.
 const APP: u16 = 8080;
 const METRICS: u16 = 9102;
 const GRPC: u16 = 9000;
@@ -36,7 +38,7 @@ fn server(port: u16) -> String {
     )
 }
 
-/// Often, and patient with a busy machine: a pod that is refused for good fails all the same.
+/// Often, but patient with a busy machine: a pod that is refused for good still fails.
 fn probe_of(handler: Value, failures: u32) -> Value {
     let mut probe = json!({"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": failures});
     if let (Some(probe), Value::Object(handler)) = (probe.as_object_mut(), handler) {
@@ -80,7 +82,7 @@ fn guarded() -> Value {
     pod("shop", "guarded", 1, json!({"containers": [app, metrics, grpc]}))
 }
 
-/// Permissive, and nobody but the kubelet calls it.
+/// Permissive, and called only by the kubelet.
 fn watched() -> Value {
     let mut app = container("app", &server(APP));
     app["readinessProbe"] = probe_of(json!({"httpGet": {"path": "/", "port": APP}}), 30);
@@ -100,8 +102,8 @@ fn hooks_seen(cluster: &Cluster, pod: &str, container: &str) -> Result<usize> {
     Ok(log.iter().filter(|line| line.ends_with("url:/hook")).count())
 }
 
-/// `shop/guarded`, strict, on node 1, with `shop/web` in the mesh on node 2. Outside the mesh: `other/host` with the network of
-/// node 1, `other/stranger` on node 1, `other/far` on node 2.
+/// `shop/guarded`, strict, on node 1, with `shop/web` in the mesh on node 2. Outside the mesh:
+/// `other/host` with the network of node 1, `other/stranger` on node 1, `other/far` on node 2.
 struct Stage<'a> {
     cluster: &'a Cluster,
     mesh: Mesh<'a>,
@@ -139,7 +141,7 @@ impl<'a> Stage<'a> {
         Ok(status["pod_verdicts"][format!("shop/{pod}")][code].as_u64().unwrap_or(0))
     }
 
-    /// Who watches a permissive pod's plaintext before it becomes strict is not told of probes for ever.
+    /// Probes do not count as plaintext: users watch that count before they make a pod strict.
     fn probes_are_no_plaintext(&self) -> Result<()> {
         self.mesh.wait_state(&[(1, "shop/watched")], "enrolled")?;
         let before = self.verdicts_of("watched", "inbound_plaintext")?; // a probe may be on its way
@@ -154,7 +156,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until the kubelet was let in another few times. Then the pod has to be well, and never to have been restarted.
+    /// Waits until the kubelet was let in another few times. Then the pod has to be well, and never
+    /// to have been restarted.
     fn probes_pass(&self, when: &str) -> Result<()> {
         let before = self.verdicts("inbound_kubelet")?;
         let more = eventually(PATIENCE, || {
@@ -189,7 +192,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// A SYN that says it comes from where the node's own connections to its pods come from, out of another pod.
+    /// A SYN out of another pod that claims the node's own address, from which the node dials its
+    /// pods.
     fn forged_is_refused(&self) -> Result<()> {
         let gateway = self.cluster.node(1).run(["ip", "-4", "-o", "addr", "show", "cni0"])?;
         let gateway = gateway.split_whitespace().nth(3).and_then(|range| range.split('/').next());
@@ -229,16 +233,18 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     cluster.stop_kubelet(1)?;
     cluster.start_kubelet(1)?;
     cluster.wait_nodes()?;
-    stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?; // a new kubelet does not know all pods at once
+    // A new kubelet does not know all pods at once.
+    stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?;
     stage.probes_pass("after the kubelet was restarted")?;
     stage.mesh.kill_agent(1)?;
-    stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?; // before, its counters are nobody's
+    // Before, its counters belong to no pod.
+    stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?;
     stage.probes_pass("after the agent was restarted")?;
 
     permissive_ports(&stage)?;
     kubelet_in_the_root(&stage)?;
 
-    // And all that was let in by these programs alone.
+    // These programs alone let the kubelet in.
     cluster.node(1).run(["sh", "-c", "rm /sys/fs/bpf/nodemesh/v*/links/nm_kubelet_*"])?;
     let refused = stage.verdicts("refused_strict")?;
     eventually(PATIENCE, || {
@@ -280,7 +286,7 @@ fn hooks_pass(stage: &Stage<'_>) -> Result<()> {
     })
 }
 
-/// A kubelet that nobody has given a cgroup of its own is in one above all pods.
+/// A kubelet without a cgroup of its own is in one above all pods.
 fn kubelet_in_the_root(stage: &Stage<'_>) -> Result<()> {
     let root = "for dir in /sys/fs/cgroup /sys/fs/cgroup/unified; do test -e $dir/cgroup.controllers && echo $(pgrep -o -x kubelet) > $dir/cgroup.procs; done; cat /proc/$(pgrep -o -x kubelet)/cgroup";
     let cgroups = stage.cluster.node(1).run(["sh", "-c", root])?;
@@ -334,7 +340,8 @@ fn permissive_ports(stage: &Stage<'_>) -> Result<()> {
     eventually(PATIENCE, || stage.is_refused("other/host", METRICS))
 }
 
-/// Where the path changes the source, a strict pod would refuse the TLS of its peers; a port that is left open would not.
+/// Where the path changes the source, a strict pod would refuse the TLS of its peers; a port that
+/// is left open would not.
 #[test]
 fn no_tls_reaches_an_application_at_a_port_that_is_left_open() {
     scenario("permissive-port", |net| {

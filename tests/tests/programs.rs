@@ -106,14 +106,15 @@ fn a_server_that_speaks_first() {
         let banner = "220 ready\r\n".to_owned();
         let spec = ServeSpec { banner, ..ServeSpec::both_families(PORT, Talk::Exchange) };
         let _service = probe::serve(&pair.server, &spec)?;
-        // The client says nothing, and does not end its direction: it waits for the server, as SMTP's does.
+        // The client says nothing, and does not end its direction: it waits for the server, as
+        // SMTP's does.
         let silent = DialSpec {
             read_bytes: Some(11),
             ..DialSpec::new(pair.server.at(PORT), Talk::Exchange)
         };
         let seen = probe::dial(&pair.client, &silent)?;
         ensure!((&*seen.first, seen.end) == ("220 ready\\r\\n", End::Closed), "{seen:?}");
-        // Nothing in the way waits for somebody to speak: a tenth of a second is long on any machine.
+        // No agent waits for a first word: half a second is long on any machine.
         ensure!(seen.first_byte_us.is_some_and(|us| us < 500_000), "{seen:?}");
         let talk = probe::dial(&pair.client, &DialSpec::say(pair.server.at6(PORT), "EHLO"))?;
         ensure!((&*talk.first, talk.end) == ("220 ready\\r\\nEHLO", End::Fin), "{talk:?}");

@@ -1,7 +1,9 @@
-//! The three races, lost by nobody: no TLS byte reaches an application, no application hangs, no strict pod is heard or
-//! spoken to in plaintext, however late the nodes hear of each other and whoever dies meanwhile.
+//! The three races: no TLS byte reaches an application, no application hangs, and no strict pod is
+//! heard or spoken to in plaintext. This holds however late the nodes hear of each other, and
+//! whichever agent dies meanwhile.
 //!
-//! `NODEMESH_SEED=N cargo test -p tests --test races` plays one schedule again; `NODEMESH_RACES=5000` is for a night.
+//! `NODEMESH_SEED=N cargo test -p tests --test races` plays one schedule again;
+//! `NODEMESH_RACES=5000` is for a night.
 
 use std::{
     io::{self, Write as _},
@@ -19,7 +21,7 @@ use tests::{
 /// All schedules: what `cargo xtask test --long` plays.
 const SEEDS: Range<u64> = 0..200;
 
-/// So many of them are played otherwise, in a row: the commit says from which on.
+/// Without `--long`, so many of them are played in a row; the commit says from which on.
 const OF_ONE_COMMIT: u64 = 60;
 
 fn seeds() -> Range<u64> {

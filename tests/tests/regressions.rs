@@ -47,7 +47,7 @@ fn refused(conn: &Conn) -> Result<()> {
     Ok(())
 }
 
-/// For what must not happen later either: a grace that ends, a sweep that comes.
+/// For what must not happen later either, for instance when a grace period ends or a sweep runs.
 fn throughout(time: Duration, holds: impl Fn() -> Result<()>) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < time {
@@ -66,7 +66,7 @@ fn an_agent_restarted_under_load_never_dials_in_plaintext() {
     const MARKER: &str = "restart-marker-7c1d";
     scenario("regress-restart", |net| {
         let pair = Pair::new(net)?;
-        // The more pods, the longer the agent is at it when it comes back.
+        // The more pods there are, the longer the agent takes when it comes back.
         let more: Vec<Pod> = (0..14)
             .map(|number| net.pod(&pair.nodes[0], PodSpec::new(SHOP, &format!("more{number}"))))
             .collect::<Result<_>>()?;
@@ -169,7 +169,7 @@ fn a_strict_pod_is_closed_on_addresses_that_kubernetes_does_not_know() {
             eventually(SOON, || answered(&dial(&neighbour, to)?))
                 .with_context(|| format!("permissive, at {to}"))?;
         }
-        // And back, without anyone having enrolled anew.
+        // And back, without a new enrolment.
         net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
         for to in targets {
             eventually(SOON, || refused(&dial(&neighbour, to)?))
@@ -390,7 +390,7 @@ fn a_client_hello_that_comes_late_is_not_for_the_application() {
                 && flow.outcome != "open"
         })?;
         ensure!(flow.security.kind != "plaintext" && flow.bytes.sent == 0, "{flow:?}");
-        // Whoever is as slow and no agent is served.
+        // A client as slow as that, but no agent, is served.
         let heard = speak_late(&neighbour, neighbour.at(61_501), to, LATE, b"hello")?;
         ensure!(heard == b"hello", "{heard:?}");
         service.wait_conn("the ordinary one", |conn| conn.first == "hello")?;
@@ -401,7 +401,8 @@ fn a_client_hello_that_comes_late_is_not_for_the_application() {
     });
 }
 
-/// Connects, is silent for some time, says something, ends its direction, and returns all that comes back.
+/// Connects, is silent for some time, says something, ends its direction, and returns all that
+/// comes back.
 fn speak_late(
     from: &Place,
     bind: SocketAddr,
@@ -426,7 +427,8 @@ fn speak_late(
     })?
 }
 
-/// A `ClientHello` that offers nodemesh/1 (RFC 8446 §4.1.2), enough of one to be taken for an agent's.
+/// A `ClientHello` that offers nodemesh/1 (RFC 8446 §4.1.2), complete enough to be taken for an
+/// agent's.
 fn client_hello() -> Vec<u8> {
     const ALPN: &[u8] = b"nodemesh/1";
     let with_length = |body: &[u8]| [&(body.len() as u16).to_be_bytes()[..], body].concat();

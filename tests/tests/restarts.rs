@@ -22,16 +22,18 @@ use tests::{
     scenario,
 };
 
-/// Within this time of its start, an agent carries new connections, in the median: the machine does other things too.
+/// Within this time of its start, an agent carries new connections, in the median: the machine does
+/// other things too.
 const READY: Duration = Duration::from_secs(1);
 
 /// How often each of the two agents is killed.
 const KILLS: usize = 10;
 
-/// How much an agent may grow while it gets warm: records of connections (3 MiB), the allocator's reserves.
+/// How much an agent may grow while it gets warm: records of connections (3 MiB), the allocator's
+/// reserves.
 const WARMTH_KIB: u64 = 16 * 1024;
 
-/// A source port of the mesh's range, for a prober who pretends to be an agent.
+/// A source port of the mesh's range, for a prober that pretends to be an agent.
 const MESH_PORT: u16 = 61_500;
 
 fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
@@ -51,7 +53,8 @@ fn prober(from: &Pod, pair: &Pair<'_>, port: u16) -> Result<Client> {
     probe::load(from, &spec)
 }
 
-/// Kills an agent and starts it again; returns how long it took from its start to the first new connection.
+/// Kills an agent and starts it again; returns how long it took from its start to the first new
+/// connection.
 fn kill_and_time(pair: &Pair<'_>, agent: &Agent) -> Result<Duration> {
     agent.kill9()?;
     agent.launch()?;
@@ -60,7 +63,8 @@ fn kill_and_time(pair: &Pair<'_>, agent: &Agent) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// What kernel and agents hold while no connection is open or being made: `LEGS` and `PENDING` are empty then.
+/// What kernel and agents hold while no connection is open or being made: `LEGS` and `PENDING` are
+/// empty then.
 #[derive(Debug)]
 struct AtRest {
     kernel: [Inventory; 2],
@@ -92,7 +96,7 @@ impl AtRest {
     }
 }
 
-/// Probes the strict pod all the time while `story` goes on, and lets it be answered nowhere.
+/// Probes the strict pod all the time while `story` goes on; no probe may be answered.
 fn while_probed(pair: &Pair<'_>, stranger: &Pod, story: impl FnOnce() -> Result<()>) -> Result<()> {
     let probers = [prober(stranger, pair, 0)?, prober(stranger, pair, MESH_PORT)?];
     story()?;
@@ -156,7 +160,8 @@ fn a_strict_pod_whose_address_is_taken_while_the_agent_is_away_stays_closed() {
                 agent.kill9()?;
                 thief(net, taken)?;
                 agent.start_again()?;
-                // One that has an address left is closed as it was, the other is held besides.
+                // A pod that has an address left is closed as it was. Without one it is held
+                // besides.
                 let said = eventually(SOON, || {
                     let said = agent.status()?.pod(&pair.server)?;
                     ensure!(said.code == "address_taken", "{said:?}");
@@ -186,7 +191,7 @@ fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_t
         answered(&dial(&pair.client, &pair)?)?;
         let agent = &pair.agents[1];
         agent.kill9()?;
-        // What the pod can do to itself: the next agent finds no place for its listeners.
+        // A pod can do this to itself: the next agent finds no place for its listeners.
         let listen = ([127, 7, 0, 1], 60_989).into();
         let taken = probe::serve(&pair.server, &ServeSpec { listen, ..ServeSpec::default() })?;
         while_probed(&pair, &stranger, || {
@@ -197,13 +202,13 @@ fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_t
                 Ok(())
             })
         })?;
-        // Nobody wants it closed any more.
+        // The pod is no longer meant to be closed.
         net.objects().label_pod(&pair.server, Some("disabled"))?;
         agent.wait_state(&pair.server, "not_enrolled")?;
         eventually(SOON, || answered(&dial(&stranger, &pair)?))?;
         let reserved = pair.server.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])?;
         ensure!(reserved.success()?.trim().is_empty(), "the ports are still reserved");
-        // And if somebody does again, it is not believed to be closed still.
+        // If it is meant to be closed again, it is not believed to be closed still.
         net.objects().label_pod(&pair.server, None)?;
         agent.wait_state(&pair.server, "held")?;
         let seen = dial(&stranger, &pair)?;
@@ -228,7 +233,8 @@ fn what_another_version_pinned_is_replaced_without_a_gap() {
         while_probed(&pair, &stranger, || {
             for other in ["v0", "v99"] {
                 pair.agents[1].kill9()?;
-                // Just what an agent of that version would have left, links to running programs and all.
+                // Just what an agent of that version would have left, links to running programs and
+                // all.
                 fs::rename(&ours, ours.with_file_name(other))?;
                 back_as(&pair, &before)?;
                 let log = pair.agents[1].log();
@@ -352,7 +358,7 @@ fn a_drain_says_what_it_cut() {
             output.stderr.contains("cut=3") && output.stderr.contains("shop/client"),
             "{output}"
         );
-        // Whoever follows is told of each, with what it had carried.
+        // A follower is told of each, with what it had carried.
         let told = follow.wait(SOON)?.success()?;
         let cut: Vec<Flow> =
             told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -376,7 +382,8 @@ fn an_agent_whose_runtime_is_stuck_ends_itself() {
         let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
         let agent = &pair.agents[1];
-        // Its watchdog, its log and everything else run on; only the threads of the runtime are stopped, for good.
+        // Its watchdog, its log and everything else run on; only the runtime's threads are stopped,
+        // for good.
         let stop =
             pair.nodes[1].spawn(["python3", "-c", STOP_WORKERS, &agent.pid()?.to_string()])?;
         while_probed(&pair, &stranger, || {
@@ -394,7 +401,8 @@ fn an_agent_whose_runtime_is_stuck_ends_itself() {
     });
 }
 
-/// Stops every thread called `mesh` of a process (ptrace(2): SEIZE, INTERRUPT), and buries them when they die.
+/// Stops every thread called `mesh` of a process (ptrace(2): SEIZE, INTERRUPT), and reaps them when
+/// they die.
 const STOP_WORKERS: &str = r#"
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -456,7 +464,7 @@ fn an_agent_out_of_memory_leaves_strict_pods_closed() {
 struct Limit(PathBuf);
 
 impl Limit {
-    /// What is allocated from now on may be that many bytes.
+    /// Limits the memory allocated from now on to that many bytes.
     fn new(tag: &str, agent: &Agent, bytes: u64) -> Result<Self> {
         let limit = Self(Path::new(MEMORY).join(format!("nodemesh-{tag}")));
         fs::create_dir(&limit.0)?;
@@ -473,7 +481,7 @@ impl Limit {
 impl Drop for Limit {
     fn drop(&mut self) {
         if self.0.exists() {
-            // Who is still in it belongs to a test that has failed, and is ended by it.
+            // A process that is still in it belongs to a failed test, which ends it.
             let _left_for_the_next_run = fs::remove_dir(&self.0);
         }
     }

@@ -1,4 +1,5 @@
-//! An agent that knows 100,000 pods carries connections while 10,000 of them change, and none of them fails or waits long.
+//! An agent that knows 100,000 pods carries connections while 10,000 of them change. None of the
+//! connections fails or waits long.
 
 use std::{
     fmt::Write as _,
@@ -22,23 +23,28 @@ use tests::{
 const NODES: usize = 1_000;
 const PODS_PER_NODE: usize = 100;
 const PODS: usize = NODES * PODS_PER_NODE;
-/// Nodes of which all pods change, in their objects and in what the node announces: 10,000 pods, all captured.
+/// Nodes of which all pods change, in their objects and in what the node announces: 10,000 pods,
+/// all captured.
 const CHANGED_NODES: usize = 100;
 const CHANGED: usize = CHANGED_NODES * PODS_PER_NODE;
 
-/// Entries of the kernel's tables that may be written for each pod that gets two other addresses. Each address goes, and
-/// another comes; objects and announcement are read one after the other, and in between one may be half true.
+/// Entries of the kernel's tables that may be written for each pod that gets two other addresses.
+/// Each address goes, and another comes. Objects and announcement are read one after the other, so
+/// one may be half true in between.
 const WRITES_PER_CHANGE: std::ops::RangeInclusive<u64> = 4..=6;
-/// How often a pod may be judged: its object, and what is announced of it, once when either is read.
+/// How often a pod may be judged: its object, and what is announced of it, once when either is
+/// read.
 const JUDGED_PER_CHANGE: std::ops::RangeInclusive<u64> = 2..=4;
-/// Bytes of the agent's memory for each pod that it knows, as the kernel counts them: measured 4,150.
+/// Bytes of the agent's memory for each pod that it knows, as the kernel counts them: measured
+/// 4,150.
 const RESIDENT_BYTES_PER_POD: u64 = 8_000;
 /// How long the agent may take to know all pods. Wide: measured a fifth of it.
 const KNOWN_SOON: Duration = Duration::from_mins(2);
-/// How long 10,000 changed pods may take from the files to the kernel. Wide: measured a tenth of it.
+/// How long 10,000 changed pods may take from the files to the kernel. Wide: measured a tenth of
+/// it.
 const CHANGED_SOON: Duration = Duration::from_mins(1);
-/// How long the longest request may take while they change. Measured 20 to 100 ms, and 12 to 90 ms at rest, as much as the
-/// machine had other work.
+/// How long the longest request may take while they change. Measured 20 to 100 ms, and 12 to 90 ms
+/// at rest, depending on the machine's other work.
 const LONGEST: Duration = Duration::from_secs(1);
 /// By how much the 99th percentile may be worse than just before, in the same run. Measured 1 to 5.
 const P99_TIMES_BASELINE: u64 = 10;
@@ -94,8 +100,8 @@ fn announce(dir: &Path, node: usize, version: u32) -> Result<()> {
     write(dir, &format!("other-{node}.json"), &text)
 }
 
-/// Waits until the agent has done all that follows from what was written until now: a pod of its own node, written last, is
-/// in its status, which comes after the kernel's tables.
+/// Waits until the agent has done all that follows from what was written until now. A pod of its
+/// own node, written last, is in its status, which comes after the kernel's tables.
 fn wait_done(agent: &Agent, source: &Path, number: u32, deadline: Duration) -> Result<()> {
     let name = format!("last-{number}");
     write(

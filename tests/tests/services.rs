@@ -74,7 +74,8 @@ fn endpoints_come_and_go() {
             ensure!(new == 10, "only {new} of 10 went to the only endpoint");
             Ok(())
         })?;
-        // None is ready, as the agent sees it. kube-proxy may see it otherwise, so the agent answers.
+        // None is ready, as the agent sees it. kube-proxy may see it otherwise, so the agent
+        // answers.
         net.objects().service_with(SHOP, "cart", &[vip], PORT, &[&second], false)?;
         tests::eventually(tests::agent::SOON, || {
             let seen = probe::dial(&pair.client, &DialSpec::say(vip, "hello"))?;
@@ -84,8 +85,8 @@ fn endpoints_come_and_go() {
         pair.agents[0].wait_flow("without an endpoint", |flow| {
             flow.outcome == "no_endpoint" && flow.service.as_deref() == Some("shop/cart")
         })?;
-        // None is left: the service is none of the mesh's business any more (who else answers for it, kube-proxy, is not
-        // here), and nobody is told that it ended well.
+        // None is left: the service is not the mesh's business any more, and no client is told that
+        // it ended well. kube-proxy, which would answer for it, is not here.
         net.objects().service(SHOP, "cart", &[vip], PORT, &[])?;
         tests::eventually(tests::agent::SOON, || {
             let spec = DialSpec { timeout_s: 1, ..DialSpec::say(vip, "hello") };

@@ -1,5 +1,5 @@
-//! Much of everything: readers that do not read, thousands of connections at once, and one after the other.
-//! What the agent uses stays in its bounds and goes back to where it was.
+//! Much of everything: readers that do not read, thousands of connections at once, and one after
+//! the other. What the agent uses stays in its bounds and goes back to where it was.
 
 use std::{fs, net::SocketAddr, panic::resume_unwind, path::Path, process::Command, thread};
 
@@ -13,14 +13,15 @@ use tests::{
     scenario,
 };
 
-/// The promise for a connection whose reader does not read, over an idle one.
+/// The promise: what a connection with a reader that does not read may take more than an idle one.
 const SLOW_READER_KIB: u64 = 1024;
-/// And what is beside all connections.
+/// And what is used besides all connections.
 const BESIDE_KIB: u64 = 16 * 1024;
 
-/// What a connection that is open and quiet may take of each agent's memory: twice what was measured.
+/// What an open and quiet connection may take of each agent's memory: twice what was measured.
 const QUIET_BYTES: u64 = 24 * 1024;
-/// What thousands of connections may leave behind when they are closed, as soon as the allocator has given back the rest.
+/// What thousands of connections may leave behind when they are closed, once the allocator has
+/// given back the rest.
 const LEFT_KIB: u64 = 48 * 1024;
 
 #[test]
@@ -47,7 +48,7 @@ fn readers_that_do_not_read() {
                 Ok(())
             })?;
         }
-        // Until the server is stopped everywhere: nothing has moved for a while.
+        // Until the server can send no more to any reader: nothing has moved for a while.
         let (mut last, mut same) = (0, 0);
         eventually(SOON * 6, || {
             let moved = loopback(&pair)?;

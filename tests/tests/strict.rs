@@ -1,4 +1,5 @@
-//! Who is refused, and that each refusal has a reason of its own (docs/wire.md, the table of alerts and reasons).
+//! Which peers are refused, and that each refusal has a reason of its own (docs/wire.md, the table
+//! of alerts and reasons).
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -135,7 +136,8 @@ fn every_false_client_is_refused_for_its_own_reason() {
 }
 
 impl FalseClient {
-    /// Dials the server as the client's agent would, from this source port of the client's own address.
+    /// Dials the server as the client's agent would, from this source port of the client's own
+    /// address.
     fn attack(&self, pair: &Pair<'_>, port: u16) -> Result<()> {
         let count = |agent: &Agent| -> Result<usize> {
             Ok(agent.flows()?.iter().filter(|flow| flow.outcome == self.code).count())
@@ -150,7 +152,7 @@ impl FalseClient {
         if let Some(Credential { cert, key }) = &self.credential {
             argv.extend(["-cert".to_owned(), show(cert), "-key".to_owned(), show(key)]);
         }
-        // OPEN follows the handshake: the one thing by which a good certificate of another account is found out.
+        // OPEN follows the handshake. It alone reveals a good certificate of another account.
         let file = pair.net.tag().dir().join(format!("open-{port}"));
         fs::write(&file, open(from, to))?;
         let script = format!("exec {} < {}", argv.join(" "), show(&file));
@@ -163,7 +165,8 @@ impl FalseClient {
     }
 }
 
-/// An OPEN frame (docs/wire.md): type, version, then the source and the original destination as fields.
+/// An OPEN frame (docs/wire.md): type, version, then the source and the original destination as
+/// fields.
 fn open(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let mut frame = vec![0x01, 1];
     for (kind, address) in [(0x01, source), (0x02, destination)] {
@@ -179,8 +182,8 @@ fn show(path: &std::path::Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Takes the agent away from the server's pod, but not its announcement: the client's agent still dials with TLS, and
-/// meets whoever listens.
+/// Takes the agent away from the server's pod, but not its announcement: the client's agent still
+/// dials with TLS, and meets whatever listens there.
 fn without_server_agent(pair: &Pair<'_>) -> Result<()> {
     let announced: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(Dirs::of(pair.net).announce)?
         .flatten()
@@ -241,7 +244,7 @@ fn every_false_server_is_refused_for_its_own_reason() {
             refused_by_client(&pair, code)
                 .with_context(|| format!("{code}; openssl: {}", server.stderr()))?;
         }
-        // And one that speaks no TLS at all: an application, which must not get to read anything.
+        // A server that speaks no TLS at all: an application, which must not get to read anything.
         let nginx = programs::nginx(&pair.server, PORT, "plain")?;
         refused_by_client(&pair, "not_tls")?;
         let log = nginx.log()?;

@@ -1,4 +1,5 @@
-//! What applications notice of the mesh in a cluster, under load: the label, and workloads that are scaled and rolled.
+//! What applications notice of the mesh in a cluster, under load: the label, and workloads that are
+//! scaled and rolled.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,8 @@ use tests::{
 /// How often the namespace is labelled, and how many clients are watched each time.
 const LABELLED: usize = 5;
 const CLIENTS: usize = 4;
-/// What the issue asks of the 95th percentile, and what a machine may take that does other things too.
+/// What the issue asks of the 95th percentile, and how many times that a machine may take that does
+/// other things too.
 const TOLD_SOON: Duration = Duration::from_secs(2);
 const BUSY: u32 = 5;
 
@@ -94,10 +96,11 @@ fn mesh_carries_all(mesh: &Mesh<'_>, clients: &[String]) -> Result<()> {
     })
 }
 
-/// For each client, how long after the label it made the first TLS connection after which it made no other.
+/// For each client, how long after the label it made its first TLS connection after which all
+/// others were TLS.
 fn delays_of(conns: &[&Conn], labelled: SystemTime) -> Result<Vec<Duration>> {
     let mut by_client: BTreeMap<_, Vec<&Conn>> = BTreeMap::new();
-    // What was cut off by the end of the recording says nothing.
+    // A connection that the end of the recording cut off says nothing.
     for conn in conns.iter().filter(|conn| conn.closed || conn.tls().is_some()) {
         by_client.entry(conn.client.ip()).or_default().push(conn);
     }
@@ -116,8 +119,8 @@ const REPLICAS: u8 = 20;
 /// With the mesh, and without.
 const PAIR: [&str; 2] = ["meshed", "plain"];
 
-/// A Deployment, its service and a client for one of the pair. Endpoints that go still answer for a while, as they do wherever
-/// a rolling update is to lose nothing.
+/// A Deployment, its service and a client for one of the pair. Endpoints that go still answer for a
+/// while, as they do wherever a rolling update is to lose nothing.
 fn workload(namespace: &str) -> Value {
     let labels =
         json!({"nodemesh.dev/mesh": if namespace == PAIR[0] { "enabled" } else { "disabled" }});
@@ -184,7 +187,8 @@ fn a_deployment_is_scaled_and_rolled_under_load() -> Result<()> {
     let updated = both_answered(&cluster)?;
     scale(1)?;
     rolled()?;
-    thread::sleep(Duration::from_secs(5)); // those that go have gone
+    // By then, the pods that end have ended.
+    thread::sleep(Duration::from_secs(5));
     let end = both_answered(&cluster)?;
 
     let mut lost = [0; 2];

@@ -1,4 +1,5 @@
-//! What is none of the mesh's business never reaches the agent; that it was seen is counted in the kernel.
+//! Connections that the mesh leaves alone never reach the agent; the kernel counts that it saw
+//! them.
 
 use anyhow::{Result, ensure};
 use tests::{
@@ -49,7 +50,8 @@ impl Mixed {
         Ok(())
     }
 
-    /// Makes the connections and checks that exactly they were counted, under these codes, and that neither agent saw any.
+    /// Makes the connections. Checks that exactly they were counted, under these codes, and that
+    /// neither agent saw any.
     fn check(&self, from: &Pod, to: &Pod, dialled: &str, arrived: Option<&str>) -> Result<()> {
         for to in [to.at(PORT), to.at6(PORT)] {
             let before = [self.agents[0].status()?, self.agents[1].status()?];
@@ -60,8 +62,8 @@ impl Mixed {
                 "{conns:?}"
             );
             let after = [self.agents[0].status()?, self.agents[1].status()?];
-            // A late segment of a connection that has just closed finds no socket, and is looked up as a new one is: seen once in
-            // some hundred runs, on a busy machine.
+            // A late segment of a connection that has just closed finds no socket, and is looked up
+            // like a new connection. This was seen once in some hundred runs, on a busy machine.
             for (node, code, late) in [(0, Some(dialled), 0), (1, arrived, 1)] {
                 if let Some(code) = code {
                     let counted = after[node].verdict(code) - before[node].verdict(code);

@@ -1,5 +1,6 @@
-//! A pod in a user namespace of its own (`hostUsers: false`): its network namespace belongs to it and not to the node.
-//! containerd 1.6, which the cluster has, cannot make one; here it is made as newer runtimes do.
+//! A pod in a user namespace of its own (`hostUsers: false`), to which its network namespace
+//! belongs, not to the node. containerd 1.6, which the cluster has, cannot make one; here it is
+//! made as newer runtimes do.
 
 use std::fs;
 
@@ -46,7 +47,8 @@ fn a_pod_in_a_user_namespace_is_in_the_mesh_as_any_other() {
         let stranger = net.pod(&nodes[0], PodSpec::new("other", "stranger"))?;
         let users = sandboxes.iter().map(|of| format!("--user=/proc/{}/ns/user", of.pid()));
         let users: Vec<_> = users.collect();
-        // Else this test shows nothing: the pod's root may do in its network what it may, and nothing on the node.
+        // Otherwise this test shows nothing: the pod's root may change its own network, and nothing
+        // on the node.
         let map = client.run(inside(&users[0], &["cat", "/proc/self/uid_map"]))?.success()?;
         ensure!(map.split_whitespace().eq(USERS.split(' ')), "{map}");
         let set = |device| ["ip", "link", "set", device, "mtu", "1400"];
@@ -67,7 +69,8 @@ fn a_pod_in_a_user_namespace_is_in_the_mesh_as_any_other() {
             let refused = probe::dial(&stranger, &DialSpec::say(to, "hello"))?;
             ensure!(matches!(refused.end, End::Refused | End::Reset), "{refused:?}");
         }
-        // By its own root, through the programs that decide: their cgroup's, which user namespaces do not concern.
+        // By its own root, through the programs that decide: their cgroup's, which user namespaces
+        // do not concern.
         let say = format!(
             "exec 3<>/dev/tcp/{}/{PORT}; echo said >&3; read -r line <&3; echo $line",
             server.v4

@@ -1,4 +1,5 @@
-//! What goes over the link between the nodes: plaintext before the label, TLS 1.3 between the same two addresses after it.
+//! What goes over the link between the nodes: plaintext before the label, TLS 1.3 between the same
+//! two addresses after it.
 
 use std::net::SocketAddr;
 
@@ -11,13 +12,14 @@ use tests::{
     scenario,
 };
 
-/// What the client says and the server says back, so that it would show in either direction.
+/// The client says it and the server says it back, so that it would show in either direction.
 const MARKER: &str = "plainly-to-be-seen-marker";
 
 /// The first source port of agents' dials (DESIGN.md, "On the wire").
 const MESH_PORTS: u16 = 61_000;
 
-/// Dials these addresses, one after the other, each with the marker, and returns what went over the link.
+/// Dials these addresses, one after the other, each with the marker. Returns what went over the
+/// link.
 fn talk(pair: &Pair<'_>, to: &[SocketAddr]) -> Result<Recording> {
     let capture = pair.nodes[0].capture()?;
     for to in to {

@@ -60,7 +60,7 @@ fn curl(cluster: &Cluster, url: &str) -> Result<String> {
     cluster.kubectl(["-n", "shop", "exec", "web", "--"].into_iter().chain(curl))
 }
 
-/// Who answers a service, by name, in 12 connections from a pod on node 1.
+/// Which servers answer a service, by name, in 12 connections from a pod on node 1.
 fn answers(cluster: &Cluster, service: &str) -> Result<BTreeSet<String>> {
     let script = format!(
         "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do curl --silent --show-error --max-time 5 http://{service}/ || exit 1; done"
@@ -135,8 +135,8 @@ fn problems(mesh: &Mesh<'_>) -> Result<String> {
     Ok(mesh.status(1)?["problems"].to_string())
 }
 
-/// Applies objects that contradict what node 2 announces of the pod `lone`, waits until node 1's agent tells of it, and dials
-/// the pod: over mutual TLS as before.
+/// Applies objects that contradict what node 2 announces of the pod `lone`. Waits until node 1's
+/// agent tells of it, and dials the pod: over mutual TLS as before.
 fn contradicted(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -171,7 +171,8 @@ fn is_reached_over_mutual_tls(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> 
     Ok(())
 }
 
-/// Who may write `EndpointSlice`s, a node's own credentials, another agent's token.
+/// Objects that others may write: an account that may write `EndpointSlice`s, a node with its own
+/// credentials, and another agent with its token.
 fn a_dispute_about_an_honest_announcement_never_means_plaintext(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -205,7 +206,7 @@ fn a_dispute_about_an_honest_announcement_never_means_plaintext(
     let claimed = format!("{lone} is announced for pod shop/liar, but also for pod shop/lone");
     contradicted(cluster, mesh, &["create", "-f", "-"], &claim, &[&claimed, over_tls])?;
 
-    // An agent that begins with both claims there knows from its predecessor who came first.
+    // An agent that starts with both claims there knows from its predecessor which came first.
     mesh.kill_agent(1)?;
     eventually(PATIENCE, || {
         mesh.status_on_node(1)?;
@@ -229,7 +230,7 @@ fn nothing_is_wrong(mesh: &Mesh<'_>) -> Result<()> {
     })
 }
 
-/// The MeshNode of node 2 says that pods have addresses which are others'.
+/// The MeshNode of node 2 claims other pods' addresses for its own pods.
 fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let api = cluster.kubectl([
         "config",
@@ -276,14 +277,14 @@ fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<
         }
         Ok(())
     })?;
-    // What is claimed is not dialled in plaintext, whoever is there.
+    // A claimed address is not dialled in plaintext, whatever is there.
     ensure!(curl(cluster, &near_url).is_err(), "a disputed address was dialled");
     let refused = mesh.flows(1)?;
     let refused = refused.iter().rev().find(|flow| flow.server.address.to_string() == near);
     ensure!(refused.is_some_and(|flow| flow.outcome == "disputed_address"), "{refused:#?}");
     ensure!(curl(cluster, &format!("{api}/version")).is_err(), "a claimed address was dialled");
 
-    // Nor does whoever deletes the MeshNode take its pods out of the mesh.
+    // Nor does deleting the MeshNode take its pods out of the mesh.
     cluster.kubectl(["delete", "meshnode", "node2"])?;
     eventually(PATIENCE, || {
         let problems = problems(mesh)?;
@@ -301,7 +302,7 @@ fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<
     is_reached_over_mutual_tls(cluster, mesh)?;
     ensure!(curl(cluster, &near_url)?.contains("near"));
     curl(cluster, &format!("{api}/version"))?;
-    // Also while it runs, as an agent that has just handed over could.
+    // The same while the agent runs: an agent that has just handed over could write this.
     mesh.wait_state(&[(2, "shop/there")], "enrolled")?;
     let nothing = json!({"spec": {"pods": []}}).to_string();
     cluster.kubectl(["patch", "meshnode", "node2", "--type=merge", "-p", &nothing])?;
@@ -314,7 +315,7 @@ fn a_false_claim_is_told_and_ends(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<
     cluster.kubectl(["delete", "node", "node3"]).map(drop)
 }
 
-/// An account that may patch `nodes/status`, and one that may delete Nodes.
+/// Attackers: an account that may patch `nodes/status`, and one that may delete Nodes.
 fn neither_a_false_boot_nor_a_deleted_node_takes_pods_out_of_the_mesh(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -334,7 +335,7 @@ fn neither_a_false_boot_nor_a_deleted_node_takes_pods_out_of_the_mesh(
     cluster.kubectl(["delete", "node", "node2"])?;
     mesh.wait_problem(1, "announcement_missing", "node2 has not withdrawn the 3 pods")?;
     is_reached_over_mutual_tls(cluster, mesh)?;
-    // What it announced ends with the pods' objects, of which an agent of another node asks.
+    // The announced pods end with their objects, which an agent of another node asks for.
     cluster.kubectl(["-n", "shop", "delete", "pod", "brief", "--force", "--grace-period=0"])?;
     mesh.wait_problem(2, "announcement_not_written", "node2")?;
     mesh.wait_problem(1, "announcement_missing", "node2 has not withdrawn the 2 pods")?;
@@ -355,11 +356,12 @@ const NODES: usize = 1_000;
 const PODS_PER_NODE: usize = 30;
 /// Announcements that change while traffic is measured.
 const CHANGES: usize = 200;
-/// Of one announcement, as the watch sends it, with what surrounds it. 30 pods make 7 KB.
+/// Of one announcement, as the watch sends it, with its envelope. 30 pods make 7 KB.
 const MAX_BYTES_PER_CHANGE: u64 = 24 * 1024;
 /// What 1,000 nodes with 30,000 pods may cost an agent, built for debugging.
 const MAX_MEMORY_KB: u64 = 160 * 1024;
-/// How long an agent may take to know them once they are there; generous, since the machine does other things too.
+/// How long an agent may take to know them once they are there; generous, since the machine does
+/// other things too.
 const MAX_CATCH_UP: Duration = Duration::from_secs(30);
 
 /// What an agent's processes and network say.
@@ -375,7 +377,7 @@ impl Cost {
         let status = read("status")?;
         let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let memory = memory.and_then(|text| text.trim().split(' ').next()?.parse().ok());
-        // It has a network of its own, and nobody there but the API server talks to it.
+        // It has a network of its own, and only the API server talks to it there.
         let net = read("net/dev")?;
         let eth0 = net.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
         let received = eth0.and_then(|text| text.split_whitespace().next()?.parse().ok());
@@ -474,7 +476,7 @@ fn a_thousand_nodes(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
         Cost::of_agent(cluster, mesh)
     })?;
     let began = since.elapsed();
-    // An agent that writes much rests long.
+    // An agent that writes much waits long in between.
     let kept: u64 = eventually(PATIENCE, || {
         let file = "/run/nodemesh/world.jsonl";
         let nodes = cluster.node(1).run(["grep", "-c", "\"kind\":\"MeshNode\"", file])?;

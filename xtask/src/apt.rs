@@ -58,15 +58,15 @@ fn apt_get(what: &str) -> Command {
     command
 }
 
-/// While it lives, installed packages do not start their services: the demo starts its own redis-server, and nobody asked
-/// for one on the host. A machine that has a policy of its own keeps it.
+/// While it lives, installed packages do not start their services. The demo starts its own
+/// redis-server, and the host needs none. A machine that has a policy of its own keeps it.
 struct NoServices<'a> {
     ours: Option<&'a Path>,
 }
 
 impl<'a> NoServices<'a> {
     fn declare(policy: &'a Path) -> Result<Self> {
-        // Ours from a setup that was killed is taken over, so that it goes away at last.
+        // A policy left by a killed setup is ours and is taken over, so that it goes away at last.
         let free = fs::read_to_string(policy).map_or(true, |text| text == POLICY_TEXT)
             && !policy.is_symlink();
         if !free {
@@ -83,7 +83,8 @@ impl<'a> NoServices<'a> {
 impl Drop for NoServices<'_> {
     fn drop(&mut self) {
         if let Some(policy) = self.ours {
-            // Left behind it forbids the host's own services; the file says so itself, and the next setup removes it.
+            // A policy that is left behind forbids the host's own services. The file says so
+            // itself, and the next setup removes it.
             drop(fs::remove_file(policy));
         }
     }

@@ -1,6 +1,8 @@
-//! Command lines: what commands there are, and words turned into one of them with its checked arguments.
+//! Command lines: the commands that there are, and words turned into one of them with its checked
+//! arguments.
 //!
-//! Written by hand because a parser crate would be most of xtask's build time, and every command waits for that build.
+//! Written by hand because a parser crate would be most of xtask's build time, and every command
+//! waits for that build.
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -23,13 +25,14 @@ pub(crate) struct Command {
 pub(crate) struct Opt {
     /// With its dashes: `--for`.
     pub(crate) flag: &'static str,
-    /// The values it may have; empty for an option that has none. One word in capitals, such as `N`, stands for any
-    /// value: the command judges it.
+    /// The values it may have; empty for an option without a value. One word in capitals, such as
+    /// `N`, stands for any value: the command checks it.
     pub(crate) values: &'static [&'static str],
     pub(crate) about: &'static str,
 }
 
-/// A command's arguments. Every option in it is one that the command has, with a value that it may have.
+/// A command's arguments. Every option in it is one that the command has, with a value that it may
+/// have.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Args {
     options: Vec<(&'static str, String)>,

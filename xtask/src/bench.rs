@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: the mesh against no mesh. The benchmark itself is the program `bench` of package `tests`.
+//! `cargo xtask bench`: the mesh against no mesh. The benchmark itself is the program `bench` of
+//! package `tests`.
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 

@@ -41,8 +41,8 @@ impl Profile {
     }
 }
 
-/// The eBPF programs, then all default members at once: built one by one, dependencies would get other features and be
-/// compiled again.
+/// The eBPF programs, then all default members at once. Built one by one, dependencies would get
+/// other features and be compiled again.
 pub(crate) fn everything(workspace: &Workspace, profile: Profile) -> Result<()> {
     build_ebpf::build(workspace)?;
     let mut cargo = process::cargo(workspace);

@@ -32,7 +32,8 @@ Environment:
     },
 };
 
-/// Names an eBPF object to use instead of a compiled one. mesh-agent's build script reads the same variable.
+/// Names an eBPF object to use instead of a compiled one. mesh-agent's build script reads the same
+/// variable.
 pub(crate) const GIVEN_OBJECT: &str = "MESH_EBPF_OBJECT";
 
 /// The eBPF object that the user wants instead of a compiled one, as an absolute path.
@@ -62,7 +63,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Makes `to` the same as `from`, in one step for its readers; whether that changed it.
+/// Makes `to` the same as `from`, in one step for its readers. Returns whether that changed it.
 fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
     let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     if fs::read(to).is_ok_and(|old| old == bytes) {

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: the main job on real traffic. The demo itself is the program `demo` of package `tests`.
+//! `cargo xtask demo`: the main job on real traffic. The demo itself is the program `demo` of
+//! package `tests`.
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 

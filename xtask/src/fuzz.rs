@@ -34,9 +34,10 @@ that breaks a target lands in target/fuzz/found. `cargo xtask test` does this fo
     run,
 };
 
-/// How long for each target, when nobody says.
+/// The default duration for each target.
 const SECONDS: u64 = 60;
-/// The same in `cargo xtask test`: longer than any planted defect took (CONTRIBUTING.md), and half a minute for all.
+/// The same in `cargo xtask test`: longer than any planted defect took (CONTRIBUTING.md), and half
+/// a minute for all.
 pub(crate) const SECONDS_IN_TEST: u64 = 8;
 /// Where the random choices begin in `cargo xtask test`; elsewhere libFuzzer chooses by the clock.
 const SEED_IN_TEST: u32 = 1;
@@ -47,7 +48,7 @@ const TIMEOUT_S: u64 = 10;
 const MAX_MEMORY_MB: u64 = 512;
 /// Longest input: some records, some objects. Longer ones find less per second.
 const MAX_INPUT_BYTES: u64 = 4096;
-/// How often it is looked whether a run has ended.
+/// How often to check whether a run has ended.
 const POLL: Duration = Duration::from_millis(50);
 
 fn run(args: &Args) -> Result<ExitCode> {
@@ -84,14 +85,15 @@ pub(crate) fn build(workspace: Workspace) -> Result<()> {
     Fuzzer::build(workspace).map(drop)
 }
 
-/// Every target for a few seconds, as a gate of `cargo xtask test`: always the same inputs, as far as the time goes, so that
-/// a commit is judged by what it changed and not by luck.
+/// Every target for a few seconds, as a gate of `cargo xtask test`. The inputs are always the same,
+/// as far as the time goes, so that a commit is judged by what it changed and not by luck.
 pub(crate) fn gate(workspace: Workspace) -> Result<()> {
     let targets = targets(&workspace)?;
     Fuzzer::build(workspace)?.all(&targets, SECONDS_IN_TEST, Some(SEED_IN_TEST))
 }
 
-/// A target has its inputs in a directory of its name; a test holds that against mesh-agent's own list.
+/// A target has its inputs in a directory of its name; a test compares these names with
+/// mesh-agent's own list.
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     let corpus = workspace.root.join("fuzz/corpus");
     let names = files(&corpus)?
@@ -115,7 +117,7 @@ struct Running {
 }
 
 impl Fuzzer {
-    /// Instrumented are our own crates alone: everybody else's are those of `cargo build`.
+    /// Only our own crates are instrumented: all others are those of `cargo build`.
     fn build(workspace: Workspace) -> Result<Self> {
         build_ebpf::build(&workspace)?; // mesh-agent's build script wants it
         let mut cargo = process::cargo(&workspace);
@@ -200,8 +202,8 @@ impl Fuzzer {
         Ok(ExitCode::FAILURE)
     }
 
-    /// The committed inputs anew: those that people gave a name stay, and of all others the fewest that reach the same
-    /// places of the code.
+    /// Selects the committed inputs anew. Inputs that people gave a name stay; of all others, the
+    /// fewest that reach the same places of the code.
     fn minimise(&self, target: &str) -> Result<ExitCode> {
         let (committed, found) = (self.committed(target), self.directory("corpus", target)?);
         let merged = self.directory("merged", target)?;

@@ -1,4 +1,5 @@
-//! Checks that run one after the other, or beside the others, each to its end, whatever became of the others.
+//! Checks that run one after the other, or beside the others. Each runs to its end, whatever
+//! becomes of the others.
 use std::process::ExitCode;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -20,12 +21,12 @@ struct Gate {
 }
 
 impl Gates {
-    /// No gates yet; `command` is who runs them, for messages.
+    /// No gates yet; `command` is the command that runs them, for messages.
     pub(crate) fn of(command: &'static str) -> Self {
         Self { command, done: Vec::new() }
     }
 
-    /// Runs one gate, and says how it went and how long it took; whether it passed.
+    /// Runs one gate, and says how it went and how long it took. Returns whether it passed.
     pub(crate) fn run(&mut self, name: &'static str, check: impl FnOnce() -> Result<()>) -> bool {
         say::progress(self.command, &format!("{name} ..."));
         self.settle(name, Outcome::of(check))
@@ -42,7 +43,8 @@ impl Gates {
         Beside { name, check: scope.spawn(|| Outcome::of(check)) }
     }
 
-    /// Waits for a gate that was begun; says the same as [`Gates::run`], the time being that of the check itself.
+    /// Waits for a gate that was begun. Says the same as [`Gates::run`]; the time is that of the
+    /// check itself.
     pub(crate) fn end(&mut self, gate: Beside) -> bool {
         if !gate.check.is_finished() {
             say::progress(self.command, &format!("{} ... (to its end)", gate.name));

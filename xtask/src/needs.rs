@@ -1,4 +1,5 @@
-//! The programs that Nodemesh's build, demo and tests call. A new one is a new row here, and nothing else.
+//! The programs that Nodemesh's build, demo and tests call. A new one is a new row here, and
+//! nothing else.
 
 /// What setup prepares for; each includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::build_ebpf;
 use crate::workspace::Workspace;
 
-/// Where programs are that are not on everybody's `PATH`: Debian's for administrators and for containers' networks, and Go's
-/// own if it was installed as its makers say.
+/// Directories of programs that are not on every user's `PATH`: Debian's for administrators and for
+/// containers' networks, and Go's own if it was installed as its makers say.
 const ELSEWHERE: [&str; 5] =
     ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/cni", "/usr/local/go/bin"];
 
@@ -19,7 +19,7 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(&workspace.root);
-    // Whole and from the root: build scripts run in the directory of their package.
+    // An absolute path: build scripts run in the directory of their package.
     if let Some(object) = build_ebpf::given_object() {
         command.env(build_ebpf::GIVEN_OBJECT, object);
     } else {
@@ -28,7 +28,7 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
-/// A command as it is, at lower priority: for what is built beside what somebody waits for.
+/// A command as it is, at lower priority: for a build beside another one that a user waits for.
 pub(crate) fn behind(command: &Command) -> Command {
     let mut behind = Command::new("nice");
     behind.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
@@ -68,7 +68,8 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end, silently, and returns what it printed on stdout; `None` if it could not be started or failed.
+/// Runs to the end, silently, and returns what it printed on stdout; `None` if it could not be
+/// started or failed.
 pub(crate) fn read(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())

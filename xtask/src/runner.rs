@@ -1,8 +1,9 @@
-//! Runs tests. Unit tests run program by program. Whole-system tests are processes of their own, several at once whatever
-//! program they are in: they wait more than they compute, and a program's last test would leave a processor idle.
+//! Runs tests. Unit tests run program by program. Whole-system tests are processes of their own,
+//! several at once, from whatever programs: they wait more than they compute, and a program's last
+//! test would leave a processor idle.
 //!
-//! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed and is listed as flaky,
-//! with what it said the first time.
+//! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed
+//! and is listed as flaky, with what it said the first time.
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -99,7 +100,7 @@ pub(crate) fn run(workspace: &Workspace, chosen: &Chosen<'_>, tally: &mut Tally)
     Ok(())
 }
 
-/// Runs them all; what failed is added to `failed`. Returns those that passed at the second try.
+/// Runs them all; adds those that failed to `failed`. Returns those that passed at the second try.
 fn whole_system_tests(
     jobs: VecDeque<Job<'_>>,
     at_once: usize,
@@ -143,7 +144,7 @@ fn whole_system_tests(
             continue;
         }
         failed.push(job.name());
-        // One that was killed has not counted itself.
+        // A program that was killed has not counted itself.
         tally.failed = tally.failed.max(failed_before + 1);
     }
     if count > 0 {

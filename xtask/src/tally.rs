@@ -1,7 +1,8 @@
 //! What the tests said, summed up over all test programs.
 
-/// How a test says that it cannot run here: a line with this, then its name and the reason. Written past libtest's
-/// capture (`writeln!(std::io::stdout(), …)`), which otherwise shows only what failing tests print.
+/// How a test says that it cannot run here: a line with this, then its name and the reason. It is
+/// written past libtest's capture (`writeln!(std::io::stdout(), …)`), which otherwise shows only
+/// what failing tests print.
 const SKIP: &str = "skip: ";
 
 /// Numbers of tests, from libtest's lines `test result: …`.
@@ -10,7 +11,8 @@ pub(crate) struct Tally {
     pub(crate) passed: u32,
     pub(crate) failed: u32,
     pub(crate) ignored: u32,
-    /// The tests that said they cannot run here, each with its reason; libtest counts them as passed.
+    /// The tests that said they cannot run here, each with its reason; libtest counts them as
+    /// passed.
     pub(crate) skipped: Vec<String>,
 }
 

@@ -46,12 +46,13 @@ Environment:
     run,
 };
 
-/// How many tests run at once. A whole-system test is two agents and a handful of programs by itself, and waits for states
-/// with deadlines; more than two of them on two cores made deadlines a matter of luck.
+/// How many tests run at once. A whole-system test is two agents and a handful of programs by
+/// itself, and waits for states with deadlines. More than two of them on two cores made deadlines a
+/// matter of luck.
 const AT_ONCE: usize = 2;
 
-/// How many tests may be skipped or ignored before the run counts as failed: CI has all that tests need, so more means that
-/// something is not tested any more.
+/// How many tests may be skipped or ignored before the run counts as failed. CI has all that tests
+/// need, so more means that something is not tested any more.
 const MAX_NOT_RUN: usize = 3;
 
 fn run(args: &Args) -> Result<ExitCode> {
@@ -74,14 +75,15 @@ fn run(args: &Args) -> Result<ExitCode> {
     let mut gates = Gates::of("test");
     let mut tally = Tally::default();
     thread::scope(|scope| {
-        // Compilers of crates leave a processor idle now and then, and half of the cluster's build is fetching.
+        // Compilers of crates leave a processor idle now and then, and half of the cluster's build
+        // is fetching.
         let cluster = everything
             .then(|| gates.begin(scope, "build for the cluster", || cluster::build(&workspace)));
         if lint {
             lint::all(&workspace, &mut gates);
             gates.run("licences and sources", || deny(&workspace));
         }
-        // Tests of an agent that is not what the sources say would prove nothing.
+        // Tests of an agent that does not match the sources would prove nothing.
         let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
             && gates.run("build for the host", || programs_and_tests(&workspace));
         let can_fuzz =
@@ -104,7 +106,8 @@ fn run(args: &Args) -> Result<ExitCode> {
 
 /// Banned crates, licences and sources, by deny.toml.
 fn deny(workspace: &Workspace) -> Result<()> {
-    // Licences are read from every crate of the lock file, also of those that are for other systems and not built here.
+    // Licences are read from every crate of the lock file, also of those that are for other systems
+    // and not built here.
     process::run(process::cargo(workspace).args(["fetch", "--quiet"]))?;
     let mut deny = std::process::Command::new(cargo_tools::cargo_deny().program(workspace));
     deny.current_dir(&workspace.root);

@@ -26,8 +26,8 @@ impl TestProgram {
     }
 }
 
-/// Builds all programs, of tests and others, in one go: one package at a time, dependencies would get other features and be
-/// compiled again. Returns those of tests, in the order of their sources.
+/// Builds all programs, of tests and others, in one go. One package at a time, dependencies would
+/// get other features and be compiled again. Returns those of tests, in the order of their sources.
 ///
 /// # Errors
 /// Something could not be built.

@@ -1,9 +1,9 @@
-//! The compiler for the eBPF programs. Stable Rust cannot build them by itself, since rustup has no `core` for the kernel's
-//! target. Two toolchains can:
+//! The compiler for the eBPF programs. Stable Rust cannot build them by itself, since rustup has no
+//! `core` for the kernel's target. Two toolchains can:
 //!
-//! - **Debian's** `rustc-web` with `libstd-rust-web-dev-bpf`, its prebuilt `core`, and bpf-linker built against the same
-//!   LLVM. Preferred: `cargo xtask setup` can install all of it.
-//! - **nightly** with `rust-src`, which builds `core` itself, and a bpf-linker that somebody has installed.
+//! - **Debian's** `rustc-web` with `libstd-rust-web-dev-bpf`, its prebuilt `core`, and bpf-linker
+//!   built against the same LLVM. Preferred: `cargo xtask setup` can install all of it.
+//! - **nightly** with `rust-src`, which builds `core` itself, and an installed bpf-linker.
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -112,13 +112,14 @@ fn debian_cargo(workspace: &Workspace, subcommand: &str) -> Command {
         command = Command::new(DEBIAN_CLIPPY);
         command.current_dir(&workspace.root).env("CARGO", cargo);
     }
-    // aya-ebpf 0.2 and the programs use `asm_experimental_arch`; no other crate is let use unstable features.
+    // aya-ebpf 0.2 and the programs use `asm_experimental_arch`; no other crate may use unstable
+    // features.
     let unstable = ("RUSTC_BOOTSTRAP", "aya_ebpf,mesh_ebpf");
     command.arg(subcommand).env("RUSTC", DEBIAN_RUSTC).env(unstable.0, unstable.1);
     command
 }
 
-/// Nightly's own cargo. It must not hear of the cargo and rustc that run us.
+/// Nightly's own cargo. It must not inherit the cargo and rustc that run us.
 fn nightly_cargo(workspace: &Workspace, subcommand: &str) -> Command {
     let mut command = Command::new("rustup");
     command.current_dir(&workspace.root);
@@ -160,8 +161,8 @@ fn llvm_major(versions: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
-/// The kernel's own architecture decides the layout of `pt_regs` in aya-ebpf; the kernel wants BTF, which the linker makes
-/// from debug information.
+/// The kernel's own architecture decides the layout of `pt_regs` in aya-ebpf. The kernel wants BTF,
+/// which the linker makes from debug information.
 fn rust_flags() -> String {
     let arch = std::env::consts::ARCH;
     format!("--cfg=bpf_target_arch=\"{arch}\" -Cdebuginfo=2 -Clink-arg=--btf")

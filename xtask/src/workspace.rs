@@ -15,7 +15,8 @@ impl Workspace {
         Self { root }
     }
 
-    /// Programs that setup has built for this tree alone: `bin/` in it. `cargo clean` takes them along.
+    /// Programs that setup has built for this tree alone: `bin/` in it. `cargo clean` removes them,
+    /// too.
     pub(crate) fn tools(&self) -> PathBuf {
         self.root.join("target/tools")
     }
@@ -25,8 +26,8 @@ impl Workspace {
         self.root.join("target/bpf/mesh-ebpf")
     }
 
-    /// Where the eBPF programs are compiled: not the host's target directory, so that neither build waits for the other's
-    /// lock.
+    /// Where the eBPF programs are compiled. It is not the host's target directory, so that neither
+    /// build waits for the other's lock.
     pub(crate) fn ebpf_target_dir(&self) -> PathBuf {
         self.root.join("target/bpf-build")
     }
@@ -41,7 +42,8 @@ impl Workspace {
         self.root.join("tests/cluster")
     }
 
-    /// The kernels that `cargo xtask test --kernels` boots, a directory each, with the logs of their last run.
+    /// The kernels that `cargo xtask test --kernels` boots, a directory each, with the logs of
+    /// their last run.
     pub(crate) fn kernels(&self) -> PathBuf {
         self.root.join("target/kernels")
     }
@@ -51,7 +53,8 @@ impl Workspace {
         self.root.join("target/image")
     }
 
-    /// Where cargo puts host programs of `profile` (`debug` or `release`). `CARGO_TARGET_DIR` moves it.
+    /// Where cargo puts host programs of `profile` (`debug` or `release`). `CARGO_TARGET_DIR` moves
+    /// it.
     pub(crate) fn programs(&self, profile: &str) -> PathBuf {
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);

@@ -19,7 +19,7 @@ const CHUNK: usize = 16 * 1024;
 /// Why an agent did not answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No agent listens.
     #[error(
         "no agent answers at {path}: {source}; is it running (as root), and is --runtime-dir the one it was given?"
     )]
@@ -63,12 +63,12 @@ impl Answers {
         Ok(Self { stream, read: Vec::new() })
     }
 
-    /// Whether one can be had without reading.
+    /// Whether an answer is available without reading.
     pub fn has_one(&self) -> bool {
         self.read.contains(&b'\n')
     }
 
-    /// The next one, once it is there; `None` when the agent has closed.
+    /// The next answer, once it is there; `None` when the agent has closed the connection.
     ///
     /// # Errors
     /// See [`ClientError`].

@@ -1,5 +1,6 @@
-//! Who follows the flows: so many at once, since one whose terminal has gone may not hear of it. A process that `kubectl exec`
-//! has started in a container stays there when kubectl is gone.
+//! The processes that follow the flows, and their limit. A follower whose terminal has gone may not
+//! notice it: a process that `kubectl exec` has started in a container stays there when kubectl is
+//! gone.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 /// Each costs a process of some megabytes in the agent's container.
 pub(super) const MOST: usize = 16;
 
-/// Those who follow now, the longest first.
+/// The present followers, the longest first.
 #[derive(Debug, Default)]
 pub struct Followers(Mutex<Queue>);
 
@@ -19,16 +20,16 @@ struct Queue {
     places: VecDeque<(u64, CancellationToken)>,
 }
 
-/// The place of one of them, until it is dropped.
+/// The place of one follower, until it is dropped.
 pub(super) struct Place<'a> {
     followers: &'a Followers,
     number: u64,
-    /// Done when another one has taken it.
+    /// Cancelled when a later follower has taken the place.
     pub(super) taken: CancellationToken,
 }
 
 impl Followers {
-    /// Another one. If there are too many, who has followed longest has to go.
+    /// Adds a follower. If there are too many, the longest one has to go.
     pub(super) fn join(&self) -> Place<'_> {
         let mut queue = self.lock();
         let (number, taken) = (queue.next, CancellationToken::new());
@@ -42,7 +43,7 @@ impl Followers {
         Place { followers: self, number, taken }
     }
 
-    /// No panic elsewhere makes the queue wrong: each change is one insertion or removal.
+    /// A panic elsewhere cannot leave the queue wrong: each change is one insertion or removal.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

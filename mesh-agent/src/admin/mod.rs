@@ -1,7 +1,7 @@
 //! The Unix socket through which the command line asks a running agent.
 //!
-//! One request per connection, a JSON object on a line; the answer is JSON, one object per line, until the agent closes.
-//! Only root may connect: the socket's mode is 0600.
+//! One request per connection, a JSON object on a line; the answer is JSON, one object per line,
+//! until the agent closes. Only root may connect: the socket's mode is 0600.
 
 mod client;
 mod followers;

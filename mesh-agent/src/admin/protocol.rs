@@ -1,4 +1,4 @@
-//! What is asked and answered.
+//! Requests and answers of the admin socket.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -13,29 +13,30 @@ use crate::{
     world::{PortSet, Problem},
 };
 
-/// A question.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
 pub enum Request {
     /// How the agent and its pods are.
     Status,
-    /// The records kept, and with `follow` each new one as it is finished.
+    /// The records kept, and with `follow` each new one as its connection ends.
     Flows {
-        /// Whether to go on.
+        /// Whether to go on with new records.
         follow: bool,
     },
-    /// The connections of a pod (`namespace/name`) from before it was in the mesh, or strict, are to end.
+    /// End the connections of a pod (`namespace/name`) from before it was in the mesh, or strict.
     Reset {
         /// The pod.
         pod: String,
         /// Whether they are only to be listed.
         dry_run: bool,
     },
-    /// Another agent wants to take over: see [`handover`]. What follows on this connection is between the two.
+    /// Another agent wants to take over: see [`handover`]. The rest of this connection is between
+    /// the two.
     HandOver(handover::Ask),
-    /// The heir is ready for the listeners.
+    /// The successor is ready for the listeners.
     Give,
-    /// The heir has switched.
+    /// The successor has switched.
     Switched,
 }
 
@@ -77,7 +78,7 @@ pub struct Status {
     /// Whether it is in charge of its node and has read the world.
     #[serde(default)]
     pub ready: bool,
-    /// How old what it knows of the world is.
+    /// How old its knowledge of the world is.
     #[serde(default)]
     pub knowledge: KnowledgeFacts,
     /// Whether it is draining.
@@ -86,21 +87,22 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// Captured pods of other nodes, as announced.
     pub remote_peers: usize,
-    /// What the agent's userspace did.
+    /// What the agent's userspace has done.
     pub counters: NodeCounters,
     /// The kernel's verdicts by code, since its maps were made.
     pub verdicts: BTreeMap<String, u64>,
-    /// The same by pod (`namespace/name`), since each was enrolled. Codes that never occurred are left out.
+    /// The same by pod (`namespace/name`), since each was enrolled. Codes that never occurred are
+    /// left out.
     pub pod_verdicts: BTreeMap<String, BTreeMap<String, u64>>,
     /// Certificates in use.
     pub identities: Vec<IdentityFacts>,
     /// What is wrong with the source or the announcements.
     pub problems: Vec<ProblemFacts>,
-    /// Addresses and ports that lead to pods of the mesh and that the mesh does not carry when a pod dials them: those by which
-    /// services are reached from outside.
+    /// Addresses and ports that lead to pods of the mesh, and that the mesh does not carry when a
+    /// pod dials them. They are the ways to services from outside the cluster.
     #[serde(default)]
     pub not_carried: Vec<NotCarried>,
-    /// Strict pods of other nodes with ports on which plaintext reaches them all the same.
+    /// Strict pods of other nodes with ports on which plaintext still reaches them.
     #[serde(default)]
     pub open_peers: Vec<OpenPeer>,
 }
@@ -118,7 +120,8 @@ pub struct OpenPeer {
     pub permissive_ports: PortSet,
 }
 
-/// Ways to a service on which what pods of the mesh dial goes as Kubernetes carries it: in plaintext, which a strict pod refuses.
+/// Ways to a service that the mesh does not carry. What its pods dial there goes as Kubernetes
+/// carries it: in plaintext, which a strict pod refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCarried {
     /// The service, as `namespace/name`.
@@ -131,7 +134,7 @@ pub struct NotCarried {
     pub node_port: Option<u16>,
 }
 
-/// What the agent's userspace did since it started.
+/// What the agent's userspace has done since it started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeCounters {
     /// Connections accepted from pods.
@@ -142,7 +145,8 @@ pub struct NodeCounters {
     pub bytes_sent: u64,
     /// Bytes of applications that went from servers to clients.
     pub bytes_received: u64,
-    /// Connections of pods that went to the agents' port, because the path changes source addresses or ports.
+    /// Connections of pods that went to the agents' port, because the path changes source addresses
+    /// or ports.
     #[serde(default)]
     pub by_agents_port: u64,
     /// Pods, announced pods and service ports that were judged while following the world.
@@ -154,11 +158,11 @@ pub struct NodeCounters {
     /// Kubernetes Events that were written.
     #[serde(default)]
     pub events_written: u64,
-    /// Attempts to write one that failed; what lasts is tried again.
+    /// Attempts to write one that failed. What lasts is tried again.
     #[serde(default)]
     pub events_failed: u64,
-    /// Things wrong with objects that have not been told yet by an Event or, in file mode, in the log: they wait for their
-    /// namespace's share.
+    /// Problems of objects that have not been reported yet by an Event or, in file mode, in the
+    /// log. They wait for their namespace's share.
     #[serde(default)]
     pub events_waiting: u64,
     /// Connections that are open.
@@ -174,10 +178,10 @@ pub struct NodeCounters {
     pub events_lost: u64,
 }
 
-/// How old what an agent knows of the world is.
+/// How old an agent's knowledge of the world is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnowledgeFacts {
-    /// Who has told it.
+    /// The source of the knowledge.
     pub from: KnowledgeSource,
     /// When it was last known to be true, if that is not now.
     pub as_of: Option<Timestamp>,
@@ -185,11 +189,11 @@ pub struct KnowledgeFacts {
     pub age_s: u64,
 }
 
-/// Who has told what an agent knows.
+/// The source of an agent's knowledge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KnowledgeSource {
-    /// Nobody yet.
+    /// None yet.
     #[default]
     Nobody,
     /// An earlier agent, by the file that it left.
@@ -199,7 +203,7 @@ pub enum KnowledgeSource {
 }
 
 impl KnowledgeFacts {
-    /// What is to be said of it now.
+    /// The age to report now.
     pub fn of(knowledge: Knowledge, now: Timestamp) -> Self {
         let (from, as_of) = match knowledge {
             Knowledge::Nothing => (KnowledgeSource::Nobody, None),
@@ -238,7 +242,7 @@ pub struct ProblemFacts {
 }
 
 impl ProblemFacts {
-    /// What the world has found.
+    /// A problem that the world has found.
     pub fn of(problem: &Problem) -> Self {
         Self { code: problem.code.as_str().to_owned(), message: problem.to_string() }
     }

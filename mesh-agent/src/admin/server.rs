@@ -45,7 +45,7 @@ const MAX_REQUEST_BYTES: u64 = 64 * 1024;
 /// How long a client may take to ask, and to take each line of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the answers are made of.
+/// The state that the answers are made from.
 pub struct State {
     /// The node's name.
     pub node: String,
@@ -61,15 +61,15 @@ pub struct State {
     pub identities: Arc<Identities>,
     /// What is wrong with the sources.
     pub problems: ArcSwap<Vec<ProblemFacts>>,
-    /// How old what is known of the world is; nothing, until the agent is in charge of its node.
+    /// How old the knowledge of the world is; nothing, until the agent is in charge of its node.
     pub knowledge: ArcSwap<Knowledge>,
     /// Whether the agent is draining.
     pub draining: AtomicBool,
     /// Why the metrics are not served, if they should be.
     pub metrics_problem: ArcSwapOption<ProblemFacts>,
-    /// Who follows the flows.
+    /// The processes that follow the flows.
     pub followers: Followers,
-    /// Where an heir is received.
+    /// Where a successor is received.
     pub desk: Desk,
 }
 
@@ -99,13 +99,14 @@ impl State {
         self.mesh.world.load().problems()
     }
 
-    /// The same as [`Self::status`] without what takes time in proportion to pods and services of the cluster, or a system call for each pod:
-    /// `pod_verdicts`, `not_carried` and `open_peers` are empty.
+    /// The same as [`Self::status`], without what takes time in proportion to the cluster's pods
+    /// and services, or a system call for each pod. `pod_verdicts`, `not_carried` and `open_peers`
+    /// are empty.
     pub fn overview(&self) -> Status {
         let mesh = &self.mesh;
         let tables = mesh.kernel.tables();
         let world = mesh.world.load();
-        // None rather than zeros: counters that fall are taken for those of a new kernel.
+        // None rather than zeros: falling counters are taken for those of a new kernel.
         let verdicts = tables.verdicts().map(|counts| by_code(&counts, true)).unwrap_or_default();
         let mut problems: Vec<_> = self.problems.load().to_vec();
         problems.extend(world.problems().iter().map(ProblemFacts::of));
@@ -190,8 +191,8 @@ pub struct ServeError {
     source: io::Error,
 }
 
-/// Makes the socket. Whoever calls holds the node's lock, so what lies there is a dead agent's, or that of one who has handed
-/// over: it is replaced at once, so that there is always somebody to ask.
+/// Makes the socket. The caller holds the node's lock, so an existing socket is that of a dead
+/// agent or of one that has handed over. It is replaced at once, so that an agent always answers.
 ///
 /// # Errors
 /// See [`ServeError`].
@@ -240,7 +241,8 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
     timeout(PATIENCE, reader.read_line(&mut line)).await??;
     match serde_json::from_str(&line) {
         Ok(Request::HandOver(ask)) => {
-            let read = reader.into_inner().into_inner(); // the heir says nothing more until it is answered
+            // The successor says nothing more until it is answered.
+            let read = reader.into_inner().into_inner();
             let stream = read.reunite(write).map_err(io::Error::other)?;
             handover::give(stream, &ask, &state.desk, state.mesh.flows.closed()).await
         }
@@ -260,7 +262,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
             let mut follower = follow.then(|| (state.mesh.flows.follow(), state.followers.join()));
             let mut sent = BTreeSet::new();
             for record in state.mesh.flows.list() {
-                // An open one comes again when it is finished.
+                // An open connection comes again when it has ended.
                 if !follow || record.duration_us.is_some() {
                     sent.insert(record.id);
                     send(&mut write, &Response::Flow(Box::new(record))).await?;
@@ -276,7 +278,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
                     }
                 };
                 let response = match next {
-                    // Finished between the two: it was on the list already.
+                    // It ended between the two steps, and was on the list already.
                     Some(Followed::Finished(record)) if sent.remove(&record.id) => continue,
                     Some(Followed::Finished(record)) => Response::Flow(Box::new((*record).clone())),
                     Some(Followed::Lost(lost)) => Response::Lost(lost),
@@ -290,7 +292,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
     }
 }
 
-/// Resolves when who has asked is gone: nothing more is to be read.
+/// Resolves when the client is gone: nothing more can be read.
 ///
 /// # Cancel safety
 /// Can be dropped and called again.

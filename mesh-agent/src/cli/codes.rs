@@ -7,7 +7,7 @@ use mesh_common::verdict::{Action, Verdict};
 const PAGE: &str = include_str!("../../../docs/codes.md");
 const WIRE: &str = include_str!("../../../docs/wire.md");
 
-/// Where codes are made. Every text in them that looks like one is one.
+/// The files in which codes are made. Every text in them that looks like a code is one.
 const SOURCES: &[&str] = &[
     include_str!("../admin/server.rs"),
     include_str!("../daemon/end.rs"),

@@ -17,7 +17,7 @@ use crate::{
     identity::SpiffeId,
 };
 
-/// How long the flows are followed where nothing tells that nobody reads any more.
+/// How long the flows are followed where the end of the reader cannot be noticed.
 const FOLLOWED_UNSEEN: Duration = Duration::from_hours(1);
 
 /// Show the connections that the agent carried or the kernel refused, oldest first.
@@ -40,7 +40,7 @@ pub(super) struct Flows {
 impl Flows {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         let request = Request::Flows { follow: self.follow };
-        // Who is there at the beginning is known before anything is asked.
+        // Whether a reader is there at the beginning is found out before any request.
         let limit = self.for_seconds.map(Duration::from_secs);
         let reader = Reader::new(limit, FOLLOWED_UNSEEN)?;
         let answers = Answers::to(&request, &self.asked.runtime_dir)?;
@@ -79,7 +79,7 @@ impl Flows {
         Ok(())
     }
 
-    /// Until the agent ends, or nobody reads.
+    /// Until the agent ends, or no process reads the output.
     fn follow(self, mut answers: Answers, reader: &Reader) -> anyhow::Result<()> {
         loop {
             if !answers.has_one() {
@@ -175,7 +175,8 @@ fn party(party: &Party) -> String {
     }
 }
 
-/// Who proved to be whom, as `namespace/service-account`; the whole SPIFFE ids are in `-o json`.
+/// The proved identities of client and server, as `namespace/service-account`. The whole SPIFFE ids
+/// are in `-o json`.
 fn identities(client: &Party, server: &Party) -> String {
     let short = |party: &Party| {
         let id: SpiffeId = party.identity.as_deref()?.parse().ok()?;

@@ -1,12 +1,12 @@
-//! What programs that run on say to standard error.
+//! The log of long-running commands, on standard error.
 
 use std::io::IsTerminal as _;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-/// What the library for the API server says comes back as errors, too, which are told as sentences; its own lines are for those
-/// who write programs.
+/// The API server's client library returns its failures as errors, too, and those are logged as
+/// sentences. Its own lines are for programmers.
 const QUIET: &str = "kube_client=off,kube_runtime=off";
 
 /// The words that are levels.
@@ -43,7 +43,8 @@ impl Log {
     }
 }
 
-/// Directives that say what they mean: a level that is misspelt would be taken for the name of a module, and silence all others.
+/// Accepts only directives that say what they mean: a misspelt level would be taken for the name of
+/// a module, and silence all others.
 fn directives(text: &str) -> Result<String, String> {
     let slip = text.split(',').find(|directive| {
         let level = directive.rsplit_once('=').map_or(*directive, |(_, level)| level);

@@ -105,11 +105,12 @@ struct Usage(String);
 /// The exit code of clap, too.
 const WRONG_ARGUMENTS: u8 = 2;
 
-/// The program: parses, runs, and says in one line what went wrong. 0: done; 1: failed; 2: the arguments are wrong.
+/// The program: parses, runs, and says in one line what went wrong. 0: done; 1: failed; 2: the
+/// arguments are wrong.
 pub fn main() -> ExitCode {
     match execute(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader has seen enough: `mesh-agent flows | head`.
+        // The reader has closed the pipe: `mesh-agent flows | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -152,7 +153,7 @@ fn object_name(text: &str) -> Result<String, String> {
     check_subdomain(text).map(|()| text.to_owned())
 }
 
-/// One line on standard output; unlike `println!` an end of the pipe is an error and not a panic.
+/// One line on standard output. Unlike with `println!`, a closed pipe is an error and not a panic.
 fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout().lock(), "{line}")?;
     Ok(())

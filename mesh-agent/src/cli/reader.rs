@@ -1,8 +1,9 @@
-//! Whether anybody reads what a command prints that goes on until it is interrupted.
+//! Whether the output of a command that runs until it is interrupted still has a reader.
 //!
-//! `kubectl exec` that is killed leaves the process in the container, and its standard output looks read: the runtime holds the
-//! pipe. What goes is standard input, if there was one (`kubectl exec -i`). Without it nothing tells, so that such a command
-//! ends by itself after a while.
+//! A killed `kubectl exec` leaves the process in the container. Its standard output still seems to
+//! be read, since the runtime holds the pipe. What closes is standard input, if there was one
+//! (`kubectl exec -i`). Without it nothing shows the end, so that such a command ends by itself
+//! after a while.
 
 use std::{
     cell::RefCell,
@@ -16,17 +17,17 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-/// How long standard output may take nothing: then nobody reads it.
+/// How long standard output may take nothing; after that the command has no reader.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one call of poll lasts at most.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
-/// Any of these on a descriptor whose other side is to be watched.
+/// Any of these on a descriptor means that its other side is gone.
 const GONE: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR).union(PollFlags::POLLNVAL);
 
-/// Who reads.
+/// The process that reads the output.
 pub(super) struct Reader {
-    /// Whether somebody holds the other side of standard input, and is gone when that is.
+    /// Whether standard input has another side, whose end is the reader's.
     has_input: bool,
     until: Option<Instant>,
     alone_since: RefCell<Option<Instant>>,
@@ -37,18 +38,18 @@ pub(super) struct Reader {
 pub(super) enum Waited {
     /// There is something to read.
     Ready,
-    /// Nobody reads any more.
+    /// No process reads any more.
     Alone,
-    /// It has gone on for long enough.
+    /// The time limit is over.
     Over,
 }
 
 impl Reader {
-    /// Who reads this process's output, for `limit` at most; without one as long as somebody is there, or as long as `fallback`
-    /// if nothing would tell that.
+    /// A reader of this process's output, for `limit` at most. Without a limit it lasts as long as
+    /// standard input has another side; without that, for `fallback`.
     pub(super) fn new(limit: Option<Duration>, fallback: Duration) -> io::Result<Self> {
         let stdin = io::stdin();
-        // An input that has ended already, such as `< /dev/null` in a pipe, is nobody.
+        // An input that has ended already, such as `< /dev/null` in a pipe, shows no reader.
         let is_there = !is_gone(
             flags(&mut [PollFd::new(stdin.as_fd(), PollFlags::empty())], Duration::ZERO)?.first(),
         );
@@ -58,7 +59,7 @@ impl Reader {
         Ok(Self { has_input, until, alone_since: RefCell::default() })
     }
 
-    /// Waits until `answers` can be read, nobody is there any more, or it is over.
+    /// Waits until `answers` can be read, the reader is gone, or the time is over.
     pub(super) fn wait_for(&self, answers: &impl AsFd) -> io::Result<Waited> {
         let (stdin, stdout) = (io::stdin(), io::stdout());
         loop {
@@ -79,7 +80,8 @@ impl Reader {
             let is_alone = found.iter().skip(1).any(|flags| is_gone(Some(flags)));
             if is_alone {
                 let since = *self.alone_since.borrow_mut().get_or_insert_with(Instant::now);
-                // What there is already is shown to an output that takes it, but not for ever.
+                // Answers that are there already still go to an output that takes them, but not for
+                // ever.
                 if !is_ready || since.elapsed() > PATIENCE {
                     return Ok(Waited::Alone);
                 }
@@ -91,7 +93,7 @@ impl Reader {
     }
 }
 
-/// Whether standard output takes something more.
+/// Whether standard output takes more.
 pub(super) fn output_takes() -> io::Result<bool> {
     let stdout = io::stdout();
     let found = flags(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)], PATIENCE)?;
@@ -102,7 +104,7 @@ fn is_gone(flags: Option<&PollFlags>) -> bool {
     flags.is_some_and(|flags| flags.intersects(GONE))
 }
 
-/// A pipe's or socket's other side can go.
+/// Only a pipe's or socket's other side can go.
 fn is_pipe(fd: BorrowedFd<'_>) -> bool {
     use nix::sys::stat::{SFlag, fstat};
     let kind = |mode: nix::sys::stat::mode_t| SFlag::from_bits_truncate(mode) & SFlag::S_IFMT;

@@ -18,7 +18,8 @@ pub(super) struct Ready {
 impl Ready {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         let status = self.asked.status()?;
-        // In an update the agent that goes and the one that comes share a runtime directory, and one answers.
+        // During an update the old and the new agent share a runtime directory, and one of them
+        // answers.
         if cgroup("self") != cgroup(&status.pid.to_string()) {
             bail!("another agent is in charge of {} (pid {})", status.node, status.pid);
         }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 const A_DAY_S: u64 = 24 * 60 * 60;
-/// As long as a CA that is made here lives; no certificate outlives its CA.
+/// The lifetime of a CA that is made here; no certificate outlives its CA.
 const LONGEST_LEAF_S: u64 = 3650 * A_DAY_S;
 
 /// Run the agent of a node.

@@ -9,7 +9,8 @@ use crate::{
     world::{Mode, PortSet},
 };
 
-/// How many of other nodes' pods with open ports are named in the table: more are for a program to read.
+/// How many of other nodes' pods with open ports the table names; a longer list is for a program to
+/// read.
 const OPEN_PEERS_SHOWN: usize = 8;
 
 /// Show the agent, its pods and what is wrong.
@@ -67,7 +68,7 @@ fn print(status: &admin::Status) -> anyhow::Result<()> {
             status.pods.iter().map(row),
         ))?;
     }
-    // A strict pod's is among the problems.
+    // That of a strict pod is among the problems.
     let goes_on = |pod: &&PodStatus| pod.plaintext.count > 0 && pod.mode != Some(Mode::Strict);
     for pod in status.pods.iter().filter(goes_on) {
         let (name, count) = (format!("{}/{}", pod.namespace, pod.name), pod.plaintext.count);
@@ -118,7 +119,7 @@ fn row(pod: &PodStatus) -> [String; 7] {
     ]
 }
 
-/// The code before the sentence: the documents and metrics go by codes.
+/// The code before the sentence, since the documents and metrics go by codes.
 fn reason(pod: &PodStatus) -> String {
     if pod.code.is_empty() { String::new() } else { format!("{}: {}", pod.code, pod.reason) }
 }
@@ -135,7 +136,7 @@ fn mode(pod: &PodStatus) -> String {
     }
 }
 
-/// The ports on which plaintext reaches a strict pod, by whichever annotation.
+/// The ports on which plaintext reaches a strict pod, by either annotation.
 fn open_ports(excluded: &PortSet, permissive: &PortSet) -> String {
     let others = permissive.only(|port| !excluded.contains(port));
     let both = [excluded, &others].map(ToString::to_string);

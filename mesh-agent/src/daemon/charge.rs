@@ -1,4 +1,4 @@
-//! Who is in charge of the node: the locks, and an agent that gives them to the next.
+//! Being in charge of the node: the locks, and an agent that gives them to its successor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,17 +13,19 @@ use crate::handover::{self, Ask, Inherited, Predecessor, TakeOverError};
 use crate::lock::{LockError, NodeLock, PinLock};
 use crate::tasks::Tasks;
 
-/// How long an heir waits for the locks of a predecessor that has just given them up, or for one that does not answer.
+/// How long a successor waits for the locks of a predecessor that has just given them up, or for a
+/// predecessor that does not answer.
 const LOCKS_WAIT: Duration = Duration::from_secs(5);
 
 /// Pause between two attempts.
 const LOCKS_PAUSE: Duration = Duration::from_millis(5);
 
-/// How often an agent that waits for its world looks whether the one in charge has ended meanwhile.
+/// How often an agent that waits for its world looks whether the agent in charge has ended
+/// meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How often an agent that has handed over looks whether anybody is in charge. Twice nobody is long enough for the kubelet to
-/// start a container again that has failed once.
+/// How often an agent that has handed over looks whether any agent is in charge. Two misses in a
+/// row outlast the kubelet's first restart back-off.
 const LOOK_AFTER_HEIR: Duration = Duration::from_secs(5);
 
 /// The two locks of an agent that is in charge of its node.
@@ -33,15 +35,16 @@ fn lock(settings: &Settings) -> Result<Locks, LockError> {
     Ok((NodeLock::take(&settings.runtime_dir)?, PinLock::take(&settings.pin_dir)?))
 }
 
-/// How an agent begins: in charge, or with somebody who still is.
+/// How an agent begins: in charge, or beside an agent that still is.
 pub(super) struct Begun {
     pub(super) locks: Option<Locks>,
     pub(super) predecessor: Option<Predecessor>,
     pub(super) inherited: Inherited,
 }
 
-/// Resolves when this agent may begin. One that the source has told nothing yet would enrol nobody, or go by what the other
-/// has written down: it must not take over from one that knows.
+/// Resolves when this agent may begin. An agent that the source has told nothing yet would enrol no
+/// pod, or go by what the other agent has written down. It must not take over from an agent that
+/// knows.
 pub(super) async fn has_read_or_is_alone(settings: &Settings, feeds: &mut Feeds) {
     let mut is_told = false;
     while !feeds.knowledge().is_told()
@@ -56,8 +59,9 @@ pub(super) async fn has_read_or_is_alone(settings: &Settings, feeds: &mut Feeds)
     }
 }
 
-/// Takes the locks, or asks the agent that has them to hand over if that is wanted. One that is just starting does not answer
-/// yet, and one that is just ending not any more: both are asked again.
+/// Takes the locks, or asks the agent that has them to hand over if that is wanted. An agent that
+/// is just starting does not answer yet, and one that is just ending no longer does: both are asked
+/// again.
 pub(super) async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, DaemonError> {
     let deadline = Instant::now() + LOCKS_WAIT;
     loop {
@@ -91,7 +95,7 @@ pub(super) async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, Dae
     }
 }
 
-/// From here on this agent is in charge: everything leads to it, and its predecessor may go.
+/// From here on this agent is in charge: everything leads to it, and its predecessor may end.
 pub(super) async fn succeed(
     mut predecessor: Predecessor,
     settings: &Settings,
@@ -104,7 +108,8 @@ pub(super) async fn succeed(
     let locks = loop {
         match (lock(settings), &released) {
             (Ok(locks), _) => break locks,
-            // Also if it has not answered: it may have died just now, and its locks with it.
+            // Also if the predecessor has not answered: it may have died just now, and its locks
+            // with it.
             (Err(_), _) if Instant::now() < deadline => sleep(LOCKS_PAUSE).await,
             (Err(error), Ok(())) => return Err(error.into()),
             (Err(_), Err(_)) => return Err(TakeOverError::TakenBack.into()),
@@ -133,7 +138,8 @@ pub(super) async fn succeed(
     Ok(locks)
 }
 
-/// Resolves when the agent that has taken over is gone and no other has come: the container is to be started again then.
+/// Resolves when the successor is gone and no other agent has come: the container must then be
+/// started again.
 pub(super) async fn nobody_is_left(settings: &Settings) {
     let mut free_before = false;
     loop {

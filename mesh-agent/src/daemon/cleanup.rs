@@ -32,7 +32,8 @@ pub struct CleanedUp {
     pub announcement: bool,
 }
 
-/// Takes away all that an agent left on the node, once its peers have had time to hear of it. The agent must have been stopped.
+/// Takes away all that an agent left on the node, once its peers have had time to hear of it. The
+/// agent must have been stopped.
 ///
 /// # Errors
 /// An agent runs, or something could not be removed.
@@ -52,8 +53,9 @@ pub async fn cleanup(
     };
     let locked = if pins.exists() { Some(PinLock::take(pins)?) } else { None };
     if let Some(file) = file.filter(|_| announcement) {
-        // Peers go on dialling with TLS until they hear of it, and only the programs keep that from the applications. A file
-        // that vanished at once would leave them with what was announced before.
+        // Peers go on dialling with TLS until they hear of it, and only the programs keep that from
+        // the applications. If the file vanished at once, peers would stay with what was announced
+        // before.
         sleep(enrol::LEAVE_GRACE).await;
         drop(fs::remove_file(file)); // one that is not there is removed
     }
@@ -62,7 +64,7 @@ pub async fn cleanup(
     Ok(CleanedUp { announcement, ..removed })
 }
 
-/// The same without a word to the peers, for whoever holds the locks.
+/// The same without a word to the peers, for a caller that holds the locks.
 pub(super) async fn take_away(runtime_dir: &Path, pins: &Path) -> Result<CleanedUp, DaemonError> {
     let note = Note::read(runtime_dir);
     let Removed { links, maps } = if pins.exists() {
@@ -83,7 +85,7 @@ pub(super) async fn take_away(runtime_dir: &Path, pins: &Path) -> Result<Cleaned
         drop(fs::remove_file(file)); // one that is not there is removed
     }
     for dir in [&Note::saved_dir(runtime_dir), runtime_dir] {
-        drop(fs::remove_dir(dir)); // somebody else's files in it keep it
+        drop(fs::remove_dir(dir)); // files of other programs in it keep it
     }
     Ok(CleanedUp { links, maps, namespaces, announcement: false })
 }

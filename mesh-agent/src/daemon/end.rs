@@ -1,4 +1,4 @@
-//! How an agent ends: told to stop, or because the installation is deleted.
+//! How an agent ends: on a signal, or because the installation is deleted.
 
 use std::io;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use crate::flows::{Ended, FlowStore};
 use crate::source::{Announcer, Question};
 use crate::tasks::Tasks;
 
-/// How long the API server may take to say whether the installation has been deleted, when an agent is told to stop.
+/// How long the API server may take to say whether the installation has been deleted, when an agent
+/// is told to stop.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// How long pods may take to leave then: the grace, and what a hand-over under way takes.
+/// How long pods may take to leave then: the grace, and the time that a hand-over under way takes.
 const LEAVE: Duration = Duration::from_secs(15);
 
 /// How many of the connections that a drain cuts are logged; `flows` has all.
@@ -44,20 +45,21 @@ impl Signals {
     }
 }
 
-/// After SIGTERM: how it ends if that is because the installation has been deleted. Then the pods leave first.
+/// After SIGTERM: if the installation has been deleted, waits until the pods have left, and returns
+/// how the agent then ends.
 pub(super) async fn is_being_removed(
     is_removed: &watch::Receiver<bool>,
     question: Option<Question>,
     over: &mut oneshot::Receiver<Over>,
 ) -> Option<Result<Over, oneshot::error::RecvError>> {
-    // Known already, as a rule; by now the agent's own rights may have been deleted too.
+    // As a rule this is known already; by now the agent's own rights may have been deleted too.
     let known = *is_removed.borrow();
     let removed = known || timeout(ANSWER, question?.ask()).await.unwrap_or(false);
     if removed { timeout(LEAVE, over).await.ok() } else { None }
 }
 
-/// Lets open connections end, and says which have not. New ones are refused by the kernel once the listeners are gone, or
-/// go to the agent that has taken over: strict stays closed.
+/// Lets open connections end, and logs those that have not. New connections are refused by the
+/// kernel once the listeners are gone, or go to the successor: strict stays closed.
 pub(super) async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore) {
     let open = serving.running();
     tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
@@ -81,8 +83,8 @@ pub(super) async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore
     tracing::info!("agent stopped");
 }
 
-/// Takes this node's announcement back. With the `CustomResourceDefinition` all announcements go, so that this may well be
-/// done already.
+/// Takes this node's announcement back. This may be done already: with the
+/// `CustomResourceDefinition` all announcements go.
 pub(super) async fn withdraw(announcer: &Announcer) {
     match timeout(LAST_WORD, announcer.withdraw()).await {
         Ok(Ok(())) => {}

@@ -1,4 +1,4 @@
-//! What enrolment goes by, from wherever this agent's world comes.
+//! What enrolment goes by, wherever this agent's world comes from.
 
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use crate::{
     world::{Announcements, Answers, Memory, NodeName},
 };
 
-/// How long the start waits for the API server. One that is away then must not keep the node's connections waiting: what
-/// the kernel's tables say stays in force.
+/// How long the start waits for the API server. If it is away, the node's connections must not wait
+/// for it: what the kernel's tables say stays in force.
 const LIST_WAIT: Duration = Duration::from_secs(10);
 
 /// Where the world comes from.
@@ -46,11 +46,11 @@ pub(super) struct Feeds {
     pub(super) announcements: watch::Receiver<Arc<AnnouncementState>>,
     cgroups_seen: watch::Receiver<Arc<PodCgroups>>,
     pub(super) cgroups: Cgroups,
-    /// Where the objects do not have all pods.
+    /// `None` if the objects have all pods.
     pods_of_nodes: Option<PodsOfNodes>,
 }
 
-/// Whether pods of other nodes are still there, in a cluster.
+/// Tells whether pods of other nodes are still there, in a cluster.
 struct PodsOfNodes {
     questions: watch::Sender<Announcements>,
     answers: watch::Receiver<Arc<Answers>>,
@@ -132,12 +132,14 @@ pub(super) struct Followed {
     pub(super) mesh_namespace: Option<Arc<str>>,
     /// What an earlier agent remembered of announcements.
     pub(super) memory: Memory,
-    /// What ends by itself after what feeds the world has been stopped, and has to be waited for.
+    /// Tasks that end by themselves once the feeds have been stopped, and that have to be waited
+    /// for.
     pub(super) keeping: Tasks,
 }
 
 impl World {
-    /// Begins to follow it, and waits for its first state. What it says is written down once this agent is `in_charge`.
+    /// Begins to follow the world, and waits for its first state. What the world says is written
+    /// down once this agent is `in_charge`.
     pub(super) async fn follow(
         &self,
         node: &NodeName,
@@ -170,7 +172,8 @@ impl World {
                 api = Some(client.clone());
                 let (source, mut objects) = KubeSource::new(client.clone(), node, &earlier);
                 if let Some(daemon_set) = daemon_set {
-                    // As the token's mount names it, not a label: where that is, only administrators write.
+                    // As the token's mount names it, not a label: only administrators write where
+                    // the mount is.
                     mesh_namespace = Some(Arc::from(client.default_namespace()));
                     let (installation, asks, removed) =
                         Installation::new(client.clone(), daemon_set);

@@ -6,19 +6,20 @@ use mesh_common::maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED};
 
 use crate::kernel::{Kernel, KernelError};
 
-/// All that is needed for that.
+/// All that is needed to attach them.
 pub(super) struct Hooks {
     pub(super) kernel: Arc<Kernel>,
     /// The cgroup above the pods.
     pub(super) pods_cgroup: PathBuf,
     /// Cookie of the network namespace of the node itself.
     pub(super) node_netns: u64,
-    /// Whether pods that nobody has classified are refused.
+    /// Whether pods that are not classified are refused.
     pub(super) refuse_unclassified: bool,
 }
 
 impl Hooks {
-    /// Attaches them, or swaps the programs that another agent has attached; what they need to know of the node comes first.
+    /// Attaches the programs, or swaps those that another agent has attached. What they need to
+    /// know of the node is set first.
     ///
     /// # Errors
     /// See [`KernelError`].

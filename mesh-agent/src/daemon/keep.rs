@@ -1,4 +1,5 @@
-//! The task that keeps the node's pods as the world wants them, until the agent stops or another one takes over.
+//! The task that keeps the node's pods as the world wants them, until the agent stops or another
+//! one takes over.
 
 use std::{
     borrow::Cow, collections::HashSet, future::pending, ops::ControlFlow, sync::Arc, time::Duration,
@@ -21,8 +22,8 @@ use crate::{
     world::{Announcements, Answers, InForce, Memory, NodeName, Objects, in_force},
 };
 
-/// How often the namespaces of enrolled pods are looked at, for those that vanished without their object, and whether the
-/// kubelet is where it was.
+/// How often the namespaces of enrolled pods are looked at, for those that vanished without their
+/// object, and whether the kubelet is where it was.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How full a table of the kernel's may be before `status` tells of it.
@@ -57,15 +58,16 @@ pub(super) enum Over {
 /// Resolves when the installation is taken away.
 async fn removed(is_removed: &mut watch::Receiver<bool>) {
     if is_removed.wait_for(|is_removed| *is_removed).await.is_err() {
-        pending::<()>().await; // nobody can say so
+        pending::<()>().await; // no task can say so any more
     }
 }
 
 /// What [`Believed`] follows from.
 type Known = (Arc<Objects>, Arc<Announcements>, Option<Arc<Answers>>);
 
-/// What is in force of what nodes have announced; found out again only when objects or announcements change, and the same copy
-/// while it is equal, so that an unchanged world costs nothing.
+/// The announcements that are in force. They are found out again only when objects, announcements
+/// or answers change, and stay the same copy while they are equal, so that an unchanged world costs
+/// nothing.
 #[derive(Default)]
 pub(super) struct Believed {
     of: Option<Known>,
@@ -107,8 +109,8 @@ impl Believed {
 }
 
 impl Keeper {
-    /// Follows the world until `stop`, until another agent has taken over, or until the installation is taken away and
-    /// everybody has left.
+    /// Follows the world until `stop`, until another agent has taken over, or until the
+    /// installation is taken away and all pods have left.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Option<Over> {
         self.say_what_is_known();
         let mut look = interval(LOOK_EVERY);
@@ -134,13 +136,15 @@ impl Keeper {
         }
     }
 
-    /// Holds by what is known already: building the world anew takes time that a starting pod does not give.
+    /// Holds pods by what is known already: building a new world takes time that a starting pod
+    /// does not give.
     fn hold_known(&mut self) {
         let cgroups = self.feeds.cgroups.now();
         self.enroller.hold(&self.state.mesh.world.load(), &cgroups);
     }
 
-    /// Holds whoever must be held by the newest there is, and does nothing else of [`Keeper::step`].
+    /// Holds the pods that must be held by the newest state, and does nothing else of
+    /// [`Keeper::step`].
     async fn only_hold(&mut self) {
         self.hold_known();
         let objects = Arc::clone(&self.feeds.objects.borrow());
@@ -171,8 +175,9 @@ impl Keeper {
         }
     }
 
-    /// Brings the node's pods to what the world wants. While nobody has told what that is, all stays as an earlier agent has
-    /// left it: by an empty world, pods in the mesh would talk to each other in plaintext.
+    /// Brings the node's pods to what the world wants. While no source has told what that is, all
+    /// stays as an earlier agent left it: in an empty world, pods in the mesh would talk to each
+    /// other in plaintext.
     pub(super) async fn step(&mut self) {
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
@@ -183,7 +188,7 @@ impl Keeper {
         let problems = objects.errors.iter().chain(&announced.errors).map(of_source);
         let of_kubelet = self.kubelet.as_ref().and_then(KubeletFollower::problem);
         let others = self.believed.problems.iter().chain(of_kubelet).cloned();
-        // As the step before has left the tables: one comes every two seconds at least.
+        // As the step before left the tables: there is a step every two seconds at least.
         let of_tables = self.enroller.refused().map(of_kernel);
         let lost = self.enroller.lost().iter().map(of_excess);
         let filled = self.enroller.filled().iter().filter_map(of_filled);
@@ -206,7 +211,8 @@ impl Keeper {
         });
     }
 
-    /// Goes on with a change of CA by what is in force of what other nodes say of theirs; what people are told of it.
+    /// Goes on with a change of CA, by what is in force of other nodes' announcements of theirs.
+    /// Returns the problems to show.
     fn look_at_cas(&self, announced: &Announcements) -> Vec<ProblemFacts> {
         let own = |node: &NodeName| node.as_str() == self.state.node;
         let others = || {
@@ -223,7 +229,8 @@ impl Keeper {
         changed.into_iter().chain(strangers).collect()
     }
 
-    /// The world has no pods any more: those that are in the mesh leave in order, and what is held is released.
+    /// Steps with an empty world: pods that are in the mesh leave in order, and held pods are
+    /// released.
     async fn let_everybody_go(&mut self, stop: &CancellationToken) -> Option<Over> {
         let knowledge = Knowledge::Current;
         let nothing = SourceState { complete: true, knowledge, ..SourceState::default() };
@@ -241,9 +248,11 @@ impl Keeper {
         }
     }
 
-    /// Gives an heir the listeners and stands still until it has switched, but for strict pods that appear: they are held.
-    /// To be broken off: with what the heir has said, or without if this agent is to stop. To go on: the heir is gone, and all
-    /// is as it was.
+    /// Gives a successor the listeners and stands still until it has switched, except that strict
+    /// pods that appear are held.
+    ///
+    /// Returns `Break(Some(_))` once the successor has switched, `Break(None)` if this agent is to
+    /// stop, and `Continue` if the successor vanished and its changes are rolled back.
     async fn hand_over(
         &mut self,
         mut wish: Wish,
@@ -320,7 +329,7 @@ fn of_excess(excess: &Excess) -> ProblemFacts {
     ProblemFacts { code: excess.who.code().to_owned(), message: excess.to_string() }
 }
 
-/// Before a table is full, while there is time.
+/// The problem of a table that is nearly full, while there is time.
 fn of_filled(filled: &Filled) -> Option<ProblemFacts> {
     let Filled { table, used, room, when_full } = filled;
     let message = format!(

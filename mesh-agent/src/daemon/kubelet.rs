@@ -13,10 +13,10 @@ use crate::{
     tasks::off_the_workers,
 };
 
-/// How long there may be none before that is a problem: it is being restarted.
+/// How long the kubelet may be missing before that is a problem: it may be restarting.
 const MISSING: Duration = Duration::from_secs(30);
 
-/// How often notes of what it dialled are looked through for old ones.
+/// How often the notes of what it dialled are searched for old ones.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// The node's kubelet, as far as the kernel's side knows it.
@@ -42,7 +42,8 @@ impl KubeletFollower {
         }
     }
 
-    /// Looks where the kubelet is, and puts the programs there if that is another place than before.
+    /// Looks where the kubelet is, and puts the programs there if that is another place than
+    /// before.
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
@@ -56,7 +57,7 @@ impl KubeletFollower {
             }
         }
         let Some(found) = off_the_workers(&mut self.search, Search::look).await.flatten() else {
-            // While it is being restarted, what it was in stays its own.
+            // While the kubelet restarts, its last cgroup stays its own.
             if now - self.last_seen > MISSING {
                 self.problem = Some(problem(
                     "kubelet_not_found",
@@ -83,12 +84,12 @@ impl KubeletFollower {
                     found.pid
                 );
                 self.problem = Some(problem("kubelet_not_hooked", message));
-                self.attached = None; // the kernel's side is neither here nor there
+                self.attached = None; // some of the programs may be there
             }
         }
     }
 
-    /// Puts them there again: another agent has put its own in their place.
+    /// Attaches the programs again: another agent has put its own in their place.
     ///
     /// # Errors
     /// See [`KernelError`].

@@ -1,4 +1,4 @@
-//! What the kernel refuses becomes flow records.
+//! Turns what the kernel refuses into flow records.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use crate::flows::{Direction, Refused};
 use crate::kernel::{Refusal, Refusals};
 use crate::proxy::Mesh;
 
-/// A connection that the kernel refused becomes a record like any other, or one of many that are counted.
+/// A connection that the kernel refused becomes a record like any other, or one of many that are
+/// counted.
 pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
     let each = |refusal: Refusal| {
         let inbound = refusal.verdict.is_inbound();
@@ -30,7 +31,8 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
     }
 }
 
-/// Who dialled. A socket that was bound to no address has none yet: it is the pod's own.
+/// The address that dialled. A socket that was bound to no address has none yet: it is the pod's
+/// own.
 fn dialling(refusal: &Refusal, mesh: &Mesh) -> SocketAddr {
     let client = refusal.client;
     if !client.ip().is_unspecified() {
@@ -43,7 +45,7 @@ fn dialling(refusal: &Refusal, mesh: &Mesh) -> SocketAddr {
     })
 }
 
-/// Tells, once a second, of the connections that were too many to be recorded one by one.
+/// Reports, once a second, the connections that were too many to be recorded one by one.
 pub(super) async fn tell_of_floods(mesh: Arc<Mesh>) {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);

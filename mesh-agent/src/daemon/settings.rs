@@ -36,7 +36,7 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// The cgroup above the pods, if it was given.
     pub cgroup: Option<PathBuf>,
-    /// What becomes of pods that nobody has classified yet.
+    /// What becomes of pods that are not classified yet.
     pub unclassified: Unclassified,
     /// How long open connections may take to end after SIGTERM.
     pub drain: Duration,
@@ -48,7 +48,8 @@ pub struct Settings {
     pub metrics: Option<metrics::Address>,
     /// Whether to take over from an agent that runs for this node.
     pub take_over: bool,
-    /// Whether to go on, doing nothing, after having handed over: a container that ends is started again.
+    /// Whether to go on, doing nothing, after having handed over: a container that ends is started
+    /// again.
     pub stays_until_told: bool,
 }
 
@@ -100,7 +101,7 @@ pub enum DaemonError {
     /// A directory cannot be watched.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Nobody has said where the API server is.
+    /// No setting says where the API server is.
     #[error(
         "there is no API server to ask: {}; as a pod the agent needs its service account's token, elsewhere KUBECONFIG",
         crate::source::sentence(.0)

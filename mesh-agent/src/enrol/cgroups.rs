@@ -36,7 +36,7 @@ impl Cgroups {
     }
 }
 
-/// Those of static pods are named by another UID than their objects have.
+/// Renames the cgroups of static pods, which carry another UID than the pods' objects.
 fn by_object(mut seen: Arc<PodCgroups>, objects: &Objects, node: &NodeName) -> Arc<PodCgroups> {
     for (named, uid) in objects.static_pods(node.as_str()) {
         if seen.contains_key(named)

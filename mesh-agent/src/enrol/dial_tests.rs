@@ -1,5 +1,5 @@
-//! No captured pod dials an announced address in plaintext, whatever objects, announcements and restarts there have been, and
-//! however little room the kernel's tables have.
+//! No captured pod dials an announced address in plaintext, whatever objects, announcements and
+//! restarts there have been, and however little room the kernel's tables have.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,8 @@ enum Restart {
 struct Step {
     changes: Vec<Change>,
     restart: Restart,
-    /// Whether the API server has said which pods of nodes in question are there, before the changes.
+    /// Whether, before the changes, the API server has said which pods of the nodes in question are
+    /// there.
     answered: bool,
 }
 
@@ -118,8 +119,9 @@ fn passes(wanted: &Wanted, world: &Snapshot, to: SocketAddr) -> bool {
     verdict.action() == Action::Pass
 }
 
-/// The promise, kept by other means than the code's. Each node's last word holds: for all that it says while the node speaks in
-/// the boot that its Node object says (or none does), else for the addresses of pods that no Pod object has contradicted since.
+/// The promise, kept by other means than the code's. Each node's last word holds. While the node
+/// speaks in the boot that its Node object says (or no Node object says one), all of the word
+/// holds. Else it holds for the addresses of pods that no Pod object has contradicted since.
 #[derive(Default)]
 struct Model(BTreeMap<NodeName, Word>);
 
@@ -195,7 +197,7 @@ fn boot_of(told: &Told, node: &NodeName) -> Option<String> {
     told.objects.node(node.as_str())?.boot_id.clone()
 }
 
-/// What the API server says of questions that were asked long ago; others have no answer yet.
+/// What the API server says to questions that were asked long ago; others have no answer yet.
 fn answer(questions: &Announcements, told: &Told, answers: &mut Answers) {
     for (node, about) in questions {
         let mut pods = NodePods::new();
@@ -205,7 +207,8 @@ fn answer(questions: &Announcements, told: &Told, answers: &mut Answers) {
     }
 }
 
-/// Where the node's service proxy may lead a dial to a service's address, whatever it thinks of readiness, nodes and hints.
+/// Where the node's service proxy may lead a dial to a service's address, whatever it makes of
+/// readiness, nodes and hints.
 fn anywhere(
     told: &Told,
     service: &ServicePort,

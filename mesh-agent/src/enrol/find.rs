@@ -1,4 +1,5 @@
-//! Where a pod's network namespace is: named by an annotation in file mode, in a cluster found by the pod's processes.
+//! Where a pod's network namespace is. In file mode an annotation names it; in a cluster it is
+//! found by the pod's processes.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +16,8 @@ use crate::{
     world::{LocalPod, PodUid},
 };
 
-/// Namespaces that are no pod's: the node's, in which a process of a pod that is just being started still is, and the agent's.
+/// Namespaces that belong to no pod: the node's and the agent's. A process of a pod that is just
+/// being started is still in the node's.
 const NO_PODS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
 
 /// How pods' network namespaces are found.
@@ -23,8 +25,8 @@ const NO_PODS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
 pub enum Finder {
     /// By the annotation nodemesh.dev/netns.
     Named,
-    /// By the processes in the pods' cgroups. The pod's address must be in the namespace: a process of the pod that is just
-    /// being started, or one with privileges, may be in another.
+    /// By the processes in the pods' cgroups. The pod's address must be in the namespace: a process
+    /// that is just being started, or one with privileges, may be in another.
     Processes(Cgroups),
 }
 
@@ -32,7 +34,7 @@ impl Finder {
     /// Opens a pod's network namespace.
     ///
     /// # Errors
-    /// There is none, or it cannot be used.
+    /// The pod has no namespace, or it cannot be used.
     pub async fn find(&self, factory: &Factory, pod: &LocalPod) -> Result<Netns, EnrolError> {
         let Self::Processes(cgroups) = self else {
             let path = pod.netns.as_ref().ok_or(EnrolError::NoNetns)?.path();
@@ -43,11 +45,12 @@ impl Finder {
             NO_PODS.into_iter().filter_map(|path| inode(Path::new(path))).collect();
         let excluded = seen.len();
         for path in namespaces_of(uid, cgroups) {
-            // Without an address (hostNetwork) there is none that is its own.
+            // A pod without an address (hostNetwork) has no namespace of its own.
             if addresses.is_empty() || !inode(&path).is_some_and(|inode| seen.insert(inode)) {
                 continue;
             }
-            let Ok(netns) = Netns::open(factory, &path).await else { continue }; // the process has ended
+            // The process may have ended.
+            let Ok(netns) = Netns::open(factory, &path).await else { continue };
             let Ok(Ok(found)) = netns.run(factory, own_addresses).await else { continue };
             if addresses.iter().all(|address| found.contains(address)) {
                 return Ok(netns);
@@ -57,15 +60,15 @@ impl Finder {
         Err(EnrolError::NoProcess { addresses: addresses.clone(), looked_at })
     }
 
-    /// The addresses in the namespace of a pod that has a single process, its sandbox's: no program of the pod's own runs, so
-    /// that they are the network plugin's.
+    /// The addresses in the namespace of a pod that has a single process, its sandbox's. No program
+    /// of the pod itself runs yet, so the addresses are the network plugin's.
     pub(super) async fn see_sandbox(
         &self,
         factory: &Factory,
         uid: &PodUid,
     ) -> Option<BTreeSet<IpAddr>> {
         let Self::Processes(cgroups) = self else { return None };
-        // Not by reading all of /proc, many times a second.
+        // By the pod's cgroup alone: this runs many times a second, too often to read all of /proc.
         let only_process = || match *cgroups.now().get(uid).map(processes_below)?.as_slice() {
             [only] => Some(only),
             _ => None,
@@ -79,11 +82,12 @@ impl Finder {
         }
         let netns = Netns::open(factory, &path).await.ok()?;
         let found = netns.run(factory, own_addresses).await.ok()?.ok()?;
-        // Also after it was looked at.
+        // Process and namespace must be the same after the look.
         (only_process()? == process && inode(&path) == Some(netns.inode())).then_some(found)
     }
 
-    /// The one namespace of a pod's processes that is among those asked for, by its cookie, and the addresses in it.
+    /// Of the namespaces of a pod's processes, the only one whose cookie is asked for: the cookie,
+    /// and the addresses in the namespace.
     pub(super) async fn see_one_of(
         &self,
         factory: &Factory,
@@ -99,7 +103,8 @@ impl Finder {
             if !inode(&path).is_some_and(|inode| seen.insert(inode)) {
                 continue;
             }
-            let Ok(netns) = Netns::open(factory, &path).await else { continue }; // the process has ended
+            // The process may have ended.
+            let Ok(netns) = Netns::open(factory, &path).await else { continue };
             if is_asked_for(netns.cookie()) && only.replace(netns).is_some() {
                 return None;
             }
@@ -115,16 +120,17 @@ impl Finder {
         if netns.still_there() {
             return true;
         }
-        // The process that led to it has ended, but perhaps not the others.
+        // The process that led to it has ended; others of the pod may still run.
         let mut others = namespaces_of(uid, cgroups).filter_map(|path| inode(&path)).peekable();
         if others.peek().is_none() {
-            // A sandbox without a process of its own is there between two containers: the runtime keeps it by a mount.
+            // Between two containers a sandbox may have no process of its own; the runtime then
+            // keeps its namespace by a mount.
             return is_mounted(netns.inode());
         }
         others.any(|other| other == netns.inode())
     }
 
-    /// Whether the pod says that its namespace is another one than this.
+    /// Whether the pod's annotation does not name this namespace; never so in a cluster.
     pub fn is_elsewhere(&self, pod: &LocalPod, netns: &Netns) -> bool {
         match self {
             Self::Named => pod.netns.as_ref().is_none_or(|named| named.path() != netns.path()),

@@ -1,12 +1,15 @@
-//! What an earlier agent has written down may be older than what it told the kernel: made strict since, a pod would be opened
-//! again by an agent that begins with what is on disk.
+//! What an earlier agent has written down may be older than what it told the kernel. A pod that was
+//! made strict since would be opened again by an agent that begins with what is on disk.
 //!
-//! As long as that is all that is known, the kernel's tables, as they were when this agent began, are the floor: no pod
-//! becomes more open than they say. The same goes for what cannot be read, of which the disk has an earlier version, until it
-//! can be read; where the disk has none, the tables are the earlier version, so that a pod that was in the mesh stays there.
-//! It is put into the objects that the world is made of, so that snapshot, announcement and
-//! tables say the same. A pod is known by its address alone: should another have had that in the tables, this one is closed
-//! for longer than it need be, and no pod is opened.
+//! As long as the disk is all that is known, the kernel's tables, as they were when this agent
+//! began, are the floor: no pod becomes more open than they say. The same goes for objects that
+//! cannot be read and of which the disk has an earlier version, until they can be read. Where the
+//! disk has none, the tables are the earlier version, so that a pod that was in the mesh stays
+//! there.
+//!
+//! The floors are put into the objects that the world is made of, so that snapshot, announcement
+//! and tables say the same. A pod is known by its address alone. If another pod had that address in
+//! the tables, this one is closed for longer than it need be, and no pod is opened.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,18 +29,19 @@ use crate::{
     world::{Floor, Mode, Objects},
 };
 
-/// See the file.
+/// The floors, and the objects that they were last put into.
 #[derive(Default)]
 pub(super) struct Floors {
-    /// As this agent has found them; `None` until it has looked.
+    /// As this agent found them; `None` until it has looked.
     found: Option<HashMap<IpAddr, Floor>>,
-    /// Objects before and after.
+    /// Objects without and with them.
     last: Option<(Arc<Objects>, Arc<Objects>)>,
 }
 
 impl Floors {
-    /// Objects in which no pod is more open than the tables said when this was first asked; the same copy while nothing
-    /// changes. What the source itself has told, and can be read, is left as it is from then on.
+    /// Objects in which no pod is more open than the tables said when this was first asked; the
+    /// same copy while nothing changes. A pod that the source itself has told, and that can be
+    /// read, is left as it is from then on.
     pub(super) fn in_objects(
         &mut self,
         objects: &Arc<Objects>,
@@ -69,7 +73,7 @@ impl Floors {
     }
 }
 
-/// Out of what the tables hold. Of a pod that has left they say nothing.
+/// Reads the floors out of the tables, which say nothing of a pod that has left.
 fn floors(
     local: &HashMap<Addr, LocalPod>,
     ports: &HashMap<Endpoint, u32>,

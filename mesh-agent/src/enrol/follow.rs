@@ -1,5 +1,5 @@
-//! The world and the kernel's tables, following what the source says: in proportion to what changes, and off the threads
-//! that carry connections.
+//! Keeps the world and the kernel's tables at what the source says: in proportion to what changes,
+//! and off the threads that carry connections.
 
 use std::{
     collections::BTreeSet,
@@ -17,13 +17,14 @@ use crate::{
     world::{Announcements, Cidr, Incumbents, LocalNode, Memory, Objects, Snapshot, World},
 };
 
-/// See the file.
+/// Builds the world and writes the kernel's tables, each from what was there before.
 pub(super) struct Follower {
-    /// `None` only while it works, or after a step that was dropped before its end: then it begins anew.
+    /// `None` before the first update, while one runs on the blocking pool, and after one that was
+    /// cancelled: the next call then builds everything.
     state: Option<State>,
-    /// What an earlier agent knew of announcements, until the first step.
+    /// What an earlier agent knew of announcements; the first step takes it.
     memory: Memory,
-    /// As the last step has left it.
+    /// As the last step left it.
     incumbents: Incumbents,
 }
 
@@ -31,12 +32,13 @@ pub(super) struct Follower {
 struct State {
     /// `None` before the first step.
     world: Option<World>,
-    /// What the kernel's tables hold; `None` if that is not known. Kept also because the last copy of a large snapshot
-    /// must not be dropped by a connection that has just looked something up.
+    /// What the kernel's tables hold; `None` if that is not known. It is also kept so that the last
+    /// copy of a large snapshot is not dropped by a connection that has just looked something up.
     written: Option<Snapshot>,
-    /// For what there was no room, of this snapshot: it is not tried again before something changes.
+    /// A snapshot that did not fit, and what found no room. It is not tried again before something
+    /// changes.
     lost: Option<(Snapshot, Vec<Excess>)>,
-    /// Whether any address may be that of a pod that has found no room.
+    /// Whether any address may be that of a pod that found no room.
     anywhere: bool,
     /// How full the kernel's tables are.
     filled: Vec<Filled>,
@@ -50,12 +52,12 @@ impl Follower {
         Self { state: None, memory, incumbents: Incumbents::default() }
     }
 
-    /// Who was first to announce what several nodes do.
+    /// For addresses that several nodes announce, which of them was first.
     pub(super) fn incumbents(&self) -> Incumbents {
         self.incumbents.clone()
     }
 
-    /// The world as these make it. If they are what they were, this takes no time.
+    /// Builds the world that these make. If nothing has changed, this takes no time.
     ///
     /// # Cancel safety
     /// Not cancel safe: the next call builds everything.
@@ -97,7 +99,8 @@ impl Follower {
         world
     }
 
-    /// Brings the kernel's ranges of pod addresses to a world's. If they are there already, this takes no time.
+    /// Writes a world's ranges of pod addresses to the kernel. If they are there already, this
+    /// takes no time.
     ///
     /// # Errors
     /// What the kernel said; the next call tries again.
@@ -125,7 +128,7 @@ impl Follower {
         }
     }
 
-    /// Who has asked for more than the kernel's tables have room for.
+    /// The namespaces and nodes that asked for more than the kernel's tables have room for.
     pub(super) fn lost(&self) -> &[Excess] {
         let lost = self.state.as_ref().and_then(|state| state.lost.as_ref());
         lost.map_or(&[], |(_, lost)| lost)
@@ -136,7 +139,7 @@ impl Follower {
         self.state.as_ref().map_or(&[], |state| &state.filled)
     }
 
-    /// Brings the kernel's tables to a world, as far as there is room.
+    /// Writes a world to the kernel's tables, as far as there is room.
     ///
     /// # Errors
     /// What the kernel said; the next call writes everything.

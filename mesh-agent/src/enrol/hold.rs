@@ -1,4 +1,4 @@
-//! Holding pods that may not talk yet: strict ones before they are enrolled, or as long as they cannot be.
+//! Holds pods that may not talk yet: strict pods before they are enrolled, or while they cannot be.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl Enroller {
-    /// Holds whoever must be held by this world and is not yet. Cheap, so that it can be done before anything else is: the
-    /// pod may be about to start.
+    /// Holds the pods that must be held by this world and are not yet. It is cheap, so it can run
+    /// before anything else: the pod may be about to start.
     pub fn hold(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         for (uid, cgroup) in cgroups {
             let Some(pod) = world.local_pod(uid).filter(|pod| self.must_be_held(pod)) else {
@@ -36,7 +36,8 @@ impl Enroller {
         }
     }
 
-    /// Holds whoever must be held by these, and changes nothing else: another agent is about to take over.
+    /// Holds the pods that must be held by these, and changes nothing else: another agent is about
+    /// to take over.
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
@@ -50,7 +51,7 @@ impl Enroller {
         self.hold(&world, cgroups);
     }
 
-    /// Releases whoever need not be held any more, and says which cgroups are classified.
+    /// Releases the pods that need not be held any more, and says which cgroups are classified.
     pub(super) fn release_held(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         let stays = |this: &Self, uid: &PodUid| {
             cgroups.get(uid).map(|cgroup| cgroup.id) == this.held.get(uid).copied()
@@ -64,7 +65,7 @@ impl Enroller {
                 Err(error) => tracing::error!(%uid, %error, "pod cannot be released"),
             }
         }
-        // Without its namespace nobody knows what a pod is meant to be.
+        // While a pod's namespace object is missing, it is not known what the pod is meant to be.
         let is_known = |pod: &Arc<LocalPod>| {
             let missing = Membership::Disabled(NotEnabledReason::NamespaceMissing);
             pod.workload.membership != missing
@@ -75,8 +76,9 @@ impl Enroller {
         self.log_failure("classify pods", synced);
     }
 
-    /// Releases what another agent held and need not be held any more: it is over with the cgroup, or once the pod is known.
-    /// Of a pod that is not known yet, whoever held it knew more.
+    /// Releases what another agent held and need not be held any more: the cgroup is gone, or the
+    /// pod is known by now. A pod that is not known yet stays held: the agent that held it knew
+    /// more.
     pub(super) fn sweep_held(&self, world: &Snapshot, cgroups: &PodCgroups) {
         let held: BTreeSet<u64> = self.held.values().copied().collect();
         for id in self.mesh.kernel.held().unwrap_or_default() {
@@ -92,7 +94,8 @@ impl Enroller {
         }
     }
 
-    /// Whether a pod may neither send nor take plaintext and nothing else sees to that, or will not for long.
+    /// Whether a pod that is meant to be strict has to be held: nothing else keeps it from sending
+    /// and taking plaintext, or will not for long.
     fn must_be_held(&self, pod: &LocalPod) -> bool {
         let workload = &pod.workload;
         let is_closed = |enrolled: &Enrolled| {

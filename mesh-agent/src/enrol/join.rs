@@ -15,7 +15,8 @@ use crate::{
 };
 
 impl Enroller {
-    /// Enrols whoever is wanted and not in, up to the point where the world has to know. Returns who joined.
+    /// Enrols pods that are wanted and not in, up to the point where the world has to know. Returns
+    /// the UIDs of those that joined.
     pub(super) async fn enrol_wanted(&mut self, world: &Snapshot) -> Vec<PodUid> {
         let now = tokio::time::Instant::now();
         let mut joined = Vec::new();
@@ -51,7 +52,7 @@ impl Enroller {
         joined
     }
 
-    /// Notes a failure, to be seen in `status` and tried again; logs it once.
+    /// Notes a failure, for `status` and for the next attempt; logs it once.
     pub(super) fn failed_to_join(&mut self, uid: &PodUid, name: &str, error: &EnrolError) {
         let failure = Failure { code: error.code(), sentence: error.to_string() };
         let known = self.failed.get(uid);
@@ -115,7 +116,8 @@ impl Enroller {
         Ok(enrolled)
     }
 
-    /// From here on arrivals at the pod's addresses are decided about. An address that another pod had is ours now.
+    /// From here on the programs decide about arrivals at the pod's addresses. An address that
+    /// another pod had is now this pod's.
     pub(super) fn take_addresses(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
         let (tables, pod) = (self.mesh.kernel.tables(), &enrolled.pod);
         let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.mode));
@@ -127,7 +129,8 @@ impl Enroller {
         self.set_mode(pod, flags)
     }
 
-    /// The last of joining: the own dials of all whose dials are not redirected yet.
+    /// The last step of joining: redirects the dials of all pods whose dials are not redirected
+    /// yet.
     pub(super) fn capture_dials(&mut self) {
         let free = self.pods.iter().filter(|(_, enrolled)| !enrolled.captured);
         let free: Vec<_> =
@@ -137,11 +140,11 @@ impl Enroller {
             if let Some(enrolled) = self.pods.get_mut(&uid) {
                 enrolled.captured = captured;
             }
-            self.closed_before.remove(&uid); // should it ever be let go, it is not closed any more
+            self.closed_before.remove(&uid); // once let go, it is not closed any more
         }
     }
 
-    /// Whether it could be done.
+    /// Returns whether the kernel took it.
     fn capture_dials_of(&self, pod: &Pod) -> bool {
         let entry = EnrolledPod {
             v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
@@ -153,7 +156,8 @@ impl Enroller {
         captured
     }
 
-    /// Keeps ephemeral sockets out of the mesh's range. What was there is noted first, so that a crash forgets nothing.
+    /// Keeps ephemeral sockets out of the mesh's range. The earlier setting is noted first, so that
+    /// a crash forgets nothing.
     async fn reserve(&self, netns: &Netns) -> Result<(), EnrolError> {
         let factory = &self.mesh.factory;
         if Saved::read(&self.saved_dir, netns.cookie()).is_none() {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Enroller {
-    /// Pods whose namespace or address is gone leave nothing behind.
+    /// Removes all that is left of pods whose namespace or address is gone.
     pub(super) async fn remove_vanished(&mut self, world: &Snapshot) {
         let finder = &self.finder;
         let gone = |uid: &PodUid, enrolled: &Enrolled| is_gone(finder, world, uid, &enrolled.pod);
@@ -39,7 +39,7 @@ impl Enroller {
         self.failed.retain(|uid, _| world.local_pod(uid).is_some());
     }
 
-    /// Pods that are to leave are withdrawn; they go on taking TLS, and take plaintext from now on.
+    /// Withdraws pods that are to leave: they go on taking TLS, and take plaintext from now on.
     pub(super) fn withdraw_unwanted(&mut self, world: &Snapshot) {
         let wanted = |uid: &PodUid| {
             world.local_pod(uid).is_some_and(|pod| matches!(pod.wanted, Wanted::In(_)))
@@ -54,7 +54,8 @@ impl Enroller {
         }
     }
 
-    /// The pods' own dials are not redirected any more; and what is left of pods whose grace is over ends.
+    /// Stops redirecting the dials of pods that leave, and ends the steering of those whose grace
+    /// is over.
     pub(super) async fn finish_leaving(&mut self) {
         let now = Instant::now();
         for (enrolled, _) in self.leaving.values() {
@@ -66,7 +67,8 @@ impl Enroller {
             self.log_failure("leave", self.set_mode(&enrolled.pod, LOCAL_LEFT));
             self.release(&enrolled);
             self.restore_ports(&enrolled.pod).await;
-            self.left.insert(uid, enrolled); // the rule about agents' source ports stays for its life
+            // The rule about agents' source ports stays as long as the pod lives.
+            self.left.insert(uid, enrolled);
         }
     }
 
@@ -84,7 +86,8 @@ impl Enroller {
     }
 }
 
-/// Whether a pod is not any more what was enrolled. One whose object alone is gone still runs, and leaves in order.
+/// Whether a pod is no longer what was enrolled. A pod that has lost only its object still runs,
+/// and leaves in order.
 fn is_gone(finder: &Finder, world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
     if !finder.is_still_there(uid, &pod.netns) {
         return true;
@@ -92,7 +95,7 @@ fn is_gone(finder: &Finder, world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
     world.local_pod(uid).is_some_and(|local| is_another(finder, local, pod))
 }
 
-/// Whether a pod's object says another namespace, or other addresses, than those that were enrolled.
+/// Whether a pod's object names another namespace, or other addresses, than were enrolled.
 pub(super) fn is_another(finder: &Finder, local: &LocalPod, pod: &Pod) -> bool {
     let mut now: Vec<IpAddr> = local.workload.addresses.clone();
     let mut then: Vec<IpAddr> = pod.addresses().collect();

@@ -1,8 +1,9 @@
 //! Takes pods into the mesh and lets them go, live, in the order that loses no connection.
 //!
-//! In: `sk_lookup`, the world, the listeners, the announcement, and last the pod's own dials. Out: the announcement first;
-//! steering goes on for [`LEAVE_GRACE`], since peers' news is that much older than ours; then plaintext only, while what
-//! is open goes on. A pod that vanished leaves nothing behind.
+//! Joining goes in this order: `sk_lookup`, the world, the listeners, the announcement, and last
+//! the pod's own dials. Leaving begins with the announcement. Steering goes on for [`LEAVE_GRACE`],
+//! since peers' news may be that much older than ours. Then the pod takes plaintext only, while
+//! open connections go on. A pod that vanished leaves nothing behind.
 
 mod cgroups;
 mod find;
@@ -57,11 +58,11 @@ use crate::{
     },
 };
 
-/// How long a pod that leaves goes on taking TLS: bounds the age of peers' news. Files are seen within 20 ms, by the slow
-/// rescan within 2 s.
+/// How long a pod that leaves goes on taking TLS: bounds the age of peers' news. Files are seen
+/// within 20 ms, by the slow rescan within 2 s.
 pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
 
-/// How long after a failure enrolment of a pod is tried again.
+/// Time from a failed enrolment of a pod to the next attempt.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps the node's pods as the world wants them.
@@ -88,9 +89,9 @@ pub struct Enroller {
     swept: bool,
     /// Strict pods that an earlier agent has closed, until this one has enrolled them.
     closed_before: BTreeSet<PodUid>,
-    /// Pods that are not enrolled and of whose namespaces (their cookies) the kernel has something all the same: an earlier
-    /// agent left it and this one could not enrol them, or an enrolment failed half-way. They stay as closed as they are, as
-    /// long as they are meant to be.
+    /// Pods that are not enrolled, and the cookies of their namespaces, of which the kernel still
+    /// has something. Either an earlier agent left it and this one could not enrol the pod, or an
+    /// enrolment failed half-way. They stay as closed as they are, as long as they are meant to be.
     left_closed: BTreeMap<PodUid, u64>,
     looked_back: bool,
     sightings: Sightings,
@@ -287,7 +288,7 @@ pub struct Parts {
 }
 
 impl Enroller {
-    /// An enroller that has enrolled nobody yet.
+    /// An enroller with no pod enrolled yet.
     pub fn new(parts: Parts) -> Self {
         let Parts { mesh, identities, announcer, node, boot_id, saved_dir, finder, .. } = parts;
         let mesh_namespace = parts.mesh_namespace;
@@ -338,7 +339,7 @@ impl Enroller {
         self.plaintext.clone()
     }
 
-    /// Who has asked for more than the kernel's tables have room for.
+    /// The namespaces and nodes that asked for more than the kernel's tables have room for.
     pub fn lost(&self) -> &[Excess] {
         self.follower.lost()
     }
@@ -348,7 +349,7 @@ impl Enroller {
         self.follower.filled()
     }
 
-    /// Who was first to announce what several nodes do.
+    /// For addresses that several nodes announce, which of them was first.
     pub fn incumbents(&self) -> Incumbents {
         self.follower.incumbents()
     }
@@ -390,7 +391,7 @@ impl Enroller {
     }
 }
 
-/// Publishes the latest wish, one after another.
+/// Publishes what is to be announced: always the newest, one at a time.
 async fn announce(announcer: Announcer, mut wishes: watch::Receiver<Option<MeshNode>>) {
     while wishes.changed().await.is_ok() {
         let Some(wish) = wishes.borrow_and_update().clone() else { continue };

@@ -1,6 +1,7 @@
-//! Pods that an earlier agent had in the mesh and that are not in it any more: they left before it ended, or have been
-//! made to leave since, or their object is gone. Peers may not have heard of it, so the rule about agents' source ports
-//! stays as long as their network namespaces live. All that is known of them is what the kernel's tables say.
+//! Pods that an earlier agent had in the mesh and that are no longer in it. They left before that
+//! agent ended, have been made to leave since, or have lost their object. Peers may not know yet,
+//! so the rule about agents' source ports stays as long as the pods' network namespaces live. Only
+//! the kernel's tables know of these pods.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +13,9 @@ use crate::{
     world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted},
 };
 
-/// Whether what an earlier agent left of a pod stays: its settings cannot be read now, it is meant to be strict and waits for
-/// something, or it could not be enrolled.
+/// Whether what an earlier agent left of a pod stays. It stays if the pod's settings cannot be read
+/// now, if the pod is meant to be strict and waits for something, or if the pod could not be
+/// enrolled.
 pub(super) fn stays_closed(pod: &LocalPod) -> bool {
     let membership = &pod.workload.membership;
     matches!(membership, Membership::Invalid { .. })
@@ -21,13 +23,14 @@ pub(super) fn stays_closed(pod: &LocalPod) -> bool {
         || matches!(pod.wanted, Wanted::In(_))
 }
 
-/// Their namespaces' cookies.
+/// The cookies of the orphans' network namespaces.
 #[derive(Default)]
 pub(super) struct Orphans(BTreeSet<u64>);
 
 impl Enroller {
-    /// Pods that an earlier agent had in the mesh, and that are not wanted there now, are taken in, only to leave in order:
-    /// peers still dial them over TLS. Returns who; those that cannot be taken in are left to [`Enroller::adopt`].
+    /// Takes in pods that an earlier agent had in the mesh and that are not wanted there now, only
+    /// so that they leave in order: peers still dial them over TLS. Returns their UIDs. Pods that
+    /// cannot be taken in are left to [`Enroller::adopt`].
     pub(super) async fn take_in_to_leave(&mut self, world: &Snapshot) -> Vec<PodUid> {
         let mut taken = Vec::new();
         for pod in world.local_pods().iter().filter(|pod| !stays_closed(pod)) {
@@ -38,8 +41,8 @@ impl Enroller {
         taken
     }
 
-    /// The same later, for pods that stayed closed since they were meant to and that nobody wants closed any more. What
-    /// cannot be taken in is let go at once.
+    /// The same later, for pods that stayed closed because they were meant to, once they are no
+    /// longer meant to. A pod that cannot be taken in is let go at once.
     pub(super) async fn open_unwanted(&mut self, world: &Snapshot) -> Vec<PodUid> {
         let is_over =
             |uid: &PodUid, _: &mut u64| !world.local_pod(uid).is_some_and(|pod| stays_closed(pod));
@@ -83,12 +86,13 @@ impl Enroller {
         }
     }
 
-    /// Notes that the kernel has something of a pod that is not enrolled.
+    /// Notes that the kernel still has something of a pod that is not enrolled.
     pub(super) fn leave_closed(&mut self, pod: &Pod) {
         self.left_closed.insert(pod.uid.clone(), pod.netns.cookie());
     }
 
-    /// Lets go what an earlier agent left of a namespace: its own dials at once, arrivals as those of a pod that leaves.
+    /// Lets go what an earlier agent left of a namespace: its own dials at once, arrivals as those
+    /// of a pod that leaves.
     pub(super) async fn let_go(&mut self, netns: u64) {
         self.log_failure("let go", self.mesh.kernel.tables().enrolled.remove(&netns));
         if !self.adopt(netns) {
@@ -97,7 +101,8 @@ impl Enroller {
         restore(&self.mesh.factory, &self.saved_dir, netns).await;
     }
 
-    /// Lets an earlier agent's pod go, as one that leaves; `false` if its namespace is gone.
+    /// Lets an earlier agent's pod go, as one that leaves. Returns `false` if its namespace is
+    /// gone, or if nothing is attached there.
     fn adopt(&mut self, netns: u64) -> bool {
         if !self.mesh.kernel.keep_attached(netns).unwrap_or(false) {
             return false;
@@ -113,12 +118,12 @@ impl Enroller {
         true
     }
 
-    /// Somebody knows more of it now.
+    /// A namespace is no orphan once its pod is enrolled.
     pub(super) fn no_orphan(&mut self, netns: u64) {
         self.orphans.0.remove(&netns);
     }
 
-    /// Those whose namespaces are gone leave nothing behind.
+    /// Removes all that is left of orphans whose namespaces are gone.
     pub(super) fn bury_orphans(&mut self) {
         let gone = |netns: &u64| !self.mesh.kernel.is_attached(*netns);
         let gone: Vec<u64> = self.orphans.0.iter().filter(|netns| gone(netns)).copied().collect();

@@ -9,7 +9,7 @@ use super::{Enroller, Listeners, tables::is_strict};
 use crate::{handover::Listener, world::Snapshot};
 
 impl Enroller {
-    /// Whether a pod is leaving: whoever hands over waits until it has left.
+    /// Whether a pod is leaving: an agent that hands over waits until it has left.
     pub fn is_anyone_leaving(&self) -> bool {
         !self.leaving.is_empty()
     }
@@ -28,15 +28,15 @@ impl Enroller {
         listeners
     }
 
-    /// Gives up what was inherited and not needed: pods that are not in the mesh any more.
+    /// Drops the inherited listeners that were not needed: their pods are not in the mesh any more.
     pub fn disclaim_rest(&mut self) {
         self.inherited.clear();
     }
 
-    /// Makes everything as it was before an heir that is gone began to change it.
+    /// Puts everything back as it was before a successor that is gone began to change it.
     pub fn take_back(&mut self) {
         self.follower.forget_written();
-        // It may have announced something else: said again by the next step.
+        // The successor may have announced something else: the next step announces again.
         self.wish.send_if_modified(|said| {
             *said = None;
             false
@@ -53,11 +53,14 @@ impl Enroller {
             enrolled.captured = false;
         }
         self.capture_dials();
-        self.held.clear(); // the next step takes over what is there, and holds again whom the heir has released
+        // The next step takes over what is there, and holds again the pods that the successor has
+        // released.
+        self.held.clear();
     }
 
-    /// Finds the strict pods that another agent has enrolled and that are closed by what it pinned: they need not be held
-    /// until this one has enrolled them, which would drop what dials them meanwhile.
+    /// Finds the strict pods that another agent has enrolled and that its pinned programs keep
+    /// closed. They need not be held until this agent has enrolled them: holding would drop the
+    /// connections that arrive meanwhile.
     pub(super) async fn look_for_closed(&mut self, world: &Snapshot) {
         let attached = self.mesh.kernel.attached_pods().unwrap_or_default();
         for pod in world.local_pods().iter().filter(|pod| pod.workload.membership.means_strict()) {

@@ -1,8 +1,9 @@
-//! Connections of pods from before they were in the mesh, or strict: they go on in plaintext as they are. They are found and
-//! listed, and reset if somebody says so.
+//! Connections of pods from before they were in the mesh, or strict. They go on in plaintext as
+//! they are. The agent finds and lists them, and resets them on request.
 //!
-//! The sockets of a pod's namespace are looked at when it joins or its settings change, twice more soon after (its peers may
-//! have joined a moment later), and then only while there are any. In an unchanged world this costs nothing.
+//! The sockets of a pod's namespace are looked at when it joins or its settings change, and twice
+//! more soon after: its peers may have joined a moment later. From then on they are looked at only
+//! while there are any such connections. In an unchanged world this costs nothing.
 
 mod judge;
 
@@ -30,18 +31,20 @@ use crate::{
     world::{Mode, PodUid, Settings},
 };
 
-/// When a pod is looked at again after it has changed: announcements of peers that join with it take up to some seconds.
+/// When a pod is looked at again after a change: announcements of peers that join with it take up
+/// to some seconds.
 const NEXT_LOOKS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
-/// How often while there are any.
+/// How often a pod is looked at while it has any.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How many connections are shown of a pod, the oldest first. More are counted.
 const SHOWN: usize = 8;
-/// Of how many connections of a pod it is remembered since when they are known: some 100 KiB for a pod with more.
+/// For how many connections of a pod the time of the first sighting is kept: some 100 KiB for a pod
+/// with more.
 const REMEMBERED: usize = 4096;
 /// How many connections a report lists. More are reset all the same, and counted.
 const REPORTED: usize = 1000;
 
-/// Where they are looked for. Cloning copies one pointer.
+/// Looks for these connections. Cloning copies one pointer.
 #[derive(Clone)]
 pub struct PlaintextWatch(Arc<Shared>);
 
@@ -58,12 +61,12 @@ struct Watched {
     next_look: Option<Instant>,
     looks: usize,
     found: PlaintextFacts,
-    /// When each was seen first, by its cookie.
+    /// When each connection was seen first, by its socket's cookie.
     seen: HashMap<u64, Timestamp>,
 }
 
-/// A pod's connections that the mesh would carry or refuse today, and that are older. Also the form in which
-/// `mesh-agent status -o json` prints them.
+/// A pod's connections from before it was in the mesh, or strict: the mesh would carry or refuse
+/// them if they were made today. Also the form in which `mesh-agent status -o json` prints them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaintextFacts {
     /// How many.
@@ -75,11 +78,11 @@ pub struct PlaintextFacts {
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaintextConnection {
-    /// The one who dialled.
+    /// The address that dialled.
     pub client: SocketAddr,
-    /// The one who was dialled.
+    /// The address that was dialled.
     pub server: SocketAddr,
-    /// Since when it is known to this agent; it is older.
+    /// When this agent saw it first; the connection is older.
     pub seen: Timestamp,
 }
 
@@ -94,7 +97,8 @@ pub struct ResetReport {
     pub found: usize,
     /// How many were reset, or had ended by themselves meanwhile.
     pub reset: usize,
-    /// Up to a thousand of them, and what became of each.
+    /// Up to a thousand of them, up to a thousand more that could not be reset, and what became of
+    /// each.
     pub connections: Vec<ResetConnection>,
 }
 
@@ -128,13 +132,14 @@ pub enum ResetError {
 }
 
 impl PlaintextWatch {
-    /// Looks at nobody yet; [`Self::run`] has to be run for anything to be found.
+    /// A watch that looks at no pod yet. Nothing is found before [`Self::run`] is run.
     pub fn new(mesh: Arc<Mesh>) -> Self {
         let (pods, changed) = (Mutex::default(), Notify::new());
         Self(Arc::new(Shared { mesh, pods, changed }))
     }
 
-    /// These pods are in the mesh, and no others. A pod that is new or has other settings is looked at soon.
+    /// Replaces the pods that are watched. A pod that is new or has other settings is looked at
+    /// soon.
     pub(super) fn follow<'a>(&self, pods: impl Iterator<Item = (&'a Arc<Pod>, &'a Settings)>) {
         let mut watched = self.watched();
         let mut before = std::mem::take(&mut *watched);
@@ -158,7 +163,7 @@ impl PlaintextWatch {
         }
     }
 
-    /// What a pod has.
+    /// What was found of a pod.
     pub fn of(&self, uid: &str) -> PlaintextFacts {
         let watched = self.watched();
         let pod = watched.iter().find(|(known, _)| known.as_str() == uid);
@@ -276,7 +281,8 @@ impl PlaintextWatch {
             found
                 .retain(|(it, side)| *side == Side::Client || !dials.contains(it.remote, it.local));
             if !found.is_empty() {
-                // What the agent itself, or one before it that still drains, has open for the pod.
+                // Leaves out what this agent, or an earlier one that still drains, has open for the
+                // pod.
                 let agents = mesh.kernel.tables().agent_cgroups.content();
                 let own = own_sockets()?;
                 found
@@ -288,7 +294,7 @@ impl PlaintextWatch {
         looked.map_err(|_stopping| ResetError::Stopping)?.map_err(ResetError::List)
     }
 
-    /// Takes down what was found, and when to look again. `None`: it could not be looked.
+    /// Notes what was found, and when to look again. `None`: the look failed.
     fn note(&self, pod: &Arc<Pod>, found: Option<Vec<(OpenSocket, Side)>>) {
         let mut watched = self.watched();
         let Some(it) = watched.get_mut(&pod.uid).filter(|it| Arc::ptr_eq(&it.pod, pod)) else {
@@ -334,7 +340,7 @@ impl PlaintextWatch {
 }
 
 impl PlaintextFacts {
-    /// The problem of a pod that was to take nothing but mutual TLS, for people.
+    /// The sentence about a strict pod with such connections.
     pub fn problem(&self, pod: &str, mode: Option<Mode>) -> Option<String> {
         if self.count == 0 || mode != Some(Mode::Strict) {
             return None;

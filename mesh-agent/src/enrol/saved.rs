@@ -1,5 +1,5 @@
-//! What stood in a namespace before the pod was enrolled, kept in the runtime directory so that a later agent, or
-//! `cleanup` without one, can put it back.
+//! A namespace's settings from before the pod was enrolled. They are kept in the runtime directory,
+//! so that a later agent can put them back, or `cleanup` without one.
 
 use std::{
     fs, io,
@@ -48,10 +48,12 @@ impl Saved {
     }
 }
 
-/// Puts back the settings of every namespace that is noted and still there, except those of `keep`. Returns how many.
+/// Puts back the settings of every namespace that is noted and still there, except those of `keep`.
+/// Returns how many.
 ///
 /// # Errors
-/// The directory could not be read. A namespace that is gone needs nothing; one that refuses is logged.
+/// The directory could not be read. A namespace that is gone needs nothing; one that refuses is
+/// logged.
 pub async fn restore_all(factory: &Factory, dir: &Path, keep: &[u64]) -> io::Result<usize> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
@@ -68,7 +70,8 @@ pub async fn restore_all(factory: &Factory, dir: &Path, keep: &[u64]) -> io::Res
     Ok(restored)
 }
 
-/// Puts back one namespace's settings if they are noted; `false` if there was nothing to do or it was refused, which is logged.
+/// Puts back one namespace's settings if they are noted. Returns `false` if there was nothing to
+/// do, or if the kernel refused, which is logged.
 pub(super) async fn restore(factory: &Factory, dir: &Path, cookie: u64) -> bool {
     let Some(saved) = Saved::read(dir, cookie) else { return false };
     let restored = put_back(factory, &saved).await.unwrap_or_else(|error| {

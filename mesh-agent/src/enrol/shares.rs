@@ -1,9 +1,10 @@
-//! Who gets room in the kernel's tables when there is not enough for all: namespaces in that of ports, nodes in that of
-//! addresses (`tables.rs`).
+//! Shares out the room in the kernel's tables when there is not enough for all: among namespaces
+//! that of ports, among nodes that of addresses (`tables.rs`).
 //!
-//! As long as all fits, nobody is bounded. Else every namespace gets all that it asks for up to one and the same number of
-//! entries, so that who asks for little never loses any to who asks for much. Of those who lose, the same entries stay on
-//! every node that knows the same world: of services before those of annotations, then by address and port.
+//! As long as all fits, there is no bound. Else every namespace gets all that it asks for up to one
+//! common number of entries, so a namespace that asks for little never loses any to one that asks
+//! for much. A namespace that loses entries keeps the same ones on every node that knows the same
+//! world: those of services before those of annotations, then by address and port.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -16,10 +17,10 @@ use mesh_common::{addr::Endpoint, maps::PORT_SERVICE};
 
 use crate::world::PortSet;
 
-/// One who asks for more than its share.
+/// A namespace or node that asks for more than its share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excess {
-    /// Its name.
+    /// Its name, and its table.
     pub who: Who,
     /// How many entries it asks for.
     pub wanted: usize,
@@ -27,7 +28,7 @@ pub struct Excess {
     pub given: usize,
 }
 
-/// Who has a share of which table.
+/// What has a share of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Who {
     /// A namespace, of `PORTS`.
@@ -72,7 +73,7 @@ pub(super) struct Claim<'a> {
     pub(super) bit: u32,
 }
 
-/// At which ports of its address.
+/// The ports of a claim's address.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ports<'a> {
     Of(&'a PortSet),
@@ -97,7 +98,7 @@ impl Claim<'_> {
     }
 }
 
-/// What may be written to a table of that size, and who loses something, by name.
+/// What may be written to a table of that size, and the namespaces that lose something, by name.
 pub(super) fn share_out(
     mut claims: Vec<Claim<'_>>,
     size: usize,
@@ -107,7 +108,7 @@ pub(super) fn share_out(
         *asked.entry(claim.namespace).or_default() += claim.len();
     }
     if asked.values().sum::<usize>() > size {
-        // Then it is worth while to see that a port which is claimed for two reasons takes one entry.
+        // Only now is it worthwhile to count a port that is claimed for two reasons as one entry.
         let mut claimed: HashSet<Endpoint> = HashSet::new();
         asked.clear();
         for claim in &claims {
@@ -152,7 +153,8 @@ pub(super) fn share_out(
     (ports, lost)
 }
 
-/// How much each may have at most, so that all together have no more than there is.
+/// How many entries each may have at most, so that all together have no more than there is room
+/// for.
 pub(super) fn level(wanted: impl Iterator<Item = usize>, size: usize) -> usize {
     let mut wanted: Vec<usize> = wanted.collect();
     wanted.sort_unstable();

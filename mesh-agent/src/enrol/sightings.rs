@@ -1,15 +1,20 @@
-//! Addresses of pods that the kubelet has not reported yet: it does so up to seconds after a pod's first process began.
+//! Addresses of pods that the kubelet has not reported yet: it may report them seconds after a
+//! pod's first process began.
 //!
-//! They are taken from the pod's own network namespace, and only under conditions that leave a pod no say in them:
-//! - the pod has a single process, its sandbox's, and has never had more than one container since its cgroup was made, so
-//!   that no program of the pod's own has run yet;
-//! - exactly one address of the namespace lies in each of the node's ranges (`spec.podCIDRs`), of which there must be one;
-//! - nobody else of this node has the address, by report or by sighting.
+//! They are taken from the pod's own network namespace, and only under conditions that the pod
+//! cannot influence:
+//! - the pod has a single process, its sandbox's, and has never had more than one container since
+//!   its cgroup was made: no program of the pod itself has run yet;
+//! - exactly one address of the namespace lies in each of the node's ranges (`spec.podCIDRs`), of
+//!   which there must be one;
+//! - no other pod of this node has the address, by report or by sighting.
 //!
-//! What an earlier agent has found so, or was told by a report, stands in the kernel's table of addresses with the cookie of
-//! the pod's namespace, which no other namespace ever has: this agent goes on with it ([`known_before`]).
+//! What an earlier agent found so, or was told by a report, stands in the kernel's table of
+//! addresses, with the cookie of the pod's namespace. No other namespace ever has that cookie, so
+//! this agent goes on with the entry ([`known_before`]).
 //!
-//! Where none of this helps, the report is waited for. The report is believed in any case: once it is there, a sighting is void.
+//! Where none of this helps, the agent waits for the report. A report is believed in any case: once
+//! it is there, the sighting is void.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -33,19 +38,20 @@ use crate::{
     },
 };
 
-/// How often a pod that is just starting is looked at: its sandbox's process appears some milliseconds after its cgroup.
+/// How often a starting pod is looked at: its sandbox's process appears some milliseconds after its
+/// cgroup.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// How long after the pod's cgroup has changed. Then the report is not far.
+/// How long a pod is looked at after its cgroup has changed. The report then follows soon.
 const STARTS_WITHIN: Duration = Duration::from_secs(1);
 
-/// What has been found, and who is being looked for.
+/// The addresses that have been found, and the pods whose addresses are looked for.
 #[derive(Default)]
 pub(super) struct Sightings {
     found: BTreeMap<PodUid, Vec<IpAddr>>,
     /// Pods that have no address yet.
     starting: BTreeMap<PodUid, Starting>,
-    /// The objects with what has been found, and without.
+    /// The objects without and with what has been found.
     last: Option<(Arc<Objects>, Arc<Objects>)>,
 }
 
@@ -59,7 +65,7 @@ struct Starting {
 }
 
 impl Starting {
-    /// Whether it is to be looked at: for some time after a container has come.
+    /// Whether to look at it now: for some time after a container has come.
     fn is_worth_a_look(&mut self, containers: usize, now: Instant) -> bool {
         if std::mem::replace(&mut self.containers, containers) != containers {
             self.until = Some(now + STARTS_WITHIN);
@@ -108,7 +114,8 @@ impl Sightings {
         self.last = None;
     }
 
-    /// Forgets what has been reported meanwhile or is gone, and what somebody else claims too.
+    /// Forgets addresses that have been reported meanwhile, those of pods that are gone, and those
+    /// that another pod claims too.
     fn forget_void(&mut self, objects: &Objects, node: &NodeName) {
         let waits = |uid: &PodUid| {
             objects.pod(uid).is_some_and(|pod| {
@@ -131,7 +138,8 @@ impl Sightings {
 }
 
 impl Enroller {
-    /// Looks for the addresses of pods that are to be in the mesh and of which none has been reported. Whether any was found.
+    /// Looks for the addresses of pods that are to be in the mesh and have none reported. Returns
+    /// whether any was found.
     pub(super) async fn look_for_addresses(
         &mut self,
         world: &Snapshot,
@@ -174,7 +182,8 @@ impl Enroller {
         any
     }
 
-    /// The addresses with which an earlier agent had a pod in the mesh, if its namespace still has them.
+    /// The addresses with which an earlier agent had a pod in the mesh, if the pod's namespace
+    /// still has them.
     async fn see_known_before(&self, uid: &PodUid) -> Option<Vec<IpAddr>> {
         let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
         let ours = self.pods.values().chain(leaving);
@@ -190,7 +199,8 @@ impl Enroller {
     }
 }
 
-/// The addresses that the kernel's table has of namespaces that are not ours, unless their pods have left the mesh.
+/// The addresses in the kernel's table by namespace, without our own namespaces' and those of pods
+/// that have left the mesh.
 fn known_before(
     local: &HashMap<Addr, KernelPod>,
     ours: &BTreeSet<u64>,
@@ -207,7 +217,7 @@ fn known_before(
     known
 }
 
-/// The pod's addresses among those of its namespace: one of each range, in their order.
+/// The pod's addresses among those of its namespace: one for each range, in the ranges' order.
 fn of_pod(found: &BTreeSet<IpAddr>, ranges: &[Cidr]) -> Option<Vec<IpAddr>> {
     let only = |range: &Cidr| {
         let mut inside = found.iter().filter(|address| range.contains(**address));

@@ -55,7 +55,7 @@ impl Enroller {
             reason,
             netns: known.map(|enrolled| enrolled.pod.netns.cookie()),
             connections: known.map_or(0, |enrolled| enrolled.pod.connections.running()),
-            plaintext: PlaintextFacts::default(), // filled in when somebody asks
+            plaintext: PlaintextFacts::default(), // filled in when a client asks
         }
     }
 }

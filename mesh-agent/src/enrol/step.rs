@@ -1,4 +1,4 @@
-//! One step of enrolment: what the world wants, compared with what is.
+//! One step of enrolment: brings the node's pods from what they are to what the world wants.
 
 use std::{collections::BTreeSet, os::fd::AsFd as _, sync::Arc};
 
@@ -30,9 +30,10 @@ impl Enrolled {
 }
 
 impl Enroller {
-    /// Brings the node's pods to what the world wants, as far as it can be done now. To be called when the world has
-    /// changed and when [`Enroller::due`] resolves. Only if what the source says is complete may a pod that it does not know
-    /// be taken for one that is gone. `cgroups` are those of the node's pods, as far as they can be told.
+    /// Brings the node's pods to what the world wants, as far as it can be done now. Call it when
+    /// the world has changed and when [`Enroller::due`] resolves. A pod that the source does not
+    /// know counts as gone only if what the source says is complete. `cgroups` are those of the
+    /// node's pods, as far as they are known.
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
@@ -45,7 +46,8 @@ impl Enroller {
         let (enrolled, complete) = (self.enrolled(), state.complete);
         let mut world = self.build(state, announcements).await;
         if !std::mem::replace(&mut self.looked_back, true) {
-            // Without its address a pod that is closed would be held, which drops what dials it.
+            // Without its address a closed pod would be held, which drops the connections that
+            // arrive.
             if self.look_for_addresses(&world, &state.objects, cgroups).await {
                 world = self.build(state, announcements).await;
             }
@@ -54,7 +56,7 @@ impl Enroller {
         self.hold(&world, cgroups);
         let found = self.look_for_addresses(&world, &state.objects, cgroups).await;
         let world = if found { self.build(state, announcements).await } else { world };
-        // Before a pod is taken in: what arrives at it is judged by them.
+        // Before a pod is taken in: arrivals at it are judged by these ranges.
         let ranges = self.follower.write_ranges(&self.mesh, &world).err();
         self.remove_vanished(&world).await;
         let leaving = match (complete, self.swept) {
@@ -67,7 +69,7 @@ impl Enroller {
         self.change_settings(&world);
         let unchanged = self.enrolled() == enrolled;
         let world = if unchanged { world } else { self.build(state, announcements).await };
-        // Whoever is accepted from now on is judged by a world that knows him.
+        // Connections that are accepted from now on are judged by a world that knows their pod.
         self.mesh.world.store(Arc::new(world.clone()));
         self.steer(&joined);
         self.steer_leaving(&leaving);
@@ -75,7 +77,7 @@ impl Enroller {
         self.capture_dials();
         self.are_enrolled_now(&joined);
         self.finish_leaving().await;
-        self.hold(&world, cgroups); // whoever could not be enrolled
+        self.hold(&world, cgroups); // the pods that could not be enrolled
         self.release_held(&world, cgroups);
         if complete {
             self.sweep(&world).await;
@@ -100,10 +102,11 @@ impl Enroller {
         }
     }
 
-    /// The new world for the kernel and the other nodes.
+    /// Gives the new world to the kernel and to the other nodes.
     ///
     /// # Errors
-    /// What the kernel said of its tables; the next step tries again. The other nodes are told all the same.
+    /// What the kernel said of its tables; the next step tries again. The other nodes are told all
+    /// the same.
     async fn publish(&mut self, world: &Snapshot) -> Result<(), KernelError> {
         let written = self.follower.write(&self.mesh, world).await;
         let generation =
@@ -142,7 +145,7 @@ impl Enroller {
         }
     }
 
-    /// The same for pods that were taken in only to leave.
+    /// Begins to accept for pods that were taken in only to leave.
     fn steer_leaving(&mut self, leaving: &[PodUid]) {
         for uid in leaving {
             let Some((enrolled, _)) = self.leaving.get_mut(uid) else { continue };
@@ -152,7 +155,7 @@ impl Enroller {
         }
     }
 
-    /// Settings of pods that are and stay enrolled.
+    /// Applies changed settings to pods that are and stay enrolled.
     fn change_settings(&mut self, world: &Snapshot) {
         let mut changed = Vec::new();
         for (uid, enrolled) in &mut self.pods {
@@ -171,8 +174,9 @@ impl Enroller {
         }
     }
 
-    /// Once, when the source is complete: what an earlier agent left of pods that are not in the mesh any more. What
-    /// [`stays_closed`] stays as it was then, until [`Enroller::open_unwanted`].
+    /// Once, when the source is complete: lets go what an earlier agent left of pods that are not
+    /// in the mesh any more. Pods for which [`stays_closed`] holds stay as they are, until
+    /// [`Enroller::open_unwanted`].
     async fn sweep(&mut self, world: &Snapshot) {
         if std::mem::replace(&mut self.swept, true) {
             return;
@@ -204,7 +208,8 @@ impl Enroller {
         }
     }
 
-    /// Writes a pod's mode (as `LOCAL_*` bits) wherever it is kept, at the addresses that are still its own.
+    /// Writes a pod's mode (as `LOCAL_*` bits) wherever it is kept, at the addresses that are still
+    /// the pod's own.
     pub(super) fn set_mode(&self, pod: &Pod, flags: u32) -> Result<(), KernelError> {
         let strict = tables::is_strict(flags);
         pod.set_strict(strict);
@@ -217,7 +222,7 @@ impl Enroller {
         self.mesh.kernel.attach_pod(pod.netns.as_fd(), pod.netns.cookie(), strict)
     }
 
-    /// Stops steering; what is open goes on.
+    /// Stops steering; open connections go on.
     pub(super) fn release(&self, enrolled: &Enrolled) {
         let netns = enrolled.pod.netns.cookie();
         self.log_failure("release", self.mesh.kernel.tables().enrolled.remove(&netns));

@@ -1,4 +1,4 @@
-//! The kernel's tables of addresses and ports, out of a snapshot.
+//! Fills the kernel's tables of addresses and ports from a snapshot.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -29,21 +29,22 @@ pub(super) struct Room {
 /// As much as the kernel has.
 const KERNEL: Room = Room { addresses: limits::ADDRESSES, ports: limits::PORTS };
 
-/// What has become of the tables.
+/// What became of the tables.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Written {
     /// How many entries were written or removed.
     pub entries: usize,
-    /// Who has asked for more than there is room for. If anybody has, the tables are not at what the snapshot says.
+    /// The namespaces and nodes that asked for more than there is room for. If there are any, the
+    /// tables do not match the snapshot.
     pub lost: Vec<Excess>,
-    /// Whether a captured address that found no room lies outside the ranges of pod addresses: those in the kernel are all
-    /// addresses then.
+    /// Whether a captured address that found no room lies outside the ranges of pod addresses. The
+    /// ranges in the kernel are then all addresses.
     pub anywhere: bool,
     /// How full they are.
     pub filled: Vec<Filled>,
 }
 
-/// What the kernel refused, and what is in force until it is there.
+/// What the kernel refused, and what is in force until it has been written.
 #[derive(Debug)]
 pub struct Unwritten {
     /// The first entry that it refused.
@@ -57,7 +58,8 @@ pub struct Unwritten {
 pub struct Filled {
     /// Its name.
     pub table: &'static str,
-    /// Its entries; of a table that keeps none of those that find no room, those that it should have.
+    /// Its entries. For a table that falls back to a coarser content (`POD_CIDRS`), those that it
+    /// should have.
     pub used: usize,
     /// How many it can have.
     pub room: usize,
@@ -69,18 +71,19 @@ pub struct Filled {
 pub(super) struct Wanted {
     pub(super) addresses: HashMap<Addr, u32>,
     pub(super) ports: HashMap<Endpoint, u32>,
-    /// Whether the address of a captured pod has found no room: what is not in the table may be one.
+    /// Whether the address of a captured pod found no room: an address that is not in the table may
+    /// then be one.
     pub(super) incomplete: bool,
-    /// Where it may be then, if not only in the ranges of pod addresses.
+    /// Whether it may then be anywhere, and not only in the ranges of pod addresses.
     pub(super) anywhere: bool,
     pub(super) lost: Vec<Excess>,
 }
 
-/// Brings `ADDRESSES` and `PORTS` to what a snapshot says, as far as there is room. If they are known to be at what an earlier
-/// one said, this takes time in proportion to what differs.
+/// Brings `ADDRESSES` and `PORTS` to what a snapshot says, as far as there is room. If they are
+/// known to match an earlier snapshot, this takes time in proportion to the difference.
 ///
 /// # Errors
-/// The first entry that the kernel refused: the tables are then at neither.
+/// The first entry that the kernel refused: the tables then match neither snapshot.
 pub fn write_world(
     tables: &Tables,
     before: Option<&Snapshot>,
@@ -92,7 +95,8 @@ pub fn write_world(
         let (lost, anywhere, filled) = (Vec::new(), false, filled(tables));
         return Ok(Written { entries, lost, anywhere, filled });
     }
-    // Also if the difference found no room: who asks for too much is to lose, and not who asks last.
+    // Also if the difference found no room: the namespace or node that asks for too much is to
+    // lose, not the one that asks last.
     write_all(tables, world)
 }
 
@@ -104,20 +108,21 @@ fn write_all(tables: &Tables, world: &Snapshot) -> Result<Written, Unwritten> {
     Ok(Written { entries, lost, anywhere, filled: filled(tables) })
 }
 
-/// Returns how many entries were written or removed. If the kernel refuses any, `wanted.anywhere` says where captured
-/// addresses may be missing.
+/// Returns how many entries were written or removed. If the kernel refuses any, `wanted.anywhere`
+/// says whether captured addresses may be missing outside the ranges.
 fn write_wanted(
     tables: &Tables,
     world: &Snapshot,
     wanted: &mut Wanted,
 ) -> Result<usize, KernelError> {
     let Wanted { addresses, ports, incomplete, anywhere, .. } = wanted;
-    // The programs refuse what is not there before it goes, and until it has come.
+    // The programs must refuse missing addresses before their entries go, and until they have come.
     if *incomplete {
         refuse_unknown(tables, *anywhere)?;
     }
     let written = (tables.addresses.sync(addresses), tables.ports.sync(ports));
-    // What could not be written still says what was true before. It goes, once its dials are refused or led to the agent.
+    // An entry that could not be written still says what was true before. It goes once its dials
+    // are refused or led to the agent.
     if written.0.is_err() {
         let in_kernel = |address: &Addr| tables.addresses.get(address);
         *anywhere |= is_captured_outside(world.pod_cidrs(), addresses, in_kernel);
@@ -140,7 +145,8 @@ fn write_wanted(
     Ok(entries)
 }
 
-/// Whether an address that is to be captured, a pod's or a service's, is not captured in the kernel and in none of the ranges.
+/// Whether an address that is to be captured, a pod's or a service's, is neither captured in the
+/// kernel nor in any of the ranges.
 fn is_captured_outside(
     ranges: &BTreeSet<Cidr>,
     wanted: &HashMap<Addr, u32>,
@@ -154,7 +160,8 @@ fn is_captured_outside(
     missing.any(|(address, _)| !ranges.contains(IpAddr::from(*address)))
 }
 
-/// Has the whole addresses of services go to the agent whose ports are not as wanted in `PORTS`.
+/// Captures the whole address of each service with a port that is not as wanted in `PORTS`: all its
+/// dials go to the agent.
 fn capture_services(
     tables: &Tables,
     world: &Snapshot,
@@ -171,7 +178,8 @@ fn capture_services(
     Ok(())
 }
 
-/// Has the programs refuse captured pods' dials to what `ADDRESSES` does not know and may be a pod's.
+/// Has the programs refuse captured pods' dials to addresses that `ADDRESSES` does not know and
+/// that may be a pod's.
 fn refuse_unknown(tables: &Tables, anywhere: bool) -> Result<(), KernelError> {
     if anywhere {
         tables.pod_cidrs.sync([Cidr::ALL].iter())?;
@@ -204,8 +212,9 @@ fn filled(tables: &Tables) -> Vec<Filled> {
     ]
 }
 
-/// What the tables are to hold. A captured address comes before all that is only known, and no node gets more than others
-/// want. The address of a service whose port found no room is captured as a whole: the agent knows its ports.
+/// What the tables are to hold. Captured addresses come before those that are only known, and no
+/// node gets more than its share. The address of a service whose port found no room is captured as
+/// a whole: the agent knows its ports.
 pub(super) fn wanted(world: &Snapshot, room: Room) -> Wanted {
     let mut captured: Vec<Captured<'_>> = Vec::new();
     let mut known: Vec<(Addr, u32)> = Vec::new();
@@ -259,7 +268,8 @@ pub(super) fn wanted(world: &Snapshot, room: Room) -> Wanted {
     for Captured { address, bits, .. } in captured {
         *addresses.entry(address.into()).or_default() |= bits;
     }
-    // What is known counts as not captured: it must not stand there for a captured one that found no room.
+    // A known address counts as not captured: it must not stand there for a captured one that found
+    // no room.
     let missing: HashSet<Addr> = left_out.iter().map(|address| (*address).into()).collect();
     for (address, bits) in known.into_iter().filter(|(address, _)| !missing.contains(address)) {
         if addresses.len() < room.addresses || addresses.contains_key(&address) {
@@ -277,11 +287,12 @@ struct Captured<'a> {
     bits: u32,
     /// The other node that announces it; `None` if several do.
     node: Option<&'a NodeName>,
-    /// A pod's of this node, or a service's: it always has room.
+    /// Whether it is a service's, or a pod's of this node: these get room before all others.
     is_ours: bool,
 }
 
-/// Leaves in what there is room for; the others are given back. Each node gets what it asks for up to one and the same number.
+/// Leaves in `captured` what there is room for, and returns the others. Each node gets what it asks
+/// for up to one common number.
 fn share_out_addresses(
     captured: &mut Vec<Captured<'_>>,
     world: &Snapshot,
@@ -293,7 +304,7 @@ fn share_out_addresses(
     }
     let ours = captured.iter().filter(|it| it.is_ours).count();
     let most = level(asked.values().copied(), room.saturating_sub(ours));
-    // Those that no range covers stay first: what is in none can then be dialled as before.
+    // Addresses in no range stay first: what is in no range can then be dialled as before.
     let ranges = Cover::of(world.pod_cidrs());
     captured.sort_by_cached_key(|it| (ranges.contains(it.address), it.address));
     let (mut given, mut all) = (BTreeMap::<Option<&NodeName>, usize>::new(), 0);
@@ -337,7 +348,8 @@ fn write_difference(
         let bits = port_bits(world, address, port);
         (endpoint(address, port), (bits != 0).then_some(bits))
     });
-    // Before anything is tried: what finds no room would be taken for what is not in the mesh.
+    // Before anything is tried: an address that finds no room would be taken for one that is not in
+    // the mesh.
     if tables.addresses.used_after(&addresses) > KERNEL.addresses {
         return None;
     }
@@ -391,7 +403,7 @@ mod tests {
     use super::*;
     use crate::world::{Announcements, Incumbents, LocalNode, MeshNode, Objects};
 
-    /// Of one account, at `10.NODE.0.1` and up.
+    /// A node that announces pods of one account, at `10.NODE.0.1` and up.
     fn announcing(node: u8, pods: u8) -> Arc<MeshNode> {
         let pods = (1..=pods).map(|pod| {
             json!({"uid": format!("{node}-{pod}"), "namespace": "shop", "name": format!("pod-{pod}"),

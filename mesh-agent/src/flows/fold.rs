@@ -1,5 +1,6 @@
-//! Connections that come to nothing and are all alike are recorded one by one at first, and then counted: a flood of
-//! them must neither cost more than it is worth nor push out the records that explain it.
+//! Connections that come to nothing and are all alike. The first ones are recorded one by one,
+//! further ones are counted. A flood of them must not cost much, nor evict the records that explain
+//! it.
 
 use std::{
     collections::HashMap,
@@ -9,15 +10,16 @@ use std::{
 
 use super::record::{Direction, FlowRecord};
 
-/// Alike ones that are recorded one by one in a [`WINDOW`].
+/// Alike connections that are recorded one by one in a [`WINDOW`].
 pub(super) const SINGLY: u32 = 32;
-/// After this time the others are told of in one record.
+/// After this time, one record stands for the others.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Kinds of one pod's that are told apart at once. With more (a scan from forged addresses) the client is not looked at any
-/// more, and with twice as many (dials to addresses without end) the server neither. There are few directions and codes.
+/// Kinds of one pod that are told apart at once. With more (a scan from forged addresses) the
+/// client is ignored; with twice as many (dials to ever new addresses) the server is ignored too.
+/// There are few directions and codes.
 const KINDS: usize = 64;
 
-/// What makes two of one pod alike.
+/// What makes two connections of one pod alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
     pub(super) direction: Direction,
@@ -27,7 +29,7 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// Itself, of any client, and of any server too.
+    /// The kind itself, that of any client, and that of any client and server.
     fn wider(&self) -> [Self; 3] {
         let of_any_client = Self { client: None, ..self.clone() };
         let of_any = Self { server: None, ..of_any_client.clone() };
@@ -35,29 +37,30 @@ impl Kind {
     }
 }
 
-/// What is counted now, by the network namespace (its cookie) of the pod of this node: a flood of one pod's says nothing of
-/// another's.
+/// The current counts, by the network namespace (its cookie) of this node's pod: a flood of one pod
+/// says nothing about another pod.
 #[derive(Default)]
 pub(super) struct Folds(HashMap<u64, HashMap<Kind, Fold>>);
 
 struct Fold {
     since: Instant,
     seen: u32,
-    /// The first one, to tell of the others with.
+    /// The first record of the kind, which serves as the example for the others.
     like: Option<FlowRecord>,
     folded: u64,
 }
 
-/// Whether one is to be recorded by itself.
+/// Whether a connection is to be recorded by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recorded {
     Singly,
-    /// It has been counted.
+    /// Only counted.
     Folded,
 }
 
 impl Folds {
-    /// One more of a kind. The second part is what is to be told of the window that has ended with it.
+    /// Counts one more of a kind. The second part is the record of the window that has ended with
+    /// it.
     pub(super) fn count(
         &mut self,
         netns: u64,
@@ -88,7 +91,8 @@ impl Folds {
         (Recorded::Folded, ended)
     }
 
-    /// The record of one that was recorded by itself: those that are only counted will be told of by its example.
+    /// Takes the record of a connection that was recorded by itself as the example for those that
+    /// are only counted.
     pub(super) fn example(&mut self, netns: u64, kind: &Kind, record: &FlowRecord) {
         let Some(folds) = self.0.get_mut(&netns) else { return };
         let known = kind.wider().into_iter().find(|kind| folds.contains_key(kind));
@@ -97,7 +101,7 @@ impl Folds {
         }
     }
 
-    /// What is to be told of all windows that have ended. They are forgotten.
+    /// Records of all windows that have ended. The windows are forgotten.
     pub(super) fn sweep(&mut self, now: Instant) -> Vec<FlowRecord> {
         let is_over = |fold: &Fold| now.duration_since(fold.since) >= WINDOW;
         let ended = self.0.values_mut().flat_map(|folds| folds.extract_if(|_, fold| is_over(fold)));

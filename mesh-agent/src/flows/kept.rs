@@ -1,4 +1,4 @@
-//! The newest finished records, shared fairly: whose connections are many pushes out his own.
+//! The newest finished records. A full store evicts the oldest record of the owner with the most.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,9 +10,10 @@ use super::record::{Direction, FlowRecord};
 /// Finished records that are kept: some 700 bytes each, so 3 MiB.
 pub(super) const KEPT: usize = 4096;
 
-/// A pod of this node, and whether bytes of applications went. So neither another pod nor a flood of connections that came to
-/// nothing pushes out what a pod's connections carried. All that is told of addresses that are no pod's is one owner's: a pod
-/// may give itself as many addresses as it likes.
+/// A pod of this node, and whether bytes of applications went. So neither another pod nor a flood
+/// of connections that came to nothing evicts the records of a pod's connections that carried
+/// bytes. Addresses that belong to no pod have one owner together, because a pod may give itself as
+/// many addresses as it likes.
 type Owner = (Option<String>, bool);
 
 /// A bounded store.
@@ -24,7 +25,8 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Keeps one more, at the cost of the oldest of whoever has most.
+    /// Keeps one more record. If the store is full, evicts the oldest record of the owner with the
+    /// most.
     pub(super) fn push(&mut self, record: Arc<FlowRecord>) {
         if self.count == KEPT {
             self.push_out();

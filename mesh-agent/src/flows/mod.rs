@@ -1,8 +1,10 @@
-//! The record of each connection that reached the agent or was refused, and the questions asked of it.
+//! The record of each connection that reached the agent or was refused, and the queries on the
+//! records.
 //!
-//! A record is begun when the connection is accepted and completed when it ends. The newest finished ones are kept in
-//! memory; followers get each as it is finished. A follower that is too slow loses records and is told how many.
-//! Records of connections that came to nothing, all alike, are folded into one (`fold.rs`).
+//! A record begins when the connection is accepted and is completed when it ends. The newest
+//! finished records are kept in memory; followers get each one as it is finished. A follower that
+//! is too slow loses records and is told how many. Records of connections that came to nothing and
+//! are all alike are folded into one (`fold.rs`).
 
 mod fold;
 mod kept;

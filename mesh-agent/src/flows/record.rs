@@ -1,4 +1,4 @@
-//! What a record holds. Also the form in which `mesh-agent flows -o json` prints it.
+//! What a record holds, in the form that `mesh-agent flows -o json` prints.
 
 use std::{
     fmt,
@@ -17,30 +17,30 @@ pub struct FlowRecord {
     pub node: String,
     /// Which way it went.
     pub direction: Direction,
-    /// When it was accepted, or refused by the kernel.
+    /// When the agent accepted it, or the kernel refused it.
     pub opened: Timestamp,
     /// How long it took in microseconds; `None` while it is open.
     pub duration_us: Option<u64>,
     /// The application that dialled.
     pub client: Party,
-    /// The application that was dialled: after the choice of an endpoint, if a service was.
+    /// The application that was dialled. If a service was dialled, the endpoint that was chosen.
     pub server: Party,
     /// What the application dialled.
     pub original_destination: SocketAddr,
-    /// The service, as `namespace/name`, if it dialled one.
+    /// The service that the application dialled, as `namespace/name`, if it dialled one.
     pub service: Option<String>,
     /// Code of the kernel's verdict (`mesh_common::verdict`).
     pub verdict: String,
     /// How the bytes went between the nodes.
     pub security: Security,
-    /// Code of how it ended; `open` while it has not.
+    /// Code of how it ended; `open` while it has not ended.
     pub outcome: String,
     /// The same as a sentence, with the likely cause.
     pub reason: String,
     /// Bytes of the applications.
     pub bytes: Bytes,
-    /// 0, or the number of connections like this one that this record stands for: they came to nothing, in the seconds
-    /// after it, and were too many to be recorded one by one.
+    /// 0, or the number of connections that this record stands for: they were like this one, came
+    /// to nothing in the seconds after it, and were too many to be recorded one by one.
     #[serde(default)]
     pub alike: u64,
 }
@@ -96,12 +96,12 @@ impl Party {
 pub enum Security {
     /// Mutual TLS between the two pods' identities.
     Mtls(TlsFacts),
-    /// As the application sent them, and why.
+    /// Plaintext, as the application sent the bytes, and why.
     Plaintext {
         /// Code of the reason.
         why: String,
     },
-    /// None went.
+    /// No bytes went.
     None,
 }
 
@@ -114,7 +114,8 @@ pub struct TlsFacts {
     pub cipher_suite: String,
     /// The key exchange.
     pub key_exchange: String,
-    /// The port of the destination pod that was dialled. An agent of an earlier version knows only one.
+    /// The port of the destination pod that was dialled. A record of an earlier version has no such
+    /// field: that version knew one port.
     #[serde(default)]
     pub wire_port: WirePort,
 }

@@ -35,7 +35,7 @@ struct Inner {
     next: AtomicU64,
     records: Mutex<Records>,
     finished: broadcast::Sender<Arc<FlowRecord>>,
-    /// Why connections are cut off from now on, if it is said.
+    /// Why connections are cut off from now on, if that is set.
     cut: OnceLock<Ended>,
     closed: CancellationToken,
 }
@@ -54,9 +54,9 @@ pub struct Refused<'a> {
     pub netns: u64,
     /// Which way it went.
     pub direction: Direction,
-    /// Who dialled.
+    /// The address that dialled.
     pub client: SocketAddr,
-    /// Who was dialled.
+    /// The address that was dialled.
     pub server: SocketAddr,
     /// Code of the kernel's verdict.
     pub verdict: &'a str,
@@ -64,7 +64,8 @@ pub struct Refused<'a> {
     pub code: &'static str,
 }
 
-/// A connection that is not over. Dropped without [`Flow::end`] it counts as cut off by the agent.
+/// A connection that is not over. If dropped without [`Flow::end`], it counts as cut off by the
+/// agent.
 pub struct Flow {
     store: FlowStore,
     record: Arc<Mutex<FlowRecord>>,
@@ -72,7 +73,7 @@ pub struct Flow {
     netns: u64,
     begun: Instant,
     over: bool,
-    /// Tells the bytes until now, for a connection that is cut off.
+    /// Returns the bytes so far, for a connection that is cut off.
     measure: Option<Measure>,
 }
 
@@ -100,7 +101,7 @@ impl Follower {
     /// No record is lost.
     pub async fn next(&mut self) -> Option<Followed> {
         let next = tokio::select! {
-            biased; // what there is comes before the end
+            biased; // pending records come before the end
             next = self.finished.recv() => next,
             () = self.closed.cancelled() => return None,
         };
@@ -136,7 +137,7 @@ impl FlowStore {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Begins a record. `netns` is that of this node's pod, by its cookie.
+    /// Begins a record. `netns` is the cookie of the network namespace of this node's pod.
     pub fn begin(
         &self,
         netns: u64,
@@ -169,8 +170,8 @@ impl FlowStore {
         Flow { store, record, id, netns, begun, over: false, measure: None }
     }
 
-    /// Records a refusal, unless there are so many of its kind that it is only counted. `tell` is asked for the sentence,
-    /// and fills in whose the addresses are, only if it is recorded.
+    /// Records a refusal. If there are too many of its kind, it is only counted. Only if it is
+    /// recorded, `tell` is called: it returns the sentence and fills in the pods at the addresses.
     pub fn refuse(
         &self,
         refused: Refused<'_>,
@@ -188,7 +189,8 @@ impl FlowStore {
         flow.close(&Ended::new(code, sentence), Bytes::default(), Some(&kind));
     }
 
-    /// Tells of the refusals that were only counted and whose time is over. To be called once a second or so.
+    /// Records the refusals that were only counted and whose window is over. Call it about once a
+    /// second.
     pub fn sweep(&self) {
         let ended = self.lock().folds.sweep(Instant::now());
         for record in ended {
@@ -204,12 +206,13 @@ impl FlowStore {
         recorded
     }
 
-    /// Keeps a record of others that has none of its own, and tells the followers.
+    /// Keeps a record that stands for others or comes from another agent, and sends it to the
+    /// followers.
     fn keep(&self, mut record: FlowRecord) {
         record.id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let record = Arc::new(record);
         self.lock().finished.push(Arc::clone(&record));
-        drop(self.inner.finished.send(record)); // nobody follows
+        drop(self.inner.finished.send(record)); // fails if there is no follower
     }
 
     /// The newest finished records, oldest first, and then those that are open.
@@ -220,7 +223,7 @@ impl FlowStore {
         finished.chain(records.open()).collect()
     }
 
-    /// Those that are open, oldest first.
+    /// The open records, oldest first.
     pub fn list_open(&self) -> Vec<FlowRecord> {
         self.lock().open().collect()
     }
@@ -241,12 +244,12 @@ impl FlowStore {
         Follower { finished, closed }
     }
 
-    /// Whoever is cut off from now on is cut off for this reason.
+    /// Sets the reason for connections that are cut off from now on.
     pub fn cut(&self, why: Ended) {
         drop(self.inner.cut.set(why)); // the first reason counts
     }
 
-    /// Nothing more comes: followers end when they have read what there is.
+    /// Ends the store: followers end when they have read what there is.
     pub fn close(&self) {
         self.inner.closed.cancel();
     }
@@ -262,17 +265,18 @@ impl FlowStore {
 }
 
 impl Flow {
-    /// Writes down something that has become known.
+    /// Notes something that has become known.
     pub fn note(&self, change: impl FnOnce(&mut FlowRecord)) {
         change(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Says how the bytes are told if the connection is cut off.
+    /// Sets how the bytes are measured if the connection is cut off.
     pub fn measure(&mut self, bytes: impl Fn() -> Bytes + Send + Sync + 'static) {
         self.measure = Some(Box::new(bytes));
     }
 
-    /// Completes the record. One of many that came to nothing and are alike is only counted.
+    /// Completes the record. If many connections came to nothing and are alike, further ones are
+    /// only counted.
     pub fn end(self, ended: &Ended, bytes: Bytes) {
         let came_to_nothing = bytes.sent + bytes.received == 0 && ended.code != "closed";
         let kind = came_to_nothing.then(|| self.kind(ended.code));
@@ -325,7 +329,7 @@ impl Flow {
             }
             records.finished.push(Arc::clone(&finished));
         }
-        drop(self.store.inner.finished.send(finished)); // nobody follows
+        drop(self.store.inner.finished.send(finished)); // fails if there is no follower
     }
 }
 
@@ -480,7 +484,7 @@ mod tests {
         let list = store.list();
         assert_eq!((list.len(), store.open()), (1 + 2 * SINGLY as usize, 0));
         assert_eq!(list.first().unwrap().outcome, "closed");
-        // Once the time is over, the others are told of.
+        // Once the window is over, the others are recorded.
         let told = store.lock().folds.sweep(Instant::now() + std::time::Duration::from_mins(1));
         assert_eq!(told.len(), 2);
         assert!(told.iter().all(|record| record.alike == flood - u64::from(SINGLY)));

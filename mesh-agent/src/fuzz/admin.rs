@@ -1,8 +1,8 @@
-//! Target `admin`: what comes in at the admin socket, and what its client reads.
+//! Target `admin`: the input of the admin socket, and of its client.
 
 use crate::admin::{Request, Response};
 
-/// A line that is understood is written as another that is understood in the same way.
+/// An accepted line is written as another line that is read in the same way.
 pub(crate) fn admin(data: &[u8]) {
     let Ok(line) = std::str::from_utf8(data) else {
         return;

@@ -1,4 +1,4 @@
-//! Choices out of the bytes that a fuzzer makes.
+//! Choices from the bytes that a fuzzer makes.
 
 /// Bytes, read as choices from front to back. When they are used up, every choice is zero.
 pub(crate) struct Input<'a>(&'a [u8]);
@@ -40,13 +40,13 @@ impl<'a> Input<'a> {
         std::array::from_fn(|_| self.u8())
     }
 
-    /// One byte says how long a piece follows.
+    /// A piece whose length is in one byte before it.
     pub(crate) fn piece(&mut self) -> &'a [u8] {
         let length = usize::from(self.u8());
         self.take(length)
     }
 
-    /// Any text: a piece, with what is no UTF-8 replaced.
+    /// Any text: a piece, with invalid UTF-8 replaced.
     pub(crate) fn text(&mut self) -> String {
         String::from_utf8_lossy(self.piece()).into_owned()
     }

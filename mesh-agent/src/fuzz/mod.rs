@@ -1,9 +1,9 @@
-//! What is fuzzed: everything that reads bytes which others have written.
+//! Everything that is fuzzed: all code that reads bytes which others have written.
 //!
-//! A target is a function that panics when its input shows a defect, so each is more than "does not
-//! crash": a second, naive reading of the specification, or a round trip, or a bound. Package `fuzz`
-//! runs them under libFuzzer (`cargo xtask fuzz`); the test below replays the committed inputs.
-//! Targets stand in the rooms that they test.
+//! A target is a function that panics when its input shows a defect. So each checks more than "does
+//! not crash": a second, naive reading of the specification, a round trip, or a bound. Package
+//! `fuzz` runs them under libFuzzer (`cargo xtask fuzz`); the test below replays the committed
+//! inputs. Targets stand in the rooms that they test.
 #![allow(clippy::panic, reason = "a target tells a defect by panicking")]
 
 mod admin;

@@ -16,16 +16,16 @@ use crate::{
     sys,
 };
 
-/// How long the heir may take from the first answer until it has switched: it loads programs and enrols every pod. Nobody
-/// is enrolled meanwhile.
+/// How long the successor may take from the first answer until it has switched: it loads programs
+/// and enrols every pod. The predecessor enrols no pod meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Longest line of the heir.
+/// Longest line of the successor.
 const MAX_LINE_BYTES: u64 = 4096;
 
 /// Where hand-overs are asked for: the way from the admin socket to the task that enrols pods.
 pub struct Desk {
-    /// That task takes them from here, one at a time.
+    /// That task takes requests from here, one at a time.
     pub wishes: mpsc::Sender<Wish>,
     /// This agent's node.
     pub node: String,
@@ -35,27 +35,29 @@ pub struct Desk {
     pub cgroup: u64,
 }
 
-/// An heir has asked.
+/// The request of a successor.
 pub struct Wish {
-    /// The id of the cgroup that the heir dials from.
+    /// The id of the cgroup that the successor dials from.
     pub heir: u64,
-    /// Gets what there is to give, once nothing changes any more.
+    /// Gets the listeners, once nothing changes any more.
     pub listeners: oneshot::Sender<Vec<(Listener, Arc<TcpListener>)>>,
-    /// Resolves when the heir has switched; fails if it is gone before.
+    /// Resolves when the successor has switched; fails if it is gone before.
     pub switched: oneshot::Receiver<Switched>,
 }
 
-/// The heir has switched, and waits to be told that everything is released.
+/// The successor has switched, and waits to be told that everything is released.
 #[derive(Debug)]
 pub struct Switched {
-    /// Tells it.
+    /// Tells the successor.
     pub released: oneshot::Sender<()>,
 }
 
-/// Gives this agent's estate to the heir at the other end, which has just asked. Holds the connection until `ended`.
+/// Gives this agent's listeners to the successor at the other end, which has just asked. Holds the
+/// connection until `ended`.
 ///
 /// # Errors
-/// The connection failed or the heir said something else; unless it had switched by then, this agent goes on.
+/// The connection failed, or the successor said something else. This agent then goes on, unless the
+/// successor had switched by then.
 pub async fn give(
     stream: UnixStream,
     ask: &Ask,
@@ -86,14 +88,14 @@ pub async fn give(
     let (released, is_released) = oneshot::channel();
     if wish.send(Switched { released }).is_ok() && is_released.await.is_ok() {
         say(reader.get_ref(), &Response::Released).await?;
-        ended.cancelled().await; // the connection's end tells the heir of ours
+        ended.cancelled().await; // the connection's end tells the successor of ours
     }
     Ok(())
 }
 
 type Given = Vec<(Listener, Arc<TcpListener>)>;
 
-/// Checks the request and has enrolment stopped; else says in a sentence why not.
+/// Checks the request and has enrolment stopped; else returns a sentence that says why not.
 async fn open(ask: &Ask, desk: &Desk) -> Result<(oneshot::Sender<Switched>, Given), String> {
     if ask.version != VERSION {
         return Err(format!(

@@ -1,4 +1,5 @@
-//! What heir and predecessor say to each other: lines of JSON, and after [`Estate`] the listeners' descriptors in its order.
+//! What successor and predecessor say to each other: lines of JSON, and after [`Estate`] the
+//! listeners' descriptors in its order.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The version of this protocol. An agent refuses another one.
 pub const VERSION: u32 = 1;
 
-/// What the heir says of itself.
+/// What the successor says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
     /// [`VERSION`].

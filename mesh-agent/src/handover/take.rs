@@ -1,4 +1,4 @@
-//! The heir's side.
+//! The successor's side.
 
 use std::{
     collections::HashMap,
@@ -23,20 +23,21 @@ use crate::{
     sys,
 };
 
-/// How long the predecessor may take for each answer: who is leaving is given 3 s to leave.
+/// How long the predecessor may take for each answer: a leaving pod is given 3 s to leave.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How much of an answer that was not expected is shown, in characters.
 const LONGEST_SHOWN: usize = 200;
 
-/// How long an heir may take from the predecessor's first answer until it has switched. The predecessor waits longer: who is
-/// late finds it out itself, and never goes on changing what the predecessor has put back.
+/// How long a successor may take from the predecessor's first answer until it has switched. The
+/// predecessor waits longer. So a late successor finds it out itself, and never goes on changing
+/// what the predecessor has put back.
 const SWITCH_WITHIN: Duration = Duration::from_secs(20);
 const _: () = assert!(SWITCH_WITHIN.as_secs() < give::PATIENCE.as_secs());
 
 /// Why the node was not taken over.
 #[derive(Debug, Error)]
 pub enum TakeOverError {
-    /// Nobody answers although the lock is held.
+    /// No agent answers although the lock is held.
     #[error(
         "the agent that runs for this node does not answer at {path}: {source}; stop it, or kill it if it hangs"
     )]
@@ -52,7 +53,7 @@ pub enum TakeOverError {
         /// Its sentence.
         said: String,
     },
-    /// It said something that is not of the protocol.
+    /// It said something that the protocol does not have.
     #[error(
         "the agent that runs for this node answered what this version does not understand ({said:?}); stop it first"
     )]
@@ -109,7 +110,8 @@ impl Predecessor {
             other => return Err(TakeOverError::Answer { said: shown(&other) }),
         };
         let until = Instant::now() + SWITCH_WITHIN;
-        // Only now, so that no descriptor comes along with the line that was just read into a buffer.
+        // Only now, so that no descriptor comes along with the line that was just read into a
+        // buffer.
         write(&mut stream, &Request::Give).await?;
         let inherited = timeout(PATIENCE, receive(stream.get_ref(), &estate)).await;
         let inherited = inherited.map_err(io::Error::from)??;
@@ -119,21 +121,22 @@ impl Predecessor {
     /// Runs a part of what has to be done before [`Predecessor::release`].
     ///
     /// # Errors
-    /// [`TakeOverError::TooSlow`]: the predecessor may go on by itself from now on. This agent must end and change nothing
-    /// more.
+    /// [`TakeOverError::TooSlow`]: the predecessor may go on by itself from now on. This agent must
+    /// end and change nothing more.
     ///
     /// # Cancel safety
     /// That of the part; it is dropped when the time is over.
     pub async fn in_time<T>(&self, part: impl Future<Output = T>) -> Result<T, TakeOverError> {
         let done = timeout_at(self.until, part).await;
-        // Also if all of the process has stood still meanwhile.
+        // Also if the whole process stood still meanwhile.
         done.ok().filter(|_| Instant::now() < self.until).ok_or(TakeOverError::TooSlow)
     }
 
-    /// Says that we have switched; returns once the predecessor has released everything, or is gone.
+    /// Says that we have switched; returns once the predecessor has released everything, or is
+    /// gone.
     ///
     /// # Errors
-    /// It does not answer. Whether it is still in charge, its lock tells.
+    /// The predecessor does not answer. Its lock tells whether it is still in charge.
     pub async fn release(&mut self) -> Result<(), TakeOverError> {
         match said(&mut self.stream, &Request::Switched).await? {
             Response::Released => Ok(()),
@@ -150,7 +153,8 @@ impl Predecessor {
     }
 }
 
-/// Copies the records of an agent until it ends. To be connected to it before its socket is replaced.
+/// Copies the records of an agent until it ends. `stream` has to be connected before the agent's
+/// socket is replaced.
 pub async fn follow(stream: UnixStream, flows: FlowStore) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     write(&mut stream, &Request::Flows { follow: true }).await?;

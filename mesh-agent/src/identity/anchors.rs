@@ -1,4 +1,5 @@
-//! The trust anchors: the CA certificates that may vouch for a peer. Several at once during rotation.
+//! The trust anchors: the CA certificates that may vouch for a peer. There are several during
+//! rotation.
 
 use std::time::{Duration, SystemTime};
 
@@ -59,7 +60,7 @@ impl Anchors {
         &self.certificates
     }
 
-    /// The form that path building takes.
+    /// The form that path building needs.
     pub(crate) fn trusted(&self) -> &[TrustAnchor<'static>] {
         &self.trusted
     }
@@ -69,7 +70,7 @@ impl Anchors {
         self.certificates.iter().map(fingerprint).collect()
     }
 
-    /// These, and those of another set.
+    /// These, and those of the other set.
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         let mut both = self.clone();
@@ -90,7 +91,8 @@ impl Anchors {
     }
 }
 
-/// SHA-256 of a certificate, hexadecimal, as `openssl x509 -fingerprint -sha256` says it without its colons.
+/// SHA-256 of a certificate, hexadecimal, as `openssl x509 -fingerprint -sha256` prints it without
+/// its colons.
 pub(crate) fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16);
     let digest = digest(&SHA256, certificate);
@@ -115,7 +117,7 @@ pub enum AnchorsError {
     NotACa(usize),
 }
 
-/// Seconds since 1970, as X.509 dates come, as a time. Earlier dates count as 1970.
+/// Converts seconds since 1970, the form of X.509 dates, into a time. Earlier dates count as 1970.
 pub(crate) fn system_time(unix_s: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_s).unwrap_or(0))
 }

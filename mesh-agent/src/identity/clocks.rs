@@ -1,4 +1,5 @@
-//! Whose clock differs from this node's: peers that show certificates of the mesh which begin in the future.
+//! Peers whose clock differs from this node's: they show certificates of the mesh that begin in the
+//! future.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::SpiffeId;
 
-/// How long it is told after it was seen last.
+/// How long a differing clock is reported after it was last seen.
 const TOLD: Duration = Duration::from_mins(2);
-/// So many identities are known at a time.
+/// Identities that are remembered at a time.
 const KNOWN: usize = 16;
 
 /// What is known of other clocks.
 #[derive(Debug, Default)]
 pub struct Clocks {
     ahead: Mutex<BTreeMap<SpiffeId, Seen>>,
-    /// Whether there is anything: handshakes are many, and clocks that differ rare.
+    /// Whether `ahead` has entries: handshakes are many, and differing clocks rare.
     any: AtomicBool,
 }
 
@@ -27,7 +28,7 @@ struct Seen {
 }
 
 impl Clocks {
-    /// A genuine certificate begins only so much later.
+    /// Notes that a genuine certificate begins only after `by`.
     pub(super) fn is_ahead(&self, id: SpiffeId, by: Duration) {
         let mut ahead = self.ahead();
         ahead.retain(|_, seen| seen.at.elapsed() < TOLD);
@@ -37,7 +38,7 @@ impl Clocks {
         self.any.store(true, Ordering::Relaxed);
     }
 
-    /// A certificate of this identity is of this time.
+    /// Notes that a certificate of this identity is valid at the present time.
     pub(super) fn is_right(&self, id: &SpiffeId) {
         if self.any.load(Ordering::Relaxed) {
             let mut ahead = self.ahead();
@@ -46,7 +47,7 @@ impl Clocks {
         }
     }
 
-    /// What people are told.
+    /// The report for people.
     pub fn problem(&self) -> Option<String> {
         let ahead = self.ahead();
         let current = ahead.iter().filter(|(_, seen)| seen.at.elapsed() < TOLD);
@@ -60,7 +61,7 @@ impl Clocks {
         })
     }
 
-    /// A panic elsewhere does not make it wrong: each change is one insertion or removal.
+    /// A panic elsewhere leaves the table valid: each change is one insertion or removal.
     fn ahead(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, Seen>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }

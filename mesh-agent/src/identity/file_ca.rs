@@ -1,8 +1,8 @@
 //! The mode without a cluster: a CA in a directory, and the agent signs for itself.
 //!
 //! The directory holds `ca.crt`, `ca.key` (0600) and `anchors.pem`, the CA certificates that peers
-//! may be signed by (several during rotation). Whoever reads `ca.key` can be anybody in the mesh;
-//! in a cluster only the CA's Deployment holds it.
+//! may be signed by (several during rotation). A process that reads `ca.key` can take any identity
+//! in the mesh; in a cluster only the CA's Deployment holds it.
 
 mod change;
 mod error;
@@ -43,13 +43,13 @@ pub const CA_KEY: &str = "ca.key";
 /// The CA certificates that peers may be signed by, PEM.
 pub const ANCHORS: &str = "anchors.pem";
 
-/// A leaf lives this long unless told otherwise: long enough to survive a night without a CA.
+/// A leaf's lifetime unless configured otherwise: long enough to survive a night without a CA.
 pub const LEAF_LIFETIME: Duration = Duration::from_hours(24);
 /// Leaves are dated back by this much, for clocks that differ between nodes.
 pub const BACKDATE: Duration = Duration::from_mins(5);
 
-/// How often the directory is looked at for changes. A change is taken up at the second look that finds it, so that two
-/// files that change together are read together.
+/// How often the directory is checked for changes. A change is applied at the second check that
+/// finds it, so that two files that change together are read together.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A CA whose key lies in a directory.
@@ -63,7 +63,7 @@ pub struct FileCa {
     change: Mutex<Option<Change>>,
 }
 
-/// What signs.
+/// The CA that signs.
 struct Authority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
@@ -108,11 +108,12 @@ impl FileCa {
         self.authority.load().not_after
     }
 
-    /// Reads the directory again. Returns whether another CA signs from now on; one that takes the place of another waits for
-    /// [`FileCa::settle`].
+    /// Reads the directory again. Returns whether another CA signs from now on. A CA that replaces
+    /// another one waits for [`FileCa::settle`].
     ///
     /// # Errors
-    /// As [`FileCa::open`], or it is another trust domain's; what was in force stays so.
+    /// As [`FileCa::open`], or it is a CA of another trust domain. What was in force stays in
+    /// force.
     pub fn reload(&self) -> Result<bool, CaError> {
         let (authority, anchors) = read_both(&self.directory)?;
         if authority.trust_domain != self.trust_domain {
@@ -125,7 +126,7 @@ impl FileCa {
         Ok(self.take(authority, anchors))
     }
 
-    /// A panic elsewhere does not make it wrong: it is replaced whole.
+    /// A panic elsewhere leaves the value valid: it is replaced as a whole.
     fn change(&self) -> MutexGuard<'_, Option<Change>> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,7 +170,7 @@ impl FileCa {
             let detail = format!("this CA signs for trust domain {}", self.trust_domain);
             return Err(SignError::Refused { id: id.clone(), detail });
         }
-        // Parsing verifies the request's signature: the requester holds the key.
+        // Parsing verifies the request's signature, which proves that the requester holds the key.
         let request = CertificateSigningRequestParams::from_der(&csr_der.into())
             .map_err(|e| request_error(e.to_string()))?;
         let uri = uri_name(id).map_err(|e| request_error(e.to_string()))?;
@@ -244,7 +245,8 @@ impl Authority {
         key_der.zeroize();
         let mut key =
             key.map_err(|e| CaError::malformed(&key_at, "a PKCS #8 private key in PEM", &e))?;
-        key.zeroize(); // its serialized form; the crypto library's own, which signs, is erased when it is dropped
+        // The serialized form. The crypto library's own form, which signs, is erased when dropped.
+        key.zeroize();
         if rcgen::PublicKeyData::subject_public_key_info(&key) != parsed.public_key().raw {
             return Err(CaError::KeyMismatch { key: key_at, certificate: certificate_at });
         }
@@ -266,7 +268,8 @@ fn read_both(directory: &Path) -> Result<(Authority, Anchors), CaError> {
     Ok((authority, anchors))
 }
 
-/// What changes when one of the files is written or replaced: inode, size, and time in nanoseconds.
+/// The properties that change when one of the files is written or replaced: inode, size, and time
+/// in nanoseconds.
 type Stamps = Vec<Option<(u64, u64, i64, i64)>>;
 
 fn stamps(directory: &Path) -> Stamps {
@@ -291,7 +294,7 @@ pub(super) fn uri_name(id: &SpiffeId) -> Result<SanType, rcgen::Error> {
     Ok(SanType::URI(id.as_str().try_into()?))
 }
 
-/// Everything of a leaf but its dates. The subject is empty: the identity stands in one place.
+/// All of a leaf but its dates. The subject is empty, so that the identity stands in one place.
 fn leaf_params(names: Vec<SanType>) -> Result<CertificateParams, String> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

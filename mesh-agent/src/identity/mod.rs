@@ -1,4 +1,4 @@
-//! Who a workload is, and how the other side can know.
+//! A workload's identity, and how the other side can verify it.
 //!
 //! [`SpiffeId`] names a service account; [`Identities`] holds one key and certificate per service
 //! account present on this node, signed through a [`Signer`]; [`PeerVerifier`] judges the peer's
@@ -24,7 +24,7 @@ pub use store::{Identities, Identity, IdentityError, IdentityStatus};
 pub use tls::{ClientTls, ServerTls, TlsConfigs};
 pub use verifier::PeerVerifier;
 
-/// A moment as people read it, in UTC: `2026-11-23T04:43:26Z`.
+/// A point in time for people, in UTC: `2026-11-23T04:43:26Z`.
 pub(crate) fn date_of(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(
         |error| format!("a date that cannot be shown ({error})"),

@@ -1,7 +1,7 @@
-//! Who signs our certificates: one asynchronous interface, two implementers.
+//! The signer of our certificates: one asynchronous interface, two implementers.
 //!
-//! [`FileCa`](super::FileCa) signs from a directory (the mode without a cluster); the client of the
-//! cluster's CA is the other. The caller does not know which it has.
+//! [`FileCa`](super::FileCa) signs from a directory (the mode without a cluster). The client of the
+//! cluster's CA is the other. The caller does not know which one it has.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,12 +28,12 @@ pub trait Signer: Send + Sync {
     /// The trust anchors in force now. Cheap: called for every handshake configuration.
     fn anchors(&self) -> Arc<Anchors>;
 
-    /// The CA that signs, by the fingerprint of its certificate, if that is known.
+    /// The fingerprint of the certificate of the CA that signs, if it is known.
     fn issuer(&self) -> Option<String> {
         None
     }
 
-    /// What is wrong with the CA now, for `status`; what was in force before stays so.
+    /// The current problem with the CA, for `status`. What was in force before stays in force.
     fn problem(&self) -> Option<String> {
         None
     }
@@ -44,7 +44,7 @@ pub trait Signer: Send + Sync {
 pub struct IssuedCertificate {
     /// The leaf first, then intermediates; no anchor.
     pub chain_der: Vec<CertificateDer<'static>>,
-    /// From when it is valid (backdated against clocks that differ).
+    /// From when it is valid (backdated because clocks differ between nodes).
     pub not_before: SystemTime,
     /// Until when it is valid.
     pub not_after: SystemTime,

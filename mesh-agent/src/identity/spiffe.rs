@@ -1,8 +1,8 @@
 //! SPIFFE ids: the only form of a workload's name that is ever compared.
 //!
-//! Parsed once, strictly, into a type that cannot be wrong. We accept exactly what Kubernetes can
-//! produce (`spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`), which is narrower than
-//! the SPIFFE standard: two spellings of one identity must not exist.
+//! An id is parsed once, strictly, into a type that is always valid. We accept exactly what
+//! Kubernetes can produce (`spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`). That is
+//! narrower than the SPIFFE standard: two spellings of one identity must not exist.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ const MAX_SERVICE_ACCOUNT_BYTES: usize = 253;
 pub struct TrustDomain(Arc<str>);
 
 impl TrustDomain {
-    /// The trust domain as it stands in a SPIFFE id.
+    /// The trust domain as it appears in a SPIFFE id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -61,7 +61,7 @@ impl SpiffeId {
     /// The identity of `account` in `namespace`.
     ///
     /// # Errors
-    /// When a part is not a name Kubernetes could have accepted.
+    /// A part is not a name that Kubernetes could have accepted.
     pub fn new(
         trust_domain: &TrustDomain,
         namespace: &str,

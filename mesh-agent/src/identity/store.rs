@@ -2,8 +2,8 @@
 //!
 //! Keys are made here and never leave. Readers (every handshake) take no lock. A certificate is
 //! renewed at half of its life, or at once if the clock is before or after its dates. While renewal
-//! fails the old one stays in use for as long as it is valid, and the failure is shown. Connections
-//! that exist go on with the keys they have.
+//! fails, the old certificate stays in use for as long as it is valid, and the failure is shown.
+//! Existing connections continue with the keys they have.
 
 mod issue;
 mod renew;
@@ -31,14 +31,14 @@ pub struct Identity {
     issued_at: SystemTime,
     not_before: SystemTime,
     not_after: SystemTime,
-    /// Renewed as soon as possible, whatever its dates.
+    /// To be renewed as soon as possible, whatever its dates.
     outdated: AtomicBool,
     clocks: Arc<Clocks>,
     pub(super) tls: TlsCache,
 }
 
 impl Identity {
-    /// Whose it is.
+    /// The identity that it proves.
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }
@@ -69,8 +69,9 @@ impl Identity {
         self.issued_at + life / 2
     }
 
-    /// Whether it is to be replaced as soon as possible, whatever half of its life says: its CA does not sign any more, or it
-    /// is of another time than this one. The clock may have been wrong when it was signed, and be right now.
+    /// Whether it must be replaced as soon as possible, even before half of its life: its CA does
+    /// not sign any more, or the present is outside its dates. The clock may have been wrong when
+    /// it was signed, and be right now.
     fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::Relaxed) || !self.is_valid()
     }
@@ -81,7 +82,7 @@ impl Identity {
         self.not_before <= now && now < self.not_after
     }
 
-    /// What people are told while it is not.
+    /// The report for people while it is not valid.
     pub fn problem(&self) -> Option<String> {
         let Self { id, not_before, not_after, .. } = self;
         let now = SystemTime::now();
@@ -132,7 +133,7 @@ impl Identities {
             return Ok(identity);
         }
         let turn = Arc::clone(lock(&self.issuing).entry(id.clone()).or_default());
-        // Held while the signer is asked, on purpose: that is what makes it one request.
+        // Held while the signer is asked, on purpose: so there is only one request.
         let _turn = turn.lock().await;
         if let Some(identity) = self.valid(id) {
             return Ok(identity);
@@ -145,8 +146,8 @@ impl Identities {
         self.current.load().get(id).cloned()
     }
 
-    /// Forgets every identity that `keep` does not name. Their keys are erased with the last handshake that is under way;
-    /// connections that were made with them go on.
+    /// Forgets every identity that `keep` does not name. Their keys are erased with the last
+    /// handshake in progress; connections that were made with them continue.
     pub fn retain(&self, keep: &BTreeSet<SpiffeId>) {
         self.current.rcu(|known| {
             let mut next = HashMap::clone(known);
@@ -158,7 +159,8 @@ impl Identities {
         self.changed.notify_one();
     }
 
-    /// Has every identity signed anew, now: another CA signs. Until that is done the old ones stay in use.
+    /// Has every identity signed anew, now, because another CA signs. Until then the old ones stay
+    /// in use.
     pub fn renew_all(&self) {
         for identity in self.current.load().values() {
             identity.outdated.store(true, Ordering::Relaxed);
@@ -166,12 +168,12 @@ impl Identities {
         self.changed.notify_one();
     }
 
-    /// Whose clock differs from this node's.
+    /// The report on peers whose clock differs from this node's.
     pub fn clock_problem(&self) -> Option<String> {
         self.clocks.problem()
     }
 
-    /// What is wrong with certificates that are in use now.
+    /// Problems with certificates that are in use now.
     pub fn problems(&self) -> Vec<String> {
         let current = self.current.load();
         let mut problems: Vec<_> = current.values().filter_map(|one| one.problem()).collect();
@@ -179,13 +181,13 @@ impl Identities {
         problems
     }
 
-    /// What is wrong with the CA now.
+    /// The current problem with the CA.
     pub fn ca_problem(&self) -> Option<String> {
         self.signer.problem()
     }
 
-    /// What other nodes are told of the CA. While certificates wait to be signed by another one, what was said of the one
-    /// before is true still.
+    /// What this node announces of the CA. While certificates wait to be signed by another CA, the
+    /// previous announcement is still true.
     pub fn announced_ca(&self) -> Option<AnnouncedCa> {
         let mut announced = lock(&self.announced_ca);
         let signs = self.signer.issuer()?;
@@ -229,7 +231,7 @@ impl Identities {
 /// What `status` shows of one identity.
 #[derive(Debug, Clone)]
 pub struct IdentityStatus {
-    /// Whose it is.
+    /// The identity.
     pub id: SpiffeId,
     /// The certificate in use, if there is one; it may have expired.
     pub certificate: Option<Arc<Identity>>,
@@ -237,7 +239,7 @@ pub struct IdentityStatus {
     pub failure: Option<RenewalFailure>,
 }
 
-/// The last of a row of failed attempts to get a certificate.
+/// The last of a series of failed attempts to get a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RenewalFailure {
     /// Why the last attempt failed.
@@ -254,7 +256,7 @@ pub enum IdentityError {
     /// A key or request could not be made here.
     #[error("a key for {id} could not be made on this node: {detail}")]
     Key {
-        /// Whose key.
+        /// The identity that the key was for.
         id: SpiffeId,
         /// What the crypto library said.
         detail: String,
@@ -262,10 +264,10 @@ pub enum IdentityError {
     /// The signer did not issue it.
     #[error(transparent)]
     Signer(#[from] SignError),
-    /// The signer issued something else than asked for.
+    /// The signer issued something other than what was asked for.
     #[error("the CA's answer for {id} cannot be used: {detail}")]
     Answer {
-        /// Whose certificate.
+        /// The identity that the certificate was for.
         id: SpiffeId,
         /// What is wrong with it.
         detail: String,
@@ -290,7 +292,7 @@ impl fmt::Debug for Identities {
     }
 }
 
-/// A panic elsewhere does not make these tables wrong: each change is one insertion or removal.
+/// A panic elsewhere leaves these tables valid: each change is one insertion or removal.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

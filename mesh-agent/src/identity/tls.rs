@@ -1,7 +1,7 @@
 //! What a TLS handshake needs: rustls configurations, made once per pair of identities.
 //!
-//! TLS 1.3 only, whatever features other crates switch on in rustls; the provider is named at every
-//! builder. No tickets and no resumption: a session is reused as a whole (docs/wire.md), and a
+//! TLS 1.3 only, whatever features other crates switch on in rustls. Every builder names the
+//! provider. No tickets and no resumption: a session is reused as a whole (docs/wire.md), and a
 //! resumed one would outlive a change of anchors.
 
 use std::collections::HashMap;
@@ -38,16 +38,16 @@ pub fn crypto() -> Arc<CryptoProvider> {
     Arc::clone(&CRYPTO)
 }
 
-/// The client's side of a handshake: who we are and whom we expect. To be dropped after the handshake: it keeps the
-/// private key in memory.
+/// The client's side of a handshake: our identity and the expected one. Drop it after the
+/// handshake, because it keeps the private key in memory.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
     identity: Arc<Identity>,
 }
 
-/// The server's side of a handshake: who we are; every identity of the trust domain may come. To be dropped after the
-/// handshake, as [`ClientTls`].
+/// The server's side of a handshake: our identity. A client may have any identity of the trust
+/// domain. Drop it after the handshake, as [`ClientTls`].
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
@@ -81,7 +81,7 @@ impl TlsConfigs {
     }
 
     /// For a connection from `own` to a peer that must be `expected` (any of the trust domain if
-    /// `None`). Takes no lock when it was asked for before.
+    /// `None`). Takes no lock if the same was asked for before.
     ///
     /// # Errors
     /// There is no certificate for `own` on this node now, or it cannot be used.
@@ -132,7 +132,7 @@ impl TlsConfigs {
     }
 }
 
-/// One per peer identity; a node talks to fewer. Beyond it, the set is begun anew.
+/// One per peer identity; a node talks to fewer peers. Beyond it, the set is emptied.
 const MAX_CLIENT_CONFIGS: usize = 4096;
 
 /// Why there is no configuration for a handshake.
@@ -141,17 +141,17 @@ pub enum TlsConfigError {
     /// No certificate for that service account on this node.
     #[error("this node has no certificate for {0} yet; see the CA in `mesh-agent status`")]
     NoIdentity(SpiffeId),
-    /// rustls does not take what we give it.
+    /// rustls does not accept what we give it.
     #[error("the certificate of {id} cannot be used: {detail}")]
     Unusable {
-        /// Whose certificate.
+        /// The identity whose certificate it is.
         id: SpiffeId,
         /// What rustls said.
         detail: String,
     },
 }
 
-/// The configurations made from one certificate; they go when it goes.
+/// The configurations made from one certificate. They are dropped with it.
 #[derive(Debug, Default)]
 pub(super) struct TlsCache(ArcSwap<Option<(Arc<Anchors>, Arc<Configs>)>>);
 
@@ -222,8 +222,9 @@ fn resolver(identity: &Identity) -> Arc<Shown> {
     Arc::new(Shown(Arc::downgrade(identity.certified_key())))
 }
 
-/// Shows an identity's certificate and signs with its key, but does not keep the key: rustls holds a client's
-/// configuration for as long as the connection is open, and the key is to go with the identity.
+/// Shows an identity's certificate and signs with its key, but does not keep the key. rustls holds
+/// a client's configuration for as long as the connection is open, and the key must go with the
+/// identity.
 #[derive(Debug)]
 struct Shown(Weak<CertifiedKey>);
 

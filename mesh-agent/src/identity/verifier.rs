@@ -1,10 +1,10 @@
-//! Judges a peer's certificate: a path to one of our anchors, valid dates, the right purpose, exactly
-//! one SPIFFE id of our trust domain, and the identity we expected.
+//! Judges a peer's certificate: a path to one of our anchors, valid dates, the right purpose,
+//! exactly one SPIFFE id of our trust domain, and the identity we expected.
 //!
-//! The path is judged first: who cannot show a path learns nothing about what we expected. rustls
-//! passes on only an alert, so the exact reason is left in a per-thread slot that the code driving
-//! the handshake empties (see [`observed`]): rustls calls verifiers synchronously, on the caller's
-//! thread.
+//! The path is judged first: a peer that cannot show a path learns nothing about what we expected.
+//! rustls passes on only an alert. So the exact reason is left in a per-thread slot, which the code
+//! that drives the handshake empties (see [`observed`]). That works because rustls calls verifiers
+//! synchronously, on the caller's thread.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -46,13 +46,13 @@ impl PeerVerifier {
         Self { anchors, trust_domain, expected, algorithms, clocks: None }
     }
 
-    /// The same, and it notes whose clock differs.
+    /// The same verifier, which also notes peers whose clock differs.
     #[must_use]
     pub fn noting(self, clocks: Arc<Clocks>) -> Self {
         Self { clocks: Some(clocks), ..self }
     }
 
-    /// Judges a chain at a time, for one purpose.
+    /// Judges a chain at a given time, for one purpose.
     ///
     /// # Errors
     /// The first thing wrong with it, path before names.
@@ -103,7 +103,8 @@ impl PeerVerifier {
         match (&self.clocks, &verified) {
             (Some(clocks), Ok(id)) => clocks.is_right(id),
             (Some(clocks), Err(PeerRejection::NotYetValid { not_before_unix_s })) => {
-                // Whatever a stranger shows is no word on clocks: but for its dates it must be of the mesh.
+                // A stranger's certificate says nothing about clocks: apart from its dates it must
+                // be of the mesh.
                 let begins = Duration::from_secs(*not_before_unix_s);
                 let then = UnixTime::since_unix_epoch(begins);
                 if let Ok(id) = self.verify(leaf, intermediates, then, purpose) {
@@ -167,7 +168,7 @@ pub fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRejection
     }
 }
 
-/// A URI of a stranger's certificate is shown at most this long (characters).
+/// The longest URI of a stranger's certificate that is shown, in characters.
 const MAX_SHOWN_URI: usize = 200;
 
 /// Why we do not accept a peer's certificate.
@@ -205,7 +206,7 @@ pub enum PeerRejection {
     /// Not made for TLS clients or servers.
     #[error("the peer's certificate is not meant for this purpose (extended key usage)")]
     WrongPurpose,
-    /// Signed with an algorithm that we do not take.
+    /// Signed with an algorithm that we do not accept.
     #[error("the peer's certificate is signed with an algorithm that is not accepted here")]
     UnsupportedSignature,
     /// No URI name, or several.
@@ -227,7 +228,7 @@ pub enum PeerRejection {
     ForeignTrustDomain {
         /// Our trust domain.
         ours: TrustDomain,
-        /// Whom the certificate names.
+        /// The identity that the certificate names.
         presented: SpiffeId,
     },
     /// A valid identity, but not that of the destination.
@@ -235,9 +236,9 @@ pub enum PeerRejection {
         "the peer is {presented}, but {expected} was expected; its address may have passed to another pod"
     )]
     UnexpectedIdentity {
-        /// Whom we wanted.
+        /// The identity that was expected.
         expected: SpiffeId,
-        /// Whom the certificate names.
+        /// The identity that the certificate names.
         presented: SpiffeId,
     },
 }
@@ -267,7 +268,8 @@ thread_local! {
     static SLOT: RefCell<Option<PeerRejection>> = const { RefCell::new(None) };
 }
 
-/// Runs a step of a handshake and returns with its result why a [`PeerVerifier`] said no in it.
+/// Runs a step of a handshake. Returns its result, and why a [`PeerVerifier`] rejected the peer in
+/// it.
 pub fn observed<R>(step: impl FnOnce() -> R) -> (R, Option<PeerRejection>) {
     SLOT.take();
     let result = step();
@@ -283,7 +285,7 @@ fn path_rejection(error: &webpki::Error) -> PeerRejection {
         E::CertNotValidYet { not_before, .. } => {
             PeerRejection::NotYetValid { not_before_unix_s: not_before.as_secs() }
         }
-        // Another CA of the same name: its key does not fit, which is "not our anchor" to people.
+        // Another CA of the same name: its key does not fit. To people that means "not our anchor".
         E::UnknownIssuer
         | E::InvalidSignatureForPublicKey
         | E::PathLenConstraintViolated

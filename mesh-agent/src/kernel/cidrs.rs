@@ -1,4 +1,5 @@
-//! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie. Where they find no room, all addresses do.
+//! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie. If they find no
+//! room, the trie holds all addresses.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +20,7 @@ use crate::world::Cidr;
 
 const NAME: &str = "POD_CIDRS";
 
-/// What stands behind every prefix: only its being there counts.
+/// The value of every prefix: only its being there counts.
 const PRESENT: u32 = 1;
 
 /// First address and number of common bits, of 128.
@@ -99,8 +100,9 @@ enum Step {
     Remove(Prefix),
 }
 
-/// How to come from some ranges to others with room for so many. What is in both, or wanted, is never missing meanwhile: where
-/// both do not fit at once, all addresses are in the map until they are done. A place is kept free for that.
+/// The steps from some ranges to others, in a map with `room` entries. A range that is in both is
+/// never missing meanwhile: where both sets do not fit at once, all addresses are in the map until
+/// the steps are done. A place is kept free for that.
 fn steps(content: &BTreeSet<Prefix>, wanted: BTreeSet<Prefix>, room: usize) -> Vec<Step> {
     let wanted = if wanted.len() < room { wanted } else { BTreeSet::from([ALL]) };
     let fits = content.union(&wanted).count() < room;

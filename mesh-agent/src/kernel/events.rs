@@ -8,8 +8,9 @@ use tokio::time::sleep;
 
 use crate::sys;
 
-/// Events that are read in one go, and the pause after so many: 50,000 a second at most. Whoever floods with more pins no
-/// thread; the ring is full then and the rest is counted (`EVENTS_LOST`).
+/// Events that are read in one go, and the pause after so many: some 50,000 a second at most. A pod
+/// that floods with more pins no thread; the ring is full then and the rest is counted
+/// (`EVENTS_LOST`).
 const BATCH: usize = 512;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -18,9 +19,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub struct Refusal {
     /// Cookie of the pod's namespace.
     pub netns: u64,
-    /// The one who dialled; port 0 where the kernel had not chosen one yet.
+    /// The address that dialled; port 0 where the kernel had not chosen one yet.
     pub client: SocketAddr,
-    /// The one who was dialled.
+    /// The address that was dialled.
     pub server: SocketAddr,
     /// Why.
     pub verdict: Verdict,

@@ -1,8 +1,10 @@
-//! `FAILED`: destinations that a pod could not reach a moment ago. Until they are forgotten, the kernel refuses the pod's next
-//! dial to them at once, with the error that the network would have given.
+//! `FAILED`: destinations that a pod could not reach a moment ago. Until an entry is forgotten, the
+//! kernel refuses the pod's next dial there at once, with the error that the network would have
+//! given.
 //!
-//! A redirected `connect()` has succeeded before anybody knows whether the destination can be reached, so the first
-//! failure can only be a reset. Programs that retry hear the reason by this table.
+//! A redirected `connect()` has succeeded before the agent knows whether the destination can be
+//! reached, so the first failure can only be a reset. Programs that retry get the reason by this
+//! table.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -23,24 +25,25 @@ use super::{
 };
 use crate::sys;
 
-/// How long a failure is remembered: retries that follow at once hear the reason, and nobody waits long for a destination
-/// that is there again.
+/// How long a failure is remembered. Retries that follow at once get the reason, and no program
+/// waits long for a destination that is there again.
 pub const MEMORY: Duration = Duration::from_secs(1);
 
-/// The same if only the peer's agent was not there. One that is restarted is back within a second, and the application
-/// behind it was never away.
+/// The same if only the peer's agent was not there. A restarted agent is back within a second, and
+/// the application behind it was never away.
 pub const MEMORY_OF_AGENT: Duration = Duration::from_millis(250);
 
-/// The map, and what of it has to be taken out again.
+/// The map, and which of its entries have to be taken out again.
 pub struct FailedTable {
     map: OwnedFd,
     remembered: Mutex<Remembered>,
 }
 
-/// What is in the map. One whose time is over may stay behind another whose time is longer; the programs look at the clock.
+/// What is in the map. An expired entry may stay behind another whose time is longer; the programs
+/// look at the clock.
 #[derive(Default)]
 struct Remembered {
-    /// Until when, in the order in which they came.
+    /// When each entry expires, in the order in which they came.
     by_age: VecDeque<(u64, FailedKey)>,
     keys: HashSet<FailedKey>,
     per_pod: HashMap<u64, usize>,
@@ -48,15 +51,17 @@ struct Remembered {
 
 impl FailedTable {
     pub(super) fn open(ebpf: &mut Ebpf, before: Before) -> Result<Self, KernelError> {
-        // What an earlier agent could not reach is no news.
+        // The failures of an earlier agent are out of date.
         let map = emptied::<FailedKey, Failed>("FAILED", ebpf, before)?;
         Ok(Self { map, remembered: Mutex::default() })
     }
 
-    /// Remembers that a dial failed, unless it is remembered already (then it is not for longer) or the pod has too many
-    /// such destinations: a pod that dials the whole cluster gets resets only, and takes no other pod's room.
+    /// Remembers that a dial failed, unless it is remembered already (its time is not extended) or
+    /// the pod has too many such destinations. A pod that dials the whole cluster gets resets only,
+    /// and takes no other pod's room.
     ///
-    /// `errno` is one of [`mesh_common::errno`], `memory` one of [`MEMORY`] and [`MEMORY_OF_AGENT`].
+    /// `errno` is one of [`mesh_common::errno`], `memory` one of [`MEMORY`] and
+    /// [`MEMORY_OF_AGENT`].
     ///
     /// # Errors
     /// What the kernel said; the failure is then not remembered, and the next dial is tried.
@@ -82,7 +87,8 @@ impl FailedTable {
 }
 
 impl FailedTable {
-    /// Takes out what another agent has remembered, which is gone and took its own memory along.
+    /// Takes out what another agent remembered: that agent is gone, and its list of entries with
+    /// it.
     ///
     /// # Errors
     /// What the kernel said.
@@ -104,7 +110,7 @@ impl FailedTable {
 }
 
 impl Remembered {
-    /// Takes out all whose time is over.
+    /// Takes out the oldest entries, as far as they have expired.
     fn forget_until(&mut self, now: u64) -> Vec<FailedKey> {
         let mut old = Vec::new();
         while let Some((_, key)) = self.by_age.pop_front_if(|(until, _)| *until <= now) {

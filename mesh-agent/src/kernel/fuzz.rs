@@ -7,7 +7,8 @@ use mesh_common::{maps::RefusalEvent, verdict::Verdict};
 
 use super::events::parse;
 
-/// Bytes of an event, by hand: 8 time, 8 namespace, twice 16 address + 2 port + 2 zero, 4 verdict, 4 zero.
+/// Bytes of an event, by hand: 8 time, 8 namespace, twice 16 address + 2 port + 2 zero, 4 verdict,
+/// 4 zero.
 const EVENT_BYTES: usize = 64;
 
 /// A record is an event exactly if it has an event's size and a verdict that exists, and each field

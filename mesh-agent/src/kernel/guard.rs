@@ -1,5 +1,6 @@
-//! Holds pods: programs on the cgroup of a pod that may not send or take plaintext and is not enrolled yet. They outlive the
-//! agent as all others do, so that what was held stays held while it is away.
+//! Holds pods: programs on the cgroup of a pod that may not send or take plaintext and is not
+//! enrolled yet. Like all programs they outlive the agent, so that a held pod stays held while it
+//! is away.
 
 use std::{path::Path, sync::PoisonError};
 
@@ -7,7 +8,7 @@ use super::programs::{Kernel, KernelError, attached_to, hang_on, open_cgroup, un
 
 /// Programs on a held pod's cgroup.
 const HELD_PROGRAMS: [&str; 3] = ["nm_held_ingress", "nm_held_connect4", "nm_held_connect6"];
-/// Program on the pods' cgroup where the node refuses those that nobody has classified.
+/// Program on the pods' cgroup, where the node refuses pods that are not classified.
 const UNCLASSIFIED: &str = "nm_unclassified_ingress";
 
 impl Kernel {
@@ -51,7 +52,7 @@ impl Kernel {
         })
     }
 
-    /// Whether packets that begin a connection with a pod nobody has classified are dropped.
+    /// Sets whether packets that begin a connection with a pod that is not classified are dropped.
     ///
     /// # Errors
     /// See [`KernelError`].

@@ -1,5 +1,6 @@
-//! Lets the node's kubelet into strict pods: programs on the kubelet's own cgroup note what it dials. They outlive the agent as
-//! all others do; while it is away, probes go on unless the kubelet gets another cgroup.
+//! Lets the node's kubelet into strict pods: programs on the kubelet's own cgroup note what it
+//! dials. Like all programs they outlive the agent. While it is away, probes go on unless the
+//! kubelet gets another cgroup.
 
 use std::{net::SocketAddr, path::Path, sync::Mutex, sync::PoisonError};
 
@@ -17,13 +18,14 @@ use super::{
     tables::map_error,
 };
 
-/// Programs on the kubelet's cgroup. Those that mark its sockets come last: what is marked is noted.
+/// Programs on the kubelet's cgroup. Those that mark its sockets come last, so that what is marked
+/// is noted.
 const KUBELET_PROGRAMS: [&str; 3] =
     ["nm_kubelet_sockops", "nm_kubelet_connect4", "nm_kubelet_connect6"];
 
 impl Kernel {
-    /// Takes the processes of a cgroup, but not of those below it, for the node's kubelet: strict pods take its connections.
-    /// An earlier one loses that.
+    /// Takes the processes of a cgroup, but not of those below it, for the node's kubelet: strict
+    /// pods take its connections. A kubelet that was set earlier loses that.
     ///
     /// # Errors
     /// See [`KernelError`]; probes of strict pods may then be refused.
@@ -59,7 +61,8 @@ impl KubeletDials {
         map.get(&DialKey { from: from.into(), to: to.into() }, 0).is_ok()
     }
 
-    /// Forgets what nobody asks for any more: of connections that stay open, and of a kubelet that has lost its cgroup.
+    /// Forgets notes that are too old to be asked for: of connections that stay open, and of a
+    /// kubelet that has lost its cgroup.
     ///
     /// # Errors
     /// The map cannot be read.

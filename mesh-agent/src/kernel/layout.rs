@@ -1,5 +1,5 @@
-//! Whether what an earlier agent pinned fits this one. A pinned map is reused by its name alone, so its shape is compared here
-//! before anything is loaded.
+//! Whether what an earlier agent pinned fits this one. A pinned map is reused by its name alone, so
+//! its shape is compared here before anything is loaded.
 
 use std::{fs, io, os::fd::AsFd as _};
 
@@ -8,8 +8,9 @@ use aya_obj::Object;
 use super::{pins::PinDir, programs::KernelError, tables::Tables};
 use crate::sys::{self, bpf::MapShape};
 
-/// Sets everything aside that was pinned under this layout's version if one of its maps has another shape than ours: the
-/// programs that run go on with the maps that they have, until ours are put in their place.
+/// Sets everything aside that was pinned under this layout's version if one of its maps has another
+/// shape than ours. The running programs go on with the maps that they have, until ours are put in
+/// their place.
 ///
 /// # Errors
 /// The object cannot be read, or the directory cannot be renamed.
@@ -48,7 +49,7 @@ pub(super) fn set_aside_misfits(object: &[u8], pins: &PinDir) -> Result<(), Kern
     Ok(())
 }
 
-/// Says which layouts of other versions there are: they are replaced link by link, without a gap.
+/// Logs which layouts of other versions there are: they are replaced link by link, without a gap.
 pub(super) fn report_others(pins: &PinDir) {
     for other in pins.others() {
         let links = fs::read_dir(other.join("links")).map_or(0, Iterator::count);

@@ -1,6 +1,7 @@
-//! The `sk_lookup` programs of pods' network namespaces. The kernel does not tell such a program in which namespace it is asked,
-//! and who is asked by everybody there must answer for nothing else: so each namespace has a copy of its own, loaded with a map
-//! that holds the namespace's cookie. What a copy takes, `tests/programs.rs` prints.
+//! The `sk_lookup` programs of pods' network namespaces. The kernel does not tell such a program in
+//! which namespace it runs. A program that is asked about all connections of one namespace must
+//! answer for no other. So each namespace has a copy of its own, loaded with a map that holds the
+//! namespace's cookie. `tests/programs.rs` prints what a copy takes.
 
 use std::{
     ffi::CString,
@@ -33,7 +34,8 @@ const STRICT: &str = "nm_lookup_strict";
 /// The map of which each copy has its own.
 const HERE: &str = "HERE";
 
-/// `BPF_LD | BPF_IMM | BPF_DW`: two instructions, of which the first says what kind of number it is (linux/bpf.h).
+/// `BPF_LD | BPF_IMM | BPF_DW`: two instructions, of which the first says what kind of number it is
+/// (linux/bpf.h).
 const LOAD_64: u8 = 0x18;
 
 /// The programs as they are in the object, and the maps that they use.
@@ -46,18 +48,18 @@ pub(super) struct Lookups {
 struct Code {
     name: &'static str,
     instructions: Vec<bpf_insn>,
-    /// Which instruction loads which map; none is the namespace's own.
+    /// Which instruction loads which map; `None` is the namespace's own.
     maps: Vec<(usize, Option<OwnedFd>)>,
 }
 
 impl Lookups {
-    /// Out of the object, with the maps that were made or found for it.
+    /// Reads the programs out of the object, with the maps that were made or found for it.
     pub(super) fn open(object: &[u8], ebpf: &Ebpf) -> Result<Self, KernelError> {
         let load = |error: EbpfError| KernelError::Load(Box::new(error));
         let mut object = Object::parse(object).map_err(|error| load(error.into()))?;
         let maps: Vec<_> = mem::take(&mut object.maps).into_iter().collect();
         let sections = object.functions.keys().map(|(section, _)| *section).collect();
-        // Numbers in the place of descriptors: most maps are not used.
+        // Numbers in the place of descriptors, since most maps are not used.
         let numbered = maps.iter().zip(0..).map(|((name, map), fd)| (name.as_str(), fd, map));
         object.relocate_maps(numbered, &sections).map_err(|error| load(error.into()))?;
         object.relocate_calls(&sections).map_err(|error| load(error.into()))?;
@@ -100,7 +102,8 @@ impl Lookups {
     }
 }
 
-/// Whether it is the first half of the instruction that loads a map or the address of a map's value.
+/// Whether this is the first half of the instruction that loads a map or the address of a map's
+/// value.
 fn loads_map(one: bpf_insn) -> bool {
     let source = u32::from(one.src_reg());
     one.code == LOAD_64 && (source == BPF_PSEUDO_MAP_FD || source == BPF_PSEUDO_MAP_VALUE)
@@ -124,8 +127,8 @@ fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd, KernelError> {
 }
 
 impl Kernel {
-    /// Attaches `sk_lookup` to a pod's network namespace, or swaps the program that is attached: a strict pod's also
-    /// refuses what arrives at addresses that are not in `LOCAL`.
+    /// Attaches `sk_lookup` to a pod's network namespace, or swaps the program that is attached: a
+    /// strict pod's also refuses what arrives at addresses that are not in `LOCAL`.
     ///
     /// # Errors
     /// See [`KernelError`].
@@ -146,8 +149,9 @@ impl Kernel {
         sys::bpf::pin(link.as_fd(), &pin).map_err(failed)
     }
 
-    /// Takes over what an earlier agent has attached to a namespace that we have no handle of: it takes plaintext from now
-    /// on, and mutual TLS as `LOCAL` says. `false`: nothing is attached there, or the namespace is gone.
+    /// Takes over what an earlier agent has attached to a namespace that we have no handle of. The
+    /// pod takes plaintext from now on, and mutual TLS as `LOCAL` says. `false`: nothing is
+    /// attached there, or the namespace is gone.
     ///
     /// # Errors
     /// See [`KernelError`].

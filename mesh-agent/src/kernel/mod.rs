@@ -1,10 +1,13 @@
-//! The programs loaded, pinned and attached; the maps as typed tables.
+//! Loads, pins and attaches the programs; holds the maps as typed tables.
 //!
-//! Everything is pinned below `<pin-dir>/v<ABI>/` and outlives the agent: `maps/NAME`, `links/PROGRAM` (on the cgroup of
-//! the pods), `pods/COOKIE` (the `sk_lookup` link of one network namespace) and `held/CGROUP-PROGRAM`. A new agent finds the
-//! pins, swaps the programs behind the links without a gap, and goes on with the maps as they are. What was pinned under
-//! another version, or with maps of another shape, is replaced: new maps are filled, and then the very links that run get the
-//! new programs and move to the new directory. So no program ever runs twice, and none is missing.
+//! Everything is pinned below `<pin-dir>/v<ABI>/` and outlives the agent: `maps/NAME`,
+//! `links/PROGRAM` (on the cgroup of the pods), `pods/COOKIE` (the `sk_lookup` link of one network
+//! namespace) and `held/CGROUP-PROGRAM`. A new agent finds the pins, swaps the programs behind the
+//! links without a gap, and goes on with the maps as they are.
+//!
+//! What was pinned under another version, or with maps of another shape, is replaced. New maps are
+//! filled; then the very links that run get the new programs and move to the new directory. So no
+//! program ever runs twice, and none is missing.
 
 mod cidrs;
 mod events;

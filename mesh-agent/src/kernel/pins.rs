@@ -13,7 +13,7 @@ pub(super) struct PinDir {
     root: PathBuf,
 }
 
-/// How the name begins under which a link is pinned for a moment, before it takes another one's place.
+/// How the name begins under which a link is pinned for a moment, before it replaces another one.
 const UNFINISHED: &str = "new_";
 
 /// What a layout consists of.
@@ -38,7 +38,7 @@ impl PinDir {
         entries.map(|entry| entry.path()).filter(|path| *path != self.root).collect()
     }
 
-    /// Where other layouts have what one of our pins stands for.
+    /// Where other layouts pin what `pin` stands for in ours.
     pub(super) fn elsewhere(&self, pin: &Path) -> Vec<PathBuf> {
         let Ok(name) = pin.strip_prefix(&self.root) else { return Vec::new() };
         self.others().into_iter().map(|root| root.join(name)).collect()
@@ -61,8 +61,8 @@ impl PinDir {
         self.make()
     }
 
-    /// Removes the links on the pods' cgroup and the maps of other layouts, whose work this one does by now. What they have
-    /// pinned of single pods stays until it is taken over or let go.
+    /// Removes the links on the pods' cgroup and the maps of other layouts: this layout does their
+    /// work by now. What they have pinned for single pods stays until it is taken over or let go.
     ///
     /// # Errors
     /// The first file that could not be removed.
@@ -107,8 +107,8 @@ impl PinDir {
         self.root.join("links").join(program)
     }
 
-    /// Named after the namespace's cookie: unlike UIDs it never holds a dot, which bpffs refuses, and like the pins
-    /// themselves it lives no longer than this boot.
+    /// Named after the namespace's cookie: unlike a UID it never holds a dot, which bpffs refuses.
+    /// Like the pins themselves it lives no longer than this boot.
     pub(super) fn pod(&self, netns: u64) -> PathBuf {
         self.root.join("pods").join(netns.to_string())
     }
@@ -118,13 +118,15 @@ impl PinDir {
         self.root.join("held").join(format!("{cgroup}-{program}"))
     }
 
-    /// Where a link is pinned for a moment, before it takes another one's place: two agents may do so at the same time.
+    /// Where a link is pinned for a moment, before it replaces another one. Two agents may do so at
+    /// the same time, so the name holds the process id.
     pub(super) fn unfinished(pin: &Path) -> PathBuf {
         let name = pin.file_name().unwrap_or_default().to_string_lossy();
         pin.with_file_name(format!("{UNFINISHED}{}_{name}", std::process::id()))
     }
 
-    /// Removes what agents that were killed in such a moment have left. Nobody else may be pinning.
+    /// Removes what agents that were killed in such a moment have left. No other agent may be
+    /// pinning meanwhile.
     ///
     /// # Errors
     /// The first pin that could not be removed.
@@ -156,8 +158,9 @@ impl PinDir {
     }
 }
 
-/// Ends the hold of whichever agent, of whatever layout, on the cgroups from `own` up to, and without, `above`. Whether there
-/// was one. A held agent cannot reach the API server, from which it would hear that it need not be held.
+/// Ends any agent's hold, of any layout, on the cgroups from `own` up to, and without, `above`.
+/// Returns whether there was one. A held agent cannot reach the API server, which would tell it
+/// that it need not be held.
 ///
 /// # Errors
 /// The first pin that could not be removed.
@@ -188,8 +191,8 @@ pub struct Removed {
     pub maps: usize,
 }
 
-/// Unpins everything below a pin directory, of every layout version, links first: with its last pin a link detaches its
-/// program and a map is freed. A directory that is not there counts as clean.
+/// Unpins everything below a pin directory, of every layout version, links first: with its last pin
+/// a link detaches its program and a map is freed. A directory that is not there counts as clean.
 ///
 /// # Errors
 /// The first file or directory that could not be removed.

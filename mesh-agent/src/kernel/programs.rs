@@ -1,5 +1,6 @@
-//! Loads the programs and attaches the five on the pods' cgroup. The one on each enrolled namespace is `lookup.rs`'s part, those
-//! on the cgroups of held pods are `guard.rs`'s, those on the kubelet's `kubelet.rs`'s.
+//! Loads the programs and attaches the five on the pods' cgroup. `lookup.rs` attaches the one on
+//! each enrolled namespace, `guard.rs` those on the cgroups of held pods, and `kubelet.rs` those on
+//! the kubelet's.
 
 use std::{
     fs::File,
@@ -140,9 +141,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs, reusing what an earlier agent pinned; what that one left half-made is forgotten, unless it
-    /// lives. Nothing runs yet: [`Kernel::attach_cgroup`] follows once
-    /// the tables are filled.
+    /// Loads the programs, reusing what an earlier agent pinned. What that agent left half-made is
+    /// forgotten, unless it lives. Nothing runs yet: [`Kernel::attach_cgroup`] follows once the
+    /// tables are filled.
     ///
     /// # Errors
     /// See [`KernelError`]; what was pinned before stays as it was.
@@ -203,7 +204,8 @@ impl Kernel {
             .collect()
     }
 
-    /// Attaches the hooks on the cgroup above the pods, or swaps their programs where an earlier agent attached them.
+    /// Attaches the hooks on the cgroup above the pods, or swaps their programs where an earlier
+    /// agent attached them.
     ///
     /// # Errors
     /// See [`KernelError`].
@@ -218,7 +220,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Ends what agents of other versions have pinned on the pods' cgroup: what this one has attached does their work.
+    /// Removes what agents of other versions have pinned on the pods' cgroup: what this one has
+    /// attached does their work.
     ///
     /// # Errors
     /// See [`KernelError`].
@@ -226,7 +229,7 @@ impl Kernel {
         self.pins.remove_others().map_err(|source| unusable(&self.pins, source))
     }
 
-    /// Takes away what an agent that is gone was just about to pin.
+    /// Takes away what an agent that is gone was about to pin.
     ///
     /// # Errors
     /// See [`KernelError`].
@@ -235,7 +238,7 @@ impl Kernel {
     }
 }
 
-/// Opens a cgroup, and says by which id programs know it: its directory's inode.
+/// Opens a cgroup. Returns also the id by which programs know it: its directory's inode.
 pub(super) fn open_cgroup(cgroup: &Path) -> Result<(File, u64), KernelError> {
     let failed = |source| KernelError::Cgroup { path: cgroup.to_owned(), source };
     let directory = File::open(cgroup).map_err(failed)?;
@@ -243,7 +246,8 @@ pub(super) fn open_cgroup(cgroup: &Path) -> Result<(File, u64), KernelError> {
     Ok((directory, id))
 }
 
-/// Attaches a program to a cgroup and pins the link; where an earlier agent has done that, swaps the program behind it.
+/// Attaches a program to a cgroup and pins the link. Where an earlier agent has done that, swaps
+/// the program behind its link.
 pub(super) fn hang_on(
     program: &mut Program,
     name: &str,
@@ -257,7 +261,7 @@ pub(super) fn hang_on(
         return Ok(());
     }
     let failed = |source| program_error(name, source);
-    // `Single` is what the kernel wants for links; they are many to a cgroup by nature (aya#1078).
+    // The kernel wants `Single` for links; a cgroup may have many of them all the same (aya#1078).
     let mode = CgroupAttachMode::Single;
     let link: FdLink = match program {
         Program::CgroupSockAddr(program) => {
@@ -278,7 +282,8 @@ pub(super) fn hang_on(
         }
         _ => return Err(KernelError::Missing(name.to_owned())),
     };
-    // A pin on another cgroup is an earlier setting's; it is replaced, in one step, once the new link is there.
+    // A pin on another cgroup is from an earlier setting. It is replaced in one step, once the new
+    // link is there.
     let unfinished = PinDir::unfinished(pin);
     remove(&unfinished)?;
     link.pin(&unfinished).map_err(|error| link_error(pin, error))?;
@@ -286,7 +291,8 @@ pub(super) fn hang_on(
     renamed.map_err(|source| KernelError::Link { path: pin.to_owned(), source })
 }
 
-/// Removes the pin of a link, and with it the link, in other layouts too. One that is not there counts as removed.
+/// Removes the pin of a link, and with it the link, in other layouts too. A missing pin counts as
+/// removed.
 pub(super) fn unpin(pins: &PinDir, pin: &Path) -> Result<(), KernelError> {
     let elsewhere = pins.elsewhere(pin);
     elsewhere.iter().map(PathBuf::as_path).chain([pin]).try_for_each(remove)?;
@@ -305,8 +311,8 @@ fn remove(pin: &Path) -> Result<(), KernelError> {
     }
 }
 
-/// Takes over our pin or else the one that another layout has of the same; that one becomes ours, the same link under
-/// another name.
+/// Takes over our pin or, failing that, the one that another layout has of the same. The same link
+/// then becomes ours, under our name.
 pub(super) fn took_over_first(
     pins: &PinDir,
     ours: &Path,
@@ -326,8 +332,8 @@ pub(super) fn took_over_first(
     Ok(false)
 }
 
-/// Whether a refused `connect()` can return what the network would say, and not EPERM for everything: from 6.1 on, where the
-/// kernel lets such programs call `bpf_set_retval`.
+/// Whether a refused `connect()` can return what the network would say, and not EPERM for
+/// everything. It can from 6.1 on, where the kernel lets such programs call `bpf_set_retval`.
 fn refusals_have_reasons() -> bool {
     let supported =
         is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
@@ -349,7 +355,7 @@ pub(super) fn attached_to(pin: &Path) -> Option<u64> {
     sys::bpf::link_cgroup(link.as_fd()).ok()
 }
 
-/// Swaps the program behind a pinned link, if there is one that still hangs on something.
+/// Swaps the program behind a pinned link, if the link still hangs on something.
 pub(super) fn took_over(pin: &Path, program: BorrowedFd<'_>) -> Result<bool, KernelError> {
     let failed = |source| KernelError::Link { path: pin.to_owned(), source };
     let link = match sys::bpf::open_pinned(pin) {
@@ -359,8 +365,8 @@ pub(super) fn took_over(pin: &Path, program: BorrowedFd<'_>) -> Result<bool, Ker
     };
     match sys::bpf::update_link(link.as_fd(), program) {
         Ok(()) => Ok(true),
-        // What it was attached to is gone (a cgroup or namespace that ended), or it is something else than a link of such a
-        // program: the pin is of no use.
+        // The pin is of no use: what it was attached to is gone (a cgroup or namespace that ended),
+        // or it is not a link of such a program.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::EINVAL)) => {
             tracing::debug!(pin = %pin.display(), %error, "a pin of no use is removed");
             std::fs::remove_file(pin).map_err(failed)?;

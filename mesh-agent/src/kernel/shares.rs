@@ -1,5 +1,6 @@
-//! `SHARES`: what each pod has of `PENDING`, as the programs count it. They refuse a pod that has its share, so that one whose
-//! handshakes never end (by a firewall of its own, for instance) takes no room that others need.
+//! `SHARES`: how many entries of `PENDING` each pod has, as the programs count them. They refuse a
+//! pod that has its share. So a pod whose handshakes never end (by a firewall of its own, for
+//! instance) takes no room that others need.
 
 use std::{
     io,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::sys;
 
-/// From how many hundredths of its share on `status` names a pod.
+/// From this many hundredths of its share on, `status` names a pod.
 const NEARLY_ALL: u64 = 80;
 
 /// What pods have.
@@ -94,12 +95,12 @@ impl Shares {
         sys::bpf::run(self.give_back.as_fd(), &[netns, share_since_ns])
     }
 
-    /// Those of some namespaces that have nearly all that they may have.
+    /// Those of the given namespaces that have nearly all that they may have.
     pub fn greedy<T>(&self, pods: impl Iterator<Item = (T, u64)>) -> Vec<(T, Dials)> {
         let Some(all) = self.get(ALL_PODS) else { return Vec::new() };
         let dials = |own: u64| Dials { own, allowed: dials_allowed(all.dials) };
         if !dials(counted(all.dials)).is_nearly_all() {
-            return Vec::new(); // then nobody has
+            return Vec::new(); // then no pod has
         }
         let with_dials =
             pods.filter_map(|(pod, netns)| Some((pod, dials(counted(self.get(netns)?.dials)))));

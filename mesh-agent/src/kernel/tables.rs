@@ -1,7 +1,8 @@
 //! Each map as a typed table.
 //!
-//! Tables that mirror the world are brought to a wanted content by [`Table::sync`], which writes only differences; the
-//! two hand-over maps of the hot path are taken from and put to by single system calls.
+//! [`Table::sync`] brings a table that mirrors the world to a wanted content, and writes only
+//! differences. The two hand-over maps of the hot path are taken from and put to by single system
+//! calls.
 
 use std::{
     collections::HashMap,
@@ -52,7 +53,8 @@ pub struct Tables {
     pub kubelet_dials: KubeletDials,
     /// What each pod has of `PENDING`.
     pub shares: Shares,
-    /// Through these two, kernel and agent tell each other about a connection that is being made.
+    /// Through these two maps, kernel and agent tell each other about a connection that is being
+    /// made.
     pending: OwnedFd,
     legs: OwnedFd,
     node: Mutex<Array<MapData, u64>>,
@@ -79,7 +81,7 @@ macro_rules! open {
 }
 
 impl Tables {
-    /// The maps that are pinned; `EVENTS` belongs to one agent only and is not.
+    /// The maps that are pinned. `EVENTS` is not: it belongs to one agent only.
     pub(super) const NAMES: [&str; 19] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
@@ -137,12 +139,13 @@ impl Tables {
         node.set(index, value, 0).map_err(|source| map_error("NODE", source))
     }
 
-    /// Takes the original destination of a redirected connection, named as the *dialling* socket sees it. It counts for its pod
-    /// no longer.
+    /// Takes the original destination of a redirected connection, named as the *dialling* socket
+    /// sees it. The connection then counts for its pod no longer.
     ///
     /// # Errors
-    /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller must not guess. If only the
-    /// count fails, the pod has a place less, and the connection goes on.
+    /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller
+    /// must not guess. If only the count fails, the pod has a place less, and the connection goes
+    /// on.
     pub fn take_pending(&self, flow: &FlowKey) -> io::Result<Option<Named>> {
         let Some(Pending { named, share_since_ns }) = sys::bpf::take(self.pending.as_fd(), flow)?
         else {
@@ -154,7 +157,8 @@ impl Tables {
         Ok(Some(named))
     }
 
-    /// Names the real client of a leg that is about to be dialled, as the agent's own socket will see it.
+    /// Names the real client of a leg that is about to be dialled, as the agent's own socket will
+    /// see it.
     ///
     /// # Errors
     /// `E2BIG` if too many legs are being dialled at once.
@@ -162,7 +166,7 @@ impl Tables {
         sys::bpf::put(self.legs.as_fd(), flow, client)
     }
 
-    /// Forgets a leg that is over; sockops has taken its note, as a rule.
+    /// Forgets a leg that is over; as a rule sockops has taken its note already.
     ///
     /// # Errors
     /// What the kernel said.
@@ -222,7 +226,7 @@ impl Tables {
         drop(map.remove(&netns)); // one that is not there is removed
     }
 
-    /// Looks again at all that is mirrored: an heir that failed may have written.
+    /// Reads all that is mirrored again: a successor that failed may have written.
     ///
     /// # Errors
     /// What the kernel said.
@@ -242,8 +246,9 @@ impl Tables {
     }
 }
 
-/// Opens a hash map for single system calls, and takes out what an earlier agent left in it if that one is gone. What was
-/// half-made has been reset with it; a stale leg would name a wrong client.
+/// Opens a hash map for single system calls. If the earlier agent is gone, takes out what it left
+/// in the map: its half-made connections were reset with it, and a stale leg would name a wrong
+/// client.
 pub(super) fn emptied<K: Pod, V: Pod>(
     name: &'static str,
     ebpf: &mut Ebpf,
@@ -320,11 +325,13 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
     }
 
-    /// Makes these entries what is wanted of them (`None`: not there), and leaves all others as they are: first what is
-    /// new or changed, then what must go. Returns how many were written or removed.
+    /// Makes these entries what is wanted of them (`None`: not there), and leaves all others as
+    /// they are: first what is new or changed, then what must go. Returns how many were written or
+    /// removed.
     ///
     /// # Errors
-    /// The first entry that could not be written or removed; all others have been. Only a sync then makes it right.
+    /// The first entry that could not be written or removed; all others have been. Only a sync then
+    /// makes it right.
     pub fn apply(&self, wanted: &HashMap<K, Option<V>>) -> Result<usize, KernelError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = wanted.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key);
@@ -332,7 +339,8 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
     }
 
-    /// Removes what is not as wanted: what an update that failed was to change still says what was true before.
+    /// Removes entries that are not as wanted: where an update failed, the entry still says what
+    /// was true before.
     ///
     /// # Errors
     /// The first entry that could not be removed; all others have been.
@@ -371,7 +379,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.contains_key(key)
     }
 
-    /// Looks again at what the kernel holds: another agent may have written.
+    /// Reads what the kernel holds again: another agent may have written.
     ///
     /// # Errors
     /// What the kernel said.
@@ -389,8 +397,8 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirrored<K, V> {
-    /// One entry that is refused does not keep the others from being written or removed: a map that is full gets room by what
-    /// goes, and what found none is tried once more then.
+    /// One refused entry does not keep the others from being written or removed. A full map gets
+    /// room by what goes, and what found none is tried once more then.
     fn change(
         &mut self,
         wanted: impl Iterator<Item = (K, V)>,
@@ -442,7 +450,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirrored<K, V> {
     }
 }
 
-/// The keys of what a map holds and should not, or should with another value.
+/// The keys of entries that should not be there, or should have another value.
 fn stale<K: Copy + Eq + Hash, V: PartialEq>(
     content: &HashMap<K, V>,
     wanted: &HashMap<K, V>,

@@ -1,4 +1,5 @@
-//! What the agents may ask of the API server: to read what the world is made of, and to write their MeshNode and Events.
+//! What the agents may do at the API server: read what the world is made of, and write their
+//! MeshNode and Events.
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -46,7 +47,7 @@ pub(super) fn cluster_name(name: &str) -> String {
     format!("{NAMESPACE}-{name}")
 }
 
-/// Gives an account the cluster's role that is called after it.
+/// Binds an account to the cluster role of the same name.
 pub(super) fn cluster_role_binding(account: &str) -> Value {
     let name = cluster_name(account);
     json!({
@@ -56,7 +57,7 @@ pub(super) fn cluster_role_binding(account: &str) -> Value {
     })
 }
 
-/// The security context of a container that needs nothing of its node.
+/// The security context of a container that needs nothing from its node.
 pub(super) fn unprivileged() -> Value {
     json!({
         "allowPrivilegeEscalation": false,

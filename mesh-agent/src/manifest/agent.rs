@@ -6,14 +6,16 @@ use serde_json::json;
 use super::authority::SECRET;
 use super::{AGENT, Manifest, ManifestError, NAMESPACE, Part, part};
 
-/// How long open connections may take to end when an agent is told to stop.
+/// How long open connections may take to end at an agent's shutdown.
 const DRAIN_SECONDS: u32 = 25;
 /// Where the agents serve metrics, on their pods' addresses; ztunnel's port for the same.
 const METRICS_PORT: u16 = 15020;
-/// How long an agent may wait until it knows anything, before it is begun anew: longer than the ten minutes after which the
-/// kubelet forgets earlier restarts, so that no pause comes before it.
+/// How long an agent may wait until it knows anything, before the kubelet restarts it. It is longer
+/// than the ten minutes after which the kubelet forgets earlier restarts, so that no back-off comes
+/// before it.
 const PATIENCE_SECONDS: u32 = 60 * 60;
-/// The kubelet's patience: the drain, and time to let pods leave and to put things in order on a busy node.
+/// The kubelet's grace period: the drain, and time to let pods leave and to clean up on a busy
+/// node.
 const GRACE_SECONDS: u32 = DRAIN_SECONDS + 35;
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
@@ -33,14 +35,15 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             "template": {
                 "metadata": {"labels": labels, "annotations": {
                     "kubectl.kubernetes.io/default-container": AGENT,
-                    // A convention of many Prometheus installations, read by nobody else.
+                    // A convention of many Prometheus installations; only they read it.
                     "prometheus.io/scrape": "true",
                     "prometheus.io/port": METRICS_PORT.to_string(),
                 }},
                 "spec": {
                     "serviceAccountName": AGENT,
                     "automountServiceAccountToken": true,
-                    // Sees the pods' processes, and through process 1 the node's cgroups. No hostNetwork.
+                    // Sees the pods' processes, and through process 1 the node's cgroups. No
+                    // hostNetwork.
                     "hostPID": true,
                     "priorityClassName": "system-node-critical",
                     "terminationGracePeriodSeconds": GRACE_SECONDS,
@@ -50,16 +53,18 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                         "args": [
                             "run", "--kubernetes", "--daemon-set", AGENT, "--take-over",
                             "--ca-dir", "/etc/nodemesh/ca",
-                            // A CA of another one is refused: the one that is in use cannot be changed by another manifest.
+                            // A CA of another trust domain is refused: another manifest cannot
+                            // change the one in use.
                             "--trust-domain", chosen.trust_domain.as_str(),
                             "--drain-seconds", DRAIN_SECONDS.to_string(),
                             "--metrics", format!("[::]:{METRICS_PORT}"),
                         ],
                         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
                         "env": [{"name": "NODE_NAME", "valueFrom": from("spec.nodeName")}],
-                        // Ready: in charge of the node, and the world has been read. There is no liveness probe: an
-                        // agent that is stuck ends itself, and one that is only slow must not lose its connections for it.
-                        // The startup probe is there to ask more often at first.
+                        // Ready: in charge of the node, and the world has been read. There is no
+                        // liveness probe: a stuck agent ends itself, and one that is only slow must
+                        // not lose its connections because of a probe. The startup probe is there
+                        // to ask more often at first.
                         "startupProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 1, "failureThreshold": PATIENCE_SECONDS, "timeoutSeconds": 5},
                         "readinessProbe": {"exec": {"command": ["/usr/bin/mesh-agent", "ready"]}, "periodSeconds": 10, "timeoutSeconds": 5},
                         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
@@ -77,7 +82,8 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                         },
                         "volumeMounts": [
                             {"name": "run", "mountPath": "/run/nodemesh"},
-                            // A bpffs that the agent has to mount on the node first is seen here then.
+                            // With this propagation, a bpffs that the agent first has to mount on
+                            // the node is seen here.
                             {"name": "bpf", "mountPath": "/sys/fs/bpf", "mountPropagation": "HostToContainer"},
                             {"name": "ca", "mountPath": "/etc/nodemesh/ca", "readOnly": true},
                         ],

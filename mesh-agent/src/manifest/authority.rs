@@ -1,4 +1,4 @@
-//! The interim CA: its key lies in a Secret that every agent reads. A CA as a service will take its place.
+//! The interim CA: its key lies in a Secret that every agent reads. A CA service will replace it.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -11,7 +11,7 @@ use crate::source::CA_NOTICE;
 
 /// The Secret with `ca.crt`, `ca.key` and `anchors.pem`.
 pub(super) const SECRET: &str = "nodemesh-ca";
-/// Makes it, once.
+/// The Deployment that makes it, once.
 const MAKER: &str = "make-ca";
 
 pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {

@@ -1,4 +1,4 @@
-//! What agents may say in Events.
+//! What agents may write in Events.
 
 use serde_json::json;
 
@@ -6,17 +6,19 @@ use super::policy::{IS_SERVICE_ACCOUNT, Policy, node_of_token};
 use super::{ManifestError, Part};
 use crate::notices::EVENT_CONTROLLER;
 
-/// A permission for nothing, by which the policy knows the agents' role: group, resource, verb.
+/// A permission for nothing, by which the policy recognises the agents' role: group, resource,
+/// verb.
 pub(super) const MARKER: (&str, &str, &str) = ("nodemesh.dev", "signedevents", "write");
 
 pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
-    // By what only the agents' role gives, whatever namespace or name it has been moved to. An account that may delete Events
-    // is an administrator's.
+    // The account is recognised by the permission that only the agents' role gives, whatever
+    // namespace or name it has been moved to. An account that may delete Events is an
+    // administrator's.
     let (group, resource, verb) = MARKER;
     let is_agent = format!(
         "{IS_SERVICE_ACCOUNT} && authorizer.group('{group}').resource('{resource}').check('{verb}').allowed() && !authorizer.group('events.k8s.io').resource('events').check('delete').allowed()"
     );
-    // The API server lets no account change who has reported an Event.
+    // The API server lets no account change the reporter of an Event.
     let signed = format!(
         "variables.node != '' && has(object.reportingController) && object.reportingController == '{EVENT_CONTROLLER}' && has(object.reportingInstance) && object.reportingInstance == variables.node"
     );

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The project's own name in image names. No registry answers for it: an image of this name is loaded on each node by hand,
-/// and whoever owned such a domain must not be asked for a program that runs with `SYS_ADMIN`.
+/// The project's own name in image names. No registry answers for it: an image of this name is
+/// loaded on each node by hand. The owner of such a domain must not be asked for a program that
+/// runs with `SYS_ADMIN`.
 const OURS: &str = "nodemesh.dev";
-/// As podman names what was built on the machine itself.
+/// The name that podman gives to images built on the machine itself.
 const LOCAL: &str = "localhost";
 
 /// Longest name of an image without tag and digest (distribution/reference, `NameTotalLengthMax`).
@@ -24,12 +25,12 @@ impl Image {
         &self.0
     }
 
-    /// Whether its name says whom to ask for it: somebody whom the user has chosen.
+    /// Whether its name contains the registry to ask for it, one that the user has chosen.
     pub fn has_registry(&self) -> bool {
         !self.is_ours() && registry(&self.0).is_some_and(|registry| registry != LOCAL)
     }
 
-    /// Whether it is called as those that `cargo xtask image` makes.
+    /// Whether it has the name of the images that `cargo xtask image` makes.
     pub fn is_ours(&self) -> bool {
         let host = registry(&self.0).and_then(|registry| registry.split(':').next());
         host == Some(OURS)
@@ -129,9 +130,9 @@ fn is_digest(text: &str) -> bool {
 pub enum PullPolicy {
     /// It has been loaded on the node, or the agent does not start.
     Never,
-    /// From the registry in its name, if the node has none of this name.
+    /// From the registry in its name, if the node has no image of this name.
     IfNotPresent,
-    /// From there, each time.
+    /// From that registry, each time.
     Always,
 }
 
@@ -145,7 +146,7 @@ impl PullPolicy {
         }
     }
 
-    /// What is done unless the user says so: an image whose name says nobody to ask is fetched from nobody.
+    /// The default: an image whose name contains no registry is not fetched.
     pub fn of(image: &Image) -> Self {
         if image.has_registry() { Self::IfNotPresent } else { Self::Never }
     }

@@ -1,7 +1,7 @@
 //! Everything that a cluster needs, as one file of Kubernetes objects: `daemonset.yaml`.
 //!
-//! Written here as JSON reads best, and checked against Kubernetes' own types: a field that they do not know fails
-//! ([`Manifest::yaml`]). What each permission is for stands in docs/kubernetes.md.
+//! Written here as JSON reads best, and checked against Kubernetes' own types: an unknown field
+//! fails ([`Manifest::yaml`]). The purpose of each permission is in docs/kubernetes.md.
 
 mod access;
 mod agent;
@@ -21,7 +21,7 @@ use thiserror::Error;
 pub use self::image::{Image, PullPolicy};
 use crate::identity::TrustDomain;
 
-/// The namespace of everything that is not the cluster's.
+/// The namespace of every object that is not cluster-wide.
 pub const NAMESPACE: &str = "nodemesh";
 /// The agents' DaemonSet and service account.
 pub const AGENT: &str = "mesh-agent";
@@ -39,7 +39,7 @@ pub struct Manifest {
     pub trust_domain: TrustDomain,
 }
 
-/// The manifest is not what Kubernetes knows. Fault: ours.
+/// The manifest does not match Kubernetes' types. Fault: ours.
 #[derive(Debug, Error)]
 #[error("{kind} {name}: {what}")]
 pub struct ManifestError {
@@ -48,14 +48,14 @@ pub struct ManifestError {
     what: String,
 }
 
-/// An object, and what it is for.
+/// An object and its purpose.
 struct Part {
     about: &'static str,
     object: Value,
 }
 
 impl Manifest {
-    /// A container of the image; it has no other.
+    /// A container of the one image.
     fn container(&self, name: &str, mut fields: Value) -> Value {
         if let Some(container) = fields.as_object_mut() {
             container.insert("name".to_owned(), json!(name));

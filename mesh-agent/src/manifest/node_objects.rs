@@ -1,4 +1,4 @@
-//! `MeshNode`, and who may write which.
+//! `MeshNode`, and which account may write which.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::policy::{IS_SERVICE_ACCOUNT, Policy, node_of_token};
 use super::{ManifestError, Part, part};
 use crate::source::mesh_node_crd;
 
-/// Kubernetes' own, which deletes a MeshNode when its Node goes.
+/// Kubernetes' own account that deletes a MeshNode when its Node goes.
 const GARBAGE_COLLECTOR: &str = "system:serviceaccount:kube-system:generic-garbage-collector";
 
 pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
@@ -18,7 +18,7 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
         about: "An agent writes only the MeshNode of its own node: that of the node claim in its token, which the API server signs\nsince Kubernetes 1.30. It holds for every service account, whatever namespace or name the agents' has.",
         of: ("nodemesh.dev", &["meshnodes"], &["CREATE", "UPDATE", "DELETE"]),
         conditions: json!([
-            // People write what their rights allow.
+            // People may write what their rights allow.
             {"name": "a-service-account", "expression": IS_SERVICE_ACCOUNT},
             {"name": "not-a-nodes-end", "expression": format!("request.operation != 'DELETE' || request.userInfo.username != '{GARBAGE_COLLECTOR}'")},
         ]),

@@ -11,15 +11,16 @@ use super::{ManifestError, Part, part};
 pub(super) const IS_SERVICE_ACCOUNT: &str =
     "request.userInfo.username.startsWith('system:serviceaccount:')";
 
-/// A policy that refuses what its validations do not allow. It is in force as soon as it is there.
+/// A policy that refuses what its validations do not allow. It is in force as soon as it is
+/// applied.
 pub(super) struct Policy {
     /// The name of both objects.
     pub(super) name: &'static str,
-    /// What the policy is for.
+    /// The purpose of the policy.
     pub(super) about: &'static str,
     /// API group, resources and operations.
     pub(super) of: (&'static str, &'static [&'static str], &'static [&'static str]),
-    /// Whose requests are meant: `matchConditions`.
+    /// The requests that it applies to: `matchConditions`.
     pub(super) conditions: Value,
     /// `variables`, if there are any.
     pub(super) variables: Option<Value>,
@@ -64,7 +65,8 @@ impl Policy {
     }
 }
 
-/// A variable `node`: the node that the account's token says it is on, which the API server signs since Kubernetes 1.30, or ''.
+/// A variable `node`: the node that the account's token names, signed by the API server since
+/// Kubernetes 1.30, or ''.
 pub(super) fn node_of_token() -> Value {
     let claim = "authentication.kubernetes.io/node-name";
     json!({

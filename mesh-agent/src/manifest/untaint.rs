@@ -1,4 +1,5 @@
-//! What takes the start-up taint off nodes: a small Deployment of its own, since agents must not write nodes.
+//! The program that takes the start-up taint off nodes: a small Deployment of its own, since agents
+//! must not write nodes.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -13,7 +14,7 @@ use super::{Manifest, ManifestError, NAMESPACE, Part, part};
 use crate::start_taint::TAINT;
 
 const UNTAINT: &str = "untaint";
-/// A permission for nothing, by which the policy knows whom the role is given to.
+/// A permission for nothing, by which the policy recognises the role's account.
 const MARKER: Marker = Marker { group: "nodemesh.dev", resource: "starttaints", verb: "remove" };
 
 struct Marker {
@@ -54,8 +55,9 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
 }
 
 fn policy() -> Policy {
-    // Known by what only its role gives, whatever namespace or name somebody has moved it to; who may write nodes in other
-    // ways, too, is an administrator's account.
+    // The account is recognised by the permission that only its role gives, whatever namespace or
+    // name it has been moved to. An account that may write nodes in other ways, too, is an
+    // administrator's.
     let may = |of: &str, verb: &str| format!("authorizer{of}.check('{verb}').allowed()");
     let marker = format!(".group('{}').resource('{}')", MARKER.group, MARKER.resource);
     let user = format!(
@@ -63,7 +65,7 @@ fn policy() -> Policy {
         may(&marker, MARKER.verb),
         may(".group('').resource('nodes')", "update"),
     );
-    // Whatever else of a node may be written at all by who may patch nodes, but not their status.
+    // All other fields that an account may write that may patch nodes, but not their status.
     let same = |field: &str, empty: &str| {
         let value = |object: &str| {
             let (at, _) = field.split_once('.').unwrap_or(("", ""));

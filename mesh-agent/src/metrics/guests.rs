@@ -1,4 +1,5 @@
-//! Who is being answered. Nobody is refused: with too many connections, the client that has most of them loses its oldest.
+//! The clients that are being answered. No client is refused: with too many connections, the client
+//! with the most of them loses its oldest.
 
 use std::{
     net::IpAddr,
@@ -9,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client_key::ClientKey;
 
-/// Connections at once: several scrapers, and people who look. They are taken at most one a millisecond, so that each has
-/// 64 ms for its request even if all come from one client.
+/// Most connections at once: several scrapers, and people. At most one a millisecond is accepted,
+/// so that each has 64 ms for its request even if all come from one client.
 pub(super) const MAX_OPEN: usize = 64;
 
-/// All of them.
+/// All connections.
 #[derive(Clone, Default)]
 pub(super) struct Guests(Arc<Mutex<Seated>>);
 
@@ -31,14 +32,14 @@ struct Guest {
     taken: CancellationToken,
 }
 
-/// Whose connection had to make room.
+/// The client whose connection had to make room.
 pub(super) struct Left {
     pub(super) client: ClientKey,
-    /// The one of the client's addresses.
+    /// The address of that connection, one of the client's.
     pub(super) address: IpAddr,
 }
 
-/// A connection's place among them, until it is dropped or another one needs it.
+/// A connection's place, until it is dropped or another connection takes it.
 pub(super) struct Seat {
     guests: Guests,
     number: u64,
@@ -46,7 +47,8 @@ pub(super) struct Seat {
 }
 
 impl Guests {
-    /// A place for a connection from there. If there is none, the client that has most loses its oldest one.
+    /// A place for a connection from this client. If there is none left, the client with the most
+    /// loses its oldest one.
     pub(super) fn seat(&self, client: ClientKey, address: IpAddr) -> (Seat, Option<Left>) {
         let mut left = None;
         let mut seated = self.lock();
@@ -56,7 +58,8 @@ impl Guests {
             let has = |of: &Guest| {
                 (count(&|it| it.client == of.client), count(&|it| it.address == of.address))
             };
-            // Of equals, the last is taken: so from the newest to the oldest.
+            // Of equals `max_by_key` takes the last, so they are ordered from the newest to the
+            // oldest.
             let most = guests.iter().enumerate().rev().max_by_key(|(_, guest)| has(guest));
             if let Some((index, _)) = most {
                 let Guest { client, address, taken, .. } = guests.remove(index);
@@ -101,7 +104,7 @@ mod tests {
     #[test]
     fn whoever_has_most_makes_room() {
         let guests = Guests::default();
-        // Not only with many connections, but with many addresses.
+        // Many connections, and from many addresses.
         let greedy: Vec<_> =
             (0..MAX_OPEN).map(|host| seat(&guests, &format!("fd00:1::{host:x}"))).collect();
         let scraper = seat(&guests, "10.0.0.1");

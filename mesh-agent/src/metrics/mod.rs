@@ -1,8 +1,10 @@
-//! The agent's metrics, for Prometheus to scrape: every one, its labels and its help text, in one place.
+//! The agent's metrics, for Prometheus to scrape: every one, its labels and its help text, in one
+//! place.
 //!
-//! They are made from the same [`Status`] that `mesh-agent status` prints, so that the two cannot differ. Labels have few
-//! values, all of them our own words: no pod, address or service is named, since whoever reaches the port may read the page,
-//! and since names would make as many series as there are pods.
+//! They are made from the same [`Status`] that `mesh-agent status` prints, so that the two cannot
+//! differ. Labels have few values, all of them our own words. No pod, address or service is named:
+//! any client that reaches the port may read the page, and names would make as many series as there
+//! are pods.
 
 mod guests;
 mod serve;
@@ -21,7 +23,7 @@ use crate::{
     enrol::PodState,
 };
 
-/// What the page is, as HTTP says it.
+/// The content type of the page in HTTP.
 pub const CONTENT_TYPE: &str = TEXT_FORMAT;
 
 /// The page.
@@ -169,7 +171,7 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
     page.text()
 }
 
-/// Series that were made for one answer.
+/// The series of one answer.
 struct Page(Registry);
 
 /// A metric's name and what it means.

@@ -1,6 +1,7 @@
-//! `GET /metrics`. Anybody in the cluster may reach the port, so that who asks gets little of the agent: a few connections
-//! at once, a few seconds each, and a page that is made at most once a second. Nobody is refused a connection: when there
-//! are too many, whoever has most loses his oldest.
+//! `GET /metrics`. Every client in the cluster may reach the port, so that a client gets little of
+//! the agent: a few connections at once, a few seconds each, and a page that is made at most once a
+//! second. No connection is refused: when there are too many, the client with the most loses its
+//! oldest.
 
 use std::{
     convert::Infallible,
@@ -37,18 +38,19 @@ use crate::{
 
 /// How long a connection may last; Prometheus itself waits for 10 s unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What a request's head may take, in bytes; hyper's least.
+/// Largest head of a request, in bytes; the least that hyper allows.
 const MAX_HEAD_BYTES: usize = 8192;
-/// Between two connections that are taken: a pod that dials as fast as it can costs little.
+/// The pause between two accepted connections: a pod that dials as fast as it can costs little.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How old a page may be.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long `status` shows that somebody's connections were pushed out, after the last one.
+/// How long `status` shows that a client's connections were pushed out, after the last one.
 const CROWDED_FOR: Duration = Duration::from_secs(10);
-/// Between two attempts to have the port.
+/// The pause between two attempts to bind the port.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Where to listen, as `ADDRESS:PORT`. `[::]` is both families, or IPv4 alone on a node without IPv6.
+/// Where to listen, as `ADDRESS:PORT`. `[::]` is both families, or IPv4 alone on a node without
+/// IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address(SocketAddr);
 
@@ -85,8 +87,8 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Answers until dropped. While the port cannot be had, `status` says so, and it is tried again: an agent that is just
-/// being replaced may still have it.
+/// Answers until dropped. While the port cannot be bound, `status` says so, and binding is tried
+/// again: an agent that is just being replaced may still hold the port.
 pub async fn keep_serving(address: Address, state: Arc<State>, tasks: Tasks) {
     let mut is_told = false;
     let listener = loop {
@@ -128,7 +130,8 @@ pub async fn keep_serving(address: Address, state: Arc<State>, tasks: Tasks) {
                 tasks.spawn("metrics-answer", async move {
                     tokio::select! {
                         () = answer(stream, &office) => {}
-                        () = seat.pushed_out() => {} // dropped: it has asked for nothing in its time
+                        // Dropped: it has asked for nothing in its time.
+                        () = seat.pushed_out() => {}
                     }
                 });
                 sleep(PAUSE).await;
@@ -157,7 +160,7 @@ async fn answer(stream: TcpStream, office: &Office) {
     }
 }
 
-/// Makes the page, and keeps it for those who ask a moment later.
+/// Makes the page, and keeps it for clients that ask a moment later.
 struct Office {
     state: Arc<State>,
     kept: Mutex<Option<(Instant, Bytes)>>,
@@ -190,7 +193,7 @@ impl Office {
         response
     }
 
-    /// Who has most of the connections, for `status`.
+    /// The client with the most connections, for `status`.
     fn crowded_by(&self, left: &Left) -> ProblemFacts {
         let Left { client, address } = left;
         let pod = self.state.mesh.pod_at(*address).map(|pod| format!(" ({pod})"));

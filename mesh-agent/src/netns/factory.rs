@@ -16,7 +16,8 @@ use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-/// Threads that make sockets. Each job takes some 10 µs; two let one wait for a slow `/proc` write without delaying dials.
+/// Threads that make sockets. Each job takes some 10 µs. With two threads, one may wait for a slow
+/// `/proc` write without delaying dials.
 const THREADS: usize = 2;
 
 type Job = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -50,13 +51,14 @@ impl Factory {
         Ok(Self { threads: threads?, next: Arc::default() })
     }
 
-    /// Runs a job inside a namespace and returns what it returned, or why the namespace could not be entered.
+    /// Runs a job inside a namespace and returns what it returned, or why the namespace could not
+    /// be entered.
     ///
     /// # Errors
     /// The threads are gone.
     ///
     /// # Cancel safety
-    /// The job runs also if nobody waits for it any more; what it made is dropped then.
+    /// The job runs even if its caller waits no more; what it made is dropped then.
     pub async fn run<T: Send + 'static>(
         &self,
         netns: &Arc<File>,
@@ -65,7 +67,7 @@ impl Factory {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |entered| {
             let result = entered.map(|()| job());
-            drop(answer.send(result)); // nobody waits any more: what was made goes
+            drop(answer.send(result)); // the caller waits no more: what was made goes
         });
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % THREADS;
         let thread = self.threads.get(turn).ok_or(FactoryGone)?;
@@ -81,8 +83,8 @@ fn start(number: usize, home: &Arc<File>) -> io::Result<mpsc::Sender<Request>> {
     Ok(requests)
 }
 
-/// Does jobs until nobody can ask for one any more. A thread that rests goes home first: inside a pod's namespace it would
-/// keep the namespace alive after the pod.
+/// Does jobs until no caller can ask for one any more. An idle thread returns to the agent's own
+/// namespace first: inside a pod's namespace it would keep the namespace alive after the pod.
 fn work(queue: &mpsc::Receiver<Request>, home: &File) {
     loop {
         let request = match queue.try_recv() {

@@ -1,6 +1,8 @@
-//! A pod's network namespace: found, told apart from others, entered; and sockets made inside it.
+//! A pod's network namespace: found, told apart from others, and entered; and sockets made inside
+//! it.
 //!
-//! Nothing on the data path's threads ever changes its namespace. A few threads of our own do, and go home when they rest.
+//! Threads of the data path never change their namespace. A few threads of our own do, and return
+//! to the agent's namespace when they are idle.
 
 mod addresses;
 mod factory;
@@ -113,7 +115,8 @@ impl Netns {
         self.inode
     }
 
-    /// Whether its path still leads to it. `false` means that the pod is gone or has another namespace.
+    /// Whether its path still leads to it. `false` means that the pod is gone or has another
+    /// namespace.
     pub fn still_there(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.inode)
     }

@@ -1,6 +1,7 @@
-//! `net.ipv4.ip_local_reserved_ports` of an enrolled namespace: keeps the kernel from giving applications the ports that
-//! say "an agent dials" (also where `ip_local_port_range` was widened; 7.3 % of sockets otherwise). An application that
-//! asks for such a port by number still gets it. The setting covers IPv6 too.
+//! `net.ipv4.ip_local_reserved_ports` of an enrolled namespace. It keeps the kernel from giving
+//! applications the ports that say "an agent dials" (also where `ip_local_port_range` was widened;
+//! 7.3 % of sockets otherwise). An application that asks for such a port by number still gets it.
+//! The setting covers IPv6 too.
 
 use std::{fs, io};
 
@@ -8,8 +9,8 @@ use mesh_common::ports::RESERVED_FIRST;
 
 const SETTING: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// The same, where a container's /proc/sys is read-only: through the eyes of the node's process 1. Which namespace is meant
-/// goes by who opens the file, not by the path.
+/// The same where a container's /proc/sys is read-only: through the root of the node's process 1.
+/// The thread that opens the file decides which namespace is meant, not the path.
 const SETTING_OF_NODE: &str = "/proc/1/root/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// What the current namespace reserves. Call inside the namespace.
@@ -20,7 +21,8 @@ pub fn reserved_ports() -> io::Result<String> {
     Ok(fs::read_to_string(SETTING)?.trim().to_owned())
 }
 
-/// Adds our range to what the current namespace reserves; adding it again changes nothing. Call inside the namespace.
+/// Adds our range to what the current namespace reserves; adding it again changes nothing. Call
+/// inside the namespace.
 ///
 /// # Errors
 /// What the kernel said.
@@ -35,7 +37,7 @@ pub fn reserve_ports() -> io::Result<()> {
 /// # Errors
 /// What the kernel said.
 pub fn restore_ports(before: &str) -> io::Result<()> {
-    // An empty write is ignored by the kernel; a lone newline empties the list.
+    // The kernel ignores an empty write; a lone newline empties the list.
     write(&format!("{before}\n"))
 }
 

@@ -1,7 +1,8 @@
-//! The TCP sockets of a network namespace, as the kernel lists them, and how one is ended (`sock_diag(7)`, `linux/inet_diag.h`).
+//! The TCP sockets of a network namespace, as the kernel lists them, and how one is ended
+//! (`sock_diag(7)`, `linux/inet_diag.h`).
 //!
-//! The netlink socket stays in the namespace in which it was made: it is made on a thread that enters namespaces, and asked
-//! elsewhere, since a list can be long.
+//! The netlink socket stays in the namespace in which it was made. It is made on a thread that
+//! enters namespaces, and asked elsewhere, since a list can be long.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -15,7 +16,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 const LIST: u16 = 20;
 const DESTROY: u16 = 21;
 
-/// `inet_diag_req_v2` after the netlink header, up to the socket's id; and the id (`inet_diag_sockid`).
+/// `inet_diag_req_v2` after the netlink header, up to the socket's id; and the id
+/// (`inet_diag_sockid`).
 const REQUEST_BYTES: usize = 8;
 const ID_BYTES: usize = 48;
 /// `nlmsghdr`, and `inet_diag_msg` after it.
@@ -24,7 +26,8 @@ const MESSAGE_BYTES: usize = 72;
 /// The attribute with the id of the socket's cgroup (`INET_DIAG_CGROUP_ID`, kernel 5.8).
 const CGROUP_ID: u16 = 21;
 
-/// States of `net/tcp_states.h` that are asked for: both directions, or one, may still carry bytes; and listeners.
+/// States of `net/tcp_states.h` that are asked for: connections on which both directions, or one,
+/// may still carry bytes; and listeners.
 const ESTABLISHED: u8 = 1;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
@@ -47,11 +50,11 @@ pub struct OpenSocket {
     pub local: SocketAddr,
     /// Its peer's.
     pub remote: SocketAddr,
-    /// Of the file that holds it.
+    /// Inode of the file that holds it.
     pub inode: u32,
-    /// Id of the cgroup of whoever made it; 0 if the kernel does not say.
+    /// Id of the cgroup of the process that made it; 0 if the kernel does not say.
     pub cgroup: u64,
-    /// By which the kernel knows this socket and no later one.
+    /// The number by which the kernel knows this socket and no later one.
     pub cookie: u64,
     family: u8,
     id: [u8; ID_BYTES],
@@ -98,7 +101,8 @@ impl SocketList {
     /// Ends a connection with a reset on both sides: its holder reads `ECONNABORTED`.
     ///
     /// # Errors
-    /// `NotFound` if it has ended by itself, `Unsupported` on a kernel built without `CONFIG_INET_DIAG_DESTROY`.
+    /// `NotFound` if it has ended by itself, `Unsupported` on a kernel built without
+    /// `CONFIG_INET_DIAG_DESTROY`.
     pub fn reset(&self, socket: &OpenSocket) -> io::Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
         self.send(DESTROY, flags, socket.family, u32::MAX, &socket.id)?;
@@ -171,7 +175,7 @@ impl Sockets {
         if state == LISTEN {
             self.listening.insert(socket.local.port());
         } else if socket.inode != 0 {
-            self.open.push(socket); // one that nobody holds any more is ending by itself
+            self.open.push(socket); // a socket without a holder is ending by itself
         }
     }
 }
@@ -202,7 +206,7 @@ fn parse(message: &[u8]) -> Option<(u8, OpenSocket)> {
     Some((state, socket))
 }
 
-/// Among attributes (`rtattr`: length and kind, then the value).
+/// The cgroup's id among attributes (`rtattr`: length and kind, then the value).
 fn cgroup(mut rest: &[u8]) -> Option<u64> {
     loop {
         let (length, kind) = (usize::from(half(rest, 0)?), half(rest, 2)?);

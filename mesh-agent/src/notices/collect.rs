@@ -1,4 +1,4 @@
-//! What is wrong with which object, out of what `status` says.
+//! Collects from `status` what is wrong with which object.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,7 +8,7 @@ use crate::{
     world::{Origin, Problem},
 };
 
-/// Codes of pods that are not in the mesh, and nothing is wrong: so it was wanted, or it passes.
+/// Codes of pods that are not in the mesh although nothing is wrong: it was wanted, or it passes.
 const NOTHING_WRONG: [&str; 9] = [
     "",
     "not_labelled",
@@ -21,17 +21,17 @@ const NOTHING_WRONG: [&str; 9] = [
     "leaving",
 ];
 
-/// The reason of a pod that is held, whatever it waits for.
+/// The reason of a held pod, whatever it waits for.
 const HELD: &str = "Held";
 
-/// What something is wrong with, as Kubernetes names it. Ordered by namespace first.
+/// The object concerned, as Kubernetes names it. Ordered by namespace first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct About {
     /// Empty for objects of the cluster.
     pub(super) namespace: String,
     pub(super) kind: &'static str,
     pub(super) name: String,
-    /// Empty if it is not known.
+    /// Empty if the UID is not known.
     pub(super) uid: String,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for About {
     }
 }
 
-/// One thing that is wrong with it.
+/// One problem of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     pub(super) about: About,
@@ -53,14 +53,15 @@ pub(super) struct Key {
     pub(super) reason: String,
 }
 
-/// What people are told of it.
+/// The text for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Notice {
     pub(super) note: String,
 }
 
-/// All that is wrong with objects. A namespace's mistake is told of the pods here that it concerns, and so once in the cluster.
-/// What every node sees is told only by an agent that `speaks` for all.
+/// Everything that is wrong with objects. A namespace's mistake is reported at its pods on this
+/// node, so that no two nodes report the same. What every node sees is reported only by an agent
+/// that `speaks` for all.
 pub(super) fn collect(
     status: &Status,
     problems: &[Problem],

@@ -1,4 +1,5 @@
-//! Kubernetes Events (`events.k8s.io/v1`). The recorder makes what is told again within six minutes a series of one Event.
+//! Kubernetes Events (`events.k8s.io/v1`). The recorder joins an Event that repeats within six
+//! minutes to a series of one Event.
 
 use std::time::Duration;
 
@@ -12,13 +13,14 @@ use tokio::time::timeout;
 use super::collect::{Key, Notice};
 use crate::world::NodeName;
 
-/// Who writes them, as an admission policy wants it.
+/// The reporting controller, as an admission policy wants it.
 pub(crate) const CONTROLLER: &str = "nodemesh.dev/mesh-agent";
 /// What the agent was about to do.
 const ACTION: &str = "Enrol";
-/// The longest note that the API server takes is 1,024 bytes (`pkg/apis/core/validation/events.go`).
+/// The longest note that the API server takes is 1,024 bytes
+/// (`pkg/apis/core/validation/events.go`).
 const NOTE_BYTES: usize = 1000;
-/// How long the API server may take for one.
+/// How long the API server may take to accept one.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes them.
@@ -34,10 +36,11 @@ pub(super) enum EventError {
 }
 
 impl EventError {
-    /// Whether another one would fare alike: the server is away, or wants no Events of ours.
+    /// Whether another Event would fail alike: the server is away, or accepts no Events of ours.
     pub(super) fn is_about_the_server(&self) -> bool {
         match self {
-            // 404, as a namespace or an Event that is gone, is about this one, and so is what cannot be read.
+            // 404 means that a namespace or Event is gone: it concerns this Event alone, and so
+            // does what cannot be read.
             Self::Api(kube::Error::Api(status)) => !matches!(status.code, 404 | 409 | 422),
             Self::Api(_) | Self::Timeout => true,
         }

@@ -1,5 +1,5 @@
-//! How much is told: no namespace keeps another one's pods out of the log and the Events, and a node with thousands of
-//! mistakes writes few Events a second.
+//! Limits what is reported: no namespace keeps another one's pods out of the log and the Events,
+//! and a node with thousands of mistakes writes few Events a second.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 
 use super::collect::Key;
 
-/// For how long shares last.
+/// How long shares last.
 const WINDOW: Duration = Duration::from_mins(5);
-/// Notices of one namespace in that time. A namespace without a pod here has the cluster's objects.
+/// Notices of one namespace in that time. The cluster's own objects share one count like it.
 const PER_NAMESPACE: usize = 20;
-/// Of the whole node: one every 2 s.
+/// Notices of the whole node: one every 2 s.
 const PER_NODE: usize = 150;
 
-/// What has been told in the present window.
+/// What has been reported in the present window.
 #[derive(Default)]
 pub(super) struct Pace {
     begun: Option<Instant>,
@@ -23,12 +23,13 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Whether one more may be told; then it counts.
+    /// Whether one more may be reported; if so, it counts.
     pub(super) fn allows(&mut self, key: &Key, now: Instant) -> bool {
         if self.begun.is_none_or(|begun| now - begun >= WINDOW) {
             *self = Self { begun: Some(now), ..Self::default() };
         }
-        // Always room for namespaces that have said little: a quarter of the whole is for first words.
+        // Keeps room for namespaces that have said little: a quarter of the whole is for first
+        // notices.
         let told = self.told.get(&key.about.namespace).copied().unwrap_or(0);
         let room = if told == 0 { PER_NODE } else { PER_NODE - PER_NODE / 4 };
         if told >= PER_NAMESPACE || self.total >= room {
@@ -39,7 +40,7 @@ impl Pace {
         true
     }
 
-    /// It could not be told.
+    /// The notice could not be written, and does not count.
     pub(super) fn give_back(&mut self, key: &Key) {
         self.total = self.total.saturating_sub(1);
         if let Some(told) = self.told.get_mut(&key.about.namespace) {

@@ -1,8 +1,9 @@
-//! The cgroups of the node's pods, as the kubelet makes them: seen within milliseconds, before a container's first process
-//! runs, so that a pod can be held before it can talk.
+//! The cgroups of the node's pods, as the kubelet makes them. They are seen within milliseconds,
+//! before a container's first process runs, so that a pod can be held before it can talk.
 //!
-//! inotify gives speed, a look every two seconds gives certainty. Where pods' cgroups are not named by their UIDs (another
-//! runtime, no kubelet), none is found and none is held; `status` shows what is.
+//! inotify gives speed, a look every two seconds gives certainty. Where pods' cgroups are not named
+//! by their UIDs (another runtime, no kubelet), none is found and no pod is held; `status` shows
+//! which are.
 
 mod name;
 mod processes;
@@ -31,7 +32,8 @@ use crate::world::PodUid;
 /// How often the tree is read without any event.
 const RESCAN: Duration = Duration::from_secs(2);
 
-/// Levels below the pods' cgroup at which a pod's may be: its class of service, and itself. One more for a node in a node.
+/// Levels below the pods' cgroup at which a pod's may be: its class of service and the pod itself,
+/// and one more for a node in a node.
 const LEVELS: usize = 3;
 
 /// A pod's cgroup.
@@ -39,11 +41,13 @@ const LEVELS: usize = 3;
 pub struct PodCgroup {
     /// Its directory.
     pub path: PathBuf,
-    /// By which programs know it.
+    /// The number by which programs know it.
     pub id: u64,
-    /// How many containers' cgroups are in it: it changes when the pod's first process is about to start.
+    /// How many containers' cgroups are in it. It changes when the pod's first process is about to
+    /// start.
     pub containers: usize,
-    /// Whether it is known never to have had more than one: it has been watched since it was made. The first is the sandbox.
+    /// Whether it is known never to have had more than one container, the sandbox: it has been
+    /// watched since it was made.
     pub only_sandbox: bool,
 }
 
@@ -62,7 +66,8 @@ impl Watch {
     /// Reads the tree a first time.
     ///
     /// # Errors
-    /// The pods' cgroup cannot be read. That it cannot be watched is only logged: it is read every two seconds then.
+    /// The pods' cgroup cannot be read. That it cannot be watched is only logged: it is read every
+    /// two seconds then.
     pub fn open(root: &Path) -> io::Result<(Self, watch::Receiver<Arc<PodCgroups>>)> {
         let signal = Arc::new(Notify::new());
         let watcher = watch(root, &signal)
@@ -113,7 +118,8 @@ fn watch(root: &Path, signal: &Arc<Notify>) -> notify::Result<RecommendedWatcher
     Ok(watcher)
 }
 
-/// What is seen of the past: who has had one container at most whenever the tree was read, and was not there at first.
+/// Keeps what was seen before: a pod has only its sandbox if it has had one container at most
+/// whenever the tree was read, and was not there at the first reading.
 fn remember(found: &mut PodCgroups, before: &PodCgroups) {
     for (uid, cgroup) in found {
         let before = before.get(uid).filter(|before| before.id == cgroup.id);
@@ -145,7 +151,7 @@ fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<(
                 }
             },
             None if levels > 1 => match scan_level(&path, levels - 1, found) {
-                // Gone again. Anything else must not pass for it: who is held would be released.
+                // Gone again. No other error may pass for that: held pods would be released.
                 Err(error) if is_gone(&error) => {}
                 scanned => scanned?,
             },
@@ -155,13 +161,13 @@ fn scan_level(dir: &Path, levels: usize, found: &mut PodCgroups) -> io::Result<(
     Ok(())
 }
 
-/// Those of a pod. If it goes meanwhile, none.
+/// The number of a pod's containers; 0 if the pod goes meanwhile.
 fn containers(pod: &Path) -> usize {
     let entries = fs::read_dir(pod).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
 
-/// What a directory says that went while it was read.
+/// Whether the error says that a directory went while it was read.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
@@ -231,8 +237,9 @@ mod tests {
         running.wait().await;
     }
 
-    /// What a kubelet makes: of the systemd driver with version 2 alone, of the cgroupfs driver in a tree beside version 1
-    /// (the same names in both), in a node that is itself a container, and for static pods.
+    /// Trees that a kubelet makes: with the systemd driver and version 2 alone, with the cgroupfs
+    /// driver in a tree beside version 1 (the same names in both), in a node that is itself a
+    /// container, and for static pods.
     #[test]
     fn pods_are_found_in_every_layout() {
         const UID: &str = "0a1b2c3d-0000-4000-8000-00000000000f";
@@ -284,7 +291,7 @@ mod tests {
         fs::create_dir_all(root.join("podheld")).unwrap();
         let uid = PodUid::parse("held").unwrap();
         assert!(scan(&root).unwrap().contains_key(&uid));
-        // There, and not to be read, by root neither: its path is longer than the kernel takes.
+        // It is there, and not even root can read it: its path is longer than the kernel takes.
         let class = "c".repeat(250);
         let made = std::process::Command::new("mkdir").current_dir(&root).arg(&class).status();
         assert!(made.unwrap().success());

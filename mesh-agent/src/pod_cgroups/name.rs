@@ -3,7 +3,8 @@
 use crate::world::PodUid;
 
 /// The pod that a directory of the cgroup tree belongs to: `pod<UID>` from the cgroupfs driver,
-/// `kubepods-burstable-pod<UID>.slice` with `_` for `-` from the systemd driver (kubelet, `pkg/kubelet/cm`).
+/// `kubepods-burstable-pod<UID>.slice` with `_` for `-` from the systemd driver (kubelet,
+/// `pkg/kubelet/cm`).
 pub(super) fn pod_uid(directory: &str) -> Option<PodUid> {
     let uid = match directory.strip_suffix(".slice") {
         // A slice's name holds its ancestors'; the UID is what follows the last `-pod`.

@@ -11,8 +11,9 @@ use crate::world::PodUid;
 /// Where processes are listed.
 const PROC: &str = "/proc";
 
-/// The ids of a pod's processes, the oldest first: that is the sandbox's own, where the runtime starts one. Found by the
-/// pod's cgroup; where pods have none of their own in cgroup v2, by what each process says of its cgroups, v1 included.
+/// The ids of a pod's processes, the oldest first: that is the sandbox's own, where the runtime
+/// starts one. They are found by the pod's cgroup. Where pods have no cgroups of their own in
+/// cgroup v2, they are found by what each process says of its cgroups, v1 included.
 pub fn processes_of(uid: &PodUid, cgroups: &PodCgroups) -> Vec<u32> {
     let mut pids = match cgroups.get(uid) {
         Some(cgroup) => processes_below(cgroup),
@@ -29,7 +30,7 @@ pub fn processes_below(cgroup: &PodCgroup) -> Vec<u32> {
     pids
 }
 
-/// Whatever vanishes meanwhile has no processes any more.
+/// A cgroup that vanishes meanwhile has no processes any more.
 fn below(cgroup: &Path, pids: &mut Vec<u32>) {
     let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     pids.extend(
@@ -52,12 +53,14 @@ fn is_of(pid: u32, uid: &PodUid) -> bool {
     cgroups.lines().any(|line| says(line, uid))
 }
 
-/// Whether a line of /proc/PID/cgroup (`0::/kubepods/besteffort/podUID/CONTAINER`) names a pod's cgroup.
+/// Whether a line of /proc/PID/cgroup (`0::/kubepods/besteffort/podUID/CONTAINER`) names a pod's
+/// cgroup.
 fn says(line: &str, uid: &PodUid) -> bool {
     line.split('/').any(|directory| name::pod_uid(directory).as_ref() == Some(uid))
 }
 
-/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)). The last for one that is gone.
+/// When a process started, in clock ticks since boot: field 22 of /proc/PID/stat (proc(5)). The
+/// highest number for a process that is gone.
 fn started(pid: u32) -> u64 {
     let stat = fs::read_to_string(file(pid, "stat")).unwrap_or_default();
     start_ticks(&stat).unwrap_or(u64::MAX)

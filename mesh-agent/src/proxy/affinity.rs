@@ -1,7 +1,8 @@
-//! Which endpoint a client has kept to, for services that want that (`sessionAffinity: ClientIP`).
+//! The endpoint that each client keeps to, for services that ask for that
+//! (`sessionAffinity: ClientIP`).
 //!
-//! Known to this agent only, and forgotten with it: a client then gets another endpoint, as after kube-proxy has been started
-//! anew.
+//! Only this agent knows them, and they are lost when it restarts. A client may then get another
+//! endpoint, as after a restart of kube-proxy.
 
 use std::{
     collections::HashMap,
@@ -12,17 +13,17 @@ use std::{
 
 use crate::world::ServicePort;
 
-/// Below this many, nobody looks for those that have ended.
+/// With fewer entries than this, none is checked for expiry.
 const FEW: usize = 1024;
 
-/// By client and service.
+/// Keyed by client and service.
 #[derive(Default)]
 pub(super) struct Affinities(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
     kept: HashMap<Key, Kept>,
-    /// How many there may be before those that have ended are forgotten.
+    /// Number of entries at which expired ones are removed.
     sweep_at: usize,
 }
 
@@ -35,7 +36,7 @@ struct Kept {
 }
 
 impl Affinities {
-    /// The endpoint that a client is to have again, if it is still one.
+    /// The endpoint that a client has used before, if it still is an endpoint of the service.
     pub(super) fn of(&self, client: IpAddr, service: &ServicePort) -> Option<SocketAddr> {
         service.affinity?;
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +45,7 @@ impl Affinities {
         is_one.then_some(kept.endpoint)
     }
 
-    /// A client has reached an endpoint.
+    /// Notes that a client has reached an endpoint.
     pub(super) fn keep(&self, client: IpAddr, service: &ServicePort, endpoint: SocketAddr) {
         let Some(affinity) = service.affinity else { return };
         let now = Instant::now();

@@ -32,18 +32,20 @@ use crate::{kernel::Kernel, netns::NetnsError};
 /// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// How long a dial to a peer waits for a source port when all are in use. Longer than a short connection lives, shorter than
-/// what an application takes for a hang. The range is never left: the peer would take the dial for plaintext.
+/// How long a dial to a peer waits for a source port when all are in use. Longer than a short
+/// connection lives, shorter than what looks like a hang to an application. A dial never uses a
+/// port outside the range: the peer would take it for plaintext.
 const PORT_WAIT: Duration = Duration::from_secs(1);
 
-/// Source ports that are tried when one that should be free is not: somebody in the pod bound it explicitly, or an agent that
-/// has handed over still uses it. With half of them taken so, all attempts fail once in 4 billion times.
+/// How many source ports are tried when one that should be free is not. A process in the pod may
+/// have bound it explicitly, or an agent that has handed over still uses it. If half of the ports
+/// are taken, all attempts fail once in 4 billion times.
 const BIND_ATTEMPTS: usize = 32;
 
-/// Why a dial came to nothing.
+/// Why a dial failed.
 #[derive(Debug, Error)]
 pub enum DialError {
-    /// Nobody listens there.
+    /// Nothing listens there.
     #[error(
         "{to} refused the connection; nothing listens there, or a firewall or NetworkPolicy answers so"
     )]
@@ -57,7 +59,7 @@ pub enum DialError {
         /// What was dialled.
         to: SocketAddr,
     },
-    /// No way there.
+    /// The destination cannot be reached.
     #[error("{to} cannot be reached: {source}")]
     Unreachable {
         /// What was dialled.
@@ -86,7 +88,7 @@ pub enum DialError {
     /// The namespace could not be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The kernel could not be told who the client is.
+    /// The kernel could not be told the client's address.
     #[error("the kernel could not be told who the client is: {0}")]
     Leg(#[source] io::Error),
 }
@@ -117,13 +119,13 @@ impl DialError {
     }
 }
 
-/// Dials a peer's agent: from the mesh's port range, which says that TLS follows.
+/// Dials a peer's agent, from the mesh's port range: the source port says that TLS follows.
 ///
 /// # Errors
 /// See [`DialError`].
 ///
 /// # Cancel safety
-/// Dropped, the dial is given up and its port returned.
+/// If dropped, the dial is given up and its port returned.
 pub(super) async fn to_peer(
     mesh: &Mesh,
     pod: &Pod,
@@ -155,13 +157,13 @@ pub(super) async fn to_peer(
     Err(DialError::NoSourcePort { to })
 }
 
-/// Dials as the pod itself would: to what is not in the mesh.
+/// Dials as the pod itself would, for destinations that are not in the mesh.
 ///
 /// # Errors
 /// See [`DialError`].
 ///
 /// # Cancel safety
-/// Dropped, the dial is given up.
+/// If dropped, the dial is given up.
 pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppStream, DialError> {
     let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     let stream = connect(socket(mesh, pod, from, false).await?, to).await?;
@@ -172,27 +174,30 @@ pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppS
 pub(super) struct Leg {
     /// The connection.
     pub(super) stream: AppStream,
-    /// To be kept as long as the connection.
+    /// Keep it as long as the connection.
     pub(super) held: LegHeld,
 }
 
-/// What a leg has besides its socket. The note goes before the port: the next leg from that port leaves one of the same name.
+/// What a leg holds besides its socket. The note is dropped before the port: the next leg from that
+/// port leaves a note with the same key.
 pub(super) struct LegHeld {
     _note: LegNote,
     _port: Option<PortLease>,
 }
 
-/// Dials the application inside the pod, at the pod's own address `to`, so that it sees `client` as its peer.
+/// Dials the application inside the pod, at the pod's own address `to`, so that it sees `client` as
+/// its peer.
 ///
-/// The source port comes from the mesh's range too (from its own address to its own address the range means nothing): an
-/// ephemeral one would be lost to the pod for a minute after each connection that its client ends, since the kernel gives
-/// nobody a port that is explicitly bound, not even in `TIME_WAIT`.
+/// The source port comes from the mesh's range too (from the pod's own address to itself, the range
+/// means nothing). An ephemeral port would be lost to the pod for a minute after each connection
+/// that its client ends: the kernel gives an explicitly bound port to no other socket, not even in
+/// `TIME_WAIT`.
 ///
 /// # Errors
 /// See [`DialError`].
 ///
 /// # Cancel safety
-/// Dropped, the dial is given up and the kernel's note of the client taken back.
+/// If dropped, the dial is given up and the kernel's note of the client is removed.
 pub(super) async fn application(
     mesh: &Mesh,
     pod: &Pod,
@@ -200,10 +205,10 @@ pub(super) async fn application(
     client: SocketAddr,
 ) -> Result<Leg, DialError> {
     if ports::is_magic(to.port()) {
-        return Err(DialError::Refused { to }); // it would come back to ourselves
+        return Err(DialError::Refused { to }); // it would lead back to the agent
     }
     for _ in 0..BIND_ATTEMPTS {
-        // With all of them in use, an ephemeral port is better than none.
+        // If all of them are in use, an ephemeral port is better than none.
         let lease = pod.source_ports.lease(to);
         let socket = socket(mesh, pod, to.ip(), lease.is_some()).await?;
         socket.set_tcp_mss(APP_MSS).map_err(DialError::Socket)?;
@@ -237,8 +242,9 @@ pub(super) async fn application(
     Err(DialError::NoSourcePort { to })
 }
 
-/// The kernel's note of who the client of a leg is. Sockops takes it when the application's socket is established. That may be
-/// long after ours is (`TCP_DEFER_ACCEPT`), or never, so what is left of the note goes with the leg.
+/// The kernel's note of a leg's client. Sockops takes it when the application's socket is
+/// established. That may be long after ours is (`TCP_DEFER_ACCEPT`), or never. So what is left of
+/// the note is removed with the leg.
 struct LegNote {
     kernel: Arc<Kernel>,
     leg: FlowKey,
@@ -278,7 +284,7 @@ impl Drop for LegNote {
 }
 
 async fn socket(mesh: &Mesh, pod: &Pod, like: IpAddr, reuse: bool) -> Result<Socket, DialError> {
-    // The threads serve whoever comes first; so nobody may have a long row of wishes there.
+    // The factory is FIFO, so cap each pod's queued requests.
     let _turn = pod.sockets.acquire().await;
     let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     pod.netns.run(&mesh.factory, move || make(domain, reuse)).await?.map_err(DialError::Socket)
@@ -293,7 +299,8 @@ fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A peer whose node has died is noticed after three minutes of silence, and its connections end with a reset.
+/// Keep-alive settings: a peer whose node has died is noticed after three minutes of silence, and
+/// its connections end with a reset.
 pub(super) fn keepalive() -> TcpKeepalive {
     let (idle, interval) = (Duration::from_mins(2), Duration::from_secs(20));
     TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3)

@@ -1,4 +1,5 @@
-//! What peers' agents dial: accepted from a pod's inbound listener, brought to the application.
+//! Connections that peers' agents dial: accepted from a pod's inbound listener and brought to the
+//! application.
 
 mod open;
 
@@ -34,11 +35,12 @@ use crate::{
     world::Peer,
 };
 
-/// How long a failed handshake keeps its place among those of its source: with 64 places, 64 failures a second. Each costs
-/// up to a millisecond of computing; a flood at full speed made others' slowest requests take three times as long.
+/// How long a failed handshake keeps its place among those of its source. With 64 places, that
+/// allows 64 failures a second. Each costs up to a millisecond of computing; a flood at full speed
+/// made the slowest requests of other clients take three times as long.
 const FAILED_REST: Duration = Duration::from_secs(1);
 
-/// How long a peer may take to close a session that has carried its connection.
+/// How long a peer may take to close a session after its connection has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Resets a connection for which there is no room, and records it.
@@ -65,7 +67,7 @@ pub(super) fn refuse(
     );
 }
 
-/// A connection as it came.
+/// A connection as it arrived.
 struct Arrival {
     stream: TcpStream,
     from: SocketAddr,
@@ -73,7 +75,7 @@ struct Arrival {
     admitted: Admitted,
 }
 
-/// Carries what comes over one TCP connection to its end.
+/// Carries a TCP connection to its end.
 pub(super) async fn serve(
     mesh: Arc<Mesh>,
     pod: Arc<Pod>,
@@ -112,7 +114,7 @@ pub(super) async fn serve(
     let closed = is_closed();
     let flow = begin();
     if closed && matches!(looks, Ok(Looks::Silent)) {
-        // Only TLS could enter anyway, and it may yet come.
+        // Only TLS could enter, and it may still come.
         looks = look(&arrival.stream, HANDSHAKE_TIMEOUT).await;
     }
     match looks {
@@ -131,13 +133,15 @@ pub(super) async fn serve(
     }
 }
 
-/// A handshake that came to nothing keeps its place for a while, so that nobody can have us compute many of them.
+/// Keeps the place of a failed handshake for a while, so that no peer can make us compute many of
+/// them.
 async fn rest(slot: HandshakeSlot) {
     sleep(FAILED_REST).await;
     drop(slot);
 }
 
-/// Whether an announced peer dials a port that is not excluded: TLS follows, unless the peer has just left the mesh.
+/// Whether an announced peer dials a port that is not excluded. Then TLS follows, unless the peer
+/// has just left the mesh.
 fn announced(mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> bool {
     !is_excluded(mesh, to) && mesh.world.load().believed(from.ip()).is_some()
 }
@@ -160,7 +164,7 @@ fn client_gone(error: &std::io::Error) -> Ended {
 
 async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlot, mut flow: Flow) {
     let Arrival { stream, from, to, mut admitted } = arrival;
-    // From here on the end is TLS' own affair, and a slow reader gets all of it.
+    // From here on TLS ends the connection itself, and a slow reader gets all data.
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
         return flow.end(&client_gone(&error), Bytes::default());
     }
@@ -225,7 +229,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         && let Err(reached) = admitted.count_behind(mesh.client(client.ip()))
     {
         let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
-        drop(session.refuse(refused).await); // that the peer has not heard changes nothing
+        drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
         return flow.end(&Ended::new(reached.code(), reached.to_string()), Bytes::default());
     }
     let Leg { stream: app, held: _held } = match dial::application(mesh, pod, to, client).await {
@@ -249,13 +253,13 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         &ended(&carried.end),
         Bytes { sent: counters.from_peer(), received: counters.to_peer() },
     );
-    // One connection to a session for now: the peer closes it, and that is all that may come.
+    // A session carries one connection for now: the peer closes it, and nothing else may come.
     if let Some(mut session) = carried.session {
         drop(timeout(CLOSE_TIMEOUT, session.ended()).await);
     }
 }
 
-/// Counters of a connection, which its record tells if it is cut off.
+/// A connection's counters, which its record shows if it is cut off.
 fn counted(flow: &mut Flow) -> Arc<Counters> {
     let counters = Arc::new(Counters::default());
     let counted = Arc::clone(&counters);
@@ -263,11 +267,11 @@ fn counted(flow: &mut Flow) -> Arc<Counters> {
     counters
 }
 
-/// Tells the peer why its OPEN is not carried out.
+/// Tells the peer why its OPEN is refused.
 async fn refuse_open(session: Session, refused: Refused, flow: Flow) {
     let ended =
         Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
-    drop(session.refuse(refused).await); // that the peer has not heard changes nothing
+    drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
     flow.end(&ended, Bytes::default());
 }
 
@@ -289,9 +293,10 @@ fn session_ended(error: &SessionError) -> Ended {
     Ended::new(error.as_code(), error.to_string())
 }
 
-/// From the mesh's source ports, and no agent as far as can be seen: somebody's ordinary client. One that is silent may
-/// wait for the server to speak first; until the server does, it may still turn out to be an agent whose first segment was
-/// lost. One that turns out to be an agent after the server has spoken is reset: the application reads nothing of it.
+/// A connection from the mesh's source ports that, as far as can be seen, comes from an ordinary
+/// client and not from an agent. A silent client may wait for the server to speak first. Until the
+/// server does, it may still turn out to be an agent whose first segment was lost. One that turns
+/// out to be an agent after the server has spoken is reset: the application reads nothing of it.
 async fn perhaps_plaintext(
     mesh: &Mesh,
     pod: &Pod,
@@ -343,7 +348,7 @@ async fn perhaps_plaintext(
     mesh.finish(flow, &ended(&end), bytes);
 }
 
-/// Which of the two has something to say, or ends, first.
+/// Whether the client sends something, or ends, before the server does.
 async fn client_speaks_first(client: &TcpStream, server: &TcpStream) -> bool {
     tokio::select! {
         biased;

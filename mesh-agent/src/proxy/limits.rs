@@ -1,15 +1,20 @@
-//! How many connections one pod, and one peer of one pod, may have in the agent at once, so that nobody takes what the
-//! others need.
+//! How many connections one pod, and one peer of one pod, may have in the agent at once, so that
+//! none takes what the others need.
 //!
-//! There is no fixed share per pod: whoever is alone may have most of it, and the more there are who want much, the less
-//! each gets (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A pod is refused once it has [`SHARE`] times
-//! what is free; so one greedy pod leaves a fifth free, two leave a ninth, and a pod that has little always finds room.
-//! What a pod dials and what is dialled to it are counted apart, and of the latter each source by the same rule within
-//! the pod's part: a peer that floods a pod takes neither the pod's own dials nor all that others may bring to it. Where the
-//! path gives the connections of several pods one source, each of these has its share, by the same rule, of what that source may have.
+//! There is no fixed share per pod. A pod that is alone may have most of the capacity; the more
+//! pods want much, the less each gets (Choudhury and Hahne, "Dynamic queue length thresholds",
+//! 1998). A pod is refused once it has [`SHARE`] times what is free. So one greedy pod leaves a
+//! fifth free, two leave a ninth, and a pod that has little always finds room.
 //!
-//! Whoever is refused is accepted and reset at once. To stop accepting instead would leave the choice to the accept queue,
-//! in which the flood is most of what waits, and its victims would hang where now they are told.
+//! Connections that a pod dials and connections that are dialled to it are counted apart. Among the
+//! latter, each source is counted by the same rule within the pod's part. So a peer that floods a
+//! pod takes neither the pod's own dials nor all the connections that other peers may open to it.
+//! Where the path gives the connections of several pods one source, each of these pods has its
+//! share of what that source may have, by the same rule.
+//!
+//! A refused connection is accepted and reset at once. To stop accepting instead would leave the
+//! choice to the accept queue. The flood is most of what waits there, and its victims would hang
+//! where now they get an error.
 
 use std::{
     collections::HashMap,
@@ -27,12 +32,13 @@ use tokio::{
 
 use crate::client_key::ClientKey;
 
-/// Connections at once, at most, however many descriptors there are: with some 64 KiB of buffers and state for each
-/// (measured, docs/security.md) 1 GiB.
+/// Connections at once, at most, however many descriptors there are. With some 64 KiB of buffers
+/// and state each (measured, docs/security.md), they take 1 GiB.
 const MAX_CONNECTIONS: usize = 16_384;
 
-/// Descriptors that are not for connections: four listeners and a namespace for each of 110 pods, the kernel's maps and
-/// links, files, the admin socket, and what is accepted only to be reset.
+/// Descriptors that are not for connections: four listeners and a namespace for each of 110 pods,
+/// the kernel's maps and links, files, the admin socket, and connections that are accepted only to
+/// be reset.
 const RESERVED_DESCRIPTORS: usize = 1_024;
 
 /// One to the application, one to the peer.
@@ -41,12 +47,13 @@ const DESCRIPTORS_PER_CONNECTION: usize = 2;
 /// Fewer are of no use, whatever the descriptor limit.
 const MIN_CONNECTIONS: usize = 64;
 
-/// Whoever has this many times what is free gets no more: alone 4/5 of all, two 4/9 each.
+/// An owner that has this many times what is free gets no more: alone 4/5 of all, two 4/9 each.
 pub(super) const SHARE: usize = 4;
 
-/// Handshakes at once from one source to one pod, the look at the first bytes and the wait for OPEN included; more wait
-/// for one of these to end. A handshake takes some milliseconds, so an honest source gets thousands per second; one that is
-/// silent for all of the handshake's 10 s holds 64 times 40 KiB.
+/// Handshakes at once from one source to one pod, including the look at the first bytes and the
+/// wait for OPEN. Further ones wait for one of these to end. A handshake takes some milliseconds,
+/// so an honest source gets thousands per second. A source that stays silent for all of the
+/// handshake's 10 s holds 64 times 40 KiB.
 const HANDSHAKES_PER_SOURCE: usize = 64;
 
 /// The connections of all pods.
@@ -63,18 +70,19 @@ pub struct Account(Mutex<Counts>);
 #[derive(Default)]
 struct Counts {
     open: usize,
-    /// Who has a connection open to the pod; empty for what the pod itself dials.
+    /// The clients that have a connection open to the pod; empty for the pod's own dials.
     sources: HashMap<ClientKey, Source>,
 }
 
 struct Source {
     open: usize,
-    /// How many of these are of which pod, as far as it is another one than the connection's address says.
+    /// Open connections by the pod that they belong to, if it is not the pod at the connection's
+    /// address.
     behind: HashMap<ClientKey, usize>,
     handshakes: Arc<Semaphore>,
 }
 
-/// One connection that was let in, as long as it lives.
+/// One admitted connection, as long as it lives.
 pub struct Admitted {
     limits: Arc<Limits>,
     account: Arc<Account>,
@@ -82,12 +90,12 @@ pub struct Admitted {
     behind: Option<ClientKey>,
 }
 
-/// A handshake that is in progress: had by [`Admitted::handshake`] alone, so that none goes uncounted.
+/// A handshake in progress. Only [`Admitted::handshake`] makes one, so that none goes uncounted.
 pub struct HandshakeSlot {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Who has too much.
+/// The owner that has too many connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitReached {
     /// The pod, or all pods together.
@@ -100,7 +108,7 @@ pub enum LimitReached {
         "this client has as many connections open to the pod as the agent can spare for one client"
     )]
     Source,
-    /// One client of the pod, which begins handshakes and does not end them.
+    /// One client of the pod, which begins handshakes and does not finish them.
     #[error(
         "{HANDSHAKES_PER_SOURCE} earlier connections of this client to the pod have not finished their handshakes, and this one waited for them in vain"
     )]
@@ -118,7 +126,7 @@ impl LimitReached {
     }
 }
 
-/// How many connections so many descriptors are enough for.
+/// How many connections this many descriptors are enough for.
 pub fn capacity_of(descriptors: u64) -> usize {
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
     let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
@@ -126,7 +134,7 @@ pub fn capacity_of(descriptors: u64) -> usize {
 }
 
 impl Limits {
-    /// For so many connections at once.
+    /// Limits for this many connections at once.
     pub fn new(capacity: usize) -> Self {
         Self { capacity, open: AtomicUsize::default(), refused: AtomicUsize::default() }
     }
@@ -141,7 +149,8 @@ impl Limits {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Lets a connection in, or says who has too much. `source` is who dials the pod; `None` for the pod's own dials.
+    /// Admits a connection, or says which limit is reached. `source` is the client that dials the
+    /// pod; `None` for the pod's own dials.
     ///
     /// # Errors
     /// See [`LimitReached`].
@@ -160,7 +169,8 @@ impl Limits {
         Ok(Admitted { limits, account, source, behind: None })
     }
 
-    /// How many are free. Two that are let in at the same moment may see the same one; the reserve is for that too.
+    /// How many are free. Two that are admitted at the same moment may see the same one; the
+    /// reserve covers that too.
     fn room(&self) -> usize {
         self.capacity.saturating_sub(self.open.load(Ordering::Relaxed))
     }
@@ -196,7 +206,7 @@ impl Counts {
         Ok(())
     }
 
-    /// Counts one that is open as that of a pod behind its source.
+    /// Counts an open connection as that of a pod behind its source.
     fn take_behind(
         &mut self,
         room: usize,
@@ -206,7 +216,7 @@ impl Counts {
         let left = (SHARE * room).saturating_sub(self.open);
         let Some(source) = self.sources.get_mut(&source) else { return Ok(()) };
         let has = source.behind.get(&pod).copied().unwrap_or(0);
-        // It is open already: only a pod that has others may have too many.
+        // It is open already: only a pod that has other connections may have too many.
         if has > 0 && has >= SHARE * (SHARE * left).saturating_sub(source.open) {
             return Err(LimitReached::Source);
         }
@@ -233,14 +243,14 @@ impl Counts {
 }
 
 impl Admitted {
-    /// Waits until this connection's source has fewer than [`HANDSHAKES_PER_SOURCE`] handshakes in progress, for as long as
-    /// `patience`.
+    /// Waits up to `patience` until this connection's source has fewer than
+    /// [`HANDSHAKES_PER_SOURCE`] handshakes in progress.
     ///
     /// # Errors
     /// [`LimitReached::Handshakes`] if it waited in vain.
     ///
     /// # Cancel safety
-    /// Dropped, the place in the queue is lost.
+    /// If dropped, the place in the queue is lost.
     pub async fn handshake(&self, patience: Duration) -> Result<HandshakeSlot, LimitReached> {
         let handshakes = {
             let counts = self.account.lock();
@@ -255,8 +265,9 @@ impl Admitted {
         Ok(HandshakeSlot { _permit: slot.ok() })
     }
 
-    /// Counts the connection also as that pod's, among those of its source, which a whole node may share. As the pod's alone it
-    /// would be counted by a peer's word: with it an agent could use up another's share.
+    /// Counts the connection also as that pod's, among those of its source, which a whole node may
+    /// share. It is not counted as the pod's alone, because only a peer's word names the pod: an
+    /// agent could use up another pod's share.
     ///
     /// # Errors
     /// [`LimitReached::Source`] if that pod has too many of them.
@@ -340,7 +351,7 @@ mod tests {
         assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
     }
 
-    /// Takes as one of the pods behind a source until it is refused.
+    /// Takes, as one of the pods behind a source, until it is refused.
     fn take_all_behind(
         limits: &Arc<Limits>,
         account: &Arc<Account>,
@@ -382,7 +393,8 @@ mod tests {
         let inbound = Arc::default();
         let (taken, _) = take_all_behind(&limits, &inbound, mad, victim);
         assert!((700..800).contains(&taken.len()), "{}", taken.len());
-        // The pod itself, from its own address and from behind another one; and the other peer as nobody but itself.
+        // The pod itself, from its own address and from behind another one. The other peer counts
+        // only as itself.
         for source in [Some(victim), Some(client(3))] {
             let mut admitted = limits.admit(&inbound, source).unwrap();
             assert_eq!(admitted.count_behind(victim), Ok(()));

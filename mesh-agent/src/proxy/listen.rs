@@ -29,24 +29,28 @@ use super::{
 };
 use crate::{kernel::KernelError, netns::NetnsError};
 
-/// Connections that may wait for the accept loop; the kernel cuts it to the namespace's `somaxconn` (4096 by default).
+/// Connections that may wait for the accept loop. The kernel caps the number at the namespace's
+/// `somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
 
-/// Pause after an accept that failed for want of descriptors or memory.
+/// Pause after an accept that failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// So many are accepted before others on the thread have their turn; the runtime alone would allow 128.
+/// Connections accepted before other tasks on the thread get their turn; the runtime alone would
+/// allow 128.
 const ACCEPTS_IN_A_ROW: u32 = 16;
 
-/// Dials that are accepted from one pod in a second, for each of our threads: what a thread could make handshakes for. One
-/// that does nothing but dial and reset waits for itself: the queue is the pod's own. Peers' dials are not slowed, since
-/// their queue belongs to all of them.
+/// Dials that are accepted from one pod per second, for each of our threads: as many as a thread
+/// could make handshakes for. A pod that only dials and resets delays only itself, because the
+/// queue is its own. Peers' dials are not slowed, because all peers share their queue.
 const DIALS_PER_SECOND: u32 = 2_000;
 
-/// From the making of a listener to its next making, at least: something in the pod may destroy it over and over.
+/// Minimum time between two creations of one listener: something in the pod may destroy it over and
+/// over.
 const REMAKE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause after a dial whose application has reset it before we came. It makes the pod's own dials wait, and nobody else's.
+/// Pause after a dial that its application reset before the agent accepted it. Only the pod's own
+/// dials wait for it.
 const GONE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why a pod has no listeners.
@@ -71,13 +75,13 @@ pub enum ListenError {
     Kernel(#[from] KernelError),
 }
 
-/// A pod's listening sockets, to which nothing is steered yet.
+/// A pod's listening sockets, before the kernel steers connections to them.
 pub struct Listening(Vec<(ListenerKey, Socket, SocketAddr)>);
 
-/// The entries of a pod in the kernel's table; the sockets belong to the accept loops.
+/// A pod's entries in the kernel's table. The accept loops own the sockets.
 pub struct Steered(Vec<(ListenerKey, Weak<Post>)>);
 
-/// One of a pod's listeners, which may have to be made anew.
+/// One of a pod's listeners. It may have to be recreated.
 struct Post {
     key: ListenerKey,
     address: SocketAddr,
@@ -111,7 +115,8 @@ impl Listening {
         Ok(Self(sockets))
     }
 
-    /// Listeners that another agent has made and given to us; `None` if they are not just what the pod needs.
+    /// Listeners that another agent created and handed over. `None` unless they are exactly what
+    /// the pod needs.
     pub fn inherited(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Self> {
         let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
         let netns = pod.netns.cookie();
@@ -128,8 +133,8 @@ impl Listening {
         complete.then(|| sockets.into_iter().map(listening).collect::<Option<_>>())?.map(Self)
     }
 
-    /// Enters the sockets into the kernel's table and begins to accept. The world must know the pod by now: what is
-    /// accepted is judged by it.
+    /// Enters the sockets into the kernel's table and begins to accept. The world must know the pod
+    /// by now, because it judges what is accepted.
     ///
     /// # Errors
     /// See [`ListenError`]; the pod then accepts nothing.
@@ -159,7 +164,7 @@ impl Listening {
 }
 
 impl Steered {
-    /// Takes the pod's entries out of the kernel's table. The loops end with [`Pod::accepting`].
+    /// Removes the pod's entries from the kernel's table. The loops end with [`Pod::accepting`].
     pub fn withdraw(&self, mesh: &Mesh) {
         for (key, _) in &self.0 {
             mesh.kernel.tables().listeners.remove(key);
@@ -182,7 +187,7 @@ impl Steered {
 }
 
 impl Post {
-    /// Makes the listener anew; that may take as long as something in the pod has its port.
+    /// Recreates the listener. That lasts for as long as something in the pod holds its port.
     ///
     /// # Cancel safety
     /// Nothing is left behind.
@@ -207,7 +212,7 @@ impl Post {
     }
 }
 
-/// Whether an address is still that pod's, and has not passed to another one.
+/// Whether an address still belongs to that pod, and has not passed to another one.
 pub fn owns(mesh: &Mesh, pod: &Pod, address: &Addr) -> bool {
     let entry = mesh.kernel.tables().local.get(address);
     entry.is_some_and(|entry| entry.netns == pod.netns.cookie())
@@ -216,13 +221,14 @@ pub fn owns(mesh: &Mesh, pod: &Pod, address: &Addr) -> bool {
 fn bind(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    // Accepted sockets inherit it, and without it they would keep the application from binding its own port again.
+    // Accepted sockets inherit this. Without it they would keep the application from binding its
+    // own port again.
     socket.set_reuse_address(true)?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
-    // Inherited too. Whoever was accepted may be an application: until more is known, a kill of this agent must not look to
-    // it like a clean end.
+    // Inherited too. The client may be an application: until more is known, killing this agent must
+    // not look like a clean end to it.
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?; // inherited as well, and so is keep-alive
     socket.set_tcp_keepalive(&dial::keepalive())?;
@@ -284,7 +290,7 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
                     error.kind(),
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
-            // It does not listen any more: something in the pod has destroyed it.
+            // The listener is closed: something in the pod has destroyed it.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 sleep_until(may_be_made_anew).await;
                 post.make_anew(&mesh, &pod).await;

@@ -1,4 +1,4 @@
-//! Connections that are open to each endpoint, for the choice between two.
+//! Open connections per endpoint, for the choice between two endpoints.
 
 use std::{
     collections::HashMap,

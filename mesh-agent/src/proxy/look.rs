@@ -1,6 +1,6 @@
-//! The look at a connection's first bytes, for arrivals from the mesh's source ports about which what we know is not
-//! enough: the source may have joined the mesh a moment ago, may not have heard of an excluded port, or may be somebody's
-//! ordinary client behind a masquerade.
+//! Looks at a connection's first bytes, for arrivals from the mesh's source ports about which we
+//! know too little. The source may have joined the mesh a moment ago, may not have heard of an
+//! excluded port, or may be an ordinary client behind SNAT.
 
 use std::{io, time::Duration};
 
@@ -12,19 +12,23 @@ use tokio::{
 
 use crate::wire::hello::{self, Hello};
 
-/// How long an unknown client may be silent before it is taken for one that waits for the server to speak first. An agent sends
-/// its `ClientHello` at once; longer takes only one whose segment was lost.
+/// How long an unknown client may be silent before it counts as one that waits for the server to
+/// speak first. An agent sends its `ClientHello` at once; it takes longer only if a segment was
+/// lost.
 pub(super) const SILENCE: Duration = Duration::from_millis(50);
 
-/// The same for an announced peer, from which plaintext comes only if it has left the mesh and we have not heard: long
-/// enough for the retransmission of a lost `ClientHello` (Linux' first timeout is at most a second).
+/// The same for an announced peer. It sends plaintext only if it has left the mesh and we have not
+/// heard of that. Long enough for the retransmission of a lost `ClientHello` (Linux' first timeout
+/// is at most a second).
 pub(super) const PEER_SILENCE: Duration = Duration::from_secs(1);
 
-/// How long the rest of a `ClientHello` is looked for: one retransmission. Longer is the handshake's own affair.
+/// How long to wait for the rest of a `ClientHello`: one retransmission. Beyond that, the
+/// handshake's own timeout applies.
 const REST: Duration = Duration::from_secs(1);
 
-/// Pause before the second look at an unfinished `ClientHello`: bytes that are only peeked at wake nobody. It doubles from
-/// look to look: who sends byte by byte shall not have us look 500 times.
+/// Pause before the second look at an unfinished `ClientHello`: bytes that were only peeked at
+/// cause no wake-up. It doubles from look to look, so that a client that sends byte by byte does
+/// not cause 500 looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the first bytes say.
@@ -38,7 +42,8 @@ pub(super) enum Looks {
     Silent,
 }
 
-/// Looks, without taking anything from the stream; at a client that says nothing, so long as `silence`.
+/// Looks at the first bytes, without taking any from the stream. Waits up to `silence` for a client
+/// that sends nothing.
 ///
 /// # Errors
 /// The connection failed.
@@ -56,18 +61,19 @@ pub(super) async fn look(stream: &TcpStream, silence: Duration) -> io::Result<Lo
     loop {
         match judge(head.get(..seen).unwrap_or_default()) {
             Some(looks) => return Ok(looks),
-            // Not one byte of it may reach an application.
+            // The rest is missing: not one byte of it may reach an application.
             None if over || begun.elapsed() > REST => return Ok(Looks::LikeAgent),
             None => sleep(pause).await,
         }
         pause *= 2;
-        // What has come stays there to be looked at after the end, and even after a reset.
+        // Received bytes can still be peeked at after the end of the stream, and even after a
+        // reset.
         over = stream.ready(Interest::READABLE).await?.is_read_closed();
         seen = stream.peek(&mut head).await?;
     }
 }
 
-/// What a beginning says; `None` if more is needed.
+/// What a beginning says; `None` if more bytes are needed.
 fn judge(head: &[u8]) -> Option<Looks> {
     if head.is_empty() {
         return Some(Looks::LikePlaintext); // the end of the stream

@@ -1,5 +1,5 @@
-//! Which pods destroy the agent's listeners in their namespaces, for `status` and the log. `CAP_NET_ADMIN` over a namespace is
-//! enough for that (`SOCK_DESTROY`, `sock_diag(7)`).
+//! Pods that destroy the agent's listeners in their namespaces, for `status` and the log. A process
+//! needs only `CAP_NET_ADMIN` over a namespace to do so (`SOCK_DESTROY`, `sock_diag(7)`).
 
 use std::{
     collections::BTreeMap,
@@ -10,10 +10,11 @@ use std::{
 
 use tokio::time::Instant;
 
-/// For how long after the last loss, or the last vain attempt to make it good, `status` names the pod.
+/// How long `status` names the pod after the last loss, or after the last failed attempt to repair
+/// it.
 const TOLD: Duration = Duration::from_secs(5);
 
-/// Between two lines in the log about one pod.
+/// Time between two log lines about one pod.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// What has been lost lately.
@@ -22,10 +23,10 @@ pub(super) struct Lost(Mutex<BTreeMap<String, Loss>>);
 
 struct Loss {
     times: u64,
-    /// The last loss, or the last attempt to make it good.
+    /// Time of the last loss, or of the last attempt to repair it.
     last: Instant,
     logged: Instant,
-    /// Why the last one could not be made anew.
+    /// Why the last listener could not be recreated.
     failure: Option<String>,
 }
 
@@ -41,12 +42,12 @@ impl Lost {
         self.change(pod, now, |loss| loss.times += 1);
     }
 
-    /// Notes that it could not be made anew.
+    /// Notes that a listener could not be recreated.
     pub(super) fn failed(&self, pod: &str, error: &io::Error, now: Instant) {
         self.change(pod, now, |loss| loss.failure = Some(error.to_string()));
     }
 
-    /// Notes that it was made anew.
+    /// Notes that a listener was recreated.
     pub(super) fn made_anew(&self, pod: &str) {
         if let Some(loss) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(pod) {
             loss.failure = None;

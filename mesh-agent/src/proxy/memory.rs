@@ -1,8 +1,10 @@
-//! Stores of which all pods take, by the rule of `limits.rs`: a pod has its share once it has [`SHARE`] times what is free.
+//! Stores that all pods share, by the rule of `limits.rs`: a pod has its share once it holds
+//! [`SHARE`] times what is free.
 //!
-//! Room for busy streams is one ([`Spare`]). A connection has room for one record each way; room for up to seven more, which
-//! a busy stream fills, comes from it. A stream that gets no more goes on with one record, at some two thirds of the speed.
-//! The kernel's memory of sockets is another (`socket_memory.rs`).
+//! One store is the room for busy streams ([`Spare`]). A connection has room for one record each
+//! way. Room for up to seven more, which a busy stream fills, comes from the store. A stream that
+//! gets no more goes on with one record, at some two thirds of the speed. Another store is the
+//! kernel's memory of sockets (`socket_memory.rs`).
 
 use std::sync::{
     Arc,
@@ -11,18 +13,18 @@ use std::sync::{
 
 use super::limits::SHARE;
 
-/// Records beside each connection's first ones, over all pods: at 16.6 KiB, 130 MiB. Enough for 585 streams at full speed
-/// both ways.
+/// Records beyond each connection's first ones, over all pods: at 16.6 KiB each, 130 MiB. Enough
+/// for 585 streams at full speed both ways.
 const SPARE_RECORDS: usize = 8_192;
 
-/// What is left, for all pods. Below zero, where what is taken is measured and not asked for.
+/// What is left for all pods. May fall below zero if usage is measured and not requested.
 #[derive(Clone, Debug)]
 pub(super) struct Store(Arc<AtomicIsize>);
 
-/// How much a pod has of it.
+/// How much a pod holds of a store.
 pub(super) type Used = Arc<AtomicUsize>;
 
-/// What one connection has of it. Gives it back when dropped.
+/// What one connection holds of a store. Given back on drop.
 #[derive(Debug)]
 pub struct Lease {
     store: Store,
@@ -40,19 +42,19 @@ impl Default for Spare {
 }
 
 impl Spare {
-    /// Nothing yet, for one direction of a connection of a pod.
+    /// An empty lease, for one direction of a connection of a pod.
     pub(super) fn lease(&self, used: &Used) -> Lease {
         self.0.lease(used)
     }
 }
 
 impl Store {
-    /// Of so much.
+    /// A store of this amount.
     pub(super) fn of(amount: usize) -> Self {
         Self(Arc::new(AtomicIsize::new(amount.cast_signed())))
     }
 
-    /// Nothing yet, for a connection of a pod.
+    /// An empty lease, for a connection of a pod.
     pub(super) fn lease(&self, used: &Used) -> Lease {
         Lease { store: self.clone(), used: Arc::clone(used), has: 0 }
     }
@@ -64,10 +66,10 @@ impl Store {
 }
 
 impl Lease {
-    /// Takes so much more, if it can be spared.
+    /// Takes this much more, if it can be spared.
     pub fn grow(&mut self, amount: usize) -> bool {
         self.take(amount);
-        // What was free before is what counts: so whoever is alone gets four fifths.
+        // What was free before counts: so a pod that is alone gets four fifths.
         let fits = self.store.0.load(Ordering::Relaxed) >= 0;
         if !fits || self.used() - amount >= SHARE * (self.store.free() + amount) {
             self.give_back(amount);
@@ -76,7 +78,7 @@ impl Lease {
         true
     }
 
-    /// Has so much now, whether it can be spared or not.
+    /// Sets what it holds, whether that can be spared or not.
     pub(super) fn set(&mut self, amount: usize) {
         if amount > self.has {
             self.take(amount - self.has);
@@ -85,22 +87,22 @@ impl Lease {
         }
     }
 
-    /// How much it has.
+    /// How much it holds.
     pub fn has(&self) -> usize {
         self.has
     }
 
-    /// How much the pod has.
+    /// How much the pod holds.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether the pod has its share.
+    /// Whether the pod has used up its share.
     pub(super) fn is_over(&self) -> bool {
         self.used() >= SHARE * self.store.free()
     }
 
-    /// Needs nothing any more.
+    /// Gives everything back.
     pub fn clear(&mut self) {
         self.give_back(self.has);
     }

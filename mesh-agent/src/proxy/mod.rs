@@ -1,7 +1,8 @@
 //! A connection's life from accept to close.
 //!
-//! The kernel brings a pod's dials to its outbound listener and peers' dials to its inbound one; `outbound.rs` and
-//! `inbound.rs` take it from there. What can be decided without sockets is asked of the world.
+//! The kernel brings a pod's dials to its outbound listener and peers' dials to its inbound
+//! listener. `outbound.rs` and `inbound.rs` take over from there. Decisions that need no sockets
+//! are left to the world.
 
 mod affinity;
 mod dial;
@@ -53,7 +54,7 @@ use crate::{
     world::{Peer, Snapshot},
 };
 
-/// All that a connection may ask for. One per agent.
+/// All that a connection may need. One per agent.
 pub struct Mesh {
     /// The kernel's tables.
     pub kernel: Arc<Kernel>,
@@ -67,7 +68,7 @@ pub struct Mesh {
     pub factory: Factory,
     /// The records.
     pub flows: FlowStore,
-    /// What the agent did.
+    /// What the agent has done.
     pub counters: Counters,
     /// What all pods together may have open.
     pub limits: Arc<Limits>,
@@ -80,7 +81,7 @@ pub struct Mesh {
     lost: Lost,
 }
 
-/// What the agent's userspace did since it started.
+/// What the agent's userspace has done since it started.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Connections accepted from pods.
@@ -91,7 +92,8 @@ pub struct Counters {
     pub bytes_sent: AtomicU64,
     /// Bytes of applications that went from servers to clients.
     pub bytes_received: AtomicU64,
-    /// Connections of pods that went to the agents' port, because the path changes source addresses or ports.
+    /// Connections of pods that went to the agents' port because the path changes source addresses
+    /// or ports.
     pub by_agents_port: AtomicU64,
     /// Pods, announced pods and service ports that were judged while following the world.
     pub judged: AtomicU64,
@@ -101,12 +103,13 @@ pub struct Counters {
     pub events_written: AtomicU64,
     /// Attempts to write one that failed.
     pub events_failed: AtomicU64,
-    /// What is wrong with objects and has not been told yet, by an Event or, without an API server, in the log.
+    /// Problems with objects that have not been reported yet, by an Event or, without an API
+    /// server, in the log.
     pub events_waiting: AtomicU64,
 }
 
 impl Mesh {
-    /// The parts put together, over an empty world.
+    /// Puts the parts together, over an empty world.
     pub fn new(
         kernel: Arc<Kernel>,
         tls: TlsConfigs,
@@ -135,7 +138,7 @@ impl Mesh {
         }
     }
 
-    /// The identity that a peer must prove, or `None` if its names make none.
+    /// The identity that a peer must prove; `None` if its names make none.
     fn identity_of(&self, peer: &Peer) -> Option<SpiffeId> {
         self.identity(&peer.namespace, &peer.service_account)
     }
@@ -144,7 +147,7 @@ impl Mesh {
         SpiffeId::new(&self.trust_domain, namespace, service_account).ok()
     }
 
-    /// Whose share a client's connections count against.
+    /// The client whose share the connections from an address count against.
     pub fn client(&self, address: IpAddr) -> ClientKey {
         let world = self.world.load();
         if world.workload(address).is_some() || world.believed(address).is_some() {
@@ -154,7 +157,7 @@ impl Mesh {
         }
     }
 
-    /// Fills in which pod has an address.
+    /// Fills in the pod that has the party's address.
     fn name(&self, party: &mut Party) {
         party.pod = self.pod_at(party.address);
     }
@@ -166,19 +169,20 @@ impl Mesh {
         known.or_else(|| world.believed(address).map(|it| format!("{}/{}", it.namespace, it.name)))
     }
 
-    /// What a connection of a pod may take beside its first records.
+    /// What a connection of a pod may take beyond its first records.
     fn memory(&self, pod: &Pod) -> relay::Memory {
         let records = [self.spare.lease(&pod.records), self.spare.lease(&pod.records)];
         let sockets = Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory).into();
         relay::Memory { records, sockets }
     }
 
-    /// What the kernel has for sockets of connections that cannot go on, and what it may have, in bytes.
+    /// Memory that the kernel holds for sockets of connections that cannot go on, and its limit, in
+    /// bytes.
     pub fn socket_memory(&self) -> (usize, usize) {
         self.socket_memory.usage()
     }
 
-    /// Pods whose sockets have their share of that, one sentence for each.
+    /// Pods whose sockets have used up their share of that memory, one sentence each.
     pub fn socket_memory_shares(&self) -> Vec<String> {
         let (_, budget) = self.socket_memory();
         let sentence = |(pod, bytes): (String, usize)| {
@@ -190,12 +194,13 @@ impl Mesh {
         self.socket_memory.over().into_iter().map(sentence).collect()
     }
 
-    /// Paths that change source addresses or ports, one sentence for each peer's node and address family.
+    /// Paths that change source addresses or ports, one sentence for each peer's node and address
+    /// family.
     pub fn masqueraded_paths(&self) -> Vec<String> {
         self.paths.problems(tokio::time::Instant::now())
     }
 
-    /// Pods that destroy the agent's listeners, one sentence for each.
+    /// Pods that destroy the agent's listeners, one sentence each.
     pub fn lost_listeners(&self) -> Vec<String> {
         self.lost.problems(tokio::time::Instant::now())
     }

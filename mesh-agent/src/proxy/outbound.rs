@@ -1,4 +1,5 @@
-//! What a pod dials: accepted from its outbound listener, carried to the peer's agent.
+//! Connections that a pod dials: accepted from its outbound listener and carried to the peer's
+//! agent.
 
 use std::{
     io,
@@ -41,13 +42,15 @@ use crate::{
 /// How long a TLS handshake with a peer may take.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a peer's agent may take to answer OPEN: longer than it takes to find out that its application does not answer.
+/// How long a peer's agent may take to answer OPEN. Longer than it takes that agent to find out
+/// that its application does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Endpoints of a service that are tried while each refuses the connection. Nothing has been sent by then.
+/// How many endpoints of a service are tried while each refuses the connection. Nothing has been
+/// sent by then.
 const ENDPOINTS_TRIED: usize = 3;
 
-/// Why a connection could not be brought to where the pod dialled.
+/// Why a connection could not be brought to what the pod dialled.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("no endpoint of service {0} is ready")]
@@ -67,8 +70,9 @@ enum Failure {
 }
 
 impl Failure {
-    /// Whether it is what happens when the path changes the source: TLS meets an application, which may speak TLS of its own,
-    /// or a strict pod's kernel that takes it for plaintext. Nothing of the client's has been sent by then.
+    /// Whether the failure looks as if the path had changed the source. TLS then meets an
+    /// application, which may speak TLS of its own, or the kernel of a strict pod, which takes it
+    /// for plaintext. No data of the client has been sent by then.
     fn may_be_changed_source(&self) -> bool {
         matches!(
             self,
@@ -88,8 +92,8 @@ impl Failure {
         Ended::new(code, self.to_string())
     }
 
-    /// What the network would have said, and how long that is worth remembering, if it is the network's or the
-    /// destination's fault; what is wrong with us or with a certificate is not remembered.
+    /// The errno that the network would have given, and how long to remember it. `None` if the
+    /// fault lies with us or with a certificate: such a failure is not remembered.
     fn errno(&self) -> Option<(u32, Duration)> {
         let dial = match self {
             Self::NoEndpoint(_) => return Some((errno::ECONNREFUSED, MEMORY)),
@@ -129,22 +133,22 @@ impl Failure {
     }
 }
 
-/// Whether the application has reset its connection and left nothing to be read. One that does nothing but dial and reset
-/// shall cost us little.
+/// Whether the application has reset its connection and left nothing to read. Checked early, so
+/// that a pod that only dials and resets costs little.
 pub(super) fn is_gone(app: &AppStream) -> bool {
     let peeked = SockRef::from(app.tcp()).peek(&mut [MaybeUninit::uninit()]);
     peeked.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
 }
 
-/// Resolves when that is so; never, if there is something to be read.
+/// Resolves once [`is_gone`] holds; never, if there is something to read.
 async fn gone(app: &AppStream) {
     if app.tcp().ready(Interest::ERROR).await.is_ok() && !is_gone(app) {
         std::future::pending::<()>().await;
     }
 }
 
-/// Records that the pod has too many connections open for one more. What it dialled is asked for all the same: so the
-/// kernel's note of it goes.
+/// Records that the pod has too many connections open for one more. Asks for the original
+/// destination all the same, which removes the kernel's note of it.
 pub(super) fn refuse(
     mesh: &Mesh,
     pod: &Pod,
@@ -189,15 +193,15 @@ pub(super) async fn serve(
     Box::pin(carry(&mesh, &pod, app, Dialled { from, to }, flow)).await;
 }
 
-/// What the application did.
+/// The addresses of the application's dial.
 #[derive(Clone, Copy)]
 struct Dialled {
     from: SocketAddr,
     to: SocketAddr,
 }
 
-/// Asks the kernel what the application dialled. A miss is a reset and never a guess: the application may have given up
-/// before we came.
+/// Asks the kernel what the application dialled. If the kernel does not know, the connection is
+/// reset and never guessed at: the application may have given up before the agent came.
 fn original_destination(
     mesh: &Mesh,
     pod: &Pod,
@@ -266,14 +270,14 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
     mesh.finish(flow, &ended, bytes);
-    // One connection to a session, until sessions are kept for the next.
+    // A session carries one connection, until sessions are kept for the next one.
     if let Some(session) = idle {
         session.close().await;
     }
 }
 
-/// Leaves word for the kernel that the next dial will fail too, before the application hears of this one's failure: a
-/// program that tries again at once is told what is wrong.
+/// Tells the kernel that the next dial will fail too, before the application sees this failure. A
+/// program that retries at once then gets the real error.
 fn remember(mesh: &Mesh, pod: &Pod, to: SocketAddr, errno: u32, memory: Duration) {
     let key = FailedKey::new(pod.netns.cookie(), to.into());
     if let Err(error) = mesh.kernel.tables().failed.remember(key, errno, memory) {
@@ -281,7 +285,8 @@ fn remember(mesh: &Mesh, pod: &Pod, to: SocketAddr, errno: u32, memory: Duration
     }
 }
 
-/// What the network would have said to a dial whose destination's agent says this, if it speaks of the application.
+/// The errno that the network would have given, if the peer agent's refusal is about the
+/// application.
 fn application_errno(reason: Refusal) -> Option<u32> {
     match reason {
         Refusal::ApplicationRefused => Some(errno::ECONNREFUSED),
@@ -298,18 +303,18 @@ fn application_errno(reason: Refusal) -> Option<u32> {
     }
 }
 
-/// A connection to where the application's is carried.
+/// A connection to the place to which the application's is carried.
 struct Reached {
     way: Way,
-    /// Where this is not to be had, there is nothing else: a pod, or a service's only endpoint.
+    /// No other endpoint is left to try: a pod was dialled, or the service has only one endpoint.
     nothing_else: bool,
     _counted: Counted,
 }
 
-/// No connection.
+/// Why there is no connection.
 struct Unreached {
     failure: Failure,
-    /// Every place where it could have been had has failed.
+    /// Every endpoint has failed.
     nothing_else: bool,
 }
 
@@ -318,7 +323,8 @@ enum Way {
     Plain(AppStream, Option<LegHeld>),
 }
 
-/// Reaches what was dialled or, if it is a service, one of its endpoints: another one if one refuses the connection.
+/// Reaches what was dialled. If that is a service, tries another endpoint when one refuses the
+/// connection.
 async fn reach(
     mesh: &Mesh,
     pod: &Pod,
@@ -368,7 +374,7 @@ async fn reach_one(
         mesh.name(&mut record.server);
     });
     let way = if pod.addresses().any(|own| own == target.ip()) {
-        // A service led back to the pod that dialled it.
+        // A service that led back to the pod that dialled it.
         let why = "own_address".to_owned();
         flow.note(|record| record.security = Security::Plaintext { why });
         let client = canonical(dialled.from);
@@ -384,7 +390,8 @@ async fn reach_one(
     Ok(Reached { way, nothing_else: true, _counted: counted })
 }
 
-/// The less loaded of two endpoints drawn at random; one that has not been tried, as long as there is one.
+/// The less loaded of two endpoints drawn at random. Prefers one that has not been tried, as long
+/// as there is one.
 fn endpoint(mesh: &Mesh, service: &ServicePort, tried: &[SocketAddr]) -> Option<SocketAddr> {
     let chosen = pick(service, (random(), random()), |endpoint| mesh.load.of(endpoint))?;
     let mut others = service.endpoints.iter().map(Endpoint::socket_addr);
@@ -409,7 +416,7 @@ fn random() -> u64 {
     KEYS.hash_one(DRAWS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whom we must meet at an address and port, or `None` if it is not in the mesh.
+/// The peer that must answer at an address and port; `None` if it is not in the mesh.
 fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Failure> {
     let world = mesh.world.load();
     let peer = match world.dial_as(target) {
@@ -425,7 +432,8 @@ fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Fa
     Ok(Some(MeshedPeer { target, expected, node: peer.node.clone(), only_tls }))
 }
 
-/// To the application's port or, where the path changes source addresses or ports, to the agents': over TLS in any case.
+/// Dials the application's port, or the agents' port where the path changes source addresses or
+/// ports. Uses TLS in both cases.
 async fn to_meshed(
     mesh: &Mesh,
     pod: &Pod,

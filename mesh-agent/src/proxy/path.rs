@@ -1,21 +1,23 @@
-//! Whether the path to another node leaves source address and port alone, and to which port connections therefore go.
+//! Whether the path to another node keeps source address and port, and which port connections use.
 //!
-//! That TLS follows is said by the source port, so TLS must not be sent to an application's port where something on the path
-//! changes it: it would reach the application. Before the first TLS to a permissive pod of a node, the agent asks a pod's agent
-//! there what it sees ([`probe`]). Proven once, a node counts as proven for [`PROVEN_FOR`], for all pods and per address family.
-//! Where it sees something else, connections go to the agents' port, which leads to the agent whatever the source: over mutual
-//! TLS as well. So a false answer, or one that somebody on the path has brought about, costs nothing but another port; there is
-//! no way from here to plaintext.
+//! The source port says that TLS follows. So TLS must not go to an application's port where
+//! something on the path changes the source port: it would reach the application. Before the first
+//! TLS to a permissive pod of a node, the agent asks a pod's agent there which source it sees
+//! ([`probe`]). An unchanged source proves the node for [`PROVEN_FOR`], for all pods and per
+//! address family. If the source was changed, connections go to the agents' port, which leads to
+//! the agent whatever the source. They use mutual TLS there as well. So a false answer, or one that
+//! an attacker on the path caused, only costs another port; it never leads to plaintext.
 //!
-//! Where nobody answers (a network policy that knows the application's port only), TLS is dialled as if all were well: to refuse
-//! would break whoever has such policies.
+//! If no answer comes (a network policy that knows only the application's port), the agent dials
+//! TLS as if the source were unchanged: a refusal would break clusters with such policies.
 //!
-//! To a strict pod TLS is dialled without asking, since nothing but TLS gets in there (but for ports that are left open to
-//! plaintext); only a failure is looked into.
+//! TLS to a strict pod is dialled without asking, because nothing but TLS gets in there (except at
+//! ports that are left open to plaintext). Only a failure is looked into.
 //!
-//! What nobody can know is that something begins to change the source while a node counts as proven. Then a connection sends a
-//! `ClientHello` to an application before it goes to the agents' port: its failure makes the agent ask again, and a change that
-//! is new to a pod takes the node's proof away from all.
+//! One case cannot be known: the source begins to be changed while a node counts as proven. Then
+//! one connection sends a `ClientHello` to an application before it goes to the agents' port. Its
+//! failure makes the agent ask again. A change that is new to a pod removes the node's proof for
+//! all pods.
 
 mod probe;
 
@@ -34,21 +36,22 @@ use self::probe::ask;
 use super::{Mesh, pod::Pod};
 use crate::{flows::WirePort, identity::SpiffeId, world::NodeName};
 
-/// How long a node counts as proven: bounds how long a masquerade that is new stays unnoticed, and costs one question per
-/// pair of nodes and minute.
+/// How long a node counts as proven. Bounds how long new SNAT stays unnoticed, at the cost of one
+/// question per pair of nodes and minute.
 const PROVEN_FOR: Duration = Duration::from_mins(1);
 
-/// How long a path that changes the source is not asked about again.
+/// How long to wait before asking again about a path that changes the source.
 const CHANGED_FOR: Duration = Duration::from_secs(10);
 
-/// How long a pair of pods whose question was not answered does without an answer: as rarely as one is asked for otherwise.
+/// How long a pair of pods goes without an answer after a question was not answered: as long as an
+/// answer is valid.
 const UNANSWERED_FOR: Duration = PROVEN_FOR;
 
-/// How long `status` shows a path that changes the source, if nobody has used it since.
+/// How long `status` shows a path that changes the source and is no longer used.
 const SHOWN_FOR: Duration = Duration::from_mins(10);
 
-/// Pods of the mesh about which something is remembered for one pod of ours; the oldest goes first. What is forgotten is dialled
-/// as if it had never been known.
+/// Pods of the mesh that are remembered for one of our pods. The oldest is evicted first. A
+/// forgotten pod is dialled as if it had never been known.
 const PAIRS_OF_POD: usize = 256;
 
 /// A pod of the mesh that is to be dialled.
@@ -56,9 +59,9 @@ const PAIRS_OF_POD: usize = 256;
 pub(super) struct MeshedPeer {
     /// Its address, and the application's port.
     pub(super) target: SocketAddr,
-    /// Whom we must meet.
+    /// The identity that it must prove.
     pub(super) expected: SpiffeId,
-    /// The node that has it.
+    /// The node that it runs on.
     pub(super) node: NodeName,
     /// Whether nothing but mutual TLS gets in at this port.
     pub(super) only_tls: bool,
@@ -85,7 +88,7 @@ enum Answer {
     Unanswered { detail: String },
 }
 
-/// A pod of ours and one of the mesh.
+/// One of our pods, and a pod of the mesh.
 type Pair = (IpAddr, IpAddr);
 /// A node, over IPv4 or not.
 type Leg = (NodeName, bool);
@@ -102,17 +105,18 @@ struct Known {
     swept: Option<Instant>,
 }
 
-/// What is known for one pod of ours, by the pod of the mesh.
+/// What is known for one of our pods, by pod of the mesh.
 type Doubts = HashMap<IpAddr, (Doubt, Instant)>;
 
-/// The right to ask about a pair, once it is locked. While one has it, the others wait for its answer.
+/// The right to ask about a pair, once it is locked. While one task holds it, the others wait for
+/// its answer.
 struct Turn<'a> {
     paths: &'a Paths,
     pair: Pair,
     lock: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What speaks against a pair of pods, whatever is known of their nodes.
+/// A doubt about a pair of pods, whatever is known of their nodes.
 #[derive(Clone, Debug)]
 enum Doubt {
     /// TLS has failed as it would if the source were changed.
@@ -123,7 +127,7 @@ enum Doubt {
     },
 }
 
-/// What is to be done.
+/// What to do about a connection.
 #[derive(Debug)]
 enum Next {
     Intact,
@@ -132,16 +136,17 @@ enum Next {
     Ask,
 }
 
-/// Says to which port a connection to a pod of the mesh goes. Asks the peer's agent where that is not known; of several
-/// callers at once, one does.
+/// Returns the port to which a connection to a pod of the mesh goes. Asks the peer's agent if that
+/// is not known; of several callers at once, one asks.
 ///
 /// # Cancel safety
-/// Dropped while it asks, another caller that waits takes over.
+/// If dropped while it asks, another waiting caller takes over.
 pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort {
     match find_out(mesh, pod, peer, peer.only_tls).await {
         Answer::Intact => WirePort::Application,
         Answer::Changed(_) => WirePort::Agents,
-        // A firewall or NetworkPolicy that knows the application's port only, or a peer that is away: the dial will say.
+        // A firewall or NetworkPolicy that knows only the application's port, or a peer that is
+        // away: the dial will tell.
         Answer::Unanswered { detail } => {
             tracing::debug!(pod = %pod.name, node = %peer.node, detail, "not proven that connections arrive as they are sent");
             WirePort::Application
@@ -149,8 +154,8 @@ pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort
     }
 }
 
-/// The same after TLS to the application's port has failed. The pair has to be proven again, whatever is known of the node: a
-/// pod whose dials fail costs no other pod a question.
+/// As [`judge`], after TLS to the application's port has failed. The pair has to be proven again,
+/// whatever is known of the node. So a pod whose dials fail costs no other pod a question.
 ///
 /// # Cancel safety
 /// That of [`judge`].
@@ -178,7 +183,7 @@ async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> 
         return answer;
     }
     let turn = mesh.paths.turn(pair);
-    // Held while the peer is asked, on purpose: that is what makes it one question.
+    // Held while the peer is asked, on purpose: so there is only one question.
     let _turn = turn.lock.lock().await;
     if let Some(answer) = known() {
         return answer;
@@ -202,7 +207,7 @@ fn leg(peer: &MeshedPeer) -> Leg {
 }
 
 impl Paths {
-    /// What is known now. `trusting`: to be dialled with TLS if nothing speaks against it.
+    /// What is known now. `trusting`: dial with TLS if nothing speaks against it.
     fn next(&self, pair: &Pair, leg: &Leg, trusting: bool, now: Instant) -> Next {
         let known = self.lock();
         let fresh = |at: Instant, time: Duration| now.duration_since(at) < time;
@@ -220,7 +225,7 @@ impl Paths {
         }
     }
 
-    /// Whether a change, if that is the answer, was not known of the pair.
+    /// Notes an answer. Returns whether it is a change that was not known of the pair.
     fn note(&self, pair: Pair, leg: Leg, answer: &Answer, now: Instant) -> bool {
         let mut known = self.lock();
         let before = match answer.clone() {
@@ -229,7 +234,8 @@ impl Paths {
                 known.pods.get_mut(&pair.0).and_then(|doubts| doubts.remove(&pair.1))
             }
             Answer::Changed(seen) => {
-                // Others ask again, too. A pod that changes its own packets costs them that each time it begins to.
+                // Other pods ask again, too. A pod that changes its own packets costs them that
+                // only each time it begins to.
                 if !known.has_seen_changes(pair.0, &seen.node) {
                     known.proven.remove(&leg);
                 }
@@ -254,7 +260,7 @@ impl Paths {
         Turn { paths: self, pair, lock }
     }
 
-    /// For `status`: the latest of each node and address family.
+    /// For `status`: the latest change of each node and address family.
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
         let known = self.lock();
         let mut latest: BTreeMap<(NodeName, bool), (&Seen, Instant)> = BTreeMap::new();
@@ -284,7 +290,7 @@ impl Paths {
 }
 
 impl Known {
-    /// Whether the path from a pod of ours to a node is known to change the source.
+    /// Whether the path from one of our pods to a node is known to change the source.
     fn has_seen_changes(&self, pod: IpAddr, node: &NodeName) -> bool {
         let doubts = self.pods.get(&pod).into_iter().flat_map(HashMap::values);
         let mut changes = doubts.filter_map(|(doubt, _)| match doubt {
@@ -294,7 +300,7 @@ impl Known {
         changes.any(|changed| changed == node)
     }
 
-    /// Remembers what speaks against a pair; what did before.
+    /// Remembers a doubt about a pair; returns the previous one.
     fn doubt(&mut self, pair: Pair, doubt: Doubt, now: Instant) -> Option<(Doubt, Instant)> {
         let doubts = self.pods.entry(pair.0).or_default();
         if doubts.len() >= PAIRS_OF_POD
@@ -306,7 +312,8 @@ impl Known {
         doubts.insert(pair.1, (doubt, now))
     }
 
-    /// Forgets what has no meaning any more: once in that time, since it looks at everything.
+    /// Forgets what has no meaning any more. Runs once per [`SHOWN_FOR`], because it looks at
+    /// everything.
     fn forget_old(&mut self, now: Instant) {
         let swept = *self.swept.get_or_insert(now);
         if now.duration_since(swept) < SHOWN_FOR {
@@ -324,7 +331,8 @@ impl Known {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut known = self.paths.lock();
-        // Ours goes first, and under the lock: of two that end at once the second sees that it is the last.
+        // Our own reference goes first, and under the lock: of two turns that end at once, the
+        // second sees that it is the last.
         self.lock = Arc::default();
         if known.asking.get(&self.pair).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             known.asking.remove(&self.pair);

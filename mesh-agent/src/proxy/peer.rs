@@ -1,4 +1,5 @@
-//! What can go wrong between us and a peer's agent, whether an application's connection is brought to it or a question.
+//! What can go wrong between us and a peer's agent, for an application's connection and for a path
+//! probe.
 
 use super::dial::DialError;
 use crate::{
@@ -6,19 +7,19 @@ use crate::{
     wire::{HandshakeError, SessionError},
 };
 
-/// Why a peer's agent could not be spoken with.
+/// Why the agent could not speak with a peer's agent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
-    /// It was not reached: it listens in the place of the application.
+    /// It was not reached. It listens at the application's address.
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The pod has no certificate to show.
     #[error(transparent)]
     Config(#[from] TlsConfigError),
-    /// It is not who it should be, or not an agent.
+    /// It has another identity than expected, or is not an agent.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// The session ended before its time.
+    /// The session ended early.
     #[error(transparent)]
     Session(#[from] SessionError),
 }

@@ -18,11 +18,13 @@ use crate::{
     world::{ObjectName, PodUid},
 };
 
-/// Sockets that the threads which enter namespaces may have to make for one pod at once, each in some 20 µs. Without a
-/// limit, a pod that dials and resets at full speed had thousands waiting there, and others' requests took 270 ms.
+/// Sockets that the threads which enter namespaces may have to make for one pod at once, each in
+/// some 20 µs. Without a limit, a pod that dialled and reset at full speed had thousands waiting
+/// there, and requests of other pods took 270 ms.
 const SOCKETS_AT_ONCE: usize = 8;
 
-/// What a connection of a pod needs to know of it. Lives as long as the pod is enrolled or has connections.
+/// What a connection needs to know of its pod. Lives as long as the pod is enrolled or has
+/// connections.
 pub struct Pod {
     /// Its UID.
     pub uid: PodUid,
@@ -41,21 +43,21 @@ pub struct Pod {
     /// Its connections.
     pub connections: Tasks,
     pub(super) source_ports: SourcePorts,
-    /// What it has open that it dialled.
+    /// Its open connections that it dialled itself.
     pub(super) outbound: Arc<Account>,
-    /// What it has open that others dialled.
+    /// Its open connections that others dialled.
     pub(super) inbound: Arc<Account>,
-    /// Sockets that may be made for it at once.
+    /// Limits the sockets that are made for it at once.
     pub(super) sockets: Semaphore,
     /// Records that its busy streams have room for.
     pub(super) records: Used,
-    /// Bytes of the kernel's that its connections hold.
+    /// Bytes of kernel memory that its connections hold.
     pub(super) socket_memory: Used,
     strict: AtomicBool,
 }
 
 impl Pod {
-    /// A pod without connections, and the groups of its accept loops and its connections.
+    /// A pod without connections. `accepting` and `connections` are its task groups.
     pub fn new(
         uid: PodUid,
         name: ObjectName,
@@ -83,7 +85,7 @@ impl Pod {
             sockets: Semaphore::new(SOCKETS_AT_ONCE),
             records: Used::default(),
             socket_memory: Used::default(),
-            strict: AtomicBool::new(true), // until it is known
+            strict: AtomicBool::new(true), // until the mode is known
         }
     }
 
@@ -92,12 +94,12 @@ impl Pod {
         self.strict.load(Ordering::Relaxed)
     }
 
-    /// Says whether only mutual TLS may enter.
+    /// Sets whether only mutual TLS may enter.
     pub fn set_strict(&self, strict: bool) {
         self.strict.store(strict, Ordering::Relaxed);
     }
 
-    /// Its address of the same family as another.
+    /// Its address of the same family as `other`.
     pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
         match other {
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),

@@ -1,17 +1,17 @@
 //! Carries bytes between an application and its peer, and the way in which they end.
 //!
-//! The rules, both ways: the end of a stream is passed on as an end, after everything before it; a
-//! reset as a reset, after everything before it; and whatever else goes wrong reaches the
+//! The rules, both ways: the end of a stream is passed on as an end, after everything before it. A
+//! reset is passed on as a reset, after everything before it. Any other failure reaches the
 //! application as a reset, never as a clean end.
 //!
-//! One task per connection polls both directions in turn. Memory: none while nothing is on its way,
-//! else one record per direction, eight for a busy stream (two times 130 KiB); what the receiver
-//! does not take stays with the sender.
+//! One task per connection polls both directions in turn. It uses no memory while nothing is on its
+//! way, otherwise one record per direction, and eight for a busy stream (two times 130 KiB). What
+//! the receiver does not take stays with the sender.
 //!
-//! Limits. (1) While an application does not read, what its peer sends after the data waits behind
-//! it, also a reset, as in a TCP receive queue. (2) When one side has failed while the other takes
-//! nothing, what lies between is given up after [`GRACE`], so that the failure overtakes it. (3) A
-//! reset discards what the application's kernel had no room for, as TCP does.
+//! Limits. (1) While an application does not read, everything that its peer sends after the data
+//! waits behind it, including a reset, as in a TCP receive queue. (2) If one side has failed and
+//! the other takes nothing, the data in between is given up after [`GRACE`], so that the failure
+//! overtakes it. (3) A reset discards what the application's kernel had no room for, as TCP does.
 
 mod app;
 mod appetite;
@@ -43,7 +43,7 @@ use crate::wire::{Accepted, Channel, Frame, Refused, ResetCode, Session};
 use down::Down;
 use up::Up;
 
-/// How long one side may take nothing once the other has failed.
+/// How long one side may take nothing after the other has failed.
 pub const GRACE: Duration = Duration::from_secs(1);
 
 /// What may end a connection from outside, and when the peer must have answered.
@@ -51,25 +51,25 @@ pub const GRACE: Duration = Duration::from_secs(1);
 pub struct CarryOptions<'a> {
     /// The peer must have answered our OPEN by then. `None`: only TCP's own limits.
     pub answer_by: Option<Instant>,
-    /// What it may take beside its first records. `None`: as much as it wants.
+    /// What it may take beyond its first records. `None`: as much as it wants.
     pub memory: Option<Memory>,
-    /// Once it holds a code, the application gets a reset, and the peer's agent the code.
+    /// Once it holds a code, the application gets a reset, and the peer's agent gets the code.
     pub stop: Option<watch::Receiver<Option<ResetCode>>>,
-    /// Told of the peer's refusal *before* the application's connection is reset.
+    /// Called with the peer's refusal *before* the application's connection is reset.
     pub refused: Option<&'a (dyn Fn(&Refused) + Send + Sync)>,
 }
 
-/// Where a connection gets memory from.
+/// The source of a connection's memory.
 #[derive(Debug)]
 pub struct Memory {
     /// Room for each direction when it is busy, to the peer and from it.
     pub records: [Lease; 2],
-    /// What its sockets have in the kernel.
+    /// Measures what its sockets hold in the kernel.
     pub sockets: Box<Meter>,
 }
 
 impl Memory {
-    /// In parts.
+    /// Takes it apart into the leases of both directions and the meter.
     fn split(memory: Option<Self>) -> ([Option<Lease>; 2], Option<Box<Meter>>) {
         match memory {
             Some(Self { records, sockets }) => (records.map(Some), Some(sockets)),
@@ -89,7 +89,7 @@ pub struct Carried {
     pub accepted: Option<Accepted>,
 }
 
-/// Carries one connection between `app` and the peer of `session`, on which OPEN has been sent (and
+/// Carries one connection between `app` and the peer of `session`. OPEN has been sent on it (and
 /// perhaps not yet answered), or received and accepted.
 ///
 /// # Cancel safety
@@ -134,7 +134,7 @@ pub async fn carry(
     Carried { session, end, accepted }
 }
 
-/// Tells the peer why the session ends, where it does not know.
+/// Tells the peer why the session ends, unless it knows.
 async fn leave(mut session: Session, end: &End) {
     match end {
         End::Stopped(code) => {
@@ -152,7 +152,7 @@ async fn leave(mut session: Session, end: &End) {
             session.tcp.set_zero_linger().ok();
             return;
         }
-        // The latter happens without a session only.
+        // `LateClientHello` only happens without a session.
         End::Finished { .. } | End::LateClientHello => return,
     }
     if !session.channel.pending().is_empty() {
@@ -175,7 +175,7 @@ struct Relay<'a> {
     peer_failed: bool,
 }
 
-/// Whether a step has moved anything. If none has, all wait for their sockets.
+/// Whether a step has moved anything. If none has, both directions wait for their sockets.
 type Progress = Result<bool, End>;
 
 impl Relay<'_> {
@@ -185,7 +185,7 @@ impl Relay<'_> {
         self.up.appetite.feed_from(up);
         self.down.appetite.feed_from(down);
         let (tcp, app) = (self.tcp, self.app);
-        // Errors are noticed also while a socket is not read, because its data has nowhere to go.
+        // Errors are noticed even while a socket is not read because its data has nowhere to go.
         let mut app_error = pin!(app.ready(Interest::ERROR));
         let mut peer_error = pin!(tcp.ready(Interest::ERROR));
         let mut stopped = pin!(stopped(stop));
@@ -213,7 +213,7 @@ impl Relay<'_> {
                 return Poll::Ready(End::NotAnswered);
             }
             if let Some(failed) = self.failed() {
-                // The direction that leads away from the failure is what has to make progress.
+                // The direction that leads away from the failure has to make progress.
                 let [up, down] = moved;
                 let goes_on = if failed == Party::App { up } else { down };
                 if goes_on || !grace_runs {
@@ -248,7 +248,7 @@ impl Relay<'_> {
         }
     }
 
-    /// Nothing moves for now: buffers with nothing in them serve others.
+    /// Nothing moves for now: empty buffers go back for other connections.
     fn rest(&mut self) {
         if self.down.ready.is_empty() && self.channel.release_inbox() {
             self.down.appetite.rest();
@@ -258,7 +258,7 @@ impl Relay<'_> {
         }
     }
 
-    /// Whether something cannot be written.
+    /// Whether something waits to be written.
     fn is_blocked(&self) -> bool {
         !self.down.ready.is_empty() || !self.channel.pending().is_empty()
     }
@@ -267,7 +267,7 @@ impl Relay<'_> {
         self.up.is_ended() && self.down.is_ended() && self.channel.pending().is_empty()
     }
 
-    /// The side that is known to be dead, so that the other gets only [`GRACE`] to take the rest.
+    /// The side that is known to be dead. The other side gets only [`GRACE`] to take the rest.
     fn failed(&self) -> Option<Party> {
         if self.app_failed || self.down.app_error().is_some() || self.up.reset_code().is_some() {
             Some(Party::App)
@@ -278,7 +278,7 @@ impl Relay<'_> {
         }
     }
 
-    /// The rest was not taken in time.
+    /// Ends the connection because the rest was not taken in time.
     fn give_up(&mut self, failed: Party) -> End {
         match failed {
             _ if self.down.is_ending() => self.down.failure(),
@@ -288,7 +288,7 @@ impl Relay<'_> {
     }
 }
 
-/// Resolves once there is a code; never, if nobody can give one any more.
+/// Resolves once there is a code; never, if the sender is gone without one.
 async fn stopped(stop: Option<watch::Receiver<Option<ResetCode>>>) -> ResetCode {
     if let Some(mut stop) = stop
         && let Ok(code) = stop.wait_for(Option::is_some).await
@@ -299,7 +299,7 @@ async fn stopped(stop: Option<watch::Receiver<Option<ResetCode>>>) -> ResetCode 
     std::future::pending().await
 }
 
-/// As good as never, and safe to add to.
+/// Practically never, and safe to add to.
 fn far_future() -> Instant {
     Instant::now() + Duration::from_hours(24 * 365)
 }

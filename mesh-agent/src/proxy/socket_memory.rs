@@ -1,12 +1,15 @@
-//! The kernel's memory of the agent's sockets. A connection whose one side takes nothing fills buffers of four sockets, of
-//! which the kernel lets each grow to megabytes while data flows (`tcp_rmem`, `tcp_wmem`); and what TCP has on the whole
-//! machine is bounded (`tcp_mem`), so that a few hundred of them would slow down every stream of the node.
+//! The kernel's memory of the agent's sockets. A connection with one side that takes nothing fills
+//! the buffers of four sockets. The kernel lets each buffer grow to megabytes while data flows
+//! (`tcp_rmem`, `tcp_wmem`). TCP's memory on the whole machine is bounded (`tcp_mem`), so a few
+//! hundred such connections would slow down every stream of the node.
 //!
-//! What waits to be sent is bounded for every socket ([`SEND_AHEAD`]), and what is received until the connection has carried
-//! something ([`YOUNG_BYTES`]). What has been received is measured while it cannot go
-//! on, and counted against a budget that all pods share by the rule of `limits.rs`. Connections of a pod that has its share,
-//! and that stand still, get receive buffers of [`NARROW_BYTES`]: beyond that the kernel takes nothing more in, and tells
-//! the sender so. When they move again, or there is room, the kernel chooses their size again as for any other socket.
+//! Unsent data is bounded for every socket ([`SEND_AHEAD`]). Received data is bounded until the
+//! connection has carried something ([`YOUNG_BYTES`]). What a connection holds is measured while it
+//! cannot go on, and counted against a budget that all pods share by the rule of `limits.rs`. If a
+//! pod has used up its share, those of its connections that stand still get receive buffers of
+//! [`NARROW_BYTES`]: beyond that the kernel takes nothing more in, and tells the sender so. The
+//! pod's new connections begin with such buffers. Once a connection moves again and there is room,
+//! or it holds nothing, the kernel chooses the size again as for any other socket.
 
 use std::{
     collections::BTreeMap,
@@ -26,52 +29,57 @@ use tokio::{
 use super::memory::{Lease, Store, Used};
 use crate::{sys::sock, world::ObjectName};
 
-/// What may wait in a socket until it is sent, in bytes: a write of eight records, so that the next one is made while this
-/// one is sent. What is sent and not acknowledged comes on top; the peer's window bounds it.
+/// What may wait unsent in a socket, in bytes: a write of eight records, so that the next one is
+/// made while this one is sent. Data that is sent and not acknowledged comes on top; the peer's
+/// window bounds it.
 pub(super) const SEND_AHEAD: u32 = 128 * 1024;
 
-/// The largest segment between an application and the agent, in bytes: with what the kernel adds for itself just below 8 KiB,
-/// to which it rounds up. An application's send buffer begins at 20 or 30 segments and grows by them. With loopback's own
-/// segments of 64 KiB that would be 2.5 MiB at once; with those of an Ethernet, the kernel counts 60 % more than there is.
+/// The largest segment between an application and the agent, in bytes. With the kernel's own
+/// overhead it is just below 8 KiB, to which the kernel rounds up. An application's send buffer
+/// begins at 20 or 30 segments and grows by them. With loopback's own segments of 64 KiB that would
+/// be 2.5 MiB at once. With those of an Ethernet, the kernel counts 60 % more than there is.
 pub(super) const APP_MSS: u32 = 7 * 1024;
 
-/// What all sockets of connections that cannot go on may have, in bytes, or less on a small machine.
+/// What all sockets of connections that cannot go on may hold, in bytes; less on a small machine.
 const MAX_BUDGET_BYTES: usize = 256 * 1024 * 1024;
-/// The part of `tcp_mem`'s pressure limit that it may be at most.
+/// The budget is at most this part of `tcp_mem`'s pressure limit.
 const PART_OF_PRESSURE: usize = 4;
-/// Linux counts TCP's memory in pages; those of 4 KiB are the smallest there are.
+/// Linux counts TCP's memory in pages; 4 KiB is the smallest page size.
 const PAGE_BYTES: usize = 4096;
 
-/// The receive buffers of a connection that has carried less than [`PROVEN_BYTES`], towards the application and towards the
-/// peer; the kernel doubles them for its own overhead. The application is on the same node, where a small window is as fast;
-/// and what its own send buffer may grow to goes by it. Over 50 ms of way and back, the first megabyte from a peer takes 8 of
-/// them, as it would by TCP's slow start.
+/// The receive buffers of a connection that has carried less than [`PROVEN_BYTES`], towards the
+/// application and towards the peer. The kernel doubles them for its own overhead. The application
+/// is on the same node, where a small window is as fast; it also limits how far the application's
+/// own send buffer grows. At a round-trip time of 50 ms, the first megabyte from a peer takes 8
+/// round trips, as it would with TCP's slow start.
 const YOUNG_BYTES: [usize; 2] = [32 * 1024, 128 * 1024];
 /// The receive buffer from which the kernel goes on by itself.
 const WIDE_BYTES: usize = 128 * 1024;
-/// After so many bytes the kernel chooses the size.
+/// After this many bytes the kernel chooses the size.
 const PROVEN_BYTES: u64 = 1024 * 1024;
 
-/// What may wait to be sent, and the receive buffer, of a connection that stands still while its pod has its share. The
-/// kernel doubles the latter.
+/// The limit on unsent data, and the receive buffer, of a connection that stands still while its
+/// pod has used up its share. The kernel doubles the latter.
 const NARROW_BYTES: u32 = 16 * 1024;
 
-/// How long a connection is blocked before it is measured, and between two looks while what it holds still grows: at 1 GB/s,
-/// 50 MB come meanwhile.
+/// How long a connection is blocked before it is measured. Also the time between two looks while
+/// what it holds still grows: at 1 GB/s, 50 MB come meanwhile.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
-/// The same for one that is not blocked: what it has sent may still wait in the kernel. Longer, since most have nothing there.
+/// The same for a connection that is not blocked: what it has sent may still wait in the kernel.
+/// Longer, because most have nothing there.
 const LOOK_AFTER_SENDING: Duration = Duration::from_millis(500);
-/// The longest time between two looks at one that stands still; it doubles from one to the next.
+/// The longest time between two looks at a connection that stands still. The time doubles from look
+/// to look.
 const LAST_LOOK: Duration = Duration::from_millis(1600);
 
-/// A connection stands still if since the last look less than this part of what it holds has moved: what it holds would
-/// take a fifth of a second to go, or longer.
+/// A connection stands still if less than this part of what it holds has moved since the last look:
+/// what it holds would take a fifth of a second to go, or longer.
 const SLOW_PART: u64 = 4;
 
-/// How long `status` shows that a pod has its share, after it was seen last.
+/// How long `status` shows a pod after it was last seen to have used up its share.
 const SHOWN_FOR: Duration = Duration::from_secs(5);
 
-/// The budget of all pods, and who has used up his share.
+/// The budget of all pods, and the pods that have used up their share.
 pub(super) struct SocketMemory {
     store: Store,
     budget: usize,
@@ -85,7 +93,7 @@ impl Default for SocketMemory {
     }
 }
 
-/// Of the three numbers of `tcp_mem`, the second is where pressure begins (tcp(7)).
+/// The second of the three numbers of `tcp_mem` is where pressure begins (tcp(7)).
 fn budget(tcp_mem: &str) -> usize {
     let pages = tcp_mem.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
     let part = pages.map(|pages| pages.saturating_mul(PAGE_BYTES) / PART_OF_PRESSURE);
@@ -93,17 +101,17 @@ fn budget(tcp_mem: &str) -> usize {
 }
 
 impl SocketMemory {
-    /// What connections that cannot go on have now, and may have, in bytes.
+    /// What connections that cannot go on hold now, and may hold, in bytes.
     pub(super) fn usage(&self) -> (usize, usize) {
         (self.budget.saturating_sub(self.store.free()), self.budget)
     }
 
-    /// A pod has its share, and so much.
+    /// Notes that a pod has used up its share, and how much it holds.
     fn note(&self, pod: &ObjectName, bytes: usize) {
         self.lock().insert(pod.to_string(), (bytes, Instant::now()));
     }
 
-    /// The pods that had their share a moment ago, and how many bytes each has.
+    /// The pods that had used up their share a moment ago, and how many bytes each holds.
     pub(super) fn over(&self) -> Vec<(String, usize)> {
         let mut over = self.lock();
         over.retain(|_, (_, seen)| seen.elapsed() < SHOWN_FOR);
@@ -115,12 +123,12 @@ impl SocketMemory {
     }
 }
 
-/// Measures the sockets of one connection, and narrows them when it must.
+/// Measures the sockets of one connection, and narrows them if it must.
 pub struct Meter {
     memory: Arc<SocketMemory>,
     pod: ObjectName,
     lease: Lease,
-    /// When it looks next; `None` while nothing can wait in the sockets.
+    /// When to look next; `None` while nothing can wait in the sockets.
     next: Option<Pin<Box<Sleep>>>,
     pause: Duration,
     /// Bytes that had moved at the last look, and at the last poll.
@@ -128,12 +136,12 @@ pub struct Meter {
     width: Width,
 }
 
-/// How its sockets' buffers are.
+/// The size of its sockets' buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Width {
-    /// As the kernel has made them.
+    /// As the kernel made them.
     New,
-    /// Bounded, until it has carried something.
+    /// Bounded until the connection has carried something.
     Young,
     /// Small.
     Narrow,
@@ -142,7 +150,7 @@ enum Width {
 }
 
 impl Meter {
-    /// For one connection of a pod.
+    /// A meter for one connection of a pod.
     pub(super) fn new(memory: &Arc<SocketMemory>, pod: &ObjectName, used: &Used) -> Self {
         Self {
             memory: Arc::clone(memory),
@@ -155,8 +163,8 @@ impl Meter {
         }
     }
 
-    /// To be called whenever nothing moves for now. `sockets`: the application's and the peer's. `is_blocked`: something cannot
-    /// be written. `moved`: bytes until now.
+    /// Call it whenever nothing moves for now. `sockets`: the application's and the peer's.
+    /// `is_blocked`: something cannot be written. `moved`: bytes until now.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -190,9 +198,9 @@ impl Meter {
         self.next = Some(next);
     }
 
-    /// Measures; whether it has to be done again.
+    /// Measures once. Returns whether to look again.
     fn look(&mut self, sockets: [&TcpStream; 2], is_blocked: bool, moved: u64) -> bool {
-        // One that cannot be measured is dead, or about to be.
+        // A socket that cannot be measured is dead, or about to be.
         let held = sockets.map(|socket| sock::memory(socket).unwrap_or(0)).iter().sum();
         let [at_look, _] = &mut self.moved;
         let went = moved.wrapping_sub(std::mem::replace(at_look, moved));
@@ -223,14 +231,16 @@ impl Meter {
         self.width = width;
         for (socket, young_bytes) in sockets.into_iter().zip(YOUNG_BYTES) {
             if let Err(error) = width.of(socket, young_bytes) {
-                tracing::debug!(%error, "the size of a socket's buffers"); // it is dead, or about to be
+                // The socket is dead, or about to be.
+                tracing::debug!(%error, "the size of a socket's buffers");
             }
         }
     }
 }
 
 impl Width {
-    /// Sets the buffers of a socket. Only after the handshake, which settles how large a window can ever become.
+    /// Sets the buffers of a socket. Only after the handshake, which settles how large a window can
+    /// ever become.
     fn of(self, socket: &TcpStream, young_bytes: usize) -> io::Result<()> {
         let options = SockRef::from(socket);
         match self {

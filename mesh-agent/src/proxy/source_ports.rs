@@ -1,7 +1,9 @@
-//! Source ports of the agent's dials to peers: which of the 4,536 are free for one pod, destination and port.
+//! Source ports of the agent's dials to peers: which of the 4,536 are free for one pod, destination
+//! and port.
 //!
-//! A TCP port can serve many destinations at once, so every destination has all of them to itself. Which one is free is
-//! known, not probed: an explicit bind that collides costs a system call each time (213 µs against 63 µs on average).
+//! A TCP port can serve many destinations at once, so every destination has all of them to itself.
+//! The agent knows which one is free and does not probe: an explicit bind that collides costs a
+//! system call each time (213 µs against 63 µs on average).
 
 use std::{
     collections::HashMap,
@@ -24,7 +26,7 @@ const WORDS: usize = (MESH_COUNT as usize).div_ceil(64);
 #[derive(Clone, Default)]
 pub(crate) struct SourcePorts {
     destinations: Arc<Mutex<HashMap<SocketAddr, InUse>>>,
-    /// Told whenever a port becomes free at a destination that had none.
+    /// Notified whenever a port becomes free at a destination that had none.
     freed: Arc<Notify>,
 }
 
@@ -50,7 +52,7 @@ impl SourcePorts {
         let used = destinations.entry(destination).or_insert_with(|| InUse {
             bits: Box::new([0; WORDS]),
             count: 0,
-            next: anywhere(), // an agent that was here before may still have connections
+            next: anywhere(), // a previous agent may still have connections
         });
         let offset = used.take()?;
         Some(PortLease { ports: self.clone(), destination, port: MESH_FIRST + offset })
@@ -58,7 +60,7 @@ impl SourcePorts {
 }
 
 impl SourcePorts {
-    /// A free port for a destination; if all are in use, as soon as one is free, at most `patience` long.
+    /// A free port for a destination. If all are in use, waits at most `patience` for one.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -76,8 +78,9 @@ impl SourcePorts {
 }
 
 impl PortLease {
-    /// Gives a port back that somebody else has, and lets the search go on somewhere else: an agent that has handed over to
-    /// this one, or that it has succeeded, may have many in a row.
+    /// Gives back a port that another socket has bound, and continues the search elsewhere. An
+    /// agent that has handed over to this one, or that this one has replaced, may hold many ports
+    /// in a row.
     pub(crate) fn give_up(self) {
         let mut destinations =
             self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,8 +136,8 @@ impl Drop for PortLease {
     }
 }
 
-/// Destinations that a pod may have on its list without anything open to them; forgetting one only means that its search
-/// begins somewhere else.
+/// Destinations that a pod may keep on its list without an open connection. Forgetting one only
+/// means that its search begins somewhere else.
 const KEPT_IDLE: usize = 64;
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! Whose handshake is worked on next. Handshakes are the one thing by which somebody else makes the agent compute: some
-//! 0.5 ms each. Left to the runtime, a flood of them lies in its queue before everybody's bytes.
+//! Which handshake is worked on next. Handshakes are the only way in which a peer makes the agent
+//! compute: some 0.5 ms each. Left to the runtime, a flood of them would lie in its queue before
+//! the bytes of all connections.
 //!
-//! So only half of the threads work on handshakes at once, the other half is there for bytes; and who waits is served in
-//! turn: pod by pod, and of one pod's, source by source. A flood makes its own handshakes slow and delays another pod's by
-//! one step of one handshake.
+//! So only half of the threads work on handshakes at once; the other half is left for bytes.
+//! Waiting handshakes are served in turn: pod by pod, and within a pod source by source. A flood
+//! slows its own handshakes, and delays another pod's by one step of one handshake.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,12 +16,12 @@ use std::{
 
 use crate::client_key::ClientKey;
 
-/// Who wants to have a handshake worked on.
+/// The owner of a handshake that wants to be worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Claim {
     /// Cookie of the pod's namespace.
     pub(super) pod: u64,
-    /// The pod's peer: who dials it, or whom it dials.
+    /// The pod's peer: the client that dials it, or the server that it dials.
     pub(super) peer: ClientKey,
 }
 
@@ -31,7 +32,7 @@ struct State {
     free: usize,
     next: u64,
     pods: Ring<u64, Ring<ClientKey, VecDeque<u64>>>,
-    /// Who waits; those who have gone are only missing here.
+    /// Waiting tickets. A ticket that has given up is missing here, but still in its queue.
     waiting: HashMap<u64, Waiting>,
 }
 
@@ -63,7 +64,7 @@ impl Turns {
         }))
     }
 
-    /// Runs a future, each of its steps in turn.
+    /// Runs a future. Each of its steps waits for its turn.
     ///
     /// # Cancel safety
     /// That of the future.
@@ -124,7 +125,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A turn that is being used; the next one's when dropped, also by a panic.
+/// A turn in use. Passes to the next ticket when dropped, also by a panic.
 struct Turn<'a>(&'a Turns);
 
 impl Drop for Turn<'_> {
@@ -159,7 +160,7 @@ impl<K: Copy + Eq + std::hash::Hash, Q: Default> Ring<K, Q> {
         })
     }
 
-    /// Takes from the queue whose turn it is; `take` says also whether that is now empty.
+    /// Takes from the queue whose turn it is. `take` also returns whether that queue is now empty.
     fn pop<T>(&mut self, take: impl FnOnce(&mut Q) -> (Option<T>, bool)) -> Option<T> {
         let key = self.order.pop_front()?;
         let (taken, empty) = self.queues.get_mut(&key).map(take)?;
@@ -189,7 +190,8 @@ mod tests {
         Claim { pod, peer: ClientKey::of_pod([10, 0, 0, peer].into()) }
     }
 
-    /// Lets all of them queue up behind one that holds the only turn, and returns the order in which they are served.
+    /// Queues all claims behind one that holds the only turn, and returns the order in which they
+    /// are served.
     async fn served(claims: &[Claim]) -> Vec<Claim> {
         let turns = Arc::new(Turns::new(2));
         let order = Arc::new(Mutex::new(Vec::new()));

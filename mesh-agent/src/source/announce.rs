@@ -1,6 +1,7 @@
-//! How a node tells the others what it has captured, and hears it from them.
+//! Publishes what this node has captured, and hears what the others have.
 //!
-//! One handle ([`Announcer`]), wherever announcements are kept: what it is asked to do a task does, which knows the place.
+//! One handle ([`Announcer`]), wherever announcements are kept. A task that knows the place carries
+//! out its requests.
 
 use std::error::Error;
 use std::future::{Future, pending};
@@ -22,15 +23,15 @@ pub(super) const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 pub struct AnnouncementState {
     /// Each node's latest usable announcement.
     pub announcements: Arc<Announcements>,
-    /// What is wrong with some of them; the one before stays in force.
+    /// What is wrong with some of them. The earlier announcement stays in force.
     pub errors: Vec<SourceError>,
-    /// How old it is.
+    /// How old the announcements are.
     pub knowledge: Knowledge,
     /// Rises by one with every state that differs from the one before; the first is 1.
     pub revision: u64,
 }
 
-/// This node's voice, and its ear.
+/// Publishes this node's announcement and subscribes to those of all nodes.
 #[derive(Clone)]
 pub struct Announcer {
     own_node: NodeName,
@@ -74,12 +75,12 @@ pub enum AnnounceError {
 }
 
 impl Announcer {
-    /// Announces that this and nothing else is captured here. Done when it, or what was published after it, is where others
-    /// can read it; at most one write a second, the first at once.
+    /// Announces exactly these captured pods. Done when others can read the announcement or a later
+    /// one. At most one write a second; the first is immediate.
     ///
     /// # Cancel safety
-    /// Dropping the future does not take the wish back. After an error the write is tried again every second until it
-    /// succeeds or something else is wished.
+    /// Dropping the future does not cancel the request. After an error the write is tried again
+    /// every second until it succeeds or another request replaces it.
     pub async fn publish(&self, announcement: MeshNode) -> Result<(), AnnounceError> {
         if announcement.node != self.own_node {
             let (own, other) = (self.own_node.clone(), announcement.node);
@@ -115,7 +116,7 @@ impl Announcer {
     }
 }
 
-/// What was asked for last. Numbers rise by one.
+/// The last request. Numbers rise by one.
 #[derive(Default)]
 struct Wish {
     number: u64,
@@ -130,38 +131,38 @@ enum What {
     Withdraw,
 }
 
-/// The number of the last wish that was attempted, and how that ended.
+/// The number of the last request that was attempted, and its result.
 struct Outcome {
     number: u64,
     result: Result<(), AnnounceError>,
 }
 
-/// Where this node's announcement is put.
+/// Where this node's announcement is stored.
 pub(super) trait Place: Send {
-    /// Whole or not at all: a reader sees what was there before, or this.
+    /// Atomic: a reader sees the earlier announcement or this one.
     fn write(
         &mut self,
         announcement: &MeshNode,
     ) -> impl Future<Output = Result<(), AnnounceError>> + Send;
 
-    /// One that is not there is removed.
+    /// An absent announcement counts as removed.
     fn remove(&mut self) -> impl Future<Output = Result<(), AnnounceError>> + Send;
 }
 
-/// The half of an [`Announcer`] that does what it is asked.
+/// The half of an [`Announcer`] that carries out the requests.
 pub(super) struct Publisher<P> {
     place: P,
     written: Option<Arc<MeshNode>>,
-    /// When the next write may be.
+    /// The earliest time of the next write.
     not_before: Instant,
     /// `None` once every handle is gone.
     wishes: Option<watch::Receiver<Wish>>,
     outcome: watch::Sender<Outcome>,
-    /// When the present wish is to be fulfilled, if it is not yet.
+    /// When the present request is to be carried out, if it has not been.
     due: Option<Instant>,
 }
 
-/// What all nodes announce, for those who listen.
+/// What all nodes announce, for subscribers.
 pub(super) struct Heard(watch::Sender<Arc<AnnouncementState>>);
 
 /// The parts of an announcer.
@@ -196,7 +197,7 @@ impl<P: Place> Publisher<P> {
         }
     }
 
-    /// Attempts what is wished.
+    /// Attempts the present request.
     ///
     /// # Cancel safety
     /// Not cancel safe: await it outside `select!`.
@@ -232,20 +233,20 @@ impl<P: Place> Publisher<P> {
         Some(SourceError { code: "announcement_not_written", ..told })
     }
 
-    /// Where it writes to.
+    /// The place that it writes to.
     pub(super) fn place(&mut self) -> &mut P {
         &mut self.place
     }
 
-    /// This stands there now. If it is not what was written last, somebody else has written, such as an agent that has just
-    /// handed over.
+    /// Takes note of what is stored now. If that is not what was written last, another process has
+    /// written, such as an agent that has just handed over.
     pub(super) fn found(&mut self, found: Option<&MeshNode>) {
         if self.written.as_deref().is_some_and(|written| found != Some(written)) {
             self.has_been_changed();
         }
     }
 
-    /// Somebody else has changed what stands there: it is to be written again.
+    /// Another writer has changed what is stored: it is to be written again.
     pub(super) fn has_been_changed(&mut self) {
         self.written = None;
         self.schedule();
@@ -261,7 +262,7 @@ impl<P: Place> Publisher<P> {
         result
     }
 
-    /// That what is announced vanishes does not say that it is withdrawn: a word without pods does.
+    /// Announces no pods first: that an announcement vanishes does not say that it is withdrawn.
     async fn withdraw(&mut self) -> Result<(), AnnounceError> {
         if let Some(said) = &self.written
             && !said.pods.is_empty()
@@ -282,7 +283,7 @@ impl<P: Place> Publisher<P> {
     }
 }
 
-/// Waits for the next wish; false if none can come.
+/// Waits for the next request; false if none can come.
 async fn next_wish(wishes: &mut Option<watch::Receiver<Wish>>) -> bool {
     match wishes {
         Some(wishes) => wishes.changed().await.is_ok(),
@@ -291,12 +292,12 @@ async fn next_wish(wishes: &mut Option<watch::Receiver<Wish>>) -> bool {
 }
 
 impl Heard {
-    /// Tells what is wrong and how old what was told last is.
+    /// Reports errors, and the age of the announcements, which stay as they are.
     pub(super) fn complain(&self, errors: Vec<SourceError>, knowledge: Knowledge) {
         let before = Arc::clone(&self.0.borrow());
         if errors != before.errors || knowledge != before.knowledge {
             super::last_good::log_new(&errors, &before.errors);
-            // Of revision 0 while nothing has been heard.
+            // Revision 0 while nothing has been heard.
             let revision = if before.revision == 0 { 0 } else { before.revision + 1 };
             let announcements = Arc::clone(&before.announcements);
             let state = AnnouncementState { announcements, errors, knowledge, revision };
@@ -304,7 +305,7 @@ impl Heard {
         }
     }
 
-    /// Tells if this differs from what was told last.
+    /// Publishes this state if it differs from the last one.
     pub(super) fn tell(
         &self,
         announcements: Announcements,

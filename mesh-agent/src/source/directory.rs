@@ -1,6 +1,6 @@
-//! One directory of small text files, watched: says which files' contents have changed.
+//! One directory of small text files, watched; reports which files' contents have changed.
 //!
-//! inotify gives speed, a rescan every two seconds gives certainty (an overflowed queue, a network
+//! inotify gives speed. A rescan every two seconds gives certainty (an overflowed queue, a network
 //! file system, a directory that was replaced). A scan reads only files that changed on disk.
 
 use std::collections::BTreeMap;
@@ -20,15 +20,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::OpenError;
 
-/// How long the directory must be quiet before it is read: an editor's or `cp`'s events come
+/// How long the directory must be quiet before it is read. The events of an editor or `cp` come
 /// within a few milliseconds.
 const QUIET: Duration = Duration::from_millis(20);
-/// The longest wait for quiet, so that a steady writer does not hold up everybody's changes.
+/// The longest wait for quiet, so that one steady writer does not delay all changes.
 const MAX_WAIT_FOR_QUIET: Duration = Duration::from_millis(200);
 /// How often the directory is read without any event.
 const RESCAN: Duration = Duration::from_secs(2);
-/// A file that changed less than this ago may change again within one tick of its time stamp, so
-/// its stamp proves nothing (git calls such entries "racily clean").
+/// A file that changed less than this ago may change again within one tick of its time stamp. Its
+/// stamp then proves nothing (git calls such entries "racily clean").
 const STAMP_IS_FINAL_AFTER: Duration = Duration::from_secs(2);
 /// Largest file that is read.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -103,8 +103,8 @@ impl Directory {
         while Instant::now() < latest && timeout(QUIET, self.signal.notified()).await.is_ok() {}
     }
 
-    /// Reads what has changed. An error means that the directory itself cannot be read; what is
-    /// known of its files then stays as it is.
+    /// Reads what has changed. An error means that the directory itself cannot be read; the
+    /// contents read before stay as they are.
     ///
     /// Cancel safety: none; await it outside `select!`.
     pub(super) async fn scan(&mut self) -> io::Result<Vec<Change>> {
@@ -118,7 +118,7 @@ impl Directory {
         });
         let (scanner, result) = match scan.await {
             Ok(done) => done,
-            // The task that runs us is supervised: let it report the panic as its own.
+            // The task that awaits this is supervised: let it report the panic as its own.
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(cancelled) => return Err(io::Error::other(cancelled)),
@@ -146,7 +146,7 @@ struct Seen {
     content_hash: u64,
 }
 
-/// If this is equal and old enough, the content is.
+/// If the stamp is equal and old enough, the content is equal.
 #[derive(Clone, Copy, PartialEq)]
 struct Stamp {
     inode: (u64, u64),
@@ -196,7 +196,7 @@ impl Scanner {
         }
         let content = match metadata.and_then(|metadata| read(path, metadata.len())) {
             Ok(content) => content,
-            // Removed since the directory was listed; the next scan says so.
+            // Removed since the directory was listed; the next scan reports it.
             Err(_) if fs::symlink_metadata(path).is_err() => return None,
             Err(error) => Content::Unreadable(format!("cannot be read: {error}")),
         };
@@ -206,7 +206,7 @@ impl Scanner {
         (!same).then_some(Change { file, content })
     }
 
-    /// Watches the directory, again if another one has taken its place.
+    /// Watches the directory, and again when another one has taken its place.
     fn watch_inode(&mut self, inode: (u64, u64)) {
         if self.watch.as_ref().is_some_and(|(_, watched)| *watched == inode) {
             return;
@@ -233,7 +233,7 @@ impl Scanner {
     }
 }
 
-/// Our own reading makes events, too; answering those would never end.
+/// Our own reading makes events, too. Reacting to those would never end.
 fn is_change(kind: EventKind) -> bool {
     match kind {
         EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),

@@ -34,7 +34,7 @@ impl Object {
         }
     }
 
-    /// Puts it in force.
+    /// Adds it to the objects in force.
     pub(super) fn insert_into(&self, objects: &mut Objects) {
         match self {
             Self::Namespace(object) => objects.insert_namespace(Arc::clone(object)),
@@ -46,7 +46,7 @@ impl Object {
     }
 }
 
-/// Reads a file's text. All that is wrong with it is reported at once, not only the first.
+/// Reads a file's text. Reports everything that is wrong with it, not only the first error.
 pub(super) fn parse_file(file: &Arc<str>, text: &str) -> Result<Vec<Object>, Vec<SourceError>> {
     let documents = tree::parse(text).map_err(|error| {
         let hint = "what the file said before stays in force until this is corrected";

@@ -1,4 +1,5 @@
-//! What an earlier agent of this node knew in this boot: for what the source cannot tell, or cannot tell any more.
+//! What an earlier agent of this node knew in this boot, for what the source cannot say, or not any
+//! more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use super::file_announcer::file_of;
 use super::kept::{Kept, KeptFile};
 use crate::world::{Memory, MeshNode, Objects};
 
-/// It, if there is anything.
+/// What an earlier agent wrote down, if anything.
 pub struct Earlier {
     pub(super) kept: Option<Kept>,
-    /// Why what there is cannot be used.
+    /// Why the file cannot be used.
     pub(super) unusable: Option<SourceError>,
     pub(super) read_at: Instant,
 }
@@ -49,7 +50,7 @@ impl Earlier {
         self.kept.as_ref().map(|kept| &kept.objects)
     }
 
-    /// The same by the files in which they stood.
+    /// The same objects by the files in which they stood.
     pub(super) fn objects_by_file(&self) -> BTreeMap<Arc<str>, Vec<Object>> {
         let mut files: BTreeMap<Arc<str>, Vec<Object>> = BTreeMap::new();
         let Some(objects) = self.all_objects() else { return files };

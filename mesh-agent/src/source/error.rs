@@ -19,7 +19,7 @@ pub enum OpenError {
         /// The argument that named it.
         flag: &'static str,
     },
-    /// It is something else.
+    /// It is not a directory.
     #[error("{} is not a directory; hint: {flag} takes the directory, not a file in it", dir.display())]
     NotADirectory {
         /// The path as it was given.
@@ -44,8 +44,8 @@ pub struct SourceError {
     /// Stable code for `status`: `bad_file`, `bad_object`, `api_server_away`, `world_from_disk`,
     /// `world_file_unusable`, `announcement_not_written`, `admission_not_in_force` or `ca_missing`.
     pub code: &'static str,
-    /// The file's name, without the directory; empty if the directory itself is meant. Of the API server the object, as
-    /// `Pod shop/cart`.
+    /// The file's name without the directory; empty if the directory itself is meant. For the API
+    /// server the object, as `Pod shop/cart`.
     pub file: Arc<str>,
     /// Where in it, if that is known.
     pub place: Option<Place>,
@@ -110,7 +110,7 @@ impl SourceError {
     }
 }
 
-/// Parsers quote what they have read as it is; whoever wrote it must not steer the terminal on which it is shown.
+/// Parsers quote their input as it is; its author must not steer the terminal on which it is shown.
 fn printable(text: String) -> String {
     if !text.contains(char::is_control) {
         return text;

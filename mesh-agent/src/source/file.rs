@@ -1,12 +1,12 @@
 //! The world from a directory of ordinary Kubernetes objects, for one machine without a cluster.
 //!
-//! Every `*.yaml`, `*.yml` and `*.json` file that is not hidden is read; it may hold several
+//! Every `*.yaml`, `*.yml` and `*.json` file that is not hidden is read. It may hold several
 //! documents and `kind: List`. Namespace, Node, Pod, Service and EndpointSlice are used, other
 //! kinds ignored. A pod without `metadata.uid` gets `<namespace>.<name>` as its UID.
 //!
-//! A file counts whole or not at all: while anything in it is wrong, what it last said stays in
-//! force, over a restart of the agent too (`earlier.rs`). So a slip of the pen never takes a pod out of the mesh; deleting the
-//! file does.
+//! A file counts whole or not at all. While anything in it is wrong, its last good content stays in
+//! force, also over a restart of the agent (`earlier.rs`). So a slip of the pen never takes a pod
+//! out of the mesh; deleting the file does.
 
 use std::future::Future;
 use std::path::Path;
@@ -27,11 +27,11 @@ use crate::tasks::off_the_workers;
 /// The watched directory.
 pub struct FileSource {
     directory: Directory,
-    /// `None` only while a change is taken in elsewhere.
+    /// `None` only while another thread applies a change.
     content: Option<FileContent>,
 }
 
-/// What is in the files. A change costs the files that have changed.
+/// The content of the files. A change costs time in proportion to the changed files.
 struct FileContent {
     files: LastGood<Vec<Object>>,
     merged: Merged,
@@ -39,10 +39,10 @@ struct FileContent {
 }
 
 impl FileSource {
-    /// Reads the directory a first time, blocking, and starts to watch it; [`Self::run`] then
-    /// follows its changes. Files that cannot be used are in the state's errors.
+    /// Reads the directory a first time, blocking, and starts to watch it. [`Self::run`] then
+    /// follows its changes. Files that cannot be used are listed in the state's errors.
     ///
-    /// What cannot be read, a file or a setting in one, is as an `earlier` agent read it.
+    /// A file or a setting that cannot be read is as an `earlier` agent read it.
     pub fn open(
         dir: &Path,
         earlier: &Earlier,
@@ -71,7 +71,8 @@ impl FileSource {
 }
 
 impl FileContent {
-    /// Takes in a scan, and tells if the state has become another. With the first comes what an earlier agent knew.
+    /// Applies a scan, and publishes the state if it has changed. The first call adds what an
+    /// earlier agent knew.
     fn apply(&mut self, scan: std::io::Result<Vec<Change>>, earlier: Option<&Earlier>) {
         let before = Arc::clone(&self.state.borrow());
         let applied = self.files.apply(scan, parse_file);
@@ -100,7 +101,7 @@ impl FileContent {
     }
 }
 
-/// Not what editors leave behind: `.x.yaml.swp`, `x.yaml~`, `#x.yaml#`.
+/// Excludes what editors leave behind: `.x.yaml.swp`, `x.yaml~`, `#x.yaml#`.
 fn is_source_file(name: &str) -> bool {
     let extension = Path::new(name).extension();
     let known = extension.is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");

@@ -15,9 +15,10 @@ use super::tree;
 use crate::tasks::off_the_workers;
 use crate::world::{FieldError, FileLines, MeshNode, NodeName};
 
-/// Opens the shared directory and reads all announcements a first time, blocking. The file that an earlier run of this
-/// node's agent has left stays until something is published or withdrawn. [`FileAnnouncerTask::run`] has to be run for
-/// anything to happen. A file that cannot be read says what an `earlier` agent read in it.
+/// Opens the shared directory and reads all announcements a first time, blocking. The file of an
+/// earlier run of this node's agent stays until an announcement is published or withdrawn. Nothing
+/// happens unless [`FileAnnouncerTask::run`] runs. A file that cannot be read stands for what an
+/// `earlier` agent read in it.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -41,8 +42,8 @@ pub fn announcement_file(dir: &Path, node: &NodeName) -> PathBuf {
     dir.join(&*file_of(node))
 }
 
-/// Says in the file of a node whose agent has ended that it announces no pod any more. Agents that read it do not remember
-/// what it announced; then the file can be removed. Returns whether there is one.
+/// Announces no pods in the file of a node whose agent has ended. Agents that read it forget what
+/// the node announced; then the file can be removed. Returns whether there is such a file.
 pub async fn withdraw_in_file(path: &Path) -> bool {
     let Ok(text) = tokio::fs::read(path).await else { return false };
     if let Ok(said) = serde_json::from_slice::<MeshNode>(&text) {
@@ -62,15 +63,15 @@ pub(super) fn file_of(node: &NodeName) -> Arc<str> {
 /// Writes this node's file and follows those of all nodes.
 pub struct FileAnnouncerTask {
     directory: Directory,
-    /// `None` only while a change is taken in elsewhere.
+    /// `None` only while another thread applies a change.
     files: Option<LastGood<Arc<MeshNode>>>,
     heard: Heard,
     publisher: Publisher<OwnFile>,
 }
 
 impl FileAnnouncerTask {
-    /// Works until `cancel` is done. What is announced by then stays announced: stopping an agent
-    /// does not mean leaving the mesh. To leave, await [`Announcer::withdraw`] first.
+    /// Works until `cancel` is done. The announcement then stays: stopping an agent does not mean
+    /// leaving the mesh. To leave, await [`Announcer::withdraw`] first.
     pub async fn run(mut self, cancel: impl Future<Output = ()>) {
         let mut cancel = pin!(cancel);
         loop {
@@ -112,7 +113,7 @@ struct OwnFile {
 impl OwnFile {
     fn new(path: PathBuf) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // Hidden, and so not read; one name, so that leftovers do not pile up.
+        // Hidden, and so not read. One name, so that leftovers do not pile up.
         let temporary = path.with_file_name(format!(".{name}.tmp"));
         Self { path, temporary }
     }

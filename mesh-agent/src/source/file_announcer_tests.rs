@@ -98,13 +98,13 @@ async fn the_first_change_is_written_at_once_and_the_next_ones_together_a_second
     let mut publishes = Vec::new();
     for pods in 1..=5 {
         let mut publish = Box::pin(node.publish(announcement("node1", pods)));
-        // Polled once, so that the wish is out; then left until the others are out, too.
+        // Polled once, so that the request is sent; then left until the others are sent, too.
         assert!(poll_once(&mut publish).await.is_none());
         publishes.push(publish);
     }
     let early = written();
     if first_done.elapsed() < SECOND {
-        // Not so on a machine that stood still meanwhile.
+        // Not checked on a machine that stood still meanwhile.
         assert_eq!(early, 0, "nothing more within the second");
     }
     for publish in publishes {

@@ -1,5 +1,4 @@
-//! The file source on real directories: what it follows, and the full text of what it complains
-//! about.
+//! The file source on real directories: what it follows, and the full text of its errors.
 
 use std::sync::Arc;
 
@@ -72,7 +71,7 @@ fn problems(state: &SourceState) -> Vec<String> {
     snapshot.problems().iter().map(ToString::to_string).collect()
 }
 
-/// What a directory with one such file complains about.
+/// The errors of a directory with one such file.
 fn complaints(text: &str) -> Vec<String> {
     let dir = TestDir::new();
     dir.write("shop.yaml", text);

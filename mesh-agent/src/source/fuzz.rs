@@ -19,7 +19,8 @@ use crate::world::{
 /// The node of the reader.
 const OWN_NODE: &str = "node1";
 
-/// A file of objects becomes a world, in whatever order they come; the file's faults have places in it.
+/// A file of objects becomes a world, in whatever order the objects come. The file's errors have
+/// places in it.
 pub(crate) fn objects(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -52,8 +53,8 @@ pub(crate) fn objects(data: &[u8]) {
     }
 }
 
-/// What another node's agent announces: the file as it lies there, and what comes of it in a world
-/// that knows better about some of it.
+/// An announcement of another node's agent: the file as it is, and its effect on a world that knows
+/// better about some of it.
 pub(crate) fn announcements(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -106,11 +107,11 @@ pub(crate) fn announcements(data: &[u8]) {
         let is_of_service = SHOP.services().any(|it| it.cluster_ips.contains(address));
         assert!(is_captured || is_of_service, "{address} is announced and dialled in plaintext");
     }
-    // What is known does not become less by what others say.
+    // Announcements do not diminish what is known here.
     assert!(snapshot.local_pods() == shop.local_pods(), "our own pods have changed");
 }
 
-/// A world in which something is known: pods of three nodes, a service, endpoints.
+/// A world with pods of three nodes, a service and endpoints.
 static SHOP: LazyLock<Objects> = LazyLock::new(|| {
     let file = Arc::from("shop.yaml");
     match parse_file(&file, include_str!("fuzz/shop.yaml")) {
@@ -137,7 +138,8 @@ fn insert<'a>(objects: &mut Objects, all: impl Iterator<Item = &'a Object>) {
     }
 }
 
-/// Of two objects with one name or UID the later one counts, so only these may come in any order.
+/// Whether no two objects have one name or UID. Of such two the later one counts, so that their
+/// order matters.
 fn has_no_name_twice(objects: &[Object]) -> bool {
     let mut seen = BTreeSet::new();
     objects.iter().all(|object| {
@@ -151,7 +153,7 @@ fn has_no_name_twice(objects: &[Object]) -> bool {
     })
 }
 
-/// What the data path and enrolment rely on.
+/// The invariants that the data path and enrolment rely on.
 fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
     for row in snapshot.kernel_addresses() {
         let address = row.address;
@@ -208,7 +210,7 @@ fn special(address: IpAddr) -> bool {
     v4_mapped || address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
-/// What is wrong is told with a place in the file and without anything that could move a terminal's cursor.
+/// Every error has a place in the file, and contains nothing that could move a terminal's cursor.
 fn are_explained(text: &str, errors: &[SourceError]) {
     assert!(!errors.is_empty(), "refused without a reason");
     let lines = text.split(['\n', '\r']).count();
@@ -224,7 +226,7 @@ fn is_a_sentence(text: &str) {
     assert!(!text.chars().any(char::is_control), "controls a terminal: {text:?}");
 }
 
-/// JSON is YAML: what a JSON parser reads, ours reads, and the same.
+/// JSON is YAML: ours reads what a JSON parser reads, with the same result.
 fn is_read_as_json_is(text: &str) {
     let Ok(json) = serde_json::from_str::<Value>(text) else {
         return;
@@ -240,8 +242,9 @@ fn is_read_as_json_is(text: &str) {
     }
 }
 
-/// Equal, where `-0` is 0 and 1.0 is 1, and the last digits of a fraction may differ (`serde_json` rounds them in its own way unless told
-/// otherwise): no field of the mesh's objects tells them apart.
+/// Equal, except that `-0` is 0, 1.0 is 1, and the last digits of a fraction may differ
+/// (`serde_json` rounds them in its own way unless told otherwise). No field of the mesh's objects
+/// tells these apart.
 fn same(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Number(left), Value::Number(right)) => same_number(left, right),
@@ -274,7 +277,8 @@ fn node(name: &str) -> NodeName {
     }
 }
 
-/// Any ranges of ports, written down: what is read is the set of those ports, if it may be so large.
+/// Any ranges of ports, written as text: parsing gives the set of those ports, if it may be so
+/// large.
 fn ports_of_numbers(input: &mut Input<'_>) {
     let mut texts = Vec::new();
     let mut expected = BTreeSet::new();
@@ -293,7 +297,8 @@ fn ports_of_numbers(input: &mut Input<'_>) {
     }
 }
 
-/// Ports, addresses and names, as annotations and fields hold them: what is taken is written as it is read.
+/// Ports, addresses and names, as annotations and fields hold them: an accepted text is written as
+/// it was read.
 pub(crate) fn names(data: &[u8]) {
     use crate::identity::{SpiffeId, TrustDomain};
     use crate::world::{NetnsRef, parse_address};

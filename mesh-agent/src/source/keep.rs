@@ -1,8 +1,8 @@
-//! Writes down what the source says, for an agent that may have to begin without it, or with a part of it that cannot be
-//! read any more.
+//! Writes down what the source says, for an agent that starts while the source is away, or while a
+//! part of it cannot be read any more.
 //!
-//! One agent writes at a time, the one that is in charge of the node: the last word of one that hands over is written before
-//! it gives up its locks, and so cannot replace what its heir knows since.
+//! One agent writes at a time, the one in charge of the node. An agent that hands over writes a
+//! last time before it gives up its locks, and so cannot replace what its successor learns later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,25 +20,26 @@ use crate::world::{Memory, Objects};
 
 /// Least time between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_secs(2);
-/// And as many times as long as the last write took: at most a fiftieth of a processor goes into it.
+/// The pause is also this many times the last write's duration, so that at most a fiftieth of a
+/// processor goes into writing.
 const REST: u32 = 50;
-/// How often a file whose content has not changed is said to be still true.
+/// How often an unchanged file is marked as still true.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(15);
 
-/// The task that does it.
+/// The task that writes the file.
 pub struct Keep {
     /// `None` only while it is being written.
     file: Option<KeptFile>,
     objects: watch::Receiver<Arc<SourceState>>,
     announcements: watch::Receiver<Arc<AnnouncementState>>,
-    /// What is made of announcements; `None` until that has been done once.
+    /// What follows from the announcements; `None` until it has been worked out once.
     memory: watch::Receiver<Option<Memory>>,
     written: Option<(Arc<Objects>, Memory)>,
     error: Option<String>,
 }
 
 impl Keep {
-    /// Keeps in a file what these tell, and what is in force of announcements.
+    /// Keeps in a file what these channels say, and which announcements are in force.
     pub fn new(
         file: KeptFile,
         objects: watch::Receiver<Arc<SourceState>>,
@@ -49,8 +50,9 @@ impl Keep {
         Self { file, objects, announcements, memory, written, error }
     }
 
-    /// Works from when this agent is `in_charge` until `stop`, and writes what is new then. Nothing is written any more when
-    /// this has ended: to be waited for, not dropped, before another agent may be in charge.
+    /// Works from when this agent is `in_charge` until `stop`, and then writes what is new a last
+    /// time. It writes nothing more after it has returned. Await it, rather than drop it, before
+    /// another agent may be in charge.
     pub async fn run(mut self, in_charge: CancellationToken, stop: CancellationToken) {
         tokio::select! {
             biased;
@@ -82,7 +84,7 @@ impl Keep {
         }
     }
 
-    /// Writes it if the source has told it. How long to leave it then.
+    /// Writes the file if the source has answered. Returns the pause until the next write.
     async fn write(&mut self) -> Duration {
         let objects = Arc::clone(&self.objects.borrow_and_update());
         let announced = Arc::clone(&self.announcements.borrow_and_update());
@@ -118,7 +120,7 @@ impl Keep {
         WRITE_INTERVAL.max(began.elapsed().saturating_mul(REST))
     }
 
-    /// Once for each thing that is wrong.
+    /// Logs each new error once.
     fn complain(&mut self, error: &KeptError) {
         let error = error.to_string();
         if self.error.as_ref() != Some(&error) {
@@ -135,7 +137,8 @@ mod tests {
     use crate::tasks::Tasks;
     use crate::world::{Announcements, NodeName};
 
-    /// A writer of a world that the API server has told, and what makes it one that is in charge, and what stops it.
+    /// A writer whose world comes from the API server, with the tokens that put it in charge and
+    /// stop it.
     struct Writer {
         in_charge: CancellationToken,
         stop: CancellationToken,
@@ -196,7 +199,8 @@ mod tests {
         let in_vain = writer(&dir, &[]);
         in_vain.stop.cancel();
         in_vain.running.wait().await;
-        // What the old one hears after its last write is written when it ends, whatever the heir knows.
+        // What the old agent hears after its last write is written when it ends, whatever its
+        // successor knows.
         old.objects.send_replace(Arc::new(world(&["shop", "new"])));
         old.stop.cancel();
         old.running.wait().await;

@@ -1,11 +1,11 @@
-//! What the source said last, on disk. An agent that begins while the API server is away goes on with it, and so does one
-//! for what it finds unreadable in a directory of files.
+//! What the source said last, on disk. An agent that starts while the API server is away goes on
+//! with it. In file mode, an agent uses it for files that it cannot read.
 //!
-//! One JSON object a line: a header, the objects as Kubernetes has them but trimmed (with the
-//! file that each stood in, if it did in one), the `MeshNode`s, who announced first what several
-//! nodes do, and how many these were, so that half a file is none. The file's modification time is
-//! when all of it was last known to be true. It is
-//! used in the boot in which it was written only: namespaces and cgroups do not outlive that, nor does what is pinned.
+//! One JSON object a line: a header; the objects as Kubernetes has them but trimmed, each with its
+//! file if it came from one; the `MeshNode`s; for an address that several nodes announce, which of
+//! them was first; and the number of these lines, so that half a file is not used. The file's
+//! modification time is when all of it was last known to be true. It is used only in the boot in
+//! which it was written, since namespaces, cgroups and pinned maps do not outlive that.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
@@ -28,7 +28,8 @@ use crate::world::{
 
 /// Rises when a file of today could be misread.
 const FORMAT: u32 = 1;
-/// The largest file that is written or read: some four times the world of 100,000 pods. It lies in `/run`, which is memory.
+/// The largest file that is written or read: some four times the world of 100,000 pods. It lies in
+/// `/run`, which is memory.
 const MAX_BYTES: u64 = 128 << 20;
 /// The field, beside Kubernetes' own, that names the file in which an object stood.
 const FILE: &str = "nodemeshFile";
@@ -42,11 +43,11 @@ pub struct Kept {
     pub as_of: Timestamp,
     /// The objects.
     pub objects: Arc<Objects>,
-    /// What all nodes announced, and who announced first what several did.
+    /// What all nodes announced, and for an address of several nodes, which of them was first.
     pub memory: Memory,
 }
 
-/// The file, and what must be said in it for it to be used.
+/// The file, and the header that it must have to be used.
 #[derive(Clone, Debug)]
 pub struct KeptFile {
     path: PathBuf,
@@ -91,7 +92,7 @@ pub enum KeptError {
     /// Of another format, node or boot.
     #[error("it is of {0}")]
     Other(&'static str),
-    /// Fault: whoever wrote it, or the disk.
+    /// Fault: the file's author, or the disk.
     #[error("line {line}: {what}")]
     Line {
         /// From 1.
@@ -112,9 +113,9 @@ fn kept_file(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("world.jsonl")
 }
 
-/// Removes what agents have written down there, and what one that was killed has left half written.
+/// Removes what agents have written down there, and what a killed agent has left half written.
 pub fn forget_kept(runtime_dir: &Path) {
-    drop(fs::remove_file(kept_file(runtime_dir))); // one that is not there is removed
+    drop(fs::remove_file(kept_file(runtime_dir))); // an absent file counts as removed
     remove_unfinished(runtime_dir, |_pid| true);
 }
 
@@ -141,7 +142,7 @@ impl KeptFile {
         &self.path
     }
 
-    /// What is in it; `None` if there is none.
+    /// The file's content; `None` if there is no file.
     ///
     /// # Errors
     /// It cannot be used: see [`KeptError`].
@@ -200,11 +201,11 @@ impl KeptFile {
         }
     }
 
-    /// Replaces it whole. Takes time in proportion to everything.
+    /// Replaces the file whole. Takes time in proportion to everything.
     ///
     /// # Errors
-    /// See [`KeptError`]; then there is none: what was there before is older than what the kernel has been told since, and an
-    /// agent that went by it could open what has been closed.
+    /// See [`KeptError`]. The file is then removed: the kernel has been told newer things since,
+    /// and an agent that went by the old file could open what has been closed.
     pub fn write(
         &self,
         objects: &Objects,
@@ -216,14 +217,14 @@ impl KeptFile {
         let written = written.and_then(|()| Ok(set_modified(&temporary, as_of)?));
         let written = written.and_then(|()| Ok(fs::rename(&temporary, &self.path)?));
         if written.is_err() {
-            drop(fs::remove_file(&temporary)); // one that is not there is removed
+            drop(fs::remove_file(&temporary)); // an absent file counts as removed
             drop(fs::remove_file(&self.path));
         }
         written
     }
 
     fn write_to(&self, path: &Path, objects: &Objects, memory: &Memory) -> Result<(), KeptError> {
-        // Ours is of an agent that had our pid.
+        // A file with our pid is of an ended agent that had the same pid.
         let is_over = |pid: &str| !Path::new("/proc").join(pid).exists();
         let ours = std::process::id().to_string();
         remove_unfinished(path.parent().unwrap_or(path), |pid| pid == ours || is_over(pid));
@@ -252,7 +253,7 @@ impl KeptFile {
         Ok(lines.to.flush()?)
     }
 
-    /// Says that what is in it is true still.
+    /// Marks the file's content as still true.
     ///
     /// # Errors
     /// The host's.
@@ -273,7 +274,7 @@ struct Lines<W> {
 }
 
 impl<W: Write> Lines<W> {
-    /// An object, and the file that it stood in.
+    /// An object, and the file in which it stood.
     fn put_object(&mut self, object: &impl Serialize, origin: &Origin) -> Result<(), KeptError> {
         let Some(file) = origin.file() else { return self.put(object) };
         let mut value = serde_json::to_value(object).map_err(io::Error::from)?;

@@ -1,4 +1,4 @@
-//! Per file the last content that could be used, beside what is wrong with the present one.
+//! For each file the last content that could be used, and what is wrong with the present one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use super::kubernetes::AWAY;
 pub(super) struct LastGood<T> {
     good: BTreeMap<Arc<str>, T>,
     errors: BTreeMap<Arc<str>, Vec<SourceError>>,
-    /// What an earlier agent read in files, until the first scan tells which of them are there and can be read.
+    /// What an earlier agent read in files, until the first scan shows which of them exist and can
+    /// be read.
     earlier: BTreeMap<Arc<str>, T>,
-    /// The directory itself cannot be read.
+    /// Why the directory itself cannot be read.
     directory: Option<SourceError>,
 }
 
@@ -21,17 +22,18 @@ pub(super) struct LastGood<T> {
 pub(super) struct Applied<T> {
     /// Whether anything may be different now.
     pub(super) different: bool,
-    /// The files of which something else is in force now, with what was before.
+    /// The files with another content in force now, each with the earlier one.
     pub(super) replaced: Vec<(Arc<str>, Option<T>)>,
 }
 
 impl<T> LastGood<T> {
-    /// Knows nothing but what an earlier agent read: in force of a file that is there and cannot be read at the first scan.
+    /// Knows only what an earlier agent read. That comes into force for a file that exists and
+    /// cannot be read at the first scan.
     pub(super) fn after(earlier: BTreeMap<Arc<str>, T>) -> Self {
         Self { good: BTreeMap::new(), errors: BTreeMap::new(), earlier, directory: None }
     }
 
-    /// Takes the result of a scan. Only files that have changed are parsed.
+    /// Applies a scan. Only files that have changed are parsed.
     pub(super) fn apply(
         &mut self,
         scan: std::io::Result<Vec<Change>>,
@@ -84,7 +86,7 @@ impl<T> LastGood<T> {
         Applied { different, replaced }
     }
 
-    /// Whether something usable of a file is known.
+    /// Whether a usable content of the file is known.
     fn knows(&self, file: &str) -> bool {
         self.good.contains_key(file) || self.earlier.contains_key(file)
     }
@@ -105,7 +107,7 @@ impl<T> LastGood<T> {
     }
 }
 
-/// Logs what is wrong now and was not before: the file is read often, the error told once.
+/// Logs each new error once, though the file is read often.
 pub(super) fn log_new(errors: &[SourceError], before: &[SourceError]) {
     let is_told_elsewhere = |error: &&SourceError| error.code == AWAY;
     let new = errors.iter().filter(|error| !before.contains(error));

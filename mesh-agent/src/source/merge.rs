@@ -1,8 +1,8 @@
-//! Puts the files' objects together, and when a file changes again what it touches.
+//! Merges the files' objects. When a file changes, only what it touches is merged again.
 //!
-//! Of two objects with one name (or UID) the one that was in force stays, else the first by file name and line. So what is
-//! in force follows from the objects that share a name or UID, and from those that share one with them: a change
-//! settles these anew and no others.
+//! Of two objects with one name (or UID) the one in force stays, else the first by file name and
+//! line. So what is in force depends on the objects that share a name or UID, and on those that
+//! share one with them. A change settles only these again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::error::SourceError;
 use super::last_good::LastGood;
 use crate::world::{ObjectName, Objects, Origin, PodUid};
 
-/// What is in force, and what is there twice.
+/// The objects in force, and the duplicates.
 #[derive(Default)]
 pub(super) struct Merged {
     objects: Objects,
@@ -27,14 +27,15 @@ pub(super) type Key = (&'static str, Option<Arc<str>>, Arc<str>);
 /// A file, and which of its objects.
 type Spot = (Arc<str>, usize);
 
-/// One name or UID: which objects have it, and which one is in force, so that a duplicate elsewhere does not replace it.
+/// One name or UID: the objects that have it, and the one in force, so that a duplicate elsewhere
+/// does not replace it.
 #[derive(Default)]
 struct Claim {
     spots: Vec<Spot>,
     owner: Option<Owner>,
 }
 
-/// Where the object in force stands: its file, and its place in it as long as that file says what it said.
+/// Where the object in force stands: its file, and its place in it until that file changes.
 pub(super) type Owner = (Arc<str>, Option<usize>);
 
 impl Merged {
@@ -43,17 +44,17 @@ impl Merged {
         &self.objects
     }
 
-    /// What is wrong with the objects that are not.
+    /// What is wrong with the objects that are not in force.
     pub(super) fn duplicates(&self) -> impl Iterator<Item = &SourceError> {
         self.duplicates.values()
     }
 
-    /// What cannot be read of an object is as an earlier agent read it.
+    /// Gives unreadable values of objects the meaning that an earlier agent read.
     pub(super) fn inherit(&mut self, earlier: &Objects) {
         self.objects.inherit(earlier);
     }
 
-    /// Takes in that these files say something else than before.
+    /// Applies changed files.
     pub(super) fn update(
         &mut self,
         files: &LastGood<Vec<Object>>,
@@ -88,7 +89,8 @@ impl Merged {
         self.settle(&touched, spots.iter().filter_map(|spot| Some((spot, at(spot)?))));
     }
 
-    /// All objects that have one of these names or UIDs, or share one with those. The names and UIDs grow to theirs.
+    /// All objects that have one of these names or UIDs, or share one with such objects. Adds their
+    /// names and UIDs to `touched`.
     fn reachable<'a>(
         &self,
         touched: &mut HashSet<Key>,
@@ -107,7 +109,8 @@ impl Merged {
         spots
     }
 
-    /// Decides which of these objects are in force; nobody else has one of the names and UIDs `touched`.
+    /// Decides which of these objects are in force; no other object has one of the names and UIDs
+    /// `touched`.
     fn settle<'a>(
         &mut self,
         touched: &HashSet<Key>,
@@ -173,7 +176,7 @@ fn remove(objects: &mut Objects, (kind, namespace, name): &Key) {
     }
 }
 
-/// Stands where the kind does, for the UID of a pod.
+/// Stands in the kind's place, for the UID of a pod.
 const UID: &str = "uid";
 
 /// The name, and for a pod the UID.

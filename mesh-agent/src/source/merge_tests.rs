@@ -1,4 +1,4 @@
-//! What is settled anew after each change of a file is what settling everything anew makes of all files.
+//! Settling again after each change of a file gives the same result as settling all files anew.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -44,7 +44,7 @@ fn text(documents: &[Document]) -> String {
     text
 }
 
-/// Puts all files together from the beginning; only who owned what before is remembered.
+/// Merges all files from the beginning; only the earlier owners are remembered.
 fn merge_all(
     files: &LastGood<Vec<Object>>,
     owners: &mut HashMap<Key, Owner>,

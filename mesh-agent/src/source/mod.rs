@@ -1,10 +1,10 @@
 //! Where the world comes from.
 //!
 //! A source delivers [`crate::world::Objects`] and announcements over `tokio::sync::watch`
-//! channels, each value complete in itself; a reader that is slow misses intermediate states and
-//! nothing else. `file.rs` and `file_announcer.rs` do this for directories, with one watching mechanism
-//! (`directory.rs`), `kubernetes/` for an API server. What either says is written down (`keep.rs`, `kept.rs`) for the next
-//! agent of the node, which may find it unreadable (`earlier.rs`).
+//! channels, each value complete in itself. A slow reader misses intermediate states and nothing
+//! else. `file.rs` and `file_announcer.rs` do this for directories, with one watching mechanism
+//! (`directory.rs`), `kubernetes/` for an API server. What either says is written down (`keep.rs`,
+//! `kept.rs`) for the node's next agent, which may not be able to read the source (`earlier.rs`).
 
 mod announce;
 mod directory;

@@ -13,11 +13,11 @@ use crate::world::{Objects, Origin};
 pub struct SourceState {
     /// The objects in force.
     pub objects: Arc<Objects>,
-    /// What is wrong with some of them, by file or object; what they said before stays in force.
+    /// What is wrong with some of them, by file or object. Their earlier content stays in force.
     pub errors: Vec<SourceError>,
-    /// Whether what is not among the objects is not there: nothing is wrong, and all has been read.
+    /// Whether the objects are all there are: nothing is wrong, and everything has been read.
     pub complete: bool,
-    /// How old it is.
+    /// How old the objects are.
     pub knowledge: Knowledge,
     /// Rises by one with every state that differs from the one before; the first is 1.
     pub revision: u64,
@@ -26,19 +26,21 @@ pub struct SourceState {
 /// How old what is known is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Knowledge {
-    /// Nobody has told anything yet.
+    /// Nothing is known yet.
     #[default]
     Nothing,
-    /// An earlier agent of this node wrote it down, and knew it to be true then; the source itself has told nothing yet.
+    /// An earlier agent of this node wrote it down, and knew it to be true then. The source itself
+    /// has not answered yet.
     Kept(Timestamp),
-    /// The source has told it, and cannot be asked since then.
+    /// The source has said it, and has not answered since then.
     Since(Timestamp),
     /// It is what the source says.
     Current,
 }
 
 impl SourceState {
-    /// Tells of an object whether it cannot be read as it is now, so that what it said before is in force.
+    /// Tells of an object whether it cannot be read as it is now, so that its earlier content is in
+    /// force.
     pub fn is_unreadable(&self) -> impl Fn(&Origin) -> bool + '_ {
         let wrong: HashSet<&str> = self.errors.iter().map(|error| &*error.file).collect();
         move |origin| match origin.file() {
@@ -49,7 +51,7 @@ impl SourceState {
 }
 
 impl Knowledge {
-    /// Of two parts of what is known the worse.
+    /// The worse of two parts.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {
         match (self, other) {
@@ -62,7 +64,7 @@ impl Knowledge {
         }
     }
 
-    /// Whether the source itself has told it.
+    /// Whether the source itself has said it.
     pub fn is_told(self) -> bool {
         matches!(self, Self::Since(_) | Self::Current)
     }

@@ -1,4 +1,4 @@
-//! A real directory, and waiting for what should become of it.
+//! A real directory, and waiting for the expected state.
 
 use std::fmt::Debug;
 use std::fs;
@@ -33,7 +33,7 @@ impl TestDir {
     }
 }
 
-/// Waits until the state is as `wanted` says; when it does not become so, says what it was.
+/// Waits until the state is as `wanted` says; if it does not become so, fails with the last state.
 pub(super) async fn until<T: Debug>(
     receiver: &mut watch::Receiver<Arc<T>>,
     what: &str,

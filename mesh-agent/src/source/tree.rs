@@ -1,8 +1,8 @@
 //! YAML (and JSON, which is YAML) read into a tree whose every node knows its line.
 //!
 //! The API server's types are then deserialised from the tree and not from the text, for three
-//! reasons: a document can be looked at before its type is known, the items of a `List` are
-//! documents like any other, and an error that is found later (a bad address) still has its line.
+//! reasons. A document can be looked at before its type is known. The items of a `List` are
+//! documents like any other. An error that is found later (a bad address) still has its line.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
 
 use crate::world::{FieldError, Place};
 
-/// Deepest nesting, which bounds the stack: built without optimisation a level takes some 38 KB of
+/// Deepest nesting, which bounds the stack. Built without optimisation, a level takes some 38 KB of
 /// a thread's 2 MiB (test below). The objects of the mesh have some 15 levels.
 const MAX_DEPTH: usize = 32;
 /// Most values in a file: a `List` of a few thousand pods.
@@ -25,7 +25,7 @@ const MAX_DOCUMENTS: usize = 65_536;
 /// Most values that aliases (`*x`) may stand for in a file, or twelve lines could become millions.
 const MAX_ALIASED_NODES: usize = 100_000;
 
-/// A value and where it stands. For a mapping or sequence under a key that is the key's place.
+/// A value and where it stands. A mapping or sequence under a key has the key's place.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Tree {
     place: Place,

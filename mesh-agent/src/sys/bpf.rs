@@ -1,5 +1,6 @@
-//! The `bpf(2)` commands that aya 0.14 does not offer: opening a pinned link, swapping a link's program, taking an entry out of
-//! a hash in one call, running a program, and loading one whose maps were put in after it was parsed.
+//! The `bpf(2)` commands that aya 0.14 does not offer: opening a pinned link, swapping a link's
+//! program, taking an entry out of a hash in one call, running a program, and loading one whose
+//! maps were put in after it was parsed.
 
 use std::{
     ffi::{CStr, CString},
@@ -22,8 +23,8 @@ use aya_obj::generated::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is a fully initialised `bpf_attr` and outlives the call; what its pointers refer to is the callers'
-    // part and outlives it too.
+    // SAFETY: `attr` is a fully initialised `bpf_attr` and outlives the call; what its pointers
+    // refer to is the callers' part and outlives it too.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command as libc::c_int, attr, size_of::<bpf_attr>())
     };
@@ -31,7 +32,8 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
 }
 
 fn zeroed() -> bpf_attr {
-    // SAFETY: `bpf_attr` is a union of plain integers; all zeroes is what the kernel wants in unused fields.
+    // SAFETY: `bpf_attr` is a union of plain integers; all zeroes is what the kernel wants in
+    // unused fields.
     unsafe { mem::zeroed() }
 }
 
@@ -81,7 +83,8 @@ pub(crate) fn load_sk_lookup(name: &str, code: &[bpf_insn], license: &CStr) -> i
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Attaches an `sk_lookup` program to a network namespace: until the link is closed, if it is not pinned.
+/// Attaches an `sk_lookup` program to a network namespace: until the link is closed, if it is not
+/// pinned.
 ///
 /// # Errors
 /// What the kernel said.
@@ -131,7 +134,8 @@ pub(crate) fn link_has_netns(link: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(unsafe { info.__bindgen_anon_1.netns.netns_ino } != 0)
 }
 
-/// Id of the cgroup that a link is attached to: the inode of its directory, 0 once the cgroup is gone.
+/// Id of the cgroup that a link is attached to: the inode of its directory, 0 once the cgroup is
+/// gone.
 ///
 /// # Errors
 /// What the kernel said.
@@ -151,7 +155,7 @@ pub(crate) struct MapShape {
     pub(crate) flags: u32,
 }
 
-/// What a map is like. Of something else than a map it is some shape that no map has.
+/// What a map is like. For something that is no map, it is a shape that no map has.
 ///
 /// # Errors
 /// What the kernel said.
@@ -219,7 +223,8 @@ pub(crate) fn run(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> 
 /// # Errors
 /// The runtime could not register the descriptor.
 pub(crate) fn watch_ring(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
-    // SAFETY: the ring owns its map's descriptor, gives the same one each time, and lives inside the `AsyncFd`.
+    // SAFETY: the ring owns its map's descriptor, gives the same one each time, and lives inside
+    // the `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| error.into_parts().1)
 }

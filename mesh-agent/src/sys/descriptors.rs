@@ -2,7 +2,8 @@
 
 use std::io;
 
-/// Raises the soft limit on open descriptors to the hard one, which needs no capability, and returns it.
+/// Raises the soft limit on open descriptors to the hard one, which needs no capability, and
+/// returns it.
 ///
 /// # Errors
 /// What the kernel said.

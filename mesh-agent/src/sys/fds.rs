@@ -1,4 +1,5 @@
-//! Open descriptors sent from one process to another over a Unix socket (`SCM_RIGHTS`, unix(7), cmsg(3)).
+//! Open descriptors sent from one process to another over a Unix socket (`SCM_RIGHTS`, unix(7),
+//! cmsg(3)).
 
 use std::{
     io::{self, IoSlice},
@@ -35,11 +36,12 @@ pub(crate) fn send(socket: impl AsFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> 
     SockRef::from(&socket).sendmsg(&message, libc::MSG_NOSIGNAL).map(drop)
 }
 
-/// Receives what one [`send`] has sent: they become ours, and are not inherited by programs that we start.
+/// Receives what one [`send`] has sent. The descriptors become ours, and programs that we start do
+/// not inherit them.
 ///
 /// # Errors
-/// What the kernel said; `WouldBlock` if nothing has come; `UnexpectedEof` if nothing will; `InvalidData` if something else
-/// came.
+/// What the kernel said; `WouldBlock` if nothing has come; `UnexpectedEof` if nothing will;
+/// `InvalidData` if something else came.
 pub(crate) fn receive(socket: impl AsFd) -> io::Result<Vec<OwnedFd>> {
     let mut byte = [MaybeUninit::uninit(); 1];
     let mut bytes = [MaybeUninitSlice::new(&mut byte)];

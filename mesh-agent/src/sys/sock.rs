@@ -5,7 +5,8 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
 };
 
-/// `SO_NETNS_COOKIE` of a socket: the number by which eBPF programs know its network namespace. Kernel 5.14.
+/// `SO_NETNS_COOKIE` of a socket: the number by which eBPF programs know its network namespace.
+/// Kernel 5.14.
 ///
 /// # Errors
 /// `ENOPROTOOPT` on older kernels.
@@ -33,13 +34,14 @@ pub(crate) fn own_netns_cookie() -> io::Result<u64> {
     netns_cookie(socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?)
 }
 
-/// What the kernel has of its memory for what a socket has received and not yet given out, and for what is not yet sent or
-/// not yet acknowledged, in bytes (`SO_MEMINFO`, Linux 4.12).
+/// The kernel memory that a socket takes, in bytes (`SO_MEMINFO`, Linux 4.12): for what it has
+/// received and not yet given out, and for what is not yet sent or not yet acknowledged.
 ///
 /// # Errors
 /// What the kernel said.
 pub(crate) fn memory(socket: impl AsFd) -> io::Result<usize> {
-    // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is the first, SK_MEMINFO_WMEM_QUEUED the sixth of nine.
+    // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is the first, SK_MEMINFO_WMEM_QUEUED the sixth of
+    // nine.
     let mut info = [0_u32; 9];
     let mut len = size_of_val(&info) as libc::socklen_t;
     // SAFETY: `info` and `len` are valid for writes and `len` holds the size of `info`.
@@ -60,7 +62,8 @@ pub(crate) fn memory(socket: impl AsFd) -> io::Result<usize> {
     }
 }
 
-/// Lets the kernel choose the size of a socket's buffers again, after it was set (`SO_BUF_LOCK`, Linux 5.14).
+/// Lets the kernel choose the size of a socket's buffers again, after it was set (`SO_BUF_LOCK`,
+/// Linux 5.14).
 ///
 /// # Errors
 /// What the kernel said.

@@ -1,24 +1,27 @@
-//! Buffers between two uses. A connection has one only while something is in it; what it gives back serves the next
-//! connection that this thread looks at. So quiet connections have none, however many there are.
+//! Buffers between two uses. A connection has a buffer only while something is in it. A buffer that
+//! it gives back serves the next connection on this thread. So quiet connections have none, however
+//! many there are.
 //!
-//! What an earlier connection had in it is still there: whoever takes one may read only what it has written itself.
+//! The bytes of an earlier connection are still in the buffer: its user may read only what it has
+//! written itself.
 
 use std::cell::RefCell;
 
 use super::record::MAX_RECORD_BYTES;
 
-/// Room for one record. Buffers are as large as a number of these; others are not kept.
+/// Room for one record. A kept buffer has a multiple of this size; others are not kept.
 pub(crate) const UNIT_BYTES: usize = MAX_RECORD_BYTES;
 
-/// Buffers that a thread keeps: one each way, of a quiet connection and of a busy one. At most 533 KiB.
+/// Buffers that a thread keeps: one each way, for a quiet connection and for a busy one. At most
+/// 533 KiB.
 const KEPT: usize = 4;
 
 thread_local! {
-    /// The one that was given back last is the last.
+    /// The buffer that was given back last is the last element.
     static RESTING: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer of exactly this size, with anything in it.
+/// A buffer of exactly this size, with arbitrary content.
 pub(crate) fn take(size: usize) -> Vec<u8> {
     let kept = RESTING.with_borrow_mut(|resting| {
         let fitting = resting.iter().rposition(|buffer| buffer.len() == size);
@@ -27,7 +30,7 @@ pub(crate) fn take(size: usize) -> Vec<u8> {
     kept.unwrap_or_else(|| vec![0; size])
 }
 
-/// Keeps a buffer for the next use, at the cost of the one that has not been used for longest.
+/// Keeps a buffer for the next use, and drops the one that has been unused for longest.
 pub(crate) fn give_back(buffer: Vec<u8>) {
     if buffer.is_empty() || !buffer.len().is_multiple_of(UNIT_BYTES) {
         return;

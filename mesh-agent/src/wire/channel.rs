@@ -11,10 +11,10 @@ use super::record::Content;
 use super::state::{Role, State, Step};
 use super::traffic::{Opened, Traffic, ours};
 
-/// More than this many unwritten bytes, and no new data is read from the application: the writes
-/// of small frames may wait together, bulk waits where it came from.
+/// With more unwritten bytes than this, no new data is read from the application. Small frames may
+/// wait together for their write; bulk data waits in its source.
 const SMALL_BACKLOG_BYTES: usize = 4096;
-/// Records that may be sealed between two looks at the key's limit.
+/// Records that may be sealed between two checks of the key's limit.
 const KEY_MARGIN: u64 = MAX_RECORDS as u64 + 8;
 
 /// Both directions of a session, without its socket.
@@ -68,7 +68,8 @@ impl Channel {
             let opened = self.traffic.open(record.bytes)?;
             let frame = match opened {
                 Opened::Nothing => continue,
-                // Before our OPEN was answered, the two may have crossed: nothing was carried out.
+                // Our OPEN is not answered: it and the close may have crossed, and nothing was
+                // carried out.
                 Opened::CloseNotify if self.awaits_answer() => return Ok(Some(Received::Closed)),
                 Opened::CloseNotify if matches!(self.state, State::Connection { .. }) => {
                     return Err(StateError::Close.into());
@@ -96,12 +97,12 @@ impl Channel {
         self.inbox.at(place)
     }
 
-    /// Room to receive into; voids the places of data handed out before.
+    /// Room to receive into. Invalidates the places of data handed out before.
     pub(crate) fn spare(&mut self, records: usize) -> &mut [u8] {
         self.inbox.spare(records.clamp(1, MAX_RECORDS))
     }
 
-    /// `count` bytes have been received into the room.
+    /// Notes that `count` bytes have been received into the room.
     pub(crate) fn received(&mut self, count: usize) {
         self.inbox.received(count);
     }
@@ -154,24 +155,24 @@ impl Channel {
         Ok(())
     }
 
-    /// Seals a KeyUpdate; with `ask`, the peer is to change its key as well.
+    /// Seals a KeyUpdate. With `ask`, the peer has to change its key as well.
     pub(super) fn update_keys(&mut self, ask: bool) -> Result<(), SessionError> {
         let message = Traffic::update_message(ask);
         self.outbox.seal(&mut self.traffic, Content::Handshake, &message)?;
         self.traffic.updated()
     }
 
-    /// What is to be written.
+    /// Sealed bytes that wait to be written.
     pub(crate) fn pending(&self) -> &[u8] {
         self.outbox.pending()
     }
 
-    /// `count` bytes have been written.
+    /// Notes that `count` bytes have been written.
     pub(crate) fn written(&mut self, count: usize) {
         self.outbox.written(count);
     }
 
-    /// Seals the alert that tells the peer why we end the session, if it was us.
+    /// Seals the alert that tells the peer why we end the session, if we end it.
     pub(crate) fn explain(&mut self, error: &SessionError) {
         let reason = match error {
             SessionError::Tls { reason, judged_by: JudgedBy::Us } => *reason,
@@ -198,12 +199,13 @@ impl Channel {
         self.inbox.capacity() + self.outbox.capacity()
     }
 
-    /// Gives the receive buffer back if nothing is in it, and says so; voids the places of data handed out before.
+    /// Gives the receive buffer back if it is empty, and returns whether it was. Invalidates the
+    /// places of data handed out before.
     pub(crate) fn release_inbox(&mut self) -> bool {
         self.inbox.release()
     }
 
-    /// Gives the send buffer back if nothing is in it, and says so.
+    /// Gives the send buffer back if it is empty, and returns whether it was.
     pub(crate) fn release_outbox(&mut self) -> bool {
         self.outbox.release()
     }

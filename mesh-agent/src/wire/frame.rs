@@ -74,7 +74,7 @@ pub enum Frame<'a> {
 pub struct Open {
     /// The application's own socket at the source.
     pub source: SocketAddr,
-    /// What the application dialled: the service's address if it was one.
+    /// What the application dialled: the address of a service, if it dialled one.
     pub original_destination: SocketAddr,
     /// The application's port at the destination, if the TCP connection goes to the agents' port.
     pub destination_port: Option<NonZeroU16>,
@@ -100,7 +100,7 @@ pub struct SourcePod {
 pub struct Accepted {
     /// The destination pod's `metadata.uid`, where known.
     pub destination_pod_uid: Option<String>,
-    /// From where the TCP connection came, as the destination saw it. The answer to a path probe.
+    /// The source of the TCP connection, as the destination saw it. The answer to a path probe.
     pub seen_source: Option<SocketAddr>,
 }
 
@@ -182,7 +182,8 @@ impl<'a> Frame<'a> {
     }
 
     /// Appends the frame, type byte first. Texts beyond their limits are cut, so the result always
-    /// decodes again, with one exception: DATA that is empty or too long is the caller's mistake.
+    /// decodes again. The one exception is DATA that is empty or too long, which is the caller's
+    /// mistake.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Open(open) => open.encode(out),

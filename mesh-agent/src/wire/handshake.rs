@@ -32,9 +32,9 @@ use crate::identity::verifier::{PeerRejection, observed, spiffe_id_of};
 #[cfg(any(test, feature = "fuzz"))]
 pub(super) mod memory;
 
-/// Records that the receive buffer may hold while a message of the handshake is put together.
+/// Records that the receive buffer may hold while a handshake message is put together.
 const HANDSHAKE_RECORDS: usize = 5;
-/// Shown of a peer that does not speak TLS.
+/// How many bytes of a peer that does not speak TLS are shown.
 const SHOWN_BYTES: usize = 8;
 /// First bytes of a record that may begin a handshake: handshake, and alert (from a server).
 const FIRST_BYTES: [u8; 2] = [22, 21];
@@ -46,8 +46,8 @@ pub(super) struct Established {
     pub(super) info: TlsInfo,
 }
 
-/// Connects. The last flight of the client is left in the outbox, so that OPEN and the first data
-/// can go with it.
+/// Connects. The client's last flight stays in the outbox, so that OPEN and the first data can go
+/// with it.
 pub(super) async fn connect(
     tcp: &TcpStream,
     tls: &ClientTls,
@@ -99,10 +99,10 @@ struct Handshake {
     write_error: Option<io::Error>,
 }
 
-/// A handshake that has ended well, and yet does not lead to a session.
+/// A handshake that has ended well, but does not lead to a session.
 struct Unfit {
     error: HandshakeError,
-    /// What is to be said about it.
+    /// The alert that tells the peer.
     last: Outbox,
 }
 
@@ -144,7 +144,7 @@ impl Handshake {
         Ok(())
     }
 
-    /// Goes as far as the bytes received allow; whether the handshake is done.
+    /// Goes as far as the received bytes allow. Returns whether the handshake is done.
     fn progress(&mut self) -> Result<bool, HandshakeError> {
         loop {
             if self.wants_record && !self.show_next_record()? {
@@ -172,7 +172,7 @@ impl Handshake {
         wants.map_err(|error| judged_by_us(&error, rejection))
     }
 
-    /// Shows rustls one record more. `false` if it has not wholly arrived.
+    /// Shows rustls one more record. `false` if it has not wholly arrived.
     fn show_next_record(&mut self) -> Result<bool, HandshakeError> {
         let unused = self.inbox.unused();
         if let Some(first) = unused.first()
@@ -187,7 +187,7 @@ impl Handshake {
         let arrived = match record::length(rest) {
             Ok(Some(length)) if length <= rest.len() => length,
             Ok(_) => return Ok(false),
-            // rustls finds the same fault and sends the alert that goes with it.
+            // rustls finds the same fault and sends the alert for it.
             Err(_oversized) => rest.len(),
         };
         self.shown += arrived;
@@ -199,8 +199,8 @@ impl Handshake {
         self.common().protocol_version().is_some()
     }
 
-    /// Writes what rustls wants to say. An error is kept until the peer's last words are read: an
-    /// alert that explains it may be waiting.
+    /// Writes what rustls wants to send. An error is kept until the peer's last words are read,
+    /// because an alert that explains it may be waiting.
     async fn flush(&mut self, tcp: &TcpStream) {
         while !self.outbox.pending().is_empty() {
             let pending = self.outbox.pending();
@@ -240,14 +240,14 @@ impl Handshake {
         }
     }
 
-    /// After an error, rustls still has the alert that tells the peer, and gives it out before it
-    /// looks at any byte. It must not look: judging the bytes again, it would panic (found by
-    /// `no_changed_byte_is_accepted`, rustls 0.23.46).
+    /// Collects the alert that tells the peer of an error. After an error, rustls gives the alert
+    /// out before it looks at any byte. It must not look: judging the bytes again, it would panic
+    /// (found by `no_changed_byte_is_accepted`, rustls 0.23.46).
     fn collect_alert(&mut self) {
         while self.common().wants_write() && matches!(self.step(), Ok(Wants::Again)) {}
     }
 
-    /// Writes what is left to say on the way to a session, or instead of one.
+    /// Writes what is left to send before a session begins, or instead of one.
     async fn hand_over(mut self, tcp: &TcpStream) -> Result<Established, HandshakeError> {
         if let Tls::Server(_) = self.tls {
             self.flush(tcp).await;
@@ -288,7 +288,7 @@ impl Handshake {
         let peer = peer?;
         let info = info.ok_or_else(|| internal("no parameters"))?;
         if !has_alpn {
-            // rustls lets a client pass that offers no protocol at all.
+            // rustls accepts a client that offers no protocol at all.
             let alert = [2, TlsReason::NoAlpn.alert()];
             self.outbox.seal(&mut traffic, Content::Alert, &alert).ok();
             let error = tls_error(TlsReason::NoAlpn, String::new());
@@ -321,7 +321,7 @@ impl Tls {
     }
 }
 
-/// Moves what rustls has made into the outbox and says how to go on.
+/// Moves what rustls has made into the outbox and returns how to go on.
 fn advance<D>(
     status: UnbufferedStatus<'_, '_, D>,
     outbox: &mut Outbox,
@@ -341,12 +341,13 @@ fn advance<D>(
             Ok(Wants::Again)
         }
         Ok(ConnectionState::TransmitTlsData(transmit)) => {
-            transmit.done(); // it lies in the outbox, in order
+            transmit.done(); // it is in the outbox, in order
             Ok(Wants::Again)
         }
         Ok(ConnectionState::BlockedHandshake) => Ok(Wants::Record),
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Wants::Nothing),
-        // We show one record at a time and stop at the last of the handshake, and never offer 0-RTT.
+        // We show one record at a time, stop at the last one of the handshake, and never offer
+        // 0-RTT.
         Ok(_) => Err(rustls::Error::HandshakeNotComplete),
     };
     (discard, wants)

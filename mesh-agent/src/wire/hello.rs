@@ -1,8 +1,8 @@
-//! Looks at the first bytes of a connection without taking them: is this an agent calling?
+//! Looks at the first bytes of a connection without taking them: does an agent call?
 //!
-//! Needed where a connection comes from a mesh source port of somebody we have not heard of
-//! (DESIGN.md, "How a receiver knows that TLS follows"). An application may speak TLS itself; what
-//! tells an agent is the ALPN in its `ClientHello` (RFC 8446 §4.1.2, RFC 7301 §3.1).
+//! Needed where a connection comes from a mesh source port of a peer that we have not heard of
+//! (DESIGN.md, "How a receiver knows that TLS follows"). An application may speak TLS itself; the
+//! ALPN in its `ClientHello` identifies an agent (RFC 8446 §4.1.2, RFC 7301 §3.1).
 
 use crate::identity::tls::ALPN;
 
@@ -13,13 +13,14 @@ pub enum Hello {
     Incomplete,
     /// An agent: a `ClientHello` that offers `nodemesh/1`.
     Mesh,
-    /// Somebody else's `ClientHello`.
+    /// The `ClientHello` of another TLS client.
     OtherTls,
     /// No TLS.
     NotTls,
 }
 
-/// So many bytes are enough to tell: our `ClientHello` has about 1,400, with a key share of 1,216.
+/// This many bytes are enough to tell: our `ClientHello` has about 1,400, with a key share of
+/// 1,216.
 pub const MAX_BYTES: usize = 4096;
 
 const RECORD_HANDSHAKE: u8 = 22;
@@ -36,14 +37,15 @@ pub fn look(bytes: &[u8]) -> Hello {
         true => match offers_mesh(Cursor(bytes.get(3..).unwrap_or_default())) {
             Ok(true) => Hello::Mesh,
             Ok(false) | Err(Stop::NotOurs) => Hello::OtherTls,
-            // What a longer look could not have told either is not ours.
+            // A longer look could not decide either, so it is not ours.
             Err(Stop::Short) if bytes.len() >= MAX_BYTES => Hello::OtherTls,
             Err(Stop::Short) => Hello::Incomplete,
         },
     }
 }
 
-/// The first six bytes, as many as there are: handshake record, version 3.x, `ClientHello`.
+/// Checks the first six bytes, or as many as there are: handshake record, version 3.x,
+/// `ClientHello`.
 fn begins_like_tls(bytes: &[u8]) -> bool {
     let fits = |at: usize, expected: u8| bytes.get(at).is_none_or(|&byte| byte == expected);
     fits(0, RECORD_HANDSHAKE) && fits(1, 3) && fits(5, CLIENT_HELLO)

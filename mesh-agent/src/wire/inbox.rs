@@ -1,4 +1,4 @@
-//! Bytes received and not yet used: whole records are opened where they lie.
+//! Bytes received and not yet used. Whole records are opened in place.
 
 use std::ops::Range;
 
@@ -32,8 +32,8 @@ impl Inbox {
         self.buffer.get_mut(self.start..end).unwrap_or_default()
     }
 
-    /// The whole record that comes next, and its place in the buffer. It counts as used; its bytes
-    /// stay where they are until [`Inbox::spare`] is called.
+    /// The next whole record, and its place in the buffer. It counts as used; its bytes stay where
+    /// they are until [`Inbox::spare`] is called.
     pub(super) fn take_record(&mut self) -> Result<Option<Record<'_>>, TlsReason> {
         let Some(length) = record::sealed_length(self.unused())? else {
             return Ok(None);
@@ -52,13 +52,13 @@ impl Inbox {
         self.start = self.start.saturating_add(count).min(self.end);
     }
 
-    /// What lies at a place given by [`Inbox::take_record`].
+    /// The bytes at a place given by [`Inbox::take_record`].
     pub(super) fn at(&self, range: Range<usize>) -> &[u8] {
         self.buffer.get(range).unwrap_or_default()
     }
 
     /// Room to receive into, in a buffer of `records` records. Moves the unused bytes to the front,
-    /// so places given before are void. Empty if even that leaves no room.
+    /// so places given before are invalid. Empty if even that leaves no room.
     pub(super) fn spare(&mut self, records: usize) -> &mut [u8] {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -82,7 +82,7 @@ impl Inbox {
         self.buffer.get_mut(self.end..size).unwrap_or_default()
     }
 
-    /// `count` bytes have been received into the room.
+    /// Notes that `count` bytes have been received into the room.
     pub(super) fn received(&mut self, count: usize) {
         self.end = self.end.saturating_add(count).min(self.buffer.len());
     }
@@ -92,7 +92,8 @@ impl Inbox {
         self.buffer.capacity()
     }
 
-    /// Gives the buffer back if nothing is in it, and says so. Places given before are void.
+    /// Gives the buffer back if it is empty, and returns whether it was. Places given before are
+    /// invalid.
     pub(super) fn release(&mut self) -> bool {
         let is_empty = self.start == self.end;
         if is_empty {

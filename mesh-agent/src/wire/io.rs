@@ -97,13 +97,13 @@ pub(crate) fn shutdown_write(tcp: &TcpStream) -> io::Result<()> {
     SockRef::from(tcp).shutdown(std::net::Shutdown::Write)
 }
 
-/// How long last words may take: they explain, but nobody waits for them longer.
+/// How long last words may take: they explain the end, but are not worth a longer wait.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// What a peer may still send before we stop listening to it.
+/// How much a peer may still send before we stop reading.
 const LAST_WORDS_IGNORED_BYTES: usize = 256 * 1024;
 
-/// Writes `bytes`, ends our direction and reads until the peer has ended its own. Closing at once
-/// with unread bytes would send a reset that can destroy the very words that explain the end.
+/// Writes `bytes`, ends our direction and reads until the peer has ended its own. To close at once
+/// with unread bytes would send a reset, which can destroy the words that explain the end.
 pub(crate) async fn last_words(tcp: &TcpStream, bytes: &[u8]) {
     let farewell = async {
         let mut rest = bytes;
@@ -122,6 +122,6 @@ pub(crate) async fn last_words(tcp: &TcpStream, bytes: &[u8]) {
         }
         Ok::<(), io::Error>(())
     };
-    // Best effort: the reason has been recorded on this side already.
+    // Best effort: this side has recorded the reason already.
     timeout_at(Instant::now() + LAST_WORDS, farewell).await.ok();
 }

@@ -3,9 +3,9 @@
 //! [`frame`] is the pure encoding, [`reason`] every way to fail and its code, [`Session`] a TLS
 //! session that carries one application connection at a time.
 //!
-//! rustls does the handshake and keeps the key schedule; records are sealed and opened here, in
-//! place, in our own buffers (`record`): rustls' own record layer copies each record at least once
-//! per direction and does not keep record boundaries, which are our frames.
+//! rustls does the handshake and keeps the key schedule. Records are sealed and opened here, in
+//! place, in our own buffers (`record`). rustls' own record layer copies each record at least once
+//! per direction, and does not keep record boundaries, which are our frames.
 
 pub(crate) mod buffers;
 mod channel;

@@ -1,7 +1,8 @@
 //! Records sealed and not yet written.
 //!
-//! Application data is read straight to where it is sealed: the buffer is laid out in strides of one
-//! record each, with gaps for header, type byte and tag, and one vectored read fills several.
+//! Application data is read directly into the place where it is sealed. The buffer is laid out in
+//! strides of one record each, with gaps for header, type byte and tag, and one vectored read fills
+//! several.
 
 use std::array;
 use std::io::IoSliceMut;
@@ -15,9 +16,9 @@ use super::traffic::Traffic;
 /// Records of application data per read and per write, at most.
 pub(crate) const MAX_RECORDS: usize = 8;
 
-/// Before the data of a frame: the record's header and the frame's type.
+/// Bytes before the data of a frame: the record's header and the frame's type.
 const BEFORE: usize = HEADER_BYTES + 1;
-/// A full DATA record. A buffer has room for so many as it has units.
+/// A full DATA record. A buffer has room for as many strides as it has units.
 const STRIDE: usize = BEFORE + MAX_PAYLOAD_BYTES + TRAILER_BYTES;
 const _: () = assert!(STRIDE <= UNIT_BYTES);
 
@@ -30,12 +31,12 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// What is to be written.
+    /// Sealed bytes that wait to be written.
     pub(super) fn pending(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// `count` bytes have been written.
+    /// Notes that `count` bytes have been written.
     pub(super) fn written(&mut self, count: usize) {
         self.start = self.start.saturating_add(count).min(self.end);
         if self.start == self.end {
@@ -71,7 +72,7 @@ impl Outbox {
     }
 
     /// Room for the data of `records` records, to be filled in order and sealed by
-    /// [`Outbox::seal_data`]; slices beyond them are empty.
+    /// [`Outbox::seal_data`]. Slices beyond them are empty.
     pub(super) fn data_slices(&mut self, records: usize) -> [IoSliceMut<'_>; MAX_RECORDS] {
         let records = records.clamp(1, MAX_RECORDS);
         if self.end == 0 && self.buffer.len() > 2 * records * UNIT_BYTES {
@@ -112,7 +113,7 @@ impl Outbox {
         self.buffer.capacity()
     }
 
-    /// Gives the buffer back if nothing is in it, and says so.
+    /// Gives the buffer back if it is empty, and returns whether it was.
     pub(super) fn release(&mut self) -> bool {
         let is_empty = self.start == self.end;
         if is_empty {
@@ -146,7 +147,8 @@ impl Outbox {
 mod tests {
     use super::*;
 
-    /// A connection's memory is bounded, also when a stream begins behind a handshake's last flight.
+    /// A connection's memory is bounded, also when a stream begins behind a handshake's last
+    /// flight.
     #[test]
     fn growing_takes_no_more_than_it_needs() {
         let mut outbox = Outbox::default();

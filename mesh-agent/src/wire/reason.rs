@@ -1,8 +1,8 @@
 //! Every way in which a connection between two agents can fail, each with a name.
 //!
-//! Three questions are answered for each: what to call it (`as_code`, stable, seen in flows, metrics
-//! and logs), what to tell people (`Display`, with the likely cause), and whose fault it is
-//! ([`Fault`]). docs/wire.md has the tables; a test holds them against this file.
+//! Each has three properties: its name (`as_code`, stable, seen in flows, metrics and logs), a text
+//! for people (`Display`, with the likely cause), and the party at fault ([`Fault`]). docs/wire.md
+//! has the tables; a test compares them with this file.
 
 mod refusal;
 mod session;
@@ -12,12 +12,12 @@ pub use refusal::{Refusal, ResetCode};
 pub use session::{HandshakeError, SessionError, StateError};
 pub use tls::{JudgedBy, TlsReason};
 
-/// Who has to act for a failure to go away.
+/// The party that has to act for a failure to go away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The other agent, or the network to it.
     Peer,
-    /// Whoever runs the mesh: policy, certificates, clocks, versions.
+    /// The operator of the mesh: policy, certificates, clocks, versions.
     Configuration,
     /// This agent.
     Us,

@@ -1,8 +1,8 @@
 //! The TLS 1.3 record layer: sealing and opening one record, in place (RFC 8446 §5.2 to §5.5).
 //!
 //! A record is `23 3 3 length` and the encrypted `content ‖ type ‖ zeros` with a 16-byte tag. The
-//! keys come from rustls; the nonce is the sequence number xored into the IV, so each number is
-//! used once per key. Played against plain rustls in `tests/plain_rustls.rs`.
+//! keys come from rustls. The nonce is the sequence number xored into the IV, so each number is
+//! used once per key. `tests/plain_rustls.rs` tests it against plain rustls.
 
 use std::ops::Range;
 
@@ -49,7 +49,7 @@ impl Content {
 }
 
 /// The length of the record that begins at the start of `bytes`, header included, once its header
-/// is there. Of any type: in a handshake, also unencrypted records come.
+/// is there. The record may have any type: a handshake also has unencrypted records.
 ///
 /// # Errors
 /// A length that no record may have.
@@ -64,7 +64,7 @@ pub(super) fn length(bytes: &[u8]) -> Result<Option<usize>, TlsReason> {
     Ok(Some(HEADER_BYTES + sealed))
 }
 
-/// As [`length`], of a record that must be encrypted: anything else is known by its first byte.
+/// As [`length`], for a record that must be encrypted: its first byte shows any other record.
 pub(super) fn sealed_length(bytes: &[u8]) -> Result<Option<usize>, TlsReason> {
     match bytes.first() {
         Some(outer) if Some(outer) != OUTER.first() => Err(TlsReason::UnexpectedMessage),
@@ -126,8 +126,8 @@ impl Sealer {
         self.limit.saturating_sub(self.key.sequence)
     }
 
-    /// Seals `record` in place: five bytes for the header, the content, seventeen bytes for type
-    /// and tag.
+    /// Seals `record` in place. It holds five bytes for the header, the content, and seventeen
+    /// bytes for type and tag.
     pub(super) fn seal(&mut self, record: &mut [u8], content: Content) -> Result<(), TlsReason> {
         self.seal_as(record, content.to_wire())
     }
@@ -165,10 +165,10 @@ impl Opener {
         Ok(Self { key: Key::new(secrets)? })
     }
 
-    /// Opens `record` (header included) in place; says what it contains and where in `record`.
+    /// Opens `record` (header included) in place. Returns what it contains and where in `record`.
     ///
     /// # Errors
-    /// Not encrypted, altered, too long, or without a type that may come now.
+    /// The record is not encrypted, was altered, is too long, or has no type that may come now.
     pub(super) fn open(&mut self, record: &mut [u8]) -> Result<(Content, Range<usize>), TlsReason> {
         let (header, sealed) =
             record.split_first_chunk_mut::<HEADER_BYTES>().ok_or(TlsReason::MalformedMessage)?;

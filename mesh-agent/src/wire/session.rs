@@ -1,4 +1,4 @@
-//! A TLS session between two agents: it outlives the application connections that it carries, one
+//! A TLS session between two agents. It outlives the application connections that it carries, one
 //! at a time.
 
 use std::fmt;
@@ -16,11 +16,12 @@ use super::io::{last_words, poll_read, poll_write};
 use super::reason::{HandshakeError, SessionError, StateError};
 use crate::identity::{ClientTls, ServerTls, SpiffeId};
 
-/// An authenticated TLS session. Dropping it cuts it off: a connection that it carries is then
-/// truncated for the peer, never cleanly ended.
+/// An authenticated TLS session. Dropping it cuts it off: the peer then sees the connection that it
+/// carries truncated, never cleanly ended.
 pub struct Session {
     pub(crate) tcp: TcpStream,
-    /// Boxed: a session is moved from task to task, and a connection's future is its memory.
+    /// Boxed, because a session is moved from task to task, and a connection's future is its
+    /// memory.
     pub(crate) channel: Box<Channel>,
     own: SpiffeId,
     peer: SpiffeId,
@@ -30,7 +31,7 @@ pub struct Session {
 /// What the two sides have agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsInfo {
-    /// Always `TLSv1_3`; said because people look for it.
+    /// Always `TLSv1_3`; stated because people look for it.
     pub version: &'static str,
     /// The cipher suite, by its IANA name without `TLS_`… as rustls prints it.
     pub cipher: &'static str,
@@ -42,8 +43,8 @@ impl Session {
     /// Makes a session over a connected socket. The client's last flight is held back so that OPEN
     /// and the first data can travel with it; [`Session::flush`] sends it alone.
     ///
-    /// The server has not yet judged our certificate when this returns: if it refuses it, that is
-    /// an error of the first receive.
+    /// The server has not yet judged our certificate when this returns. If it refuses the
+    /// certificate, the first receive returns the error.
     ///
     /// # Errors
     /// Which side did not accept the other and why, or that there was no TLS at all.
@@ -112,9 +113,9 @@ impl Session {
         self.channel.is_idle()
     }
 
-    /// Seals OPEN, to be written with what follows or by [`Session::flush`]. The answer may be
-    /// awaited with [`Session::recv_accepted`], or left to the relay, which then carries the first
-    /// data without waiting for it.
+    /// Seals OPEN, to be written with what follows or by [`Session::flush`]. Wait for the answer
+    /// with [`Session::recv_accepted`], or leave that to the relay, which carries the first data
+    /// without waiting.
     ///
     /// # Errors
     /// A connection is being carried, or we are the server.
@@ -133,7 +134,7 @@ impl Session {
     /// Refuses the connection that OPEN asked for, and ends the session.
     ///
     /// # Errors
-    /// There is no OPEN to answer. That the peer has not heard is no error.
+    /// There is no OPEN to answer. It is no error if the peer does not hear.
     ///
     /// # Cancel safety
     /// Dropping the future may cut the words short; the peer then sees the session truncated.
@@ -147,7 +148,7 @@ impl Session {
     /// Waits for the next connection on this session.
     ///
     /// # Errors
-    /// [`SessionError::Closed`] when the peer closes an idle session; else what broke it.
+    /// [`SessionError::Closed`] when the peer closes an idle session; otherwise what broke it.
     ///
     /// # Cancel safety
     /// Safe: nothing received is lost.
@@ -187,8 +188,8 @@ impl Session {
         Ok(())
     }
 
-    /// Changes our key, and with `ask` the peer's as well (RFC 8446 §4.6.3). Happens by itself long
-    /// before a key has protected too much; this is for tests and operators.
+    /// Changes our key, and with `ask` the peer's as well (RFC 8446 §4.6.3). This happens by itself
+    /// long before a key has protected too much; the function is for tests and operators.
     ///
     /// # Errors
     /// rustls could not derive the next key.
@@ -196,8 +197,8 @@ impl Session {
         self.channel.update_keys(ask)
     }
 
-    /// Waits until an idle session ends, which it does for every reason that [`SessionError`] has:
-    /// a pool awaits this beside its own time limits.
+    /// Waits until an idle session ends, for any reason that [`SessionError`] has. A pool awaits
+    /// this beside its own time limits.
     ///
     /// # Cancel safety
     /// Safe: the session can be used afterwards.
@@ -222,7 +223,7 @@ impl Session {
         timeout_at(deadline, self.next()).await.unwrap_or(Err(SessionError::TimedOut))
     }
 
-    /// The next thing the peer says; what we had to say goes first.
+    /// The next thing that the peer sends. Writes what we have sealed first.
     pub(crate) async fn next(&mut self) -> Result<Received, SessionError> {
         let write_error = self.write_pending().await.err();
         loop {
@@ -262,7 +263,7 @@ impl Session {
         Ok(())
     }
 
-    /// After a failed write: the alert that explains it, if the peer has left one.
+    /// After a failed write: the alert that explains it, if the peer has sent one.
     async fn last_heard(&mut self, write_error: SessionError) -> SessionError {
         let read = async {
             loop {
@@ -280,7 +281,7 @@ impl Session {
         timeout_at(limit, read).await.ok().flatten().unwrap_or(write_error)
     }
 
-    /// A frame that may come, but not here: the caller awaited another one.
+    /// Handles a frame that may come, but not here: the caller awaited another one.
     async fn unexpected(&mut self, received: &Received) -> SessionError {
         let error = match received {
             Received::Closed => return SessionError::Closed,
@@ -295,7 +296,7 @@ impl Session {
         error
     }
 
-    /// Tells the peer why we end the session, if it does not know.
+    /// Tells the peer why we end the session, unless it knows.
     async fn explain(&mut self, error: &SessionError) {
         self.channel.explain(error);
         if !self.channel.pending().is_empty() {
@@ -325,7 +326,8 @@ impl TlsInfo {
     }
 }
 
-/// A failed read: a reset is the peer's agent dying or something on the way, not our network.
+/// Turns a failed read into an error: a reset means that the peer's agent died or something on the
+/// path cut the session; our own network did not fail.
 pub(crate) fn cut_off(error: io::Error) -> SessionError {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => SessionError::Truncated,

@@ -1,4 +1,4 @@
-//! Which frame may come when (docs/wire.md, states). Pure: no bytes, no sockets.
+//! Which frame may come when (docs/wire.md, states). Pure logic: no bytes, no sockets.
 
 use super::reason::StateError;
 

@@ -47,7 +47,7 @@ impl Mesh {
         Self { configs, web, cart, ca, directory }
     }
 
-    /// Where the CA lies.
+    /// The CA's directory.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -57,7 +57,7 @@ impl Mesh {
         self.ca.anchors()
     }
 
-    /// Takes up what was written to the file of anchors.
+    /// Reloads the file of anchors.
     pub(crate) fn reload_anchors(&self) {
         self.ca.reload().unwrap();
     }
@@ -75,26 +75,27 @@ impl Mesh {
         certified(vec![leaf.into()], &key)
     }
 
-    /// `web`, or who claims to be, calling `cart` with that certificate.
+    /// The client `web` (or a client that claims to be `web`), with that certificate, calling
+    /// `cart`.
     pub(crate) fn client_with(&self, key: Arc<CertifiedKey>) -> ClientTls {
         altered_client(&self.client(), |config| {
             config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(key));
         })
     }
 
-    /// `cart`, or who claims to be, being called.
+    /// The server `cart` (or a server that claims to be `cart`), with that certificate.
     pub(crate) fn server_with(&self, key: Arc<CertifiedKey>) -> ServerTls {
         altered_server(&self.server(), |config| {
             config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
         })
     }
 
-    /// `web` calling `cart`.
+    /// The client `web`, calling `cart`.
     pub(crate) fn client(&self) -> ClientTls {
         self.configs.client(&self.web, Some(&self.cart)).unwrap()
     }
 
-    /// `cart` being called.
+    /// The server `cart`.
     pub(crate) fn server(&self) -> ServerTls {
         self.configs.server(&self.cart).unwrap()
     }
@@ -120,14 +121,14 @@ impl Mesh {
     }
 }
 
-/// A copy with one thing changed, to play a client that is not as it should be.
+/// A copy with one thing changed, to play a misbehaving client.
 pub(crate) fn altered_client(tls: &ClientTls, change: impl FnOnce(&mut ClientConfig)) -> ClientTls {
     let mut altered = tls.clone();
     change(Arc::make_mut(&mut altered.config));
     altered
 }
 
-/// A copy with one thing changed, to play a server that is not as it should be.
+/// A copy with one thing changed, to play a misbehaving server.
 pub(crate) fn altered_server(tls: &ServerTls, change: impl FnOnce(&mut ServerConfig)) -> ServerTls {
     let mut altered = tls.clone();
     change(Arc::make_mut(&mut altered.config));

@@ -1,10 +1,10 @@
 //! Type-length-value fields inside a frame: one byte type, two bytes length (big endian), value.
 //!
-//! Types below 0x80 must be understood, the others may be skipped; none may come twice.
+//! Types below 0x80 must be understood, the others may be skipped. No type may come twice.
 
 use super::frame::FrameError;
 
-/// Types from here on may be skipped by who does not know them.
+/// From this type on, a reader may skip types that it does not know.
 pub(super) const IGNORABLE: u8 = 0x80;
 /// Type and length.
 const HEADER_BYTES: usize = 3;

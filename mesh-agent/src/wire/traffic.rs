@@ -13,7 +13,7 @@ use super::record::{Content, Opener, Sealer};
 
 /// As rustls and BoringSSL: more key updates than this without data in between are an attack.
 const MAX_UPDATES_WITHOUT_DATA: u32 = 32;
-/// Tickets are ignored; a peer that sends more than this is not of ours.
+/// Tickets are ignored; a peer that sends more than this is not one of our agents.
 const MAX_TICKETS: u32 = 16;
 /// A handshake message after the handshake is at most this long (a ticket; RFC 8446 §4.6.1).
 const MAX_MESSAGE_BYTES: usize = 8 * 1024;
@@ -57,7 +57,7 @@ impl Kernel {
 pub(super) enum Opened {
     /// One frame, at this place in the record.
     Frame(Range<usize>),
-    /// Something between TLS and TLS.
+    /// A TLS message that carries no frame (KeyUpdate, ticket, `user_canceled`).
     Nothing,
     /// The peer closes the session properly.
     CloseNotify,

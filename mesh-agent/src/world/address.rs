@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-/// Parses an address of a pod, endpoint or service; IPv4-mapped IPv6 becomes IPv4, so that one
+/// Parses an address of a pod, endpoint or service. IPv4-mapped IPv6 becomes IPv4, so that one
 /// address has one form everywhere (a Java client dials `::ffff:10.0.0.1` and means 10.0.0.1).
 ///
-/// Loopback, unspecified and multicast addresses are refused: Kubernetes refuses them for endpoints
-/// as well (`ValidateNonSpecialIP`), and an announced 127.0.0.1 would redirect somebody's localhost.
+/// Loopback, unspecified and multicast addresses are refused. Kubernetes refuses them for endpoints
+/// as well (`ValidateNonSpecialIP`), and an announced 127.0.0.1 would redirect a pod's localhost.
 ///
 /// Errors: one sentence that quotes the text.
 pub fn parse_address(text: &str) -> Result<IpAddr, String> {

@@ -1,7 +1,7 @@
 //! `MeshNode`: what a node's agent says it has captured.
 //!
-//! One object per node, in Kubernetes cluster-scoped and in file mode a file, with one form.
-//! Unknown fields are ignored, since two versions of the agent talk during an upgrade.
+//! One object per node with one form: cluster-scoped in Kubernetes, a file in file mode. Unknown
+//! fields are ignored, since two versions of the agent talk during an upgrade.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,15 +14,16 @@ use super::names::{NodeName, PodUid, check_label, check_subdomain};
 use super::ports::PortSet;
 use super::settings::Mode;
 
-/// Most pods that one node may announce: as many as one agent can capture (`limits::LOCAL_PODS`). It is a node's share of every
-/// other agent's memory and tables.
+/// Most pods that one node may announce: as many as one agent can capture (`limits::LOCAL_PODS`).
+/// It is a node's share of every other agent's memory and tables.
 const MAX_PODS: usize = 1024;
 /// Most addresses of one pod; Kubernetes gives at most two.
 const MAX_ADDRESSES: usize = 4;
 /// Most addresses of all pods of a node: two for each.
 const MAX_ADDRESSES_OF_NODE: usize = 2 * MAX_PODS;
-/// Most pairs of an address and a port that its pods' exceptions may come to, all together: twice what 110 pods of two addresses
-/// can have, so that nobody who writes annotations gets there. Each pair is an entry in tables of every other agent.
+/// Most pairs of an address and an excepted port over all pods of a node. It is twice what 110 pods
+/// of two addresses can have, so that no author of annotations reaches it. Each pair is an entry in
+/// tables of every other agent.
 const MAX_PORTS: usize = 1 << 20;
 const MAX_SHORT_TEXT_BYTES: usize = 253;
 /// Most trust anchors that one node may name; a change of CA needs two.
@@ -47,8 +48,8 @@ pub struct MeshNode {
     pub pods: Vec<AnnouncedPod>,
 }
 
-/// A node's CAs, each by the SHA-256 of its certificate, hexadecimal. Nobody trusts a CA for it: it says only who is to be
-/// waited for, and named, when CAs change.
+/// A node's CAs, each by the SHA-256 of its certificate, hexadecimal. No agent trusts a CA because
+/// it is listed here. The list only says which nodes a change of CA waits for and names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AnnouncedCa {
@@ -83,11 +84,11 @@ pub struct AnnouncedPod {
     /// Ports on which it is not in the mesh.
     #[serde(default, skip_serializing_if = "PortSet::is_empty")]
     pub exclude_ports: PortSet,
-    /// Ports on which it takes plaintext although it is strict: TLS that arrives otherwise than it was sent reaches the
-    /// application there.
+    /// Ports on which it takes plaintext although it is strict. There, mesh TLS whose source
+    /// address or port was changed on the way reaches the application.
     #[serde(default, skip_serializing_if = "PortSet::is_empty")]
     pub permissive_ports: PortSet,
-    /// Rises with every change of this entry, so that a peer can say what it has seen.
+    /// Rises with every change of this entry, so that a peer can say which version it has seen.
     #[serde(default)]
     pub generation: u64,
 }

@@ -1,6 +1,6 @@
-//! For how long an announcement is in force: until the node itself says otherwise. Other accounts may delete a `MeshNode` or
-//! a Node, or change the boot that a Node says, while the pods run on. Then what was announced holds pod by pod, as long as
-//! Pod objects bear it out.
+//! How long an announcement is in force: until the node itself says otherwise. Other accounts may
+//! delete a `MeshNode` or a Node, or change the boot in a Node's status, while the pods run on. The
+//! announcement then holds pod by pod, as long as Pod objects confirm it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -13,16 +13,17 @@ use super::objects::{Objects, PodObject};
 use super::origin::{FieldError, Origin};
 use super::problem::{Problem, ProblemCode};
 
-/// The pods of a node that have not ended, with the addresses that their objects have. One without addresses has not been
-/// given any yet, or cannot be read: it bears out whatever is announced of it.
+/// The pods of a node that have not ended, with the addresses in their objects. A pod without
+/// addresses has not been given any yet, or its addresses cannot be read; it confirms whatever is
+/// announced of it.
 pub type NodePods = HashMap<PodUid, Vec<IpAddr>>;
 
 /// What has been found out about a node's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The announcement that was in question: of another one this says nothing.
+    /// The announcement that was in question. The answer says nothing about any other.
     pub about: Arc<MeshNode>,
-    /// The node's pods, as they were after it had come into question.
+    /// The node's pods, read after the announcement had come into question.
     pub pods: NodePods,
 }
 
@@ -33,7 +34,7 @@ pub type Answers = BTreeMap<NodeName, Answer>;
 pub struct InForce<'a> {
     /// By node.
     pub announcements: Cow<'a, Announcements>,
-    /// The announcements of which it is in question which pods are still there.
+    /// The announcements for which it is open which of their pods are still there.
     pub in_question: Announcements,
     /// What is wrong with them.
     pub problems: Vec<Problem>,
@@ -46,14 +47,17 @@ pub fn add_pod(pods: &mut NodePods, pod: &PodObject) {
     }
 }
 
-/// What is in force of what is `told` now, and of what was in force `before`.
+/// What is in force, from what is `told` now and from what was in force `before`.
 ///
-/// - What a node says in the boot that its Node object says, or of which no Node object says the boot, is in force.
-/// - Else the node does not speak for itself now: its `MeshNode` is not there, or is of another boot. Its last word is in
-///   force for the addresses of pods that Pod objects bear out; for all of them until that is known. What is of another boot
-///   does not take the place of a word in the one that the Node object says.
+/// - An announcement is in force if its boot is that of the Node object, or if no Node object says
+///   a boot.
+/// - Otherwise the node does not speak for itself now: its `MeshNode` is gone, or is of another
+///   boot. Its last announcement stays in force for the addresses that Pod objects confirm, and for
+///   all of them until the Pod objects are known. An announcement of another boot does not replace
+///   one of the boot that the Node object says.
 ///
-/// A node withdraws by announcing no pod. `answers` say which pods there are; `None` if `objects` have all of them.
+/// A node withdraws by announcing no pod. `answers` say which pods there are; `None` means that
+/// `objects` have all of them.
 pub fn in_force<'a>(
     told: &'a Announcements,
     before: &Announcements,
@@ -83,7 +87,8 @@ pub fn in_force<'a>(
         } else if !held.pods.is_empty() {
             problems.push(missing(name, held.pods.len()));
         }
-        // What is told stays the question whatever is answered; what is remembered is what was answered last.
+        // An announcement that the node still makes stays the question, whatever the answers. A
+        // remembered one is reduced to the part that the last answer confirmed.
         let question = if now == Some(said) { said } else { &held };
         if !question.pods.is_empty() {
             in_question.insert(name.clone(), Arc::clone(question));
@@ -105,7 +110,7 @@ fn pods_of(objects: &Objects, node: &NodeName) -> NodePods {
     pods
 }
 
-/// The part of an announcement that a node's pods bear out.
+/// The part of an announcement that a node's pods confirm.
 fn borne_out(said: &Arc<MeshNode>, pods: &NodePods) -> Arc<MeshNode> {
     let still = |pod: &AnnouncedPod| {
         let known = pods.get(&pod.uid)?;
@@ -244,12 +249,13 @@ mod tests {
         let answers = Answers::from([(name.clone(), Answer { about, pods })]);
         let known = in_force(&nothing, &before, &objects, Some(&answers));
         assert_eq!(held(&known).0, ["10.0.1.4"]);
-        // What is remembered now is another announcement: an answer to the earlier one says nothing about it.
+        // The remembered announcement is another one now: an answer to the earlier one says nothing
+        // about it.
         let less = known.announcements.into_owned();
         assert_eq!(known.in_question, less);
         let again = in_force(&nothing, &less, &objects, Some(&answers));
         assert_eq!((held(&again).0, &again.in_question), (vec!["10.0.1.4".to_owned()], &less));
-        // An honest agent whose Node says a false boot goes on: what it announces anew holds, too.
+        // An honest agent whose Node says a false boot goes on: its new announcements hold, too.
         let mut objects = Objects::default();
         objects.insert_node(node("node2", Some("false")));
         let told = announcements(&[("node2", &[("e", "10.0.1.5")])]);

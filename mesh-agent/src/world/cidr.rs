@@ -29,7 +29,8 @@ impl Cidr {
         parsed.ok_or_else(|| format!("{text:?} is not a range of IP addresses"))
     }
 
-    /// The range of this prefix length that an address lies in; a longer prefix than the address has counts as the whole.
+    /// The range of this prefix length around an address. A prefix longer than the address counts
+    /// as the whole address.
     pub(super) fn around(address: IpAddr, length: u8) -> Self {
         match address {
             IpAddr::V4(v4) => {
@@ -57,7 +58,7 @@ impl Cidr {
         self.first
     }
 
-    /// How many bits all its addresses have in common, counted in the form that has 128: IPv4 as IPv4-mapped.
+    /// How many leading bits all its addresses share, counted in 128-bit form: IPv4 as IPv4-mapped.
     pub fn length_of_128(&self) -> u8 {
         if self.first.is_ipv4() { self.length + 96 } else { self.length }
     }
@@ -68,7 +69,7 @@ impl Cidr {
     }
 }
 
-/// Ranges in which an address can be looked for quickly, however many they are.
+/// Ranges with a quick search for an address, however many ranges there are.
 pub struct Cover<'a> {
     ranges: &'a BTreeSet<Cidr>,
     /// Families and lengths that occur.

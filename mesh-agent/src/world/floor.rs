@@ -1,4 +1,4 @@
-//! What holds of a pod at least, whatever its object says.
+//! The least protection that stays in force for a pod, whatever its object says.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::origin::Origin;
 use super::ports::PortSet;
 use super::settings::{Declaration, MeshLabel, Mode, Settings};
 
-/// How closed a pod is. Nobody may open it further by knowledge that is older than this.
+/// How closed a pod is. Knowledge older than this must not open it further.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Floor {
     /// The mode.
@@ -35,8 +35,8 @@ impl Floor {
 }
 
 impl Floor {
-    /// What is in force for a pod of which something cannot be read and nothing earlier is known: what the floor says in its
-    /// place, and of what can be read what opens no more.
+    /// The settings for a pod with an unreadable setting and no earlier value. The floor stands in
+    /// for what cannot be read; a readable setting counts as far as it opens no more.
     fn instead_of(&self, said: &Readable) -> Settings {
         let own = Settings {
             mode: self.mode,
@@ -51,7 +51,7 @@ impl Floor {
     }
 }
 
-/// Whether nobody can read the label that decides about a pod.
+/// Whether the label that decides about a pod is unreadable.
 fn is_label_unreadable(
     pod: &PodObject,
     namespace: Option<&NamespaceObject>,
@@ -64,9 +64,11 @@ fn is_label_unreadable(
 }
 
 impl Objects {
-    /// These, with the pods at some addresses at least as closed as is said there: each says by itself then what is in force
-    /// for it. Who is not to be in the mesh stays as he is; but where the label cannot be read now, be it the object's or the
-    /// whole object (`is_unreadable`), that he was in it when the floor was laid is newer than what was said earlier.
+    /// These objects, with the pods at some addresses at least as closed as `floors` say; each pod
+    /// object then states what is in force for it. A pod that is not to be in the mesh stays as it
+    /// is, unless the label that decides cannot be read now (`is_unreadable` says the same of whole
+    /// objects). That such a pod was in the mesh when the floor was laid is newer than anything
+    /// said earlier.
     #[must_use]
     pub fn above(
         &self,
@@ -108,15 +110,17 @@ impl Objects {
                 pod.mesh.mode.put(settings.mode);
                 pod.mesh.exclude_ports.put(settings.exclude_ports);
                 pod.mesh.permissive_ports.put(settings.permissive_ports);
-                // Not as a later version, of which what cannot be read would be as it was.
+                // Replaced directly: as a later version, it would inherit unreadable settings from
+                // the earlier one.
                 lifted.pods.insert(pod.uid.clone(), Arc::new(pod));
             }
         }
         lifted
     }
 
-    /// The addresses of pods of which something is declared that cannot be read, by themselves or by their namespaces: what is
-    /// in force for them instead was said earlier. So are those of which the source cannot read the whole object.
+    /// The addresses of pods with a declaration that cannot be read, their own or their
+    /// namespaces': what is in force for them was said earlier. Pods and namespaces whose whole
+    /// object the source cannot read count, too.
     pub fn unreadable(&self, is_unreadable: impl Fn(&Origin) -> bool) -> HashSet<IpAddr> {
         let is_unreadable = |pod: &&Arc<PodObject>| {
             let of = |mesh: &Declaration, origin| mesh.has_unreadable() || is_unreadable(origin);
@@ -242,7 +246,8 @@ mod tests {
             assert_eq!(lifted(on_pod, on_namespace, &open), is(Mode::Permissive, ""));
             assert_eq!(lifted(on_pod, on_namespace, &closed), is(Mode::Strict, ""));
         }
-        // What can be read counts as far as it opens no more; for what cannot, the floor stands.
+        // A readable setting counts as far as it opens no more; for an unreadable one, the floor
+        // stands.
         assert_eq!(lifted(&[LABEL_SLIP, STRICT], &[], &open), is(Mode::Strict, ""));
         assert_eq!(lifted(&[MODE_SLIP], &[ENABLED], &open), is(Mode::Permissive, ""));
         let ports: Said = &[("nodemesh.dev/exclude-ports", "http")];
@@ -266,7 +271,7 @@ mod tests {
         assert_eq!(in_force(&objects, "slip"), None);
         let lifted = objects.above(&floors, |_| false);
         assert_eq!(in_force(&lifted, "slip").map(|(mode, ..)| mode), Some(Mode::Strict));
-        // A file of which nothing can be read says what it said at some time.
+        // A file that cannot be read at all stands for what it said at some time.
         let is_of = |kind: &'static str| move |origin: &Origin| origin.kind == kind;
         let out = said("disabled");
         assert_eq!(in_force(&out.above(&floors, |_| false), "slip"), None);

@@ -1,6 +1,6 @@
-//! Who announced an address first, where several nodes do.
+//! Which node announced an address first, where several nodes do.
 //!
-//! Only such addresses are kept: of an address that one node announces, that node is the incumbent.
+//! Only such addresses are kept. If one node announces an address, that node is the incumbent.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -16,26 +16,27 @@ use super::shared_map::SharedMap;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Incumbents(SharedMap<IpAddr, Arc<[Claim]>>);
 
-/// A node that announces an address, and when it began to, compared with the others: the least came first.
+/// A node that announces an address, and the rank of its announcement: the least rank came first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The node.
     pub node: NodeName,
-    /// Equal for those that were first heard at once.
+    /// Equal for nodes that were first heard at once.
     pub rank: u32,
 }
 
-/// What is known of announcements: an agent writes it down for the next one.
+/// What is known of announcements; an agent writes it down for the next one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Those in force, also of nodes whose `MeshNode` is not there any more.
+    /// Those in force, also of nodes whose `MeshNode` is gone.
     pub announcements: Arc<Announcements>,
-    /// Who came first, of these.
+    /// Which of them came first.
     pub incumbents: Incumbents,
 }
 
 impl Incumbents {
-    /// The node that announced an address before all others that do, if it is known to be one.
+    /// The node that announced an address before all others that do, if exactly one is known to be
+    /// the first.
     pub fn of(&self, address: IpAddr) -> Option<&NodeName> {
         let claims = self.0.get(&address)?;
         let first = claims.iter().min_by_key(|claim| claim.rank)?;
@@ -53,8 +54,8 @@ impl Incumbents {
         self.0.insert(address, claims.into());
     }
 
-    /// The nodes that announce an address were these and are now those. Who stays keeps its place; those that are new come
-    /// last, and all at once.
+    /// Updates one address from the nodes that announced it `before` to those that announce it
+    /// `now`. A node that stays keeps its rank; new ones come last, all with the same rank.
     pub(super) fn settle(&mut self, address: IpAddr, before: &[NodeName], now: &[NodeName]) {
         if now.len() < 2 {
             self.0.remove(&address);
@@ -74,7 +75,8 @@ impl Incumbents {
         }
     }
 
-    /// The same for all addresses. What this node announces itself is left out. Takes time in proportion to everything.
+    /// The same for all addresses. This node's own announcements are left out. Takes time in
+    /// proportion to everything.
     #[must_use]
     pub fn after(mut self, before: &Announcements, now: &Announcements, own: &NodeName) -> Self {
         let (before, now) = (claimants(before, own), claimants(now, own));

@@ -1,4 +1,4 @@
-//! Who is in the mesh, and if not, why not.
+//! Whether a pod is in the mesh, and if not, why not.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,13 +22,14 @@ pub enum Membership {
         /// The settings it will have.
         settings: Settings,
     },
-    /// A label or annotation cannot be read and nothing earlier is known: the pod is not enrolled,
-    /// since the settings it was meant to have are unknown.
+    /// A label or annotation cannot be read and nothing earlier is known. The pod is not enrolled,
+    /// since its intended settings are unknown.
     Invalid {
         /// Which field, and why.
         error: FieldError,
-        /// Whether somebody who can be read wants the pod in the mesh, and its mode is strict or cannot be read: nobody
-        /// misspells the default.
+        /// True if a readable label, or the namespace's own, opts the pod in and its mode is
+        /// `strict` or unreadable. An unreadable mode counts as strict: an author does not misspell
+        /// the default.
         strict: bool,
     },
 }
@@ -48,14 +49,15 @@ pub(super) struct Readable {
 pub enum NotEnabledReason {
     /// It is in the mesh's own namespace: the agents must not depend on what they keep.
     MeshNamespace,
-    /// Nobody asked for it.
+    /// No label asks for it.
     NotLabelled,
     /// The pod's own label says `disabled`.
     PodOptedOut,
     /// The namespace's label says `disabled`.
     NamespaceOptedOut,
-    /// The Namespace object is unknown, and with it the settings that the pod would inherit. A pod that says for itself that
-    /// it is to be in the mesh, and in which mode, waits for it; of any other nobody knows what it is meant to be.
+    /// The Namespace object is unknown, and with it the settings that the pod would inherit. A pod
+    /// that itself says that it is to be in the mesh, and in which mode, waits for it. What any
+    /// other pod is meant to be is not known.
     NamespaceMissing,
     /// It shares the node's network.
     HostNetwork,
@@ -90,7 +92,7 @@ impl NotEnabledReason {
 }
 
 impl NotEnabledReason {
-    /// Whether a label says so, or that there is none.
+    /// Whether the reason is a label, or that there is none.
     pub(super) fn is_by_label(&self) -> bool {
         matches!(self, Self::NotLabelled | Self::PodOptedOut | Self::NamespaceOptedOut)
     }
@@ -145,8 +147,8 @@ impl Membership {
         }
     }
 
-    /// Whether whoever declared this wants no plaintext: also of a pod that is not in the mesh yet, and of one whose settings
-    /// cannot be read.
+    /// Whether the declaration asks for strict. This holds also for a pod that is not in the mesh
+    /// yet, and for one whose settings cannot be read.
     pub fn means_strict(&self) -> bool {
         match self {
             Self::Enabled(settings) | Self::Waiting { settings, .. } => {
@@ -169,7 +171,7 @@ impl Membership {
         }
     }
 
-    /// Decides for one pod; whether its address is its own is found out elsewhere.
+    /// Decides for one pod. Whether its address is its own is settled elsewhere.
     pub(super) fn decide(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Self {
         Self::try_decide(pod, namespace).unwrap_or_else(|not| not)
     }
@@ -177,7 +179,7 @@ impl Membership {
     fn try_decide(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Result<Self, Self> {
         let above = namespace.map(|namespace| &namespace.mesh);
         let label = inherit(&pod.mesh.mesh, above.map(|above| &above.mesh));
-        // A pod that says all of it by itself inherits nothing that matters.
+        // A pod that states label and mode itself inherits nothing that matters.
         let says_its_mode = !matches!(pod.mesh.mode.in_force(), Ok(None));
         let not_wanted = match (&label, namespace) {
             (Err(_) | Ok(Some((MeshLabel::Enabled, _))), Some(_)) => None,
@@ -202,7 +204,7 @@ impl Membership {
         let mode = inherit(&pod.mesh.mode, above.map(|above| &above.mode));
         let ports = inherit(&pod.mesh.exclude_ports, above.map(|above| &above.exclude_ports));
         let permissive = matches!(mode, Ok(None | Some((Mode::Permissive, _))));
-        // A label that nobody can read puts no pod into the mesh, and takes none out of its namespace's.
+        // An unreadable label puts no pod into the mesh, and takes none out of its namespace's.
         let by_namespace = above.is_some_and(|above| {
             above.mesh.in_force().is_ok_and(|label| label == Some(&MeshLabel::Enabled))
         });
@@ -230,8 +232,9 @@ impl Membership {
     }
 }
 
-/// The ports that a strict pod leaves open: the pod's own word, else the namespace's. A word that cannot be read opens
-/// none, and being closed is no reason not to be in the mesh.
+/// The ports that a strict pod leaves open: the pod's own annotation, else the namespace's. An
+/// unreadable annotation opens none. It keeps no pod out of the mesh, since the pod is then only
+/// more closed.
 fn permissive_ports(pod: &PodObject, namespace: Option<&NamespaceObject>) -> PortSet {
     let own = &pod.mesh.permissive_ports;
     let above = namespace.map(|namespace| &namespace.mesh.permissive_ports);
@@ -245,7 +248,8 @@ enum Level {
     Namespace,
 }
 
-/// The pod's value, else the namespace's; an error if that cannot be read and nothing earlier is known.
+/// The pod's value, else the namespace's. An error if that value cannot be read and nothing earlier
+/// is known.
 fn inherit<T: Clone>(
     pod: &Declared<T>,
     namespace: Option<&Declared<T>>,
@@ -405,10 +409,10 @@ mod tests {
             (&[PORTS_SLIP], &[IN, STRICT], true),
             (&[], &[IN, STRICT, PORTS_SLIP], true),
             (&[IN, PERMISSIVE, PORTS_SLIP], &[], false),
-            // The namespace says that it is in the mesh, and what the pod says about that nobody knows.
+            // The namespace opts in; what the pod says about that cannot be read.
             (&[LABEL_SLIP], &[IN, STRICT], true),
             (&[LABEL_SLIP, PERMISSIVE], &[IN, STRICT], false),
-            // Nobody says so.
+            // No readable label opts in.
             (&[LABEL_SLIP, STRICT], &[], false),
             (&[LABEL_SLIP], &[OUT, STRICT], false),
             (&[], &[LABEL_SLIP, STRICT], false),

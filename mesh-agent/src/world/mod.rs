@@ -1,10 +1,11 @@
-//! Who is in the mesh and where services lead, as immutable snapshots.
+//! Which pods are in the mesh and where services lead, as immutable snapshots.
 //!
 //! PURE: nothing here opens a socket or a file, asks a clock, or talks to Kubernetes. A source
-//! (`crate::source`) turns Kubernetes objects into [`Objects`]; [`World`] turns those, the
-//! announcements of all nodes and what is captured on this node into what the data path reads.
+//! (`crate::source`) turns Kubernetes objects into [`Objects`]. [`World`] turns those, the
+//! announcements of all nodes and the set of pods captured here into what the data path reads.
 //!
-//! Start at `snapshot/mod.rs` for the questions that can be asked, at `membership.rs` for who is in.
+//! Start at `snapshot/mod.rs` for the questions that can be asked, and at `membership.rs` for which
+//! pods are in the mesh.
 
 mod address;
 mod announcement;

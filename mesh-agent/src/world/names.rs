@@ -1,6 +1,6 @@
-//! Names that came from outside, checked once and then not to be confused with one another.
+//! Names from outside, checked once and given types of their own, so that they cannot be confused.
 //!
-//! The API server guarantees these forms; a file or another node's announcement does not, and the
+//! The API server guarantees these forms. A file or another node's announcement does not, and the
 //! names end up in SPIFFE ids, file names and pin paths.
 
 use std::borrow::Borrow;
@@ -62,8 +62,8 @@ macro_rules! name_type {
 }
 
 name_type!(
-    /// A pod's `metadata.uid`: what a workload is keyed by, since names are used again.
-    /// A UUID from Kubernetes; in files anything of letters, digits, `-` and `.`.
+    /// A pod's `metadata.uid`, the key of a workload, since names are used again. A UUID from
+    /// Kubernetes; in files any text of letters, digits, `-` and `.`.
     PodUid,
     check_uid
 );
@@ -83,7 +83,7 @@ pub struct ObjectName {
 }
 
 impl ObjectName {
-    /// Takes both as they are; whoever parsed them has checked them.
+    /// Takes both as they are; the caller has checked them when parsing.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: Arc::from(namespace), name: Arc::from(name) }
     }

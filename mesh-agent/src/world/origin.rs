@@ -113,7 +113,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A field of one object that cannot be what it is. Fault: whoever wrote the object.
+/// A field of one object with a value that it cannot have. Fault: the object's author.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct FieldError {

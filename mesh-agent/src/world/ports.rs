@@ -1,5 +1,5 @@
-//! A set of TCP ports: those that a pod keeps out of the mesh (`nodemesh.dev/exclude-ports`), or on which it takes plaintext
-//! (`nodemesh.dev/permissive-ports`).
+//! A set of TCP ports: those that a pod keeps out of the mesh (`nodemesh.dev/exclude-ports`), or on
+//! which it takes plaintext (`nodemesh.dev/permissive-ports`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,13 +12,13 @@ pub const MAX_RANGES: usize = 64;
 /// Most ports in all: the kernel's table has one entry per pod address and such port.
 pub const MAX_PORTS: u32 = 1024;
 
-/// Ports as sorted ranges that neither touch nor overlap, so equal sets compare equal.
-/// Written as `6379,8000-8010`. Cheap to clone.
+/// Ports as sorted ranges that neither touch nor overlap, so that equal sets compare equal. Written
+/// as `6379,8000-8010`. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PortSet(Option<Arc<[(u16, u16)]>>);
 
-/// Why a text is not a set of ports. Fault: whoever wrote the annotation.
+/// Why a text is not a set of ports. Fault: the annotation's author.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortSetError {
     /// Neither a number nor `first-last`.
@@ -53,13 +53,14 @@ impl PortSet {
         self.0.as_deref().unwrap_or_default()
     }
 
-    /// Those of its ports that `stays` says. None if what is left has more ranges than are possible.
+    /// The ports of this set for which `stays` is true. The empty set, if they need more ranges
+    /// than are possible.
     #[must_use]
     pub fn only(&self, stays: impl Fn(u16) -> bool) -> Self {
         Self::of(self.iter().filter(|port| stays(*port)))
     }
 
-    /// These ports. None if they have more ranges than are possible.
+    /// These ports. The empty set, if they need more ranges than are possible.
     pub(super) fn of(ports: impl Iterator<Item = u16>) -> Self {
         Self::from_ranges(ports.map(|port| (port, port)).collect()).unwrap_or_default()
     }
@@ -93,8 +94,8 @@ impl PortSet {
 impl FromStr for PortSet {
     type Err = PortSetError;
 
-    /// Blanks around parts and empty parts are allowed (`"80, 443,"`); the empty text is the
-    /// empty set, with which a pod can undo what its namespace excludes.
+    /// Blanks around parts and empty parts are allowed (`"80, 443,"`). The empty text is the empty
+    /// set, with which a pod can undo what its namespace excludes.
     fn from_str(text: &str) -> Result<Self, PortSetError> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         Self::from_ranges(parts.map(parse_range).collect::<Result<_, _>>()?)

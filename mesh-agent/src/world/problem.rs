@@ -1,4 +1,4 @@
-//! What is wrong with the world as it is written, for people to put right.
+//! What is wrong with the declared objects, for people to correct.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,13 +14,13 @@ pub enum ProblemCode {
     NamespaceMissing,
     /// A `nodemesh.dev/…` label or annotation cannot be read.
     InvalidSetting,
-    /// A `nodemesh.dev/…` label or annotation that nobody knows.
+    /// A `nodemesh.dev/…` label or annotation that does not exist.
     UnknownSetting,
     /// A label that should be an annotation, or the other way round.
     MisplacedSetting,
-    /// One of both kinds that asks for strict.
+    /// An unknown or misplaced setting that asks for strict.
     StrictNotInForce,
-    /// A label would put pods into the mesh on which the mesh itself runs.
+    /// A label would put the mesh's own pods into the mesh.
     MeshNamespace,
     /// Two services have one address and port.
     ServiceAddressTaken,
@@ -28,11 +28,11 @@ pub enum ProblemCode {
     AnnouncementRefused,
     /// Something contradicts what a node announces.
     AnnouncementDoubted,
-    /// A node's announcement is not there any more, and the node has not withdrawn it.
+    /// A node's announcement is gone, and the node has not withdrawn it.
     AnnouncementMissing,
-    /// Two nodes announce one address, and it is known which of them is believed.
+    /// Two nodes announce one address, and it is settled which of them is believed.
     AnnouncementConflict,
-    /// Several identities are said to be at one address, and nothing decides between them.
+    /// Several identities are announced at one address, and nothing decides between them.
     DisputedAddress,
 }
 

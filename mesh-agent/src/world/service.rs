@@ -15,14 +15,17 @@ pub struct ServicePort {
     pub port_name: Arc<str>,
     /// The port on the service's address.
     pub port: u16,
-    /// What may be chosen now, sorted: the ready endpoints or, if there are none, those that are
-    /// being terminated but still serve. Empty means that a dial is to be refused.
+    /// The endpoints that may be chosen now, sorted: the ready ones or, if there are none, those
+    /// that are being terminated but still serve. Empty means that a dial is to be refused.
     pub endpoints: Arc<[Endpoint]>,
-    /// All others, sorted: not ready, or meant for clients elsewhere. The node's service proxy may see that otherwise, or later.
+    /// All others, sorted: not ready, or meant for clients elsewhere. The node's service proxy may
+    /// see these states differently, or later.
     pub others: Arc<[SocketAddr]>,
-    /// For how long after its last connection a client keeps its endpoint, if it is to.
+    /// How long after its last connection a client keeps its endpoint, if the service asks for
+    /// affinity.
     pub affinity: Option<Duration>,
-    /// Where else it is offered; dials there from pods of the mesh are not carried by it.
+    /// The ways to it from outside the cluster. Dials there from pods of the mesh are not carried
+    /// by it.
     pub outside: Outside,
 }
 
@@ -42,7 +45,7 @@ pub struct Endpoint {
     pub addr: IpAddr,
     /// The port there.
     pub port: u16,
-    /// False for one that is taken only because none is ready.
+    /// False for an endpoint that is taken only because none is ready.
     pub ready: bool,
 }
 
@@ -54,7 +57,8 @@ impl Endpoint {
 }
 
 impl ServicePort {
-    /// Where a dial may end, whether the agent or the node's service proxy leads it there.
+    /// Every address where a dial may end, whether the agent or the node's service proxy leads it
+    /// there.
     pub fn targets(&self) -> impl Iterator<Item = SocketAddr> {
         self.endpoints.iter().map(Endpoint::socket_addr).chain(self.others.iter().copied())
     }
@@ -64,7 +68,7 @@ impl ServicePort {
 ///
 /// Two choices keep the most loaded endpoint near the mean without looking at all of them
 /// (Mitzenmacher, "The power of two choices", 2001). `two_random` are any two random numbers;
-/// `load` is asked at most twice. Equal load takes the first draw, so that idle endpoints share.
+/// `load` is asked at most twice. On equal load the first draw wins, so that idle endpoints share.
 pub fn pick(
     service: &ServicePort,
     two_random: (u64, u64),

@@ -17,13 +17,13 @@ pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
 pub const MODE_ANNOTATION: &str = "nodemesh.dev/mode";
 /// Annotation on a namespace or pod: ports such as `6379,8000-8010`. The pod's wins whole.
 pub const EXCLUDE_PORTS_ANNOTATION: &str = "nodemesh.dev/exclude-ports";
-/// Annotation on a namespace or pod: ports, written alike, on which a strict pod takes what a permissive one would. The
-/// pod's wins whole.
+/// Annotation on a namespace or pod: ports, in the same form, on which a strict pod takes what a
+/// permissive one would. The pod's wins whole.
 pub const PERMISSIVE_PORTS_ANNOTATION: &str = "nodemesh.dev/permissive-ports";
 /// Annotation on a pod in a file: its network namespace, a path or a name under /run/netns.
 pub const NETNS_ANNOTATION: &str = "nodemesh.dev/netns";
 
-/// Is no value of any of them.
+/// Not a value of any of them.
 const UNREADABLE: &str = "unreadable";
 
 /// The value of [`MESH_LABEL`].
@@ -68,7 +68,7 @@ pub struct Settings {
     pub permissive_ports: PortSet,
 }
 
-/// One value that somebody may have declared.
+/// One value that may be declared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Declared<T> {
     /// Not there.
@@ -80,9 +80,9 @@ pub enum Declared<T> {
     Unreadable {
         /// Why.
         error: FieldError,
-        /// What the object said before it became unreadable, which stays in force: a slip of the
-        /// pen must not take a running pod out of the mesh, nor open a strict one. `None` if
-        /// nothing readable has been seen since the agent started.
+        /// The value before it became unreadable, which stays in force: a slip of the pen must not
+        /// take a running pod out of the mesh, nor open a strict one. `None` if nothing readable
+        /// has been seen since the agent started.
         before: Option<Box<Self>>,
     },
 }
@@ -98,7 +98,7 @@ impl<T: Clone> Declared<T> {
         }
     }
 
-    /// As it stands in an object.
+    /// The value in force, as text for an object.
     fn text(&self, write: impl FnOnce(&T) -> String) -> Option<String> {
         match self.in_force() {
             Ok(value) => value.map(write),
@@ -106,7 +106,7 @@ impl<T: Clone> Declared<T> {
         }
     }
 
-    /// What can be read now, whatever was said before.
+    /// The value that can be read now, without regard to earlier ones.
     pub(super) fn readable(&self) -> Option<&T> {
         match self {
             Self::Set(value) => Some(value),
@@ -114,17 +114,17 @@ impl<T: Clone> Declared<T> {
         }
     }
 
-    /// Whether nothing is said, readable or not.
+    /// Whether nothing is declared, readable or not.
     pub(super) fn is_unset(&self) -> bool {
         matches!(self, Self::Unset)
     }
 
-    /// Whether what is said cannot be read.
+    /// Whether the declared value cannot be read.
     pub(super) fn is_unreadable(&self) -> bool {
         matches!(self, Self::Unreadable { .. })
     }
 
-    /// Puts this value in force; that what is there cannot be read stays known.
+    /// Puts this value in force; a value that cannot be read stays marked as such.
     pub(super) fn put(&mut self, value: T) {
         let value = Self::Set(value);
         match self {
@@ -133,7 +133,7 @@ impl<T: Clone> Declared<T> {
         }
     }
 
-    /// If this cannot be read, lets the object's earlier version stay in force.
+    /// If this value cannot be read, keeps the object's earlier version in force.
     fn carry_over(&mut self, earlier: &Self) {
         if let Self::Unreadable { before, .. } = self {
             *before = match earlier {
@@ -143,7 +143,7 @@ impl<T: Clone> Declared<T> {
         }
     }
 
-    /// The problem, if this cannot be read; the consequence is that of nothing having been said before.
+    /// The problem, if this cannot be read. `consequence` applies if there is no earlier value.
     fn problem(&self, origin: &Origin, consequence: &str) -> Option<Problem> {
         let Self::Unreadable { before, .. } = self else {
             return None;
@@ -157,7 +157,7 @@ impl<T: Clone> Declared<T> {
         )
     }
 
-    /// The same for a value whose unreadability has this consequence.
+    /// The same with this consequence in any case.
     fn problem_that(&self, origin: &Origin, consequence: &str) -> Option<Problem> {
         let Self::Unreadable { error, .. } = self else {
             return None;
@@ -177,15 +177,16 @@ pub struct Declaration {
     pub mode: Declared<Mode>,
     /// [`EXCLUDE_PORTS_ANNOTATION`].
     pub exclude_ports: Declared<PortSet>,
-    /// [`PERMISSIVE_PORTS_ANNOTATION`]. What it said before does not count: who cannot be read opens nothing.
+    /// [`PERMISSIVE_PORTS_ANNOTATION`]. An earlier value does not count: an unreadable annotation
+    /// opens nothing.
     pub permissive_ports: Declared<PortSet>,
-    /// Keys of ours that say nothing where they stand.
+    /// Keys of ours that have no effect where they stand.
     pub slips: Vec<Slip>,
 }
 
 impl Declaration {
-    /// Reads labels and annotations. What cannot be read is kept as [`Declared::Unreadable`], not
-    /// an error: the rest of the object is still good.
+    /// Reads labels and annotations. A value that cannot be read is kept as
+    /// [`Declared::Unreadable`] and is not an error: the rest of the object is still good.
     pub fn parse(
         labels: Option<&BTreeMap<String, String>>,
         annotations: Option<&BTreeMap<String, String>>,
@@ -209,8 +210,9 @@ impl Declaration {
         }
     }
 
-    /// The labels and annotations from which this is read. Of what cannot be read, what it said before is written, since that
-    /// is in force; if there is nothing, a text that cannot be read either.
+    /// The labels and annotations from which this can be read again. An unreadable value is written
+    /// as its earlier one, since that is in force; without one, as a text that cannot be read
+    /// either.
     pub(super) fn write(
         &self,
         labels: &mut BTreeMap<String, String>,
@@ -233,7 +235,7 @@ impl Declaration {
         }
     }
 
-    /// Whether an earlier version of the object has something to say.
+    /// Whether an earlier version of the object can supply a value.
     pub(super) fn has_unreadable(&self) -> bool {
         self.mesh.is_unreadable() || self.mode.is_unreadable() || self.exclude_ports.is_unreadable()
     }

@@ -1,16 +1,16 @@
-//! A map whose copies share what is equal in them.
+//! A map whose copies share their equal parts.
 //!
-//! A copy is one pointer. A change to one of two copies costs the two nodes and the leaf around it, not the map; and
-//! what differs between two copies is found in time proportional to what differs, since parts that are one and the same
-//! are skipped. Snapshots of a large world are such copies.
+//! A copy is one pointer. A change to one of two copies costs the two nodes and the leaf around it,
+//! not the map. The differences between two copies are found in time proportional to their number,
+//! since shared parts are skipped. Snapshots of a large world are such copies.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, OnceLock};
 
-/// Children of a node. Two levels make 4,096 leaves: some 50 entries in each for the 200,000 addresses of a large cluster, so
-/// that a single change copies some 3 KB.
+/// Children of a node. Two levels make 4,096 leaves. For the 200,000 addresses of a large cluster
+/// each leaf has some 50 entries, so that a single change copies some 3 KB.
 const FAN_OUT: usize = 64;
 /// Bits of the hash that choose among [`FAN_OUT`].
 const FAN_BITS: u32 = FAN_OUT.trailing_zeros();
@@ -33,8 +33,8 @@ pub(super) struct Difference<'a, K, V> {
     pub(super) now: Option<&'a V>,
 }
 
-/// One for the process, so that equal keys of two maps are in the same leaf; random, so that nobody can choose names or
-/// addresses that all fall into one.
+/// One random state for the process. One, so that equal keys of two maps are in the same leaf.
+/// Random, so that no attacker can choose names or addresses that all fall into one leaf.
 fn hash<Q: Hash + ?Sized>(key: &Q) -> u64 {
     static STATE: OnceLock<RandomState> = OnceLock::new();
     STATE.get_or_init(RandomState::new).hash_one(key)
@@ -87,7 +87,7 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
         }
     }
 
-    /// Forgets a key; says whether it was there. One that is not there copies nothing.
+    /// Removes a key and says whether it was there. Removing an absent key copies nothing.
     pub(super) fn remove<Q: Ord + Hash + ?Sized>(&mut self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -114,14 +114,14 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
         self.iter().map(|(key, _)| key)
     }
 
-    /// All values, sorted by key: this takes time, for uses that look at all of them anyway.
+    /// All values, sorted by key. Sorting takes time; for uses that look at all of them anyway.
     pub(super) fn sorted_values(&self) -> impl Iterator<Item = &V> {
         let mut all: Vec<_> = self.iter().collect();
         all.sort_unstable_by_key(|(key, _)| *key);
         all.into_iter().map(|(_, value)| value)
     }
 
-    /// The leaf for a hash, this map's own from now on.
+    /// The leaf for a hash. This map does not share it from now on.
     fn leaf(&mut self, hash: u64) -> &mut Vec<(K, V)> {
         let (branch, leaf) = path(hash);
         let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);
@@ -130,12 +130,12 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
 }
 
 impl<K: Ord, V: PartialEq> SharedMap<K, V> {
-    /// Whether both are one and the same copy, found out without looking inside.
+    /// Whether both are the same copy, without looking inside.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.root, &other.root)
     }
 
-    /// What is different from `before`, in no order.
+    /// The differences from `before`, in no order.
     pub(super) fn differences<'a>(&'a self, before: &'a Self) -> Vec<Difference<'a, K, V>> {
         let mut found = Vec::new();
         if self.is(before) {
@@ -152,7 +152,7 @@ impl<K: Ord, V: PartialEq> SharedMap<K, V> {
     }
 }
 
-/// Both are sorted: they are walked side by side.
+/// Both are sorted, and are walked side by side.
 fn add_differences<'a, K: Ord, V: PartialEq>(
     before: &'a [(K, V)],
     now: &'a [(K, V)],

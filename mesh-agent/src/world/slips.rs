@@ -1,5 +1,6 @@
-//! Keys of ours that say nothing where they stand: misspelt ones, labels that should be annotations, and the other way round.
-//! None is in force, and none is refused for it; each is a problem, since whoever wrote it believes that it is.
+//! Keys of ours that have no effect where they stand: misspelt ones, labels that should be
+//! annotations, and annotations that should be labels. The object is not refused for them. Each is
+//! a problem, since its author believes that it is in force.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +13,11 @@ use super::settings::{
 
 /// What our keys begin with, up to the slash.
 const PREFIX: &str = "nodemesh.dev";
-/// How many are told of one object: who writes it may write thousands.
+/// How many are reported of one object, since an author may write thousands.
 const MOST: usize = 8;
 /// How much of a value is shown, in characters.
 const LONGEST_SHOWN: usize = 40;
-/// How many letters may be wrong in a key, or in its prefix, that is still known.
+/// How many letters may be wrong in a key, or in its prefix, so that it is still recognised.
 const SLIPS_OF_THE_PEN: usize = 2;
 
 /// Where a key stands in an object.
@@ -58,7 +59,7 @@ pub(super) fn slips(labels: Keys<'_>, annotations: Keys<'_>) -> Vec<Slip> {
     found
 }
 
-/// Ours, or so nearly ours that it is meant to be.
+/// Whether a key is ours, or so nearly ours that it is meant to be.
 fn looks_ours(key: &str) -> bool {
     let Some((prefix, name)) = key.split_once('/') else { return false };
     let is_name =
@@ -95,7 +96,7 @@ impl Slip {
     pub(super) fn problem(&self, origin: &Origin) -> Problem {
         let Self { stands, key, value } = self;
         let meant = self.meant();
-        // Whoever has written them must not steer the terminal, nor the shell into which the hint is copied.
+        // A key's author must not steer the terminal, nor the shell into which the hint is copied.
         let key = &printable(key);
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-,".contains(c);
         let given = if value.chars().all(is_plain) { value.as_str() } else { "VALUE" };

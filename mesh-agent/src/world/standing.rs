@@ -1,4 +1,4 @@
-//! Who is captured at an address: the one answer that dials, the kernel's tables and services go by.
+//! Which pod is captured at an address: the one answer for dials, the kernel's tables and services.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::workload::Peer;
 /// How many claimants a sentence names: a node may announce one address for each of its pods.
 const NAMED: usize = 4;
 
-/// What is known of an address that a node announces. Neither of the two means plaintext, whatever speaks against the
-/// announcement.
+/// What is known of an announced address. Neither of the two means plaintext, whatever contradicts
+/// the announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// One identity: what dials the address speaks TLS, and meets this identity or nobody.
+    /// One identity: a dial to the address speaks TLS and accepts only this identity.
     Believed(Arc<Peer>),
     /// Several identities, and nothing decides between them: no pod of the mesh dials the address.
     Disputed(Arc<Dispute>),
@@ -42,25 +42,26 @@ impl Standing {
 /// How a dial of a captured pod must go.
 #[derive(Clone, Copy, Debug)]
 pub enum DialAs<'a> {
-    /// The mesh leaves it alone: nobody says that a pod of the mesh is there, or the port is excluded.
+    /// The mesh leaves it alone: no node announces a pod of the mesh there, or the port is
+    /// excluded.
     Plain,
-    /// Over TLS, to whom this is.
+    /// Over TLS, to this pod.
     Tls(&'a Arc<Peer>),
     /// Not at all.
     Refused(&'a Arc<Dispute>),
 }
 
-/// Words about one address that contradict each other about the identity there.
+/// Announcements of one address that contradict each other about the identity there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispute {
-    /// Who is said to be there: at least two, of different identities.
+    /// The pods that are said to be there: at least two, of different identities.
     pub claimants: Vec<Claimant>,
 }
 
 /// One pod that is said to have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimant {
-    /// The pod, and who says so.
+    /// The pod, and the source of the claim.
     pub who: String,
     /// Its namespace.
     pub namespace: Arc<str>,

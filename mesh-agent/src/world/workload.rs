@@ -28,7 +28,7 @@ pub struct Workload {
     pub membership: Membership,
 }
 
-/// A pod that is captured: what dials it from the mesh speaks TLS.
+/// A captured pod: dials to it from the mesh speak TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// What it is keyed by.
@@ -58,9 +58,9 @@ pub struct Peer {
 pub struct LocalPod {
     /// The pod.
     pub workload: Arc<Workload>,
-    /// What should be.
+    /// The state that it should have.
     pub wanted: Wanted,
-    /// What is: whether it counts as captured in this snapshot.
+    /// Whether it counts as captured in this snapshot.
     pub enrolled: bool,
     /// The network namespace that its file names.
     pub netns: Option<NetnsRef>,

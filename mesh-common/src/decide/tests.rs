@@ -208,7 +208,7 @@ fn what_failed_a_moment_ago_is_refused_until_its_time_is_over() {
         assert_eq!(told(&early, Verdict::RefusedRecently), errno::EHOSTUNREACH);
         assert_eq!(verdict(&late), otherwise);
     }
-    // Only what would be redirected is refused: the rest never failed through us.
+    // Only what would be redirected is refused: everything else never failed through the agent.
     let excluded = vec![Endpoint::new(B, 6379)];
     let failed = until(NOW + 1);
     assert_eq!(verdict(&World { excluded, failed, ..world(B, 6379) }), Verdict::OutboundExcluded);
@@ -305,10 +305,11 @@ fn a_strict_pod_takes_its_kubelets_connections_and_plaintext_on_ports_that_are_l
     assert_eq!(arrival(&kubelets), Verdict::InboundKubelet);
     let permissive_port = Packet { permissive_port: true, ..strict(40_000) };
     assert_eq!(arrival(&permissive_port), Verdict::InboundPermissivePort);
-    // The mesh's own arrivals are the agent's there as everywhere.
+    // Arrivals from the mesh go to the agent there as everywhere.
     let from_mesh = Packet { permissive_port: true, ..strict(61_000) };
     assert_eq!(arrival(&from_mesh), Verdict::InboundMesh);
-    // Addresses that are not in LOCAL stay closed to everybody, and nobody but the agent has its ports.
+    // Addresses that are not in LOCAL stay closed to every client, and only the agent has its
+    // ports.
     let unknown = Packet { flags: None, kubelets: true, ..packet(8080, A, 40_000) };
     assert_eq!(arrival_in(&unknown, Namespace::Strict), Verdict::RefusedStrict);
     let magic = Packet { kubelets: true, ..packet(ports::MAGIC_FIRST, A, 40_000) };
@@ -332,7 +333,7 @@ fn the_kubelet_is_no_agent_whatever_its_port() {
 fn a_connection_of_the_kubelet_is_known_as_long_as_its_syn_is_sent_again() {
     assert!(is_fresh(NOW, NOW) && is_fresh(NOW, NOW + 127_000_000_000));
     assert!(!is_fresh(NOW, NOW + KUBELET_DIAL_NS + 1));
-    // Noted by another processor, whose clock was read a moment later.
+    // Noted by another processor, with a clock read a moment later.
     assert!(is_fresh(NOW + 1, NOW));
 }
 

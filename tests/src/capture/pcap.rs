@@ -1,10 +1,12 @@
-//! The pcap file format (draft-ietf-opsawg-pcap): a header, then records of a header and a frame each.
+//! The pcap file format (draft-ietf-opsawg-pcap): a header, then records of a header and a frame
+//! each.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Microsecond time stamps, in the machine's byte order, as tcpdump writes them unless told otherwise.
+/// Microsecond time stamps, in the machine's byte order, as tcpdump writes them unless told
+/// otherwise.
 const MAGIC: u32 = 0xa1b2_c3d4;
 const FILE_HEADER: usize = 24;
 const RECORD_HEADER: usize = 16;

@@ -17,11 +17,11 @@ const ACK: u8 = 16;
 /// One connection.
 #[derive(Debug, Clone)]
 pub struct Conn {
-    /// Who sent the SYN: address and source port.
+    /// The address and source port that sent the SYN.
     pub client: SocketAddr,
-    /// When it did.
+    /// When the SYN was sent.
     pub begun: SystemTime,
-    /// To whom.
+    /// The address and port it was sent to.
     pub server: SocketAddr,
     /// What the client sent.
     pub to_server: Vec<u8>,
@@ -121,7 +121,8 @@ pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
         }
         conn.reset |= flags & RST != 0;
         stream.fin |= flags & FIN != 0;
-        // A window probe has the byte before the first one not yet acknowledged: a huge offset at the very start.
+        // A window probe has the byte before the first one that is not yet acknowledged: a huge
+        // offset at the very start.
         let offset = seq.wrapping_sub(stream.start);
         if !data.is_empty() && offset < u32::MAX / 2 {
             stream.segments.push((offset, data.to_vec()));
@@ -149,7 +150,8 @@ impl<'a> Segment<'a> {
         match u16_at(frame, 12)? {
             0x0800 => {
                 let header = usize::from(packet.first()? & 15) * 4;
-                // A length of 0: larger than the field can say (segmentation offload), the rest of the frame then.
+                // A length of 0 is larger than the field can say (segmentation offload): the rest
+                // of the frame then.
                 let length = match usize::from(u16_at(packet, 2)?) {
                     0 => packet.len(),
                     length => length,

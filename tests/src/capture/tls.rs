@@ -1,4 +1,5 @@
-//! As much of TLS as can be seen from outside: the record types and the hellos (RFC 8446, 4.1 and 5.1).
+//! As much of TLS as can be seen from outside: the record types and the hellos (RFC 8446, 4.1 and
+//! 5.1).
 
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
@@ -38,7 +39,8 @@ fn hello(stream: &[u8], kind: u8) -> Option<&[u8]> {
     (*record.first()? == kind).then(|| record.get(4..))?
 }
 
-/// `selected_version` of a `ServerHello` or `HelloRetryRequest`; without the extension it is TLS 1.2 or older.
+/// `selected_version` of a `ServerHello` or `HelloRetryRequest`; without the extension it is TLS
+/// 1.2 or older.
 fn chosen_version(hello: &[u8]) -> Option<u16> {
     let session_id = usize::from(*hello.get(34)?);
     // Version, random, session id; cipher suite, compression; the length of the extensions.
@@ -53,7 +55,8 @@ fn chosen_version(hello: &[u8]) -> Option<u16> {
     Some(LEGACY_VERSION)
 }
 
-/// Whether a stream is a sequence of records. The last one may be cut: a reset ends where it ends.
+/// Whether a stream is a sequence of TLS records. The last one may be cut: a reset may end it
+/// anywhere.
 fn only_records(mut stream: &[u8]) -> bool {
     while !stream.is_empty() {
         let [20..=23, 3, _, high, low, rest @ ..] = stream else {

@@ -1,4 +1,5 @@
-//! Cgroups in every hierarchy: a kubelet on a machine with version 1 wants its root in each controller.
+//! Cgroups in every hierarchy: a kubelet on a machine with version 1 wants its root in each
+//! controller.
 
 use std::{
     fs, io,
@@ -35,7 +36,8 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
     all
 }
 
-/// `proc_pid_mountinfo(5)`: the fifth field is the mount point; after a lone `-` come the type, the source and the options.
+/// `proc_pid_mountinfo(5)`: the fifth field is the mount point; after a lone `-` come the type, the
+/// source and the options.
 fn parse_line(line: &str) -> Option<Hierarchy> {
     let (mount, file_system) = line.split_once(" - ")?;
     let mut fields = file_system.split(' ');
@@ -62,8 +64,8 @@ impl Hierarchy {
 
 /// Makes `path` in every hierarchy, and `leaf` below it.
 ///
-/// In version 2 `path` itself passes no controllers on yet: then it would take no process, and whoever makes it the root of
-/// a namespace must be in it.
+/// In version 2 `path` itself passes no controllers on yet: otherwise it would take no process, and
+/// the process that makes it the root of a namespace must be in it.
 pub(super) fn create(path: &Path, leaf: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let mut dir = hierarchy.mount.clone();
@@ -81,7 +83,8 @@ pub(super) fn create(path: &Path, leaf: &str) -> Result<()> {
 }
 
 fn create_one(dir: &Path) -> Result<()> {
-    // Several machines of a cluster are made at once, and whoever comes second waits for nothing: a cpuset is copied by both.
+    // A directory above may be there already, since the machines of a cluster share it. Its cpuset
+    // is copied all the same.
     match fs::create_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(error).with_context(|| dir.display().to_string())
@@ -111,7 +114,8 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where version 2 has controllers, those below `dir` get them too. What is not to be had is not, as on any node.
+/// Passes the controllers that version 2 has here on to the cgroups below `dir`. A controller that
+/// cannot be passed on is left out, as on any node.
 fn pass_controllers_on(dir: &Path) {
     let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {

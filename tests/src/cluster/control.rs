@@ -46,7 +46,7 @@ pub(super) fn start(machine: &Machine, plan: &Plan, program: &str) -> Result<()>
     machine.start(program, &argv)
 }
 
-/// Whether somebody listens on the API server's port.
+/// Whether a server listens on the API server's port.
 pub(super) fn is_listening(plan: &Plan) -> bool {
     let address = SocketAddr::from((plan.control().0, API_PORT));
     TcpStream::connect_timeout(&address, CONNECT).is_ok()
@@ -56,7 +56,8 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| word.replace("PKI", PKI)).collect()
 }
 
-/// Nobody but the API server reaches it, on the machine's own loopback. What it writes need not outlive a power cut.
+/// Only the API server reaches etcd, on the machine's own loopback. What etcd writes need not
+/// outlive a power cut.
 fn etcd() -> Vec<String> {
     words(&[
         "etcd",
@@ -81,7 +82,7 @@ fn api_server(plan: &Plan) -> Vec<String> {
         "--kubelet-certificate-authority=PKI/ca.crt",
         "--kubelet-client-certificate=PKI/kubelet-client.crt",
         "--kubelet-client-key=PKI/kubelet-client.key",
-        // Else `exec` and `logs` look for nodes by name, in a DNS that nobody has told of them.
+        // Otherwise `exec` and `logs` look for nodes by name, in a DNS that does not know them.
         "--kubelet-preferred-address-types=InternalIP",
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         "--service-account-key-file=PKI/accounts.pub",
@@ -106,7 +107,7 @@ fn controllers() -> Vec<String> {
         "--root-ca-file=PKI/ca.crt",
         "--cluster-signing-cert-file=PKI/ca.crt",
         "--cluster-signing-key-file=PKI/ca.key",
-        // The defaults (20, 30) are for large clusters' sake, and make a new one's accounts wait.
+        // The defaults (20, 30) suit large clusters, and make a new cluster's accounts wait.
         "--kube-api-qps=200",
         "--kube-api-burst=400",
     ])
@@ -167,7 +168,8 @@ pub(super) fn dns_objects(plan: &Plan) -> Vec<serde_json::Value> {
                 }),
             },
         }),
-        // The server is no pod, so that names resolve before the first pod runs, and whatever becomes of pods.
+        // The DNS server is no pod, so that names resolve before the first pod runs, whatever
+        // becomes of pods.
         json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",

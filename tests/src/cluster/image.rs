@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::json;
 
-/// The image's name in pods, with `imagePullPolicy: Never`: nobody serves it.
+/// The image's name in pods, with `imagePullPolicy: Never`, since no registry serves it.
 pub const NAME: &str = "nodemesh.test/busybox:1";
 
 /// Debian's, linked statically.

@@ -1,11 +1,12 @@
 //! The network below the cluster.
 //!
 //! ```text
-//!  pod eth0 ── cni0 (bridge) node1 uplink ── br0 (bridge in control's namespace) ── uplink node2 cni0 ── eth0 pod
-//!                                             │ 198.18.N.1: API server, DNS server
-//!                                             └─ nmcN, the host: 198.18.N.254
+//!  pod eth0 ── cni0 node1 uplink ── br0 (in control's namespace) ── uplink node2 cni0 ── eth0 pod
+//!                                   │ 198.18.N.1: API server, DNS server
+//!                                   └─ nmcN, the host: 198.18.N.254
 //! ```
-//! Pods reach pods of the other node by their own addresses; nothing on the way changes them.
+//! `cni0` and `br0` are bridges. Pods reach pods of the other node by their own addresses; nothing
+//! on the way changes them.
 
 use std::{fs, net::IpAddr, process::Command};
 
@@ -17,7 +18,8 @@ use crate::netns;
 /// Makes the machines' namespaces and what is between them.
 pub(super) fn make(plan: &Plan) -> Result<()> {
     let control = plan.netns(CONTROL);
-    // A router that knows no way to elsewhere, and says so: what pods dial outside fails at once.
+    // A router without a route to elsewhere, which says so: a pod's dials to the outside fail at
+    // once.
     netns::add(&control, true)?;
     let (v4, v6) = plan.control();
     netns::ip(
@@ -54,8 +56,8 @@ pub(super) fn make(plan: &Plan) -> Result<()> {
                 plan.control().1,
             ),
         )?;
-        // Answers of a service's pod to a client on its own node go through the bridge and not through the node's routes;
-        // without this they would keep the pod's address.
+        // A service's pod answers a client on its own node through the bridge, not through the
+        // node's routes. Without this setting such answers would keep the pod's address.
         netns::inside(&netns::path(&name), || -> Result<()> {
             for family in ["iptables", "ip6tables"] {
                 let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
@@ -103,7 +105,8 @@ pub(super) fn host_link_exists(plan: &Plan) -> bool {
     fs::exists(format!("/sys/class/net/{}", plan.host_link())).unwrap_or(false)
 }
 
-/// Removes the host's link, which would go with the namespace of its other end, but later.
+/// Removes the host's link at once; otherwise it would go with the namespace of its other end, but
+/// later.
 pub(super) fn remove(plan: &Plan) {
     if host_link_exists(plan) {
         // It may go by itself just now.

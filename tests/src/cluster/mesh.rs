@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 use super::{Cluster, test_name};
 use crate::{bin_dir, eventually, exec::Output, flow::Flow};
 
-/// How long an agent may take to be ready: it waits for its CA, which a Job makes.
+/// How long an agent may take to be ready: it waits for its CA, which the Deployment `make-ca`
+/// makes.
 const READY_LIMIT: &str = "--timeout=180s";
 
-/// How long the cluster may take to tell an agent something, and the agent to act on it, on a machine that does other things
-/// too.
+/// How long the cluster may take to tell an agent something, and the agent to act on it, on a
+/// machine that does other things too.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The image of pods with clients and servers: busybox, curl, mesh-probe.
@@ -158,7 +159,7 @@ impl<'a> Mesh<'a> {
         Self::state_in(&self.status(node)?, pod)
     }
 
-    /// The same, out of a status.
+    /// The same, from a status that was read before.
     pub fn state_in(status: &Value, pod: &str) -> Result<Value> {
         let pods = status["pods"].as_array().cloned().unwrap_or_default();
         let is = |found: &&Value| {
@@ -171,7 +172,8 @@ impl<'a> Mesh<'a> {
         pods.iter().find(is).cloned().with_context(|| format!("no pod {pod} in {status:#}"))
     }
 
-    /// Waits until pods (node, `namespace/name`) are in a state: `enrolled`, `not_enrolled`, `held`.
+    /// Waits until pods (node, `namespace/name`) are in a state: `enrolled`, `not_enrolled`,
+    /// `held`.
     pub fn wait_state(&self, pods: &[(u8, &str)], state: &str) -> Result<()> {
         eventually(PATIENCE, || {
             for (node, pod) in pods {
@@ -224,13 +226,14 @@ impl<'a> Mesh<'a> {
 
     /// Kills a node's agent, and returns the process id that it had there.
     pub fn kill_agent(&self, node: u8) -> Result<Value> {
-        // Not by its name: others of that program may run on the node.
+        // Not by its name: other processes of that program may run on the node.
         let killed = self.status_on_node(node)?["pid"].clone();
         self.cluster.node(node).run(["kill", "-KILL", &killed.to_string()])?;
         Ok(killed)
     }
 
-    /// Breaks off a node's agent's connections to the API server; they may be made anew. How many there were.
+    /// Cuts the connections of a node's agent to the API server; new ones may be made. Returns how
+    /// many there were.
     pub fn sever(&self, node: u8) -> Result<usize> {
         let netns = format!("--net=/proc/{}/ns/net", self.status_on_node(node)?["pid"]);
         let kill = ["ss", "--no-header", "--tcp", "--kill", "dport", "=", ":443"];
@@ -238,8 +241,8 @@ impl<'a> Mesh<'a> {
         Ok(killed.lines().count())
     }
 
-    /// Whether one of the mesh's service accounts may do something, in any namespace: the API server's answer, and an error if
-    /// there is none.
+    /// Whether one of the mesh's service accounts may do something, in any namespace, by the API
+    /// server's answer; an error if there is none.
     pub fn account_may(&self, account: &str, verb: &str, resource: &str) -> Result<bool> {
         let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
             "user": format!("system:serviceaccount:{}:{account}", self.namespace),
@@ -251,8 +254,8 @@ impl<'a> Mesh<'a> {
         said["status"]["allowed"].as_bool().with_context(|| format!("no answer: {said:#}"))
     }
 
-    /// Has connections made until the newest that the node's agent knows is mutual TLS to that pod: the peers' announcements
-    /// travel by themselves.
+    /// Makes connections until the newest that the node's agent knows is mutual TLS to that pod:
+    /// the peers' announcements travel by themselves.
     pub fn wait_mtls(&self, node: u8, server: &str, dial: impl Fn() -> Result<()>) -> Result<()> {
         eventually(PATIENCE, || {
             dial()?;
@@ -283,7 +286,8 @@ impl<'a> Mesh<'a> {
     }
 }
 
-/// What `mesh-agent manifest` prints: with the programs' own image, unless the options name another.
+/// What `mesh-agent manifest` prints: with the programs' own image, unless the options name
+/// another.
 fn manifest(options: &[&str]) -> Result<String> {
     let image = ["--image", AGENT_IMAGE];
     let image = if options.contains(&"--image") { &[][..] } else { &image[..] };
@@ -296,7 +300,8 @@ fn lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// An image of the programs that are built, made by `xtask` unless that has been done since; returns the archive.
+/// An image of the built programs. `xtask` makes it, unless it is newer than they are; returns the
+/// archive.
 fn image(arguments: &[&str]) -> Result<PathBuf> {
     let dir = bin_dir().join("images").join(arguments.join(""));
     fs::create_dir_all(&dir)?;
@@ -315,7 +320,8 @@ fn image(arguments: &[&str]) -> Result<PathBuf> {
         if !changed.contains(&true) {
             return Ok(archive);
         }
-        fs::remove_file(archive)?; // half an image, if making another fails, is not to be taken for one
+        // If making another image fails, the old one must not be taken for it.
+        fs::remove_file(archive)?;
     }
     let mut xtask = Command::new(bin_dir().join("xtask"));
     xtask.arg("image").args(arguments).arg("--no-build").arg("--to").arg(&dir);

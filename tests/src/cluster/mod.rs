@@ -1,8 +1,8 @@
 //! A real Kubernetes of two nodes on this machine: [`Cluster::up`], and gone when dropped.
 //!
-//! Its programs are Kubernetes' own (`cargo xtask cluster build`), and containerd. A node is a [`Machine`]: it has its own
-//! processes, mounts, cgroups and network, so that whoever runs there as a privileged pod sees that node and nothing else.
-//! `cargo xtask cluster up` is the same for people.
+//! Its programs are Kubernetes' own (`cargo xtask cluster build`), and containerd. A node is a
+//! [`Machine`]: it has its own processes, mounts, cgroups and network. A privileged pod there sees
+//! that node and nothing else. `cargo xtask cluster up` is the same for people.
 
 pub mod bulk;
 mod cgroups;
@@ -46,10 +46,11 @@ const SOON: Duration = Duration::from_mins(4);
 /// How long a client waits for the server, as programs' arguments have it.
 const KUBECTL_LIMIT: &str = "240s";
 
-/// How long one question to the API server may take while it starts: others wait for the processor too.
+/// How long one question to the API server may take while it starts: other programs need the
+/// processor too.
 const ASK_PAUSE: Duration = Duration::from_millis(200);
 
-/// Clusters come one after the other: each takes a number that is free.
+/// Clusters are planned one after the other, so that each takes a number that is free.
 const LOCK: &str = "/run/nodemesh-cluster.lock";
 
 /// A running cluster. Taken down when dropped.
@@ -63,10 +64,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings a cluster up; what is there under its name is taken down first, and what killed tests have left.
+    /// Brings a cluster up. First takes down what is there under its name, and what killed tests
+    /// have left.
     ///
     /// # Errors
-    /// A program is missing or does not run: the end of its log is part of the message. Nothing is left then.
+    /// A program is missing or does not run: the end of its log is part of the message. Nothing is
+    /// left then.
     pub fn up(name: &str) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "a cluster needs namespaces: run this as root");
         programs::check()?;
@@ -84,7 +87,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The cluster of this name that somebody has brought up; it stays when this value is dropped. `None` if there is none.
+    /// The cluster of this name that is already up; it stays when this value is dropped. `None` if
+    /// there is none.
     pub fn existing(name: &str) -> Result<Option<Self>> {
         let Some(plan) = Plan::of_existing(name)? else { return Ok(None) };
         let mut cluster = Self::of(plan, Instant::now());
@@ -186,7 +190,8 @@ impl Cluster {
         &self.control
     }
 
-    /// Everything on this machine that carries the cluster's name, and its processes: empty when it has been taken down.
+    /// Everything on this machine that carries the cluster's name, and its processes: empty once it
+    /// has been taken down.
     pub fn traces(&self) -> Result<Vec<String>> {
         traces::of(&self.plan)
     }
@@ -224,7 +229,7 @@ impl Cluster {
         Output::of(&line, &output).success()
     }
 
-    /// The same by nothing but a token.
+    /// The same with nothing but a token.
     pub fn kubectl_by_token(&self, token: &str, input: &str, argv: &[&str]) -> Result<String> {
         let api = self.plan.api();
         let ca = pki::admin(&self.plan).with_file_name("ca.crt");
@@ -327,7 +332,7 @@ impl Cluster {
         }
     }
 
-    /// Asks again until it is so, as long as all programs run that it depends on.
+    /// Asks again until it is so, as long as all programs that it depends on run.
     fn wait_until<T>(&self, what: &str, is: impl Fn() -> Result<T>) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -365,7 +370,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Takes down whatever is there of a cluster: a running one, a half-made one, or what a crash has left.
+/// Takes down what there is of a cluster: a running one, a half-made one, or what a crash has left.
 pub fn remove(name: &str) -> Result<()> {
     let plan = Plan::of_existing(name)?;
     cgroups::remove(Path::new(&plan::cgroup_of(name)))?;

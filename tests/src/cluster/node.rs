@@ -20,7 +20,7 @@ pub(super) const PROXY: &str = "kube-proxy";
 /// Where the kubelet finds containerd.
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// Where a kubelet reads pods that nobody asked the API server for.
+/// Where a kubelet reads static pods, which do not come from the API server.
 const STATIC_PODS: &str = "/etc/kubernetes/manifests";
 
 /// Writes the settings of all programs into the machine's `/etc`.
@@ -45,7 +45,8 @@ pub(super) fn start(machine: &Machine, plan: &Plan, node: u8, program: &str) -> 
             let (v4, v6) = plan.node(node);
             let own = cgroup::mount().join(machine::SYSTEM).join("kubelet.service");
             let own = own.display();
-            // As systemd does: a cgroup for this run alone. `system` has no controllers that a process in it would keep from us.
+            // As systemd does: a cgroup for this run alone. `system` has no controllers that a
+            // process in it would withhold from us.
             let enter = format!(
                 "rmdir {own} 2> /dev/null; mkdir -p {own} && echo $$ > {own}/cgroup.procs && exec \"$@\""
             );
@@ -103,7 +104,8 @@ fn images<'a>(command: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
     ctr.into_iter().chain(command.iter().copied())
 }
 
-/// The objects of the nodes, before their kubelets say more: which node has which addresses is not left to chance.
+/// The object of a node, before its kubelet says more: which node has which addresses is not left
+/// to chance.
 pub(super) fn object(node: u8) -> Value {
     let (name, ranges) = (node_name(node), pod_ranges(node));
     json!({
@@ -115,7 +117,8 @@ pub(super) fn object(node: u8) -> Value {
 }
 
 fn containerd() -> String {
-    // restrict_oom_score_adj: without CAP_SYS_RESOURCE nobody may lower it, and runc dies of the attempt.
+    // restrict_oom_score_adj: without CAP_SYS_RESOURCE no process may lower it, and runc fails when
+    // it tries.
     format!(
         "version = 2\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
@@ -149,10 +152,10 @@ fn kubelet(name: &str) -> Value {
         "clusterDomain": "cluster.local",
         // No server and no search domain of the host's.
         "resolvConf": "",
-        // What a node sets aside for its own programs would be a limit on a cgroup that they are not in.
+        // What a node reserves for its own programs would limit a cgroup that they are not in.
         "enforceNodeAllocatable": [],
         "localStorageCapacityIsolation": false,
-        // How full the host's disk is must not evict pods, and images cannot be pulled again.
+        // A full host disk must not evict pods, and images cannot be pulled again.
         "evictionHard": {
             "memory.available": "0%",
             "nodefs.available": "0%",

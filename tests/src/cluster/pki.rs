@@ -66,12 +66,13 @@ pub(super) fn make(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// The file with which everybody reaches the API server as administrator.
+/// The file with which an administrator reaches the API server.
 pub(super) fn admin(plan: &Plan) -> PathBuf {
     plan.pki().join("admin.conf")
 }
 
-/// Copies what a machine needs into its `/etc/kubernetes`: the control plane all, a node what is its own.
+/// Copies what a machine needs into its `/etc/kubernetes`: for the control plane everything, for a
+/// node its own.
 pub(super) fn hand_out(plan: &Plan, machine: &str, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(plan.pki())? {
@@ -85,7 +86,7 @@ pub(super) fn hand_out(plan: &Plan, machine: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A kubeconfig whose certificates are the files beside it.
+/// A kubeconfig that names the certificate files beside it.
 fn kubeconfig(plan: &Plan, user: &str) -> Result<()> {
     let config = json!({
         "apiVersion": "v1",

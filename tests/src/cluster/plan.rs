@@ -1,14 +1,16 @@
-//! Names and addresses: what a cluster is made of is found by its name alone, also after a crash.
+//! Names and addresses: a cluster's name alone is enough to find what it is made of, also after a
+//! crash.
 //!
 //! | what | name |
 //! |---|---|
-//! | files: certificates, state and logs of each machine | `/var/lib/nodemesh-cluster/<cluster>/…` |
+//! | files: certificates, state and logs of a machine | `/var/lib/nodemesh-cluster/<cluster>/…` |
 //! | network namespaces | `nmc-<cluster>-<machine>` |
 //! | cgroups, in every hierarchy | `nodemesh-cluster-<cluster>/<machine>` |
 //! | the machine's own end of the link | `nmc<number>` |
 //!
-//! Machines are `control`, `node1` and `node2`. Each cluster has a number, which makes its addresses on the link its own;
-//! pods and services have the same addresses in all of them, since only the machines of their own cluster see those.
+//! Machines are `control`, `node1` and `node2`. Each cluster has a number, which makes its
+//! addresses on the link its own. Pods and services have the same addresses in all clusters, since
+//! only the machines of their own cluster see those.
 
 use std::{
     fs, io,
@@ -132,12 +134,13 @@ impl Plan {
         self.on_link(FIRST_NODE + node)
     }
 
-    /// The address of the API server, for everybody.
+    /// The address of the API server, for all its clients.
     pub(super) fn api(&self) -> String {
         format!("https://{}:{}", self.control().0, super::control::API_PORT)
     }
 
-    /// 198.18.0.0/15 is set apart for tests of networks (RFC 2544, appendix C.2.2): nothing else on the host has it.
+    /// 198.18.0.0/15 is set apart for tests of networks (RFC 2544, appendix C.2.2): nothing else on
+    /// the host has it.
     fn on_link(&self, host: u8) -> (Ipv4Addr, Ipv6Addr) {
         let (number, host_v6) = (self.number, u16::from(host));
         (
@@ -153,7 +156,7 @@ pub fn test_name() -> String {
     format!("t{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether a name is [`test_name`]'s of a process that lives no more.
+/// Whether a name is [`test_name`]'s of a process that has ended.
 pub(super) fn is_dead_tests(name: &str) -> bool {
     let pid = name.strip_prefix('t').and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
     pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())

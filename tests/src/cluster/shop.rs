@@ -42,7 +42,8 @@ pub fn server() -> String {
 /// The script of a pod that does nothing.
 pub const IDLE: &str = "exec sleep 100000";
 
-/// `shop/web` on node 1; `shop/cart`, a server, on node 2; `shop/near`, a server, on node 1; a service for each of the two.
+/// `shop/web` on node 1; `shop/cart`, a server, on node 2; `shop/near`, a server, on node 1; a
+/// service for each server.
 pub fn open(cluster: &Cluster) -> Result<()> {
     let service = |name: &str, more: Value| {
         let mut spec =
@@ -100,20 +101,22 @@ pub struct Load<'a> {
 impl<'a> Load<'a> {
     /// Returns when it is in the mesh.
     pub fn start(cluster: &'a Cluster, mesh: &Mesh<'_>) -> Result<Self> {
-        let script = asking("http://cart/", "sleep 0.02;"); // as much again for the cluster and other tests
+        // The pause leaves as much time again for the cluster and other tests.
+        let script = asking("http://cart/", "sleep 0.02;");
         let items = json!({"apiVersion": "v1", "kind": "List", "items": [pod("load", 1, &script)]});
         cluster.kubectl_with(&items.to_string(), ["apply", "-f", "-"])?;
         mesh.wait_state(&[(1, "shop/load")], "enrolled")?;
         Ok(Self { cluster })
     }
 
-    /// What it was answered so far: `200 0`, or else curl's HTTP code and exit code. Asks the node, since the API server may be
-    /// away.
+    /// What it was answered so far: `200 0`, or else curl's HTTP code and exit code. Asks the node,
+    /// since the API server may be away.
     pub fn answers(&self) -> Result<Vec<String>> {
         answers(self.cluster, "shop", "load")
     }
 
-    /// Waits until there are 50 more answers than these. How many there are then, and those that are none.
+    /// Waits for more than 50 answers beyond `than`. Returns how many there are then, and all that
+    /// are failures.
     pub fn more(&self, than: usize) -> Result<(usize, Vec<String>)> {
         eventually(PATIENCE, || {
             let answers = self.answers()?;
@@ -124,8 +127,8 @@ impl<'a> Load<'a> {
     }
 }
 
-/// The script of a client that asks a URL again and again, with a pause (`sleep` of busybox) or none, and prints for each answer its
-/// HTTP code and curl's exit code.
+/// The script of a client that asks a URL again and again, with a pause (`sleep` of busybox) or
+/// none. It prints the HTTP code and curl's exit code of each answer.
 pub fn asking(url: &str, pause: &str) -> String {
     format!(
         "while :; do curl --silent --max-time 10 --output /dev/null --write-out '%{{http_code}} %{{exitcode}}\n' {url}; {pause} done"

@@ -20,7 +20,8 @@ pub(super) struct Process {
     start: String,
 }
 
-/// Namespaces, mounts, cgroups, links and files with the cluster's name, and the processes in its cgroups.
+/// Namespaces, mounts, cgroups, links and files with the cluster's name, and the processes in its
+/// cgroups.
 pub(super) fn of(plan: &Plan) -> Result<Vec<String>> {
     let prefix = plan.netns("");
     let mut all: Vec<String> =

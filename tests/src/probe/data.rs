@@ -1,4 +1,4 @@
-//! Bytes that look random and can be told apart, quickly: both must not be what a throughput test measures.
+//! Bytes that look random, made and compared so fast that a throughput test measures neither.
 
 /// An endless sequence of bytes, given by its seed (splitmix64, Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]

@@ -1,4 +1,5 @@
-//! What the race tests' load is told and what it tells: `mesh-probe race`, one in each pod, is server and client at once.
+//! What the race tests' load is told and what it tells. `mesh-probe race` runs in each pod, as
+//! server and client at once.
 
 use std::net::SocketAddr;
 
@@ -15,13 +16,13 @@ pub const MARKER: &str = "NMRACE";
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RaceSpec {
-    /// How its servers call themselves.
+    /// The name that its servers give.
     pub name: String,
-    /// Where the server listens whose clients speak first.
+    /// The port of the server whose clients speak first.
     pub client_first: u16,
-    /// Where the one listens that speaks first itself.
+    /// The port of the server that speaks first itself.
     pub server_first: u16,
-    /// Whom to dial: [`Target`]s, separated by commas.
+    /// The [`Target`]s to dial, separated by commas.
     pub targets: String,
     /// The mean pause between two connections of a worker; there is one worker per target.
     pub pause_ms: u64,
@@ -32,13 +33,13 @@ pub struct RaceSpec {
 /// One worker's destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// How the server there calls itself.
+    /// The name that the server there gives.
     pub name: String,
     /// Its address.
     pub to: SocketAddr,
     /// Whether it speaks first.
     pub server_first: bool,
-    /// Whether to dial from a source port of the mesh's range, as others' systems and masquerading do.
+    /// Whether to dial from a source port of the mesh's range, as other systems and SNAT do.
     pub from_range: bool,
 }
 

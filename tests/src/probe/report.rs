@@ -86,7 +86,7 @@ pub enum End {
     NotPermitted,
     /// EHOSTUNREACH or ENETUNREACH.
     Unreachable,
-    /// EADDRNOTAVAIL or EADDRINUSE: our own address was not to be had.
+    /// EADDRNOTAVAIL or EADDRINUSE: our own address was not available.
     NoAddress,
     /// Nothing came in time.
     Timeout,

@@ -1,5 +1,6 @@
-//! A connection's story, told by a seed: who sends how much, in which order, and how it ends. Both sides know it from the
-//! seed, and what either sees must be the same with and without the mesh.
+//! A connection's story, told by a seed: how much each side sends, in which order, and how it ends.
+//! Both sides know it from the seed, and what either sees must be the same with and without the
+//! mesh.
 
 use super::Noise;
 
@@ -16,13 +17,13 @@ pub struct Script {
     pub to_server: u64,
     /// Bytes from the server.
     pub to_client: u64,
-    /// Who may send when.
+    /// Which side may send when.
     pub order: Order,
     /// How it ends.
     pub ending: Ending,
 }
 
-/// Who may send when.
+/// Which side may send when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Both at once.

@@ -33,7 +33,7 @@ pub struct ServeSpec {
     pub device: String,
     /// `IPPROTO_MPTCP`.
     pub mptcp: bool,
-    /// `TCP_DEFER_ACCEPT`: how long the kernel may keep a connection to itself that has not said a byte.
+    /// `TCP_DEFER_ACCEPT`: how long the kernel may keep back a connection that has not said a byte.
     pub defer_s: i32,
 }
 
@@ -41,7 +41,7 @@ pub struct ServeSpec {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DialSpec {
-    /// Whom.
+    /// The address to dial.
     pub to: SocketAddr,
     /// From which address and port; port 0 for any.
     pub bind: Option<SocketAddr>,
@@ -49,7 +49,8 @@ pub struct DialSpec {
     pub mapped: bool,
     /// How.
     pub manner: Manner,
-    /// Whom the same socket dials before, to be disconnected (`AF_UNSPEC`) if that succeeds.
+    /// The address that the same socket dials before, to be disconnected (`AF_UNSPEC`) if that
+    /// succeeds.
     pub first: Option<SocketAddr>,
     /// `SO_BINDTODEVICE`.
     pub device: String,
@@ -63,7 +64,8 @@ pub struct DialSpec {
     pub send_bytes: u64,
     /// Which bytes; with `script`, the first connection's story.
     pub seed: u64,
-    /// End our direction when all is sent, and read on. Else it stays open until the other side ends its own.
+    /// End our direction when all is sent, and read on. Otherwise it stays open until the other
+    /// side ends its own.
     pub half_close: bool,
     /// Read this many bytes, then close, instead of reading to the end.
     pub read_bytes: Option<u64>,
@@ -100,14 +102,14 @@ pub enum Manner {
     IoUring,
 }
 
-/// `mesh-probe raw`: a TCP client without a TCP socket (IPv4). Whoever runs it sees to it that the kernel, which knows of
-/// no such connection, does not reset it.
+/// `mesh-probe raw`: a TCP client without a TCP socket (IPv4). Its caller has to keep the kernel,
+/// which does not know the connection, from resetting it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawSpec {
     /// From which address and port, whether or not they are ours.
     pub from: SocketAddr,
-    /// Whom.
+    /// The address to dial.
     pub to: SocketAddr,
     /// Through a packet socket on this interface; else through a raw IP socket.
     pub device: String,

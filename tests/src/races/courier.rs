@@ -1,5 +1,5 @@
-//! Carries files from where they are written to where each node reads them, each after a delay of its own. Later news of a
-//! file never overtakes earlier news.
+//! Carries files from where they are written to where each node reads them, each after a delay of
+//! its own. Later news of a file never overtakes earlier news.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -159,7 +159,7 @@ impl State {
                     letter.seen = None;
                 }
                 let due = letter.under_way.iter().take_while(|(at, _)| *at <= now).count();
-                // Of several that are due only the last counts: whoever reads would see no other.
+                // Of several that are due only the last counts: a reader would see no other.
                 if let Some((_, news)) = letter.under_way.drain(..due).next_back() {
                     deliver(&route.to, name, news.as_deref())?;
                     let what = format!("{} has {name}", route.name);

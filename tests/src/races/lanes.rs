@@ -33,8 +33,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `NODEMESH_SEED=N` plays one schedule, `NODEMESH_RACES=COUNT` so many; else as `self` says. `NODEMESH_RACE_LANES` and
-    /// `NODEMESH_RACE_PAUSE_MS` set the rest.
+    /// `NODEMESH_SEED=N` plays one schedule, `NODEMESH_RACES=COUNT` so many; else as `self` says.
+    /// `NODEMESH_RACE_LANES` and `NODEMESH_RACE_PAUSE_MS` set the rest.
     pub fn or_from_env(self) -> Result<Self> {
         let number = |name: &str| -> Result<Option<u64>> {
             let value = env::var(name).ok().map(|text| text.parse());
@@ -95,7 +95,8 @@ impl Display for Played {
 /// Plays all of it.
 ///
 /// # Errors
-/// What must not happen and has happened, with seed and timeline, of the first schedule of each lane that failed.
+/// What happened although it must not, with seed and timeline, of the first schedule of each lane
+/// that failed.
 pub fn run(plan: &Plan) -> Result<Played> {
     let (begun, next) = (Instant::now(), AtomicU64::new(plan.seeds.start));
     let (outcomes, failures) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
@@ -162,7 +163,7 @@ fn play(
     outcome.and_then(|us| net.remove().map(|()| us))
 }
 
-/// What everything that runs in a network has taken of the processors.
+/// How much of the processors everything that runs in a network has used.
 fn cpu_us(net: &Net) -> Result<u64> {
     let stat = fs::read_to_string(net.tag().cgroup().join("cpu.stat"))?;
     let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));

@@ -1,4 +1,5 @@
-//! What a seed says: who is in the mesh at the beginning, what happens when, and how late each node hears of it.
+//! What a seed says: which pods are in the mesh at the beginning, what happens when, and how late
+//! each node hears of it.
 
 use std::{
     fmt::{self, Display},
@@ -77,8 +78,8 @@ impl Schedule {
     }
 }
 
-/// How late a piece of news is: mostly a little, sometimes not at all, now and then up to 30 s. Depends on nothing but what
-/// it is told, so that a schedule is the same however the machine is loaded.
+/// How late a piece of news is: mostly a little, sometimes not at all, now and then up to 30 s.
+/// Depends on its arguments alone, so that a schedule is the same however the machine is loaded.
 pub(super) fn delay(seed: u64, route: &str, file: &str, change: u64) -> Duration {
     // FNV-1a, so that the noise of one piece of news has nothing to do with another's.
     let bytes = [route.as_bytes(), b"/", file.as_bytes(), &change.to_le_bytes()].concat();

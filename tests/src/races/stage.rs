@@ -1,5 +1,6 @@
-//! Two nodes, an agent on each that hears of everything through the courier alone, two strict pods that stay in the mesh,
-//! four that come and go, and a stranger; all dial all on the other node, all the time.
+//! Two nodes with an agent on each that hears of everything through the courier alone; two strict
+//! pods that stay in the mesh, four that come and go, and a stranger. All pods dial all on the
+//! other node, all the time.
 
 use std::{
     fmt::Write as _,
@@ -34,10 +35,11 @@ const STRANGER: &str = "x0";
 /// How long a connection may take. An agent gives up on a handshake after 10 s.
 const DEADLINE_S: u64 = 15;
 
-/// Connections that a stopping agent still carries have so long: they are short, or hang on purpose.
+/// How long a stopping agent still carries its connections: they are short, or hang on purpose.
 const DRAIN: [&str; 2] = ["--drain-seconds", "1"];
 
-/// How long the world may take to settle once all news are delivered: leaving takes 3 s, a retried enrolment 2 s.
+/// How long the world may take to settle once all news is delivered: leaving takes 3 s, a retried
+/// enrolment 2 s.
 const SETTLED: Duration = Duration::from_secs(20);
 
 /// How often the agents are asked how far they are. Each question is a process.
@@ -67,7 +69,7 @@ pub(super) struct Outcome {
 }
 
 impl<'a> Stage<'a> {
-    /// With the anchors in the mesh, and everybody dialling.
+    /// With the anchors in the mesh, and all pods dialling.
     pub(super) fn set(net: &'a Net, pause: Duration) -> Result<Self> {
         let nodes = [net.node("node1")?, net.node("node2")?];
         for (number, node) in (1..).zip(&nodes) {
@@ -143,7 +145,8 @@ impl<'a> Stage<'a> {
         Ok(Self { watches, ..stage })
     }
 
-    /// Plays a schedule to its end; an error says what must not happen and has happened, and the timeline.
+    /// Plays a schedule to its end. An error says what happened although it must not, and has the
+    /// timeline.
     pub(super) fn play(&self, schedule: &Schedule) -> Result<Outcome> {
         let mut timeline = Vec::new();
         let played = self.play_noting(schedule, &mut timeline);
@@ -266,12 +269,13 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Sets a label, unless it is so already: what is written is news.
+    /// Sets or removes a mover's mesh label. Its file is written anew, and is news, even if nothing
+    /// changes.
     fn label(&self, mover: usize, member: bool) -> Result<()> {
         self.net.objects().label_pod(&self.movers[mover], member.then_some("enabled"))
     }
 
-    /// Whoever may dial whom gets an answer now, and whoever may not gets none.
+    /// Every client that may dial a target gets an answer now.
     fn check_answered(
         &self,
         members: [bool; MOVERS.len()],
@@ -352,7 +356,7 @@ fn node_of(mover: usize) -> usize {
     usize::from(MOVERS[mover].starts_with('b'))
 }
 
-/// Everybody on the other node, in both ways; one family each, so that both are used.
+/// All pods on the other node, in both ways; one family each, so that both are used.
 fn targets<'a>(pod: &Pod, everybody: impl Iterator<Item = &'a Pod>) -> Vec<Target> {
     let first = |name: &str| name.as_bytes().first().copied() == Some(b'b');
     let mut targets = Vec::new();

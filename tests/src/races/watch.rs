@@ -1,7 +1,8 @@
-//! Listens on every interface of a node, its pods' too, for what strict pods' servers hear and say: it must be TLS.
+//! Listens on every interface of a node, its pods' too, to what strict pods' servers hear and say:
+//! it must be TLS.
 //!
-//! One exception: who dials from the mesh's source ports without being an agent is accepted, looked at, and reset, so that his
-//! first words are on the link. No answer may be.
+//! One exception: a client that dials from the mesh's source ports without being an agent is
+//! accepted, looked at, and reset. So its first words are on the link; no answer may be.
 
 use std::{
     io,
@@ -56,8 +57,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Listens in a namespace for connections to these ports of these pods. `looked_at` are the addresses of those who dial
-    /// from the mesh's source ports.
+    /// Listens in a namespace for connections to these ports of these pods. `looked_at` are the
+    /// addresses of clients that dial from the mesh's source ports.
     pub(super) fn start(
         netns: &Path,
         pods: Vec<IpAddr>,
@@ -123,8 +124,8 @@ impl Seen {
     }
 }
 
-/// What a frame says, if it is data from or to one of the ports of one of the pods. The pod must be the server: what a
-/// strict pod says as a client to somebody outside the mesh is its own affair.
+/// What a frame says, if it is data from or to one of the ports of one of the pods. The pod must be
+/// the server: what a strict pod says as a client to a server outside the mesh is not checked.
 fn said<'a>(
     frame: &'a [u8],
     pods: &[IpAddr],
@@ -168,7 +169,7 @@ fn open(ports: [u16; 2]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The filter looks at fixed places: there are no IPv4 options and no IPv6 extension headers, which nobody here sends.
+/// The filter looks at fixed places: no sender here uses IPv4 options or IPv6 extension headers.
 fn filter(ports: [u16; 2]) -> Vec<SockFilter> {
     const DROP: usize = 18;
     const KEEP: usize = 19;

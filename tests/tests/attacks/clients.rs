@@ -1,4 +1,5 @@
-//! Clients that are not in the mesh, or only say so, against a pod of it and its node's agent.
+//! Clients that are not in the mesh, or only pretend to be, against a pod of it and its node's
+//! agent.
 
 use std::{
     net::IpAddr,
@@ -37,11 +38,12 @@ fn withstands(name: &str, spec: impl Fn(&Scene<'_>) -> AttackSpec, going: u64) {
     });
 }
 
-/// How many notes of connections to applications an agent may leave in the kernel at once, in the next test.
+/// How many notes of connections to applications an agent may leave in the kernel at once, in the
+/// next test.
 const NOTES: u64 = 1_000;
 
-/// Longer than the test takes: an application that wants to hear of nobody who says nothing (`TCP_DEFER_ACCEPT`, as Apache and
-/// nginx do by option).
+/// Longer than the test takes. The application does not want to hear of clients that say nothing
+/// (`TCP_DEFER_ACCEPT`, as Apache and nginx do by option).
 const DEFER_S: i32 = 60;
 
 #[test]
@@ -56,7 +58,7 @@ fn clients_that_reset_without_a_byte_at_a_server_that_waits_for_one() {
         let before = Usage::of(scene.agent())?;
         let spec = AttackSpec { hold: NOTES, ..AttackSpec::new(Kind::Silent, server.at(PORT + 1)) };
         let spec = spec.from(IpAddr::V4(scene.attacker.v4));
-        // What is in the kernel's hands only: the application has been told of none.
+        // These connections are in the kernel's hands only: the application has been told of none.
         let attack = attack::start(&scene.attacker, &spec)?;
         eventually(SOON, || {
             let (now, tally) = (notes()?, attack.tally());
@@ -131,8 +133,8 @@ fn garbage_on_the_agents_port() {
 const HANDSHAKES: u64 = 64;
 /// How long each of them may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// What the agent may need for each of them: 9 KiB were measured, with both its sockets and what is known of it; 37 without the
-/// limit.
+/// What the agent may need for each of them. Measured: 9 KiB with both its sockets and what is
+/// known of it; 37 KiB without the limit.
 const WAITING_KIB: u64 = 16;
 
 #[test]
@@ -240,7 +242,8 @@ fn packets_from_the_victims_own_address() {
 fn the_address_of_a_peer_taken_over() {
     scenario("attack-heist", |net| {
         let scene = Scene::new(net)?;
-        // A peer on the victim's own node, whose address the attacker takes: its link is down, as after a won ARP race.
+        // A peer on the victim's own node, whose address the attacker takes: its link is down, as
+        // after a won ARP race.
         let peer = net.pod(&scene.pair.nodes[1], PodSpec::new(SHOP, "peer"))?;
         scene.agent().wait_enrolled(&[&peer])?;
         let say = |place: &Place, words: &str| place.run(words.split(' '))?.success();
@@ -279,7 +282,8 @@ fn dials_that_the_kernel_refuses() {
         attack.wait("under way", |tally| tally.ended >= 20_000)?;
         let tally = attack.stop()?;
         ensure!(tally.connected == 0, "{tally:?}");
-        // What the others' connections left is still there, and the flood is told of, in few words.
+        // The records of the others' connections are still there, and the flood is reported, in few
+        // words.
         eventually(SOON, || {
             let told = scene.agent().cli(&["flows", "-o", "json"])?.success()?;
             let records: Vec<Value> =
@@ -296,7 +300,8 @@ fn dials_that_the_kernel_refuses() {
             ensure!(all >= counted / 2, "{all} told of {counted}");
             Ok(())
         })?;
-        // While nobody reads the kernel's reports, those of one flood leave room for those of others.
+        // While the agent does not read the kernel's reports, those of one flood leave room for
+        // those of others.
         let other =
             net.pod(&scene.pair.nodes[1], PodSpec::new(SHOP, "other").annotation(MODE, "strict"))?;
         scene.agent().wait_enrolled(&[&other])?;

@@ -1,4 +1,4 @@
-//! Clients with many connections against what all of a node have together.
+//! Clients with many connections, against what all pods of a node share.
 
 use std::{
     net::IpAddr,
@@ -19,14 +19,14 @@ use tests::{
 
 use crate::{Bound, Scene, not_much_slower, plan, served, within_bound};
 
-/// What the kernel may have for each agent's sockets, if one pod does all it can: the budget, what arrives until it is
-/// noticed, and a little for each connection (`proxy/socket_memory.rs`).
+/// What the kernel may hold for each agent's sockets if one pod does all it can: the budget, what
+/// arrives until that is noticed, and a little for each connection (`proxy/socket_memory.rs`).
 const SOCKET_MIB: u64 = 512;
 
 #[test]
 fn servers_that_do_not_read_leave_the_kernel_its_memory() {
     const CONNECTIONS: u64 = 600;
-    /// Nothing has been taken for so long.
+    /// Full once nothing has been taken for so long.
     const STILL: Duration = Duration::from_secs(2);
     /// What the first buffers hold is more.
     const FILLED: u64 = CONNECTIONS * 64 * 1024;
@@ -57,7 +57,8 @@ fn servers_that_do_not_read_leave_the_kernel_its_memory() {
         })?;
         let held = [agents_sockets(&greedy)?, agents_sockets(&scene.victim)?];
         println!("attack-fill: {:?}, {held:?} bytes of the kernel's memory", attack.tally());
-        // Before the greedy pod's agent, which takes little from an application in advance, the other one is full.
+        // The victim's agent is full before the greedy pod's, which takes little from an
+        // application in advance.
         let problem =
             scene.agent().wait_problem("the victim", |of| of.code == "socket_memory_share")?;
         ensure!(problem.message.contains("shop/victim"), "{problem:?}");
@@ -167,8 +168,8 @@ fn connections_without_end() {
             ..AttackSpec::new(Kind::Hold, crowded.at(PORT))
         };
         let attack = attack::start(&greedy, &spec)?;
-        // Its own agent or the server's stops the greedy pod: four fifths are its, not more. What is refused is remembered, so
-        // that most of its dials end in the kernel.
+        // The greedy pod's own agent or the server's stops it: it gets four fifths, not more.
+        // Refusals are remembered, so that most of its dials end in the kernel.
         eventually(SOON, || {
             let (usage, tally) = (Usage::of(&outbound)?, attack.tally());
             ensure!(usage.open >= 70 && tally.ended > 1_000, "{usage:?} {tally:?}");

@@ -62,7 +62,7 @@ fn a_pods_own_firewall_harms_the_pod_alone() {
             !heard.is_empty() && heard.iter().all(|conn| !conn.first.contains(MARKER)),
             "{heard:?}"
         );
-        // Dropped: the pod's dials hang until the agent gives up. Others do not.
+        // Dropped: the pod's dials hang until the agent gives up. Other pods' dials do not.
         rules(
             "flush table ip own; add chain ip own stop { type filter hook output priority 0; }; \
                add rule ip own stop tcp sport 61000-65535 drop",
@@ -78,7 +78,8 @@ fn a_pods_own_firewall_harms_the_pod_alone() {
             .wait_flow("given up", |flow| flow.outcome == "connection_timed_out")?;
         drop(load);
         rules("delete table ip own")?;
-        eventually(SOON, || served(client, &scene.pair.server)) // what failed is remembered for a second
+        // The failure is remembered for a second.
+        eventually(SOON, || served(client, &scene.pair.server))
     });
 }
 
@@ -86,7 +87,7 @@ fn a_pods_own_firewall_harms_the_pod_alone() {
 const MOST_PENDING: u64 = 16_384;
 /// So many attempts fill that in two seconds, and leave processors free.
 const PER_SECOND: u64 = 10_000;
-/// What is said of one more.
+/// The code of a dial beyond that.
 const REFUSED_SHARE: &str = "refused_pending_share";
 
 /// No dial waits for a node's agent, and none is counted.
@@ -97,7 +98,8 @@ fn no_dials(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A pod whose dials do not get as far as its agent has its share of them, others notice nothing, and it is told of.
+/// A pod whose dials do not get as far as its agent fills its share of them. Other pods notice
+/// nothing, and it is reported.
 fn has_its_share(
     scene: &Scene<'_>,
     greedy: &Pod,
@@ -117,7 +119,7 @@ fn has_its_share(
     println!("attack-pending, {:?}: {quiet:?} -> {under:?}, {:?}", spec.kind, attack.tally());
     not_much_slower(quiet, &under)?;
     let had = kernel::dials(node)?;
-    // Programs on several CPUs may each have seen the last place.
+    // Programs on several CPUs may each have seen the last free place.
     let mut own = had.iter().skip(1);
     ensure!(own.all(|dials| *dials <= MOST_PENDING + 64), "{had:?}");
     agent.wait_problem("the greedy pod", |problem| {
@@ -140,7 +142,8 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         agent.wait_enrolled(&[&greedy])?;
         scene.others(50)?;
         let quiet = scene.rounds()?;
-        // What a pod does to others by the processors that it takes, and by packets sent again, it does without a mesh.
+        // What a pod does to others by using processors and by packets sent again, it does without
+        // a mesh, too.
         let outside = |kind, spec: &AttackSpec| {
             let spec = AttackSpec { kind, to: scene.attacker.at(PORT), ..spec.clone() };
             let attack = attack::start(&scene.attacker, &spec)?;
@@ -168,7 +171,7 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         has_its_share(&scene, &greedy, &orphans, &quiet)?;
         has_its_share(&scene, &greedy, &full_speed, &beside_busy)?;
         rules("delete table ip own")?;
-        // The kernel would go on trying to end them for minutes.
+        // The kernel would try for minutes to end them.
         greedy.run(["ss", "-t", "-K", "state", "fin-wait-1"])?.success()?;
         eventually(SOON, || no_dials(node))?;
         // Without any capability.
@@ -176,7 +179,7 @@ fn handshakes_that_the_pods_own_firewall_keeps_from_ending() {
         eventually(SOON, || no_dials(node))?;
         ensure!(agent.status()?.problems.is_empty(), "{:?}", agent.status()?.problems);
         served(&greedy, &scene.pair.server)?;
-        // The next agent begins the counts anew. What is given back then goes to the sum, too.
+        // The next agent counts from zero. What is given back then goes to the sum, too.
         agent.stop()?;
         agent.start_again()?;
         agent.wait_enrolled(&[&greedy, &scene.pair.client])?;
@@ -206,7 +209,7 @@ fn connections_that_are_open_take_nothing_of_their_pods_share_of_dials() {
             no_dials(node)
         };
         eventually(SOON, all_are_open)?;
-        // Those are reset, and dialled again.
+        // These connections are reset, and dialled again.
         agent.kill9()?;
         agent.start_again()?;
         agent.wait_enrolled(&[client])?;
@@ -217,8 +220,8 @@ fn connections_that_are_open_take_nothing_of_their_pods_share_of_dials() {
     });
 }
 
-/// Whose listeners a pod may destroy: its own, if it has `CAP_NET_ADMIN` over its network namespace. From there the kernel must
-/// find nothing of another pod's, whatever addresses it is asked with.
+/// A pod with `CAP_NET_ADMIN` over its network namespace may destroy its own listeners. From there
+/// the kernel must find none of another pod's, whatever addresses it is asked with.
 #[test]
 fn listeners_destroyed_by_a_pod() {
     scenario("attack-destroy", |net| {
@@ -226,12 +229,14 @@ fn listeners_destroyed_by_a_pod() {
         let thief = net.pod(&scene.pair.nodes[1], PodSpec::new(SHOP, "thief"))?;
         scene.agent().wait_enrolled(&[&thief])?;
         scene.pair.agents[0].wait_peers(3)?;
-        // Not at the victims' port: the kernel finds what listens at any address in the thief's own namespace.
+        // Not at the victims' port: the kernel finds sockets in the thief's own namespace that
+        // listen at any address.
         let spec = ServeSpec::both_families(PORT + 1, Talk::Exchange);
         let _application = probe::serve(&thief, &spec)?;
         scene.others(50)?;
         let before = Usage::of(scene.agent())?;
-        // A peer's dial to the victim, its own dial to the mesh, both families, a strict one and a permissive one.
+        // A peer's dial to the victim, its own dial to the mesh, both families, a strict pod and a
+        // permissive one.
         let (victim, server) = (&scene.victim, &scene.pair.server);
         let stranger: IpAddr = "10.244.1.99".parse()?;
         let stranger6: IpAddr = "fd00:244:1::99".parse()?;
@@ -251,7 +256,7 @@ fn listeners_destroyed_by_a_pod() {
         ensure!(scene.others(50)?.ok == 50);
         let say = |from: &Place, to| says(from, to, "heard");
         say(&scene.pair.client, victim.at(PORT))?;
-        // Its own: as often as they are made anew.
+        // Its own listeners, as often as they are made anew.
         let own = AttackSpec { per_second: 200, ..AttackSpec::new(Kind::Destroy, thief.at(PORT)) };
         let own = own.from(stranger);
         others_are_served("attack-destroy", &scene, &before, &thief, &own, 2)?;
@@ -261,7 +266,8 @@ fn listeners_destroyed_by_a_pod() {
         })?;
         attack.stop()?;
         eventually(SOON, || say(&scene.pair.client, thief.at(PORT + 1)))?;
-        eventually(SOON, || say(&thief, victim.at(PORT)))?; // what failed is remembered for a second
+        // The failure is remembered for a second.
+        eventually(SOON, || say(&thief, victim.at(PORT)))?;
         let told = scene.agent().log().matches("destroys the agent's listeners").count();
         ensure!((1..=2).contains(&told), "told {told} times: {}", scene.agent().log());
         eventually(SOON * 2, || {

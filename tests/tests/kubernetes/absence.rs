@@ -1,5 +1,6 @@
-//! Agents without the API server, in a real Kubernetes: it is stopped, out of reach, or does not let them in. Nobody falls back
-//! to plaintext meanwhile, and what has changed takes effect soon afterwards.
+//! Agents without the API server, in a real Kubernetes: it is stopped, out of reach, or does not
+//! let them in. No agent falls back to plaintext meanwhile, and changes take effect soon
+//! afterwards.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,13 +21,13 @@ use tests::{
 
 use super::WEB_AND_CART;
 
-/// How long the API server is stopped, with agents that go on: longer than a watch (120 s). The test sleeps meanwhile, and others
-/// run beside it.
+/// How long the API server is stopped, with agents that go on: longer than a watch (120 s). The
+/// test sleeps meanwhile, and other tests run beside it.
 const OUTAGE: Duration = Duration::from_secs(130);
-/// How long what agents say of it may be wrong: the time until they notice.
+/// How far off the age that agents tell may be: the time until they notice.
 const NOTICED: Duration = Duration::from_secs(10);
-/// How long an agent may take to know what has changed, and to act on it: a pause of 5 s between attempts, and what a busy machine
-/// makes of the rest.
+/// How long an agent may take to know what has changed, and to act on it: a pause of 5 s between
+/// attempts, and more on a busy machine.
 const CAUGHT_UP: Duration = Duration::from_secs(20);
 /// A kubelet's pauses between attempts are up to a minute long.
 const KUBELET_PATIENCE: Duration = Duration::from_mins(3);
@@ -34,7 +35,8 @@ const KUBELET_PATIENCE: Duration = Duration::from_mins(3);
 /// What an agent writes down, and where a copy of it outlives the agent.
 const WORLD: &str = "/run/nodemesh/world.jsonl";
 const OLD_WORLD: &str = "/run/old-world.jsonl";
-/// Puts the copy back, as old as the agent says it is (by the file's time), and forgets in it that web's address was reported.
+/// Puts the copy back, as old as the agent says it is (by the file's time), and removes from it
+/// that web's address was reported.
 const BRING_BACK: &str = r#"
     touch -r $2 $1
     sed '/"name":"web"/s/"podIPs":\[[^]]*\]/"podIPs":[]/' $1 > $2
@@ -130,8 +132,9 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     cluster.down()
 }
 
-/// The only new pods that a kubelet hears of. Its namespace is strict, but no agent knows it: it is open, as it would be without
-/// a mesh, and its own dials to strict pods are refused. Returns its address.
+/// A static pod: the only kind of new pod that a kubelet hears of now. Its namespace is strict, but
+/// no agent knows the pod. So it is open, as it would be without a mesh, and its own dials to
+/// strict pods are refused. Returns its address.
 fn a_static_pod_is_neither_enrolled_nor_held(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -159,7 +162,8 @@ fn a_static_pod_is_neither_enrolled_nor_held(
     Ok(fixed)
 }
 
-/// An agent that begins now goes on with what the one before it wrote down, and one that finds nothing leaves all as it is.
+/// An agent that starts now goes on with what the earlier one wrote down. One that finds nothing
+/// leaves all as it is.
 fn agents_begin_without_it(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -169,7 +173,8 @@ fn agents_begin_without_it(
 ) -> Result<()> {
     let (end, before) = load.more(0)?;
     let capture = cluster.node(1).capture()?;
-    // What it finds is older than that pods are strict, and that web's address was reported: the kernel's tables know better.
+    // What it finds is older than two facts: that pods are strict, and that web's address was
+    // reported. The kernel's tables know better.
     let killed = kill_agent_with_an_old_world(cluster, mesh)?;
     eventually(PATIENCE, || {
         let status = mesh.status_on_node(1)?;
@@ -203,7 +208,8 @@ fn agents_begin_without_it(
     ensure!(ended.len() > 50 && ended.iter().all(|flow| flow.is_mtls()), "{} flows", ended.len());
     is_closed(cluster, 1, cart)?;
 
-    // One that finds nothing, or what it cannot use, leaves all as it is: nobody talks in plaintext instead.
+    // An agent that finds nothing, or nothing usable, leaves all as it is: no pod talks in
+    // plaintext instead.
     cluster.node(1).run(["sh", "-c", &format!("echo nonsense > {WORLD}")])?;
     let killed = mesh.kill_agent(1)?;
     eventually(PATIENCE, || {
@@ -222,7 +228,8 @@ fn agents_begin_without_it(
     is_closed(cluster, 1, cart)
 }
 
-/// Keeps what the agent of node 1 writes down while no pod is strict, and near has a port that would be open if it were.
+/// Keeps what the agent of node 1 writes down while no pod is strict, and near has a port that
+/// would be open if it were.
 fn keep_an_open_world(cluster: &Cluster) -> Result<()> {
     let of_near = |it: &str| cluster.kubectl(["-n", "shop", "annotate", "pod", "near", it]);
     of_near("nodemesh.dev/permissive-ports=8080")?;
@@ -242,7 +249,8 @@ fn keep_an_open_world(cluster: &Cluster) -> Result<()> {
     of_near("nodemesh.dev/permissive-ports-").map(drop)
 }
 
-/// Kills the agent of node 1, as if it had not come to write down that pods are strict, nor web's address. Returns its pid.
+/// Kills the agent of node 1, as if it had not yet written down that pods are strict, nor web's
+/// address. Returns its pid.
 fn kill_agent_with_an_old_world(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<Value> {
     let killed = mesh.status_on_node(1)?["pid"].clone();
     let (node, pid) = (cluster.node(1), killed.to_string());
@@ -255,7 +263,8 @@ fn kill_agent_with_an_old_world(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<Va
     Ok(killed)
 }
 
-/// A label off and a mode there and back, within seconds after the API server is back. A new pod takes as long as its kubelet.
+/// A label is removed, and a mode changes there and back, within seconds after the API server is
+/// back. A new pod takes as long as its kubelet.
 fn what_changes_at_once_takes_effect(
     cluster: &Cluster,
     mesh: &Mesh<'_>,
@@ -303,8 +312,8 @@ fn an_agent_that_was_cut_off_or_not_let_in_catches_up() -> Result<()> {
     cluster.down()
 }
 
-/// One agent does not reach the API server, which forgets what happens meanwhile: 410 is its answer to whoever would go on
-/// from before.
+/// One agent does not reach the API server, which forgets what happens meanwhile. It answers 410 to
+/// a client that would go on from before.
 fn what_was_missed_is_listed_anew(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let on_disk = |what: &str| -> Result<bool> {
         let name = format!("\"{what}\"");
@@ -340,7 +349,7 @@ fn what_was_missed_is_listed_anew(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<
     shop::ready(cluster, "shop")?;
     mesh.wait_state(&[(2, "shop/far")], "enrolled")?;
     forget(cluster)?;
-    // It still knows what it knew, and nothing else.
+    // It still knows what it knew before, and nothing else.
     let status = mesh.status_on_node(1)?;
     let web = Mesh::state_in(&status, "shop/web")?;
     ensure!(web["state"] == "enrolled" && web["mode"] == "permissive", "{web:#}");
@@ -397,7 +406,7 @@ fn forget(cluster: &Cluster) -> Result<()> {
     cluster.start_api_server()
 }
 
-/// 403: rights are asked for whenever a watch begins.
+/// 403: rights are checked whenever a watch begins.
 fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
     mesh.wait_strict(&WEB_AND_CART)?;
@@ -452,7 +461,7 @@ fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
 
 /// Node 2's agent has been without rights for a while, and asks every few seconds.
 fn what_is_missing_is_told_seldom_and_in_words(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
-    // Six kinds of objects are asked for, each is told of at once and then once a minute.
+    // Six kinds of objects are asked for. Each is reported at once and then once a minute.
     const MOST: usize = 12;
     let said = cluster.kubectl(["-n", "nodemesh", "logs", &mesh.agent(2)?, "--since=60s"])?;
     let about: Vec<_> = said.lines().filter(|line| line.contains("forbidden")).collect();
@@ -466,11 +475,11 @@ fn what_is_missing_is_told_seldom_and_in_words(cluster: &Cluster, mesh: &Mesh<'_
     Ok(())
 }
 
-/// 401: nobody is known by the agents' tokens any more. They need others, so new pods.
+/// 401: the API server does not accept the agents' tokens any more. They need others, so new pods.
 fn without_an_account(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let cart = address(cluster, "cart")?;
     cluster.kubectl(["-n", "nodemesh", "delete", "serviceaccount", "mesh-agent"])?;
-    // The API server remembers for some seconds whose token it was.
+    // The API server caches a token's account for some seconds.
     eventually(PATIENCE, || {
         mesh.sever(2)?;
         let found = mesh.problems_on_node(2)?;
@@ -538,7 +547,7 @@ fn said(cluster: &Cluster, pod: &str) -> Result<Vec<String>> {
     shop::log(cluster, 1, "shop", pod, "main")
 }
 
-/// Waits until 50 answers in a row are good. How many there are then, and those that are none.
+/// Waits until 50 answers in a row are good. Returns how many there are then, and the failures.
 fn settled(load: &Load<'_>, than: usize) -> Result<(usize, Vec<String>)> {
     eventually(PATIENCE, || {
         let (count, failed) = load.more(than)?;
@@ -556,8 +565,9 @@ struct Cut<'a> {
 impl<'a> Cut<'a> {
     fn between_agent_and_api_server(cluster: &'a Cluster, mesh: &Mesh<'_>) -> Result<Self> {
         let agent = mesh.agent_address(1)?;
-        // New connections are reset, so that nobody waits for those that nothing comes of. Answers are dropped: a reset would
-        // tell the API server. After kube-proxy has had its way with the service's address.
+        // New connections are reset, so that no client waits for one that fails. Answers are
+        // dropped: a reset would tell the API server. The chain comes after kube-proxy has
+        // translated the service's address.
         let rules = format!(
             "add table inet cut; \
              add chain inet cut forward {{ type filter hook forward priority -10; }}; \

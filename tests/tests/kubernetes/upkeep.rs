@@ -1,5 +1,5 @@
-//! What an administrator does and gets wrong after the first apply, in a real Kubernetes: images that are not there, upgrades,
-//! terminals that go away, settings in the wrong place.
+//! What an administrator does and gets wrong after the first apply, in a real Kubernetes: images
+//! that are not there, upgrades, terminals that go away, settings in the wrong place.
 
 use std::process::{Command, Stdio};
 
@@ -63,7 +63,7 @@ fn settings_in_the_wrong_place_are_told(cluster: &Cluster, mesh: &Mesh<'_>) -> R
         "unknown_setting",
         "did you mean `kubectl annotate pod cart -n shop nodemesh.dev/exclude-ports=8080`",
     )?;
-    // Nothing of it is in force, and nothing is refused for it.
+    // None of these settings is in force, and nothing is refused because of them.
     let cart = mesh.state_of(2, "shop/cart")?;
     ensure!(cart["state"] == "enrolled" && cart["mode"] == "permissive", "{cart:#}");
     ensure!(curl(cluster, "web", "http://cart/")?.contains(GREETING));
@@ -101,7 +101,8 @@ fn who_follows_leaves_nothing_behind(cluster: &Cluster, mesh: &Mesh<'_>) -> Resu
     kubectl.kill()?;
     kubectl.wait()?;
     is(0).context("kubectl exec -i was killed")?;
-    // Without it nothing tells, and the process ends by itself.
+    // Without standard input nothing tells the process that kubectl has gone. It ends when its time
+    // is over.
     let mut kubectl = follow(&[], &["--for-seconds", "3"])?;
     is(1)?;
     kubectl.kill()?;
@@ -121,7 +122,7 @@ fn a_ca_that_is_gone_or_replaced_fails_nobody(cluster: &Cluster, mesh: &Mesh<'_>
     let anchors = |node: u8| -> Result<Value> { Ok(mesh.status_on_node(node)?["anchors"].clone()) };
     let old = anchors(1)?;
 
-    // Deleted: no other is made beside the one that is in use, which is told on each node.
+    // Deleted: no other CA is made beside the one in use, and each node reports it.
     secret(&["delete", "secret", "nodemesh-ca"])?;
     mesh.apply()?;
     for node in [1, 2] {
@@ -176,14 +177,14 @@ fn images_come_from_nobody_and_can_be_exchanged(
     cluster: &Cluster,
     mesh: &mut Mesh<'_>,
 ) -> Result<()> {
-    // A node that was not loaded: the image is asked of nobody, and the agents that run go on.
+    // The image was not loaded on the node. It is not pulled, and the running agents go on.
     let agents = [mesh.agent(1)?, mesh.agent(2)?];
     mesh.choose(&["--image", NOT_LOADED])?;
     mesh.apply()?;
     eventually(PATIENCE, || {
         let waiting = "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}";
         let waiting = cluster.kubectl(["-n", "nodemesh", "get", "pods", "-o", waiting])?;
-        // The agent, what makes the CA, and what takes off the taint.
+        // The agent, `make-ca` and `untaint`.
         let never = waiting.split(' ').filter(|why| *why == "ErrImageNeverPull").count();
         ensure!(never >= 3, "{waiting}");
         ensure!(
@@ -197,12 +198,13 @@ fn images_come_from_nobody_and_can_be_exchanged(
     }
     ensure!(curl(cluster, "web", "http://cart/")?.contains(GREETING));
 
-    // And another one at once, as after a slip.
+    // Another upgrade at once, as after a mistake.
     cluster.tag_image("nodemesh.dev/mesh-agent:dev", NEXT)?;
     mesh.choose(&["--image", NEXT])?;
     mesh.apply()?;
     mesh.wait_ready()?;
-    // Without it one agent could speak for all: an agent that starts says so, and that it is back.
+    // Without the policy one agent could speak for all. An agent that starts reports that, and when
+    // it is back.
     let policy = "validatingadmissionpolicybinding/nodemesh-agents-speak-for-their-own-node";
     cluster.kubectl(["delete", policy])?;
     let claim = json!({"apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode",
@@ -222,7 +224,8 @@ fn images_come_from_nobody_and_can_be_exchanged(
     ensure!(mesh.agent(1)? != agents[0] && mesh.agent(2)? != agents[1], "the same agents");
     mesh.wait_mtls(1, "shop/cart", || curl(cluster, "web", "http://cart/").map(drop))?;
 
-    // Another trust domain is not for this CA: told by what keeps it, and the agents that run go on.
+    // Another trust domain does not fit this CA: `make-ca`, which keeps it, says so, and the
+    // running agents go on.
     mesh.choose(&["--image", NEXT, "--trust-domain", "other.example"])?;
     mesh.apply()?;
     let logs = |what: &str, words: &str| {

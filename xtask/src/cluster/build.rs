@@ -1,4 +1,5 @@
-//! The cluster's programs, out of the Go module in `tests/cluster`. Nothing is built again that was built from the same.
+//! The cluster's programs, out of the Go module in `tests/cluster`. What was built from the same
+//! sources is not built again.
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -33,10 +34,12 @@ const PROGRAMS: [Program; 8] = [
     Program { name: "coredns", package: "./coredns" },
 ];
 
-/// The packages whose variables are Kubernetes' version. Left alone they say v0.0.0, and the parts do not trust each other.
+/// The packages with the variables for Kubernetes' version. Left alone they say v0.0.0, and the
+/// parts do not trust each other.
 const VERSIONS: [&str; 2] = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
 
-/// Builds what is missing or was built from something else. Silent, and a moment, when that is nothing.
+/// Builds what is missing or was built from something else. If that is nothing, it is silent and
+/// takes a moment.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let go = go::find(workspace)?;
     let module = workspace.cluster_module();
@@ -78,9 +81,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
 fn compile(go: &Go, module: &Path, flags: &[String], program: &Program, to: &Path) -> Result<()> {
     let mut command = Command::new(&go.program);
     command.arg("build").args(flags).arg("-o").arg(to).arg(program.package);
-    // What somebody has set for their own programs would make others of these; statically linked, they run in any image.
+    // The user's own Go settings would change these programs; statically linked, they run in any
+    // image.
     command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "").env("GOWORK", "off");
-    // Compilers that collect garbage less often: a fifth less processor time for etcd, measured twice.
+    // Compilers that collect garbage less often: a fifth less processor time for etcd, measured
+    // twice.
     command.env("GOGC", "400");
     process::run(&mut process::behind(&command))
         .with_context(|| format!("{} could not be built", program.name))

@@ -1,5 +1,5 @@
-//! `cargo xtask cluster`: a real Kubernetes of two nodes on this machine. Its programs are built here; what brings it up is the
-//! program `cluster` of package `tests`.
+//! `cargo xtask cluster`: a real Kubernetes of two nodes on this machine. Its programs are built
+//! here; the program `cluster` of package `tests` brings it up.
 mod build;
 pub(crate) mod go;
 
@@ -48,7 +48,8 @@ fn run(args: &Args) -> Result<ExitCode> {
             host::everything(&workspace, Profile::Dev)?;
             ask(&workspace, args)
         }
-        // Nothing is built for what needs a cluster that is there, unless what does it has gone.
+        // These need a cluster that is there, so nothing is built, unless the program that does
+        // them has gone.
         ["down" | "status"] | ["load", _] => {
             if host::program(&workspace, Profile::Dev, "cluster").is_err() {
                 setup::ensure(&workspace, Purpose::Build)?;

@@ -1,8 +1,10 @@
-//! mesh-agent's image: the program, the libraries that it needs, and everybody's licences. No shell, no package manager.
+//! mesh-agent's image: the program, the libraries that it needs, and the licences of all of it. No
+//! shell, no package manager.
 //!
-//! The program is linked against glibc, as all builds make it, and brings its four libraries, 3 MB. A static one would be
-//! for another target (musl) or with other flags (`crt-static`), and every dependency would be compiled once more for it; and
-//! what tests and benchmarks run would not be what the image has.
+//! The program is linked against glibc, as all builds make it, and brings its four libraries, 3 MB.
+//! A static one would need another target (musl) or other flags (`crt-static`), and every
+//! dependency would be compiled once more for it. Tests and benchmarks would then not run what the
+//! image has.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +27,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The packages that the program is made of. mesh-ebpf is embedded as an object.
 const PACKAGES: [&str; 2] = ["mesh-agent", "mesh-ebpf"];
 
-/// The image of the program that is there from a build in `profile`. `commit` is what it was built of, if that is known.
+/// The image of the program that a build in `profile` has left. `commit` is what it was built of,
+/// if that is known.
 pub(super) fn image(
     workspace: &Workspace,
     profile: Profile,
@@ -40,7 +43,7 @@ pub(super) fn image(
         ("org.opencontainers.image.title", "mesh-agent".to_owned()),
         ("org.opencontainers.image.description", "Nodemesh's node agent".to_owned()),
         ("org.opencontainers.image.version", VERSION.to_owned()),
-        // The project's. What else is in the image has its own, in /licenses.
+        // The project's licence. What else is in the image has its own, in /licenses.
         ("org.opencontainers.image.licenses", "Apache-2.0".to_owned()),
     ]);
     let mut created = NO_TIME.to_owned();
@@ -59,7 +62,8 @@ pub(super) fn image(
     })
 }
 
-/// Writes what a release's program is stripped of: `addr2line -e FILE` turns the addresses of a panic into lines.
+/// Writes what a release's program is stripped of: `addr2line -e FILE` turns the addresses of a
+/// panic into lines.
 pub(super) fn keep_debug_information(workspace: &Workspace, to: &Path) -> Result<()> {
     let mut objcopy = Command::new("objcopy");
     objcopy.arg("--only-keep-debug").arg(built(workspace, Profile::Release)).arg(to);
@@ -77,14 +81,14 @@ fn tag(profile: Profile) -> &'static str {
     }
 }
 
-/// When an image was made that is not a commit's: never.
+/// The time of an image that is not of a commit: never.
 pub(super) const NO_TIME: &str = "1970-01-01T00:00:00Z";
 
 /// The commit that the work tree is, without a change.
 ///
-/// A released image names it, though that makes another digest of every commit: who runs an image has to be able to find its
-/// sources. The images of work in progress name none, so that only what is in them counts, and a cluster has to load one again
-/// only if that changed.
+/// A released image names its commit, so that its users can find its sources, though every commit
+/// then has another digest. The images of work in progress name none. So only their contents count,
+/// and a cluster has to load one again only if those changed.
 pub(super) struct Commit {
     id: String,
     /// RFC 3339, in UTC.

@@ -1,6 +1,8 @@
-//! An image as one archive that container runtimes load: the OCI image layout (image-spec v1.0, image-layout.md) in a tar.
+//! An image as one archive that container runtimes load: the OCI image layout (image-spec v1.0,
+//! image-layout.md) in a tar.
 //!
-//! Nothing in it comes from the clock, from a user or from the order of a directory, so the same image is the same bytes.
+//! Nothing in it comes from the clock, from a user or from the order of a directory, so the same
+//! image is the same bytes.
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -24,7 +26,8 @@ const NO_SYSTEM: u8 = 255;
 
 /// An image before it is packed.
 pub(super) struct Image {
-    /// With its registry, e.g. `nodemesh.dev/mesh-agent`: container runtimes put `docker.io/` before others.
+    /// With its registry, e.g. `nodemesh.dev/mesh-agent`: container runtimes put `docker.io/`
+    /// before others.
     pub(super) name: String,
     pub(super) tag: String,
     pub(super) tree: Tree,
@@ -232,8 +235,8 @@ mod tests {
         assert_ne!(once.digest, other.digest);
     }
 
-    /// Were fields kept in the order in which they are named (a feature of `serde_json`), a digest would depend on what else is
-    /// built.
+    /// If fields were kept in the order in which they are named (a feature of `serde_json`), a
+    /// digest would depend on what else is built.
     #[test]
     fn fields_of_documents_are_sorted() {
         assert_eq!(json(&json!({ "b": 1, "a": [] })), br#"{"a":[],"b":1}"#);

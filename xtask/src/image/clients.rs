@@ -1,4 +1,5 @@
-//! The image that tests put into pods of a cluster: a shell and small tools, curl, and the tests' own program. Never released.
+//! The image that tests put into pods of a cluster: a shell and small tools, curl, and the tests'
+//! own program. Never released.
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -14,11 +15,11 @@ use crate::build::Profile;
 use crate::process;
 use crate::workspace::Workspace;
 
-/// Does nothing until it is told to stop, at once then: as a container's first process, plain `sleep` would not hear SIGTERM,
-/// and every pod would take its 30 s to end.
+/// Does nothing until it is told to stop, and then stops at once. As a container's first process,
+/// plain `sleep` would not hear SIGTERM, and every pod would take its 30 s to end.
 const PAUSE: &str = "trap 'exit 0' TERM INT; sleep infinity & wait";
 
-/// Anybody may write there.
+/// Any user may write there.
 const TEMPORARY: u32 = 0o1777;
 
 /// The image, with the programs of the development profile.

@@ -1,4 +1,5 @@
-//! The licences of what is linked into our programs: the crates, as Cargo knows them, and Rust's own library.
+//! The licences of what is linked into our programs: the crates, as Cargo knows them, and Rust's
+//! own library.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
@@ -65,18 +66,18 @@ fn metadata(workspace: &Workspace, host: &str) -> Result<Value> {
     Ok(serde_json::from_str(&process::read_aloud(&mut cargo)?)?)
 }
 
-/// A crate of somebody else, as far as its licence goes.
+/// A crate that is not ours, as far as its licence goes.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Crate {
     name: String,
     version: String,
     licence: String,
-    /// Of its source.
+    /// The directory of its source.
     directory: PathBuf,
 }
 
-/// What packages of ours need to be built and to run, but not to be tested. Features are those that the whole workspace asks
-/// for, as in its builds.
+/// What packages of ours need to be built and to run, but not to be tested. Features are those that
+/// the whole workspace asks for, as in its builds.
 fn linked(metadata: &Value, ours: &[&str]) -> Result<BTreeSet<Crate>> {
     let packages = by_id(&metadata["packages"]);
     let nodes = by_id(&metadata["resolve"]["nodes"]);
@@ -120,7 +121,7 @@ fn by_id(list: &Value) -> BTreeMap<&str, &Value> {
     array(list).filter_map(|it| Some((it["id"].as_str()?, it))).collect()
 }
 
-/// Texts by their content, each with the name of who had it first.
+/// Texts by their content, each with the name of the first crate that had it.
 #[derive(Default)]
 struct Texts {
     names: HashMap<Vec<u8>, String>,

@@ -1,7 +1,8 @@
 //! Which shared libraries programs need, and where the loader will find them inside an image.
 //!
-//! Read off the files, with nothing run but the loader. What a program opens by name at run time (dlopen) cannot be seen; the
-//! agent opens nothing, and glibc has its name services (files, DNS) built in since 2.34.
+//! Read from the files; only the loader is run. What a program opens by name at run time (dlopen)
+//! cannot be seen. The agent opens nothing, and glibc has its name services (files, DNS) built in
+//! since 2.34.
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +15,8 @@ use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 use super::tree;
 use crate::process;
 
-/// The loader and the libraries that `programs` need, and those that the libraries need: paths of the host, which are to be
-/// the same in the image.
+/// The loader and the libraries that `programs` need, and those that the libraries need. The paths
+/// are the host's, and are to be the same in the image.
 pub(super) fn of(programs: &[&Path]) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     for program in programs {
@@ -28,7 +29,7 @@ pub(super) fn of(programs: &[&Path]) -> Result<BTreeSet<PathBuf>> {
         let mut open = elf.needed.clone();
         let mut seen = BTreeSet::new();
         while let Some(name) = open.pop() {
-            // The loader is in memory before its libraries, so nobody looks for a file of its name.
+            // The loader is in memory before its libraries, so no file of its name is looked for.
             if loader.ends_with(&name) || seen.contains(&name) {
                 continue;
             }
@@ -44,7 +45,8 @@ pub(super) fn of(programs: &[&Path]) -> Result<BTreeSet<PathBuf>> {
     Ok(found)
 }
 
-/// Where a loader looks for libraries by itself. An image has no cache of other places (`/etc/ld.so.cache`).
+/// Where a loader looks for libraries by itself. An image has no cache of other places
+/// (`/etc/ld.so.cache`).
 struct Search {
     loader: PathBuf,
     directories: Vec<PathBuf>,

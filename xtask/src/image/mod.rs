@@ -65,7 +65,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let image = if for_tests {
         clients::image(&workspace)?
     } else {
-        // A program that was there may have been built of anything.
+        // A program that was there before may have been built of anything.
         let named = matches!(profile, Profile::Release) && !args.has("--no-build");
         let commit = if named { Commit::of(&workspace) } else { None };
         agent::image(&workspace, profile, commit)?
@@ -79,7 +79,8 @@ fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes an archive under its image's name. Who reads it meanwhile has the old one or the new one, whole.
+/// Writes an archive under its image's name. A reader meanwhile has the old one or the new one,
+/// whole.
 fn write(image: &Image, archive: &Archive, directory: &Path) -> Result<PathBuf> {
     let file = directory.join(image.file_name());
     let unfinished = file.with_extension(format!("tar-{}", std::process::id()));

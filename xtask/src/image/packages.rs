@@ -1,4 +1,5 @@
-//! The licences of what an image takes from the host: Debian's packages, as they tell it themselves.
+//! The licences of what an image takes from the host: Debian's packages, as they state them
+//! themselves.
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +12,8 @@ use crate::process;
 /// Where an image has the licences of packages: a list of them, and a directory for each.
 const DIRECTORY: &str = "/licenses/debian";
 
-/// Licences that many packages share; their own texts refer to them by this path, so it is the image's too.
+/// Licences that many packages share. The packages' own texts refer to them by this path, so it is
+/// the image's too.
 const COMMON: &str = "/usr/share/common-licenses";
 
 const ABOUT: &str = "\
@@ -42,7 +44,8 @@ pub(super) fn add<'a>(tree: &mut Tree, files: impl IntoIterator<Item = &'a Path>
     Ok(())
 }
 
-/// The package that has a file. `/lib` is `/usr/lib` on newer systems, and dpkg knows a file by one of the two only.
+/// The package that has a file. `/lib` is `/usr/lib` on newer systems, and dpkg knows a file by one
+/// of the two only.
 fn owner(file: &Path) -> Option<String> {
     let other = file.strip_prefix("/usr").map_or_else(
         |_| Path::new("/usr").join(file.strip_prefix("/").unwrap_or(file)),

@@ -1,4 +1,5 @@
-//! Programs in an image: stripped if they are ours, and with what they need to run and to be passed on.
+//! Programs in an image: stripped if they are ours, and with what they need to run and to be passed
+//! on.
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Permissions. There is no user but root in an image, and nobody writes to it.
+/// Permissions. There is no user but root in an image, and no program writes to it.
 const PROGRAM: u32 = 0o755;
 const DATA: u32 = 0o644;
 const DIRECTORY: u32 = 0o755;
 
-/// Files by their path in the image, without a leading `/`. Paths are ordered by their parts, so a directory comes before what
-/// is in it, whatever the order in which files were added.
+/// Files by their path in the image, without a leading `/`. Paths are ordered by their parts, so a
+/// directory comes before its contents, in whatever order files were added.
 #[derive(Default)]
 pub(super) struct Tree {
     entries: BTreeMap<PathBuf, Entry>,

@@ -1,5 +1,5 @@
-//! Writes the archive that the kernel unpacks as its first file system (`newc`: Documentation/driver-api/early-userspace,
-//! buffer-format).
+//! Writes the archive that the kernel unpacks as its first file system (`newc`:
+//! Documentation/driver-api/early-userspace, buffer-format).
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
@@ -38,7 +38,7 @@ impl<W: Write> Cpio<W> {
         Ok(())
     }
 
-    /// A file, and the directories above it. Everything is executable: there is one user, and it is a test.
+    /// A file, and the directories above it. Every file is executable: the only user is a test.
     pub(super) fn file(&mut self, path: &Path, content: &[u8]) -> io::Result<()> {
         self.directory(path.parent().unwrap_or(Path::new("")))?;
         self.entry(&path.to_string_lossy(), PROGRAM, content)
@@ -54,7 +54,8 @@ impl<W: Write> Cpio<W> {
         self.entries += 1;
         let size = u32::try_from(content.len()).map_err(io::Error::other)?;
         let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
-        // Inode, mode, user, group, links, time, size, two device numbers, two more, the name's size, no checksum.
+        // Inode, mode, user, group, links, time, size, two device numbers, two more, the name's
+        // size, no checksum.
         let header = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         let mut head = b"070701".to_vec();
         for field in header {

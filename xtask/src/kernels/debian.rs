@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 use crate::say;
 
-/// The package that depends on the suite's kernel. The flavour for virtual machines is a quarter of the other's size; what
-/// the mesh asks of a kernel is configured alike in both.
+/// The package that depends on the suite's kernel. The flavour for virtual machines is a quarter of
+/// the other's size; both are configured alike in what the mesh needs from a kernel.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// The parts of a kernel among what the package depends on.
@@ -70,7 +70,7 @@ fn fetch(kernel: &Kernel, suite: &str) -> Result<()> {
     for module in MODULES {
         take_module(&found, module, &kernel.module(module))?;
     }
-    // Last: who finds it finds all.
+    // The image comes last: if it is there, everything is.
     fs::copy(image.context("no vmlinuz in the packages")?, kernel.image())?;
     fs::remove_dir_all(&apt.directory)?;
     Ok(())
@@ -110,7 +110,7 @@ impl Apt {
         };
         let source = format!("deb [target=Packages arch=amd64{keys}] {} {suite} main\n", mirror()?);
         fs::write(directory.join("sources"), source)?;
-        // Nothing is installed as far as it knows.
+        // This apt believes that nothing is installed.
         fs::write(directory.join("status"), "")?;
         Ok(Self { directory: directory.to_owned() })
     }
@@ -127,7 +127,7 @@ impl Apt {
             ("Dir::State::status", at("status")),
             ("Dir::Cache", at("")),
             ("Acquire::Languages", "none".to_owned()),
-            // Else apt's own user would have to be able to write here.
+            // Otherwise apt's own user would have to be able to write here.
             ("APT::Sandbox::User", "root".to_owned()),
         ] {
             command.args(["-o", &format!("{setting}={value}")]);

@@ -13,21 +13,23 @@ use crate::say;
 use crate::tally::Tally;
 use crate::test::is_about_nothing;
 
-/// What the machine is. Without KVM, which would have to be there and hangs on some hosts.
+/// The machine. Without KVM, which would have to be there and hangs on some hosts.
 const MACHINE: &str =
     "-accel tcg,thread=multi -smp 2 -m 2048 -nodefaults -no-user-config -display none -no-reboot";
 
 /// Its processor: `la57=off` saves a level of page tables.
 const CPU: &str = "max,la57=off";
 
-/// Without the instruction cmpxchg16b. QEMU 7.2 leaves garbage in the flags after it, at worst the bit of virtual 8086
-/// mode: seen as a double fault in 6.12's `kmem_cache_alloc`. Kernels do without it if the processor has not got it.
+/// Without the instruction cmpxchg16b. QEMU 7.2 leaves garbage in the flags after it, at worst the
+/// bit of virtual 8086 mode: seen as a double fault in 6.12's `kmem_cache_alloc`. Kernels do
+/// without it if the processor lacks it.
 const CPU_WITHOUT_CX16: &str = "max,la57=off,cx16=off";
 
-/// The kernel's command line: warnings go to the first serial line, and a panic ends the machine at once.
+/// The kernel's command line: warnings go to the first serial line, and a panic ends the machine at
+/// once.
 const APPEND: &str = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on";
 
-/// Before what init.sh says itself.
+/// Stands before what init.sh says itself.
 const GUEST: &str = "guest: ";
 
 /// How much of the console is shown of a machine that failed.
@@ -47,12 +49,14 @@ pub(super) struct Guest<'a> {
 /// Boots the guest and counts its tests; it is ended at its limit.
 ///
 /// # Errors
-/// A test failed, none ran, or the machine did not come to its end; then with the console's last lines.
+/// A test failed, none ran, or the machine did not come to its end; then with the console's last
+/// lines.
 pub(super) fn run(guest: &Guest<'_>, tally: &mut Tally) -> Result<()> {
     let directory = &guest.kernel.directory;
     let (initrd, console) = (directory.join("initrd"), directory.join("console.log"));
     guest.image.write(guest.kernel, guest.filters, &initrd)?;
-    // Not of the run before, should the machine not even begin to write.
+    // Emptied, so that it is not that of the run before if the machine does not even begin to
+    // write.
     File::create(&console)?;
     let outcome = boot(guest, &initrd, &console, tally);
     fs::remove_file(&initrd)?;

@@ -1,4 +1,5 @@
-//! What is inside the guest: the programs under test, what they call, and the libraries of both, as one archive.
+//! What is inside the guest: the programs under test, what they call, and the libraries of both, as
+//! one archive.
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -82,7 +83,8 @@ impl Image {
         }
     }
 
-    /// Writes the archive that `kernel` is to boot with, in which each test program gets these filters.
+    /// Writes the archive that `kernel` is to boot with, in which each test program gets these
+    /// filters.
     pub(super) fn write(&self, kernel: &Kernel, filters: &str, to: &Path) -> Result<()> {
         let file = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
         let mut cpio = Cpio::new(BufWriter::new(file));
@@ -104,7 +106,7 @@ impl Image {
             ("init", INIT.to_owned()),
             ("etc/modules", lines(MODULES.map(str::to_owned).to_vec())),
             ("etc/tests", lines(tests)),
-            // tcpdump asks who root is.
+            // tcpdump looks up the user root.
             ("etc/passwd", "root:x:0:0::/:/bin/sh\n".to_owned()),
             ("etc/group", "root:x:0:\n".to_owned()),
         ] {

@@ -31,13 +31,14 @@ struct Row {
     suite: &'static str,
     /// The mesh does not run there, and has to say so.
     too_old: bool,
-    /// It needs cmpxchg16b: without it, 7.1 and newer have no memory for a socket's storage (`kmalloc_nolock` in mm/slub.c),
-    /// and the mesh refuses what it would redirect.
+    /// It needs cmpxchg16b: without it, 7.1 and newer have no memory for a socket's storage
+    /// (`kmalloc_nolock` in mm/slub.c), and the mesh refuses what it would redirect.
     cx16: bool,
 }
 
 const KERNELS: [Row; 4] = [
-    // The floor is 5.15, which Debian never had; what is just below it must be refused with a sentence.
+    // The floor is 5.15, which Debian never had; the version just below it must be refused with a
+    // sentence.
     Row { version: "5.10", title: "Linux 5.10", suite: "bullseye", too_old: true, cx16: false },
     Row { version: "6.1", title: "Linux 6.1", suite: "bookworm", too_old: false, cx16: false },
     Row {
@@ -56,20 +57,23 @@ const KERNELS: [Row; 4] = [
     },
 ];
 
-/// The tests that run in every kernel if nothing else is asked for: the story, and the verifier with its counts.
+/// The tests that run in every kernel if nothing else is asked for: the story, and the verifier
+/// with its counts.
 const STORY: &str = "tests/tests/kernels.rs";
 const VERIFIER: &str = "mesh-agent/tests/programs.rs";
 
-/// All that runs in a kernel in which the mesh does not: the part of the story's path that says so.
+/// All that runs in a kernel on which the mesh does not run: the part of the story's path that says
+/// so.
 const TOO_OLD: &str = "too_old";
 
 /// How long one kernel may take from power on to power off. It takes 20 s where nothing else runs.
 const LIMIT: Duration = Duration::from_mins(4);
 
-/// The same for tests that somebody asked for by name, which may be all of them.
+/// The same for tests that were asked for by name, which may be all of them.
 const LIMIT_BY_NAME: Duration = Duration::from_hours(1);
 
-/// Passes every kernel that `operands` names, or all. Operands that are no versions name tests, as for `cargo test`.
+/// Tests every kernel that `operands` names, or all. Operands that are no versions name tests, as
+/// for `cargo test`.
 pub(crate) fn test(workspace: &Workspace, operands: &[String]) -> Result<ExitCode> {
     let (versions, names): (Vec<_>, Vec<_>) =
         operands.iter().partition(|word| KERNELS.iter().any(|kernel| kernel.version == **word));
@@ -94,7 +98,7 @@ pub(crate) fn test(workspace: &Workspace, operands: &[String]) -> Result<ExitCod
             Ok(())
         });
     if let (true, Some(image)) = (packed, &image) {
-        // Tests of somebody's choice cannot pass where the mesh does not run.
+        // Tests that were asked for by name cannot pass where the mesh does not run.
         let by_default = |row: &Row| versions.is_empty() && (names.is_empty() || !row.too_old);
         let by_name = |row: &Row| versions.iter().any(|version| **version == row.version);
         for row in KERNELS.iter().filter(|row| by_default(row) || by_name(row)) {
@@ -122,7 +126,7 @@ fn check(
     let failed = tally.failed;
     let outcome = boot(workspace, row, image, names, tally);
     if outcome.is_err() && tally.failed == failed {
-        // What did not come to an end has passed nothing.
+        // A run that did not come to its end has passed nothing.
         tally.failed += 1;
     }
     outcome

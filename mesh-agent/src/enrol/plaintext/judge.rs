@@ -19,7 +19,7 @@ pub(super) enum Side {
     Server,
 }
 
-/// What a pod's connections are held against.
+/// What a pod's connections are judged by.
 pub(super) struct Judge<'a> {
     pub(super) addresses: &'a [IpAddr],
     pub(super) settings: &'a Settings,
@@ -29,8 +29,8 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// On which side the pod is, if a connection like this would not go in plaintext today. That it is neither the agent's own
-    /// nor the kubelet's is found out elsewhere.
+    /// On which side the pod is, if a connection like this would not go in plaintext today. The
+    /// caller finds out whether the connection is the agent's own or the kubelet's.
     pub(super) fn is_bypassing(&self, local: SocketAddr, remote: SocketAddr) -> Option<Side> {
         let is_own = local.ip() == remote.ip() || self.addresses.contains(&remote.ip());
         if is_own || remote.ip().is_loopback() || local.ip().is_loopback() {
@@ -57,7 +57,8 @@ impl Judge<'_> {
         bypasses.then_some(side)
     }
 
-    /// By what listens: no socket says whether it was accepted. A server that listens no more is known by the ports.
+    /// Told by what listens, since no socket says whether it was accepted. A server that listens no
+    /// more is known by the ports.
     fn side(&self, local: u16, remote: u16) -> Side {
         if self.listening.contains(&local) || (local < EPHEMERAL && remote >= EPHEMERAL) {
             Side::Server

@@ -1,7 +1,8 @@
-//! A CA that has taken another's place without having been trusted beside it first: its Secret was deleted and made anew, its
-//! directory was replaced. No connection may fail for it. Both are trusted, and the old one signs until every node is known to
-//! trust the new one, three minutes at most. The old one is forgotten when no node uses it any more, and whatever nodes say, when the last certificate
-//! that it has signed here has ended. An agent that is started anew has forgotten it.
+//! Replaces a CA by one that was not trusted beside it first: its Secret was deleted and recreated,
+//! or its directory was replaced. No connection may fail because of that. Both CAs are trusted. The
+//! old one signs until every node is known to trust the new one, three minutes at most. The old one
+//! is forgotten when no node uses it any more. Whatever nodes say, it is forgotten when the last
+//! certificate that it has signed here has ended. A restarted agent has forgotten it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,8 @@ use super::{Authority, FileCa};
 use crate::identity::Anchors;
 use crate::world::{AnnouncedCa, NodeName};
 
-/// How long nodes may take to have the new CA, too: the kubelet looks at a Secret every minute, and adds some of its own.
+/// How long nodes may take to get the new CA, too. The kubelet looks at a Secret every minute, and
+/// adds some time of its own.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// How much of a fingerprint is shown, in hexadecimal digits.
@@ -18,19 +20,19 @@ const SHOWN: usize = 16;
 
 /// A change that is under way.
 pub(super) struct Change {
-    /// What is trusted besides what is on disk.
+    /// The anchors that are trusted besides those on disk.
     before: Anchors,
     on_disk: Anchors,
     next: Arc<Authority>,
     since: Instant,
-    /// Since when the new CA signs.
+    /// The time from which the new CA signs.
     signs_since: Option<Instant>,
     /// The nodes that it waits for.
     waits_for: Vec<NodeName>,
 }
 
 impl FileCa {
-    /// Takes what has been found on disk. Returns whether another CA signs from now on.
+    /// Takes what was found on disk. Returns whether another CA signs from now on.
     pub(super) fn take(&self, found: Authority, on_disk: Anchors) -> bool {
         let mut change = self.change();
         let signs = self.authority.load_full();
@@ -42,7 +44,7 @@ impl FileCa {
             return false;
         }
         if on_disk.certificates().contains(&signs.certificate) {
-            // Step by step, or nothing of it: what is on disk is what is meant.
+            // The rotation was done step by step, or undone: what is on disk is what is meant.
             *change = None;
             if **self.anchors.load() != on_disk {
                 tracing::info!(anchors = on_disk.certificates().len(), "trust anchors changed");
@@ -73,8 +75,9 @@ impl FileCa {
         false
     }
 
-    /// Goes on with a change that is under way, by what is in force of what other nodes announce. `is_renewed`: whether all certificates of this
-    /// node are of the CA that signs. Returns whether another CA signs from now on.
+    /// Continues a change in progress, based on the announcements of other nodes that are in force.
+    /// `is_renewed`: whether all certificates of this node are signed by the CA that signs now.
+    /// Returns whether another CA signs from now on.
     pub fn settle<'a>(
         &self,
         others: impl Iterator<Item = (&'a NodeName, &'a AnnouncedCa)>,
@@ -117,12 +120,12 @@ impl FileCa {
         false
     }
 
-    /// The CA that signs here, by its fingerprint.
+    /// The fingerprint of the CA that signs here.
     pub fn issuer(&self) -> String {
         self.authority.load().fingerprint()
     }
 
-    /// What people are told while a change is under way.
+    /// The report for people during a change.
     pub fn change_problem(&self) -> Option<String> {
         let guard = self.change();
         let change = guard.as_ref()?;
@@ -145,7 +148,8 @@ impl FileCa {
         ))
     }
 
-    /// The nodes with which no connection comes about, since one of the two does not trust the other's CA.
+    /// The nodes to which no connection succeeds, because one of the two does not trust the other's
+    /// CA.
     pub fn strangers<'a>(
         &self,
         others: impl Iterator<Item = (&'a NodeName, &'a AnnouncedCa)>,
@@ -164,7 +168,7 @@ impl FileCa {
     }
 }
 
-/// At most this many nodes are named.
+/// How many nodes are named at most.
 const NAMED: usize = 5;
 
 fn names(nodes: &[NodeName]) -> String {
@@ -220,7 +224,8 @@ mod tests {
             (None, None)
         );
 
-        // The first node has it first: nothing fails, and it is told with the node that lacks it.
+        // The first node gets the new CA first: nothing fails, and the report names the node that
+        // lacks it.
         replace(&ours, &new);
         assert!(!ca.reload().unwrap());
         assert!(!ca.settle([(&node2, &says(&other))].into_iter(), true));
@@ -230,7 +235,8 @@ mod tests {
         assert_eq!(ca.strangers([(&node2, &says(&other))].into_iter()), None);
         assert!(!ca.reload().unwrap(), "looked at again, it is the same change");
 
-        // The second follows: the new one signs on both, and the old one stays trusted until no node uses it.
+        // The second node follows: the new CA signs on both, and the old one stays trusted until no
+        // node uses it.
         replace(&theirs, &new);
         assert!(!other.reload().unwrap());
         let node1 = node("node1");
@@ -249,7 +255,7 @@ mod tests {
         }
     }
 
-    /// A node that is gone, or that lies, says for ever that it uses the old one.
+    /// A node that is gone, or that lies, announces for ever that it uses the old CA.
     #[test]
     fn the_old_ca_is_forgotten_with_the_last_certificate_that_it_signed_here_whatever_nodes_say() {
         for (lifetime, anchors) in [(Duration::ZERO, 1), (Duration::from_hours(24), 2)] {

@@ -1,4 +1,4 @@
-//! What can be wrong with a CA directory: each error names the file, the fault and the remedy.
+//! Faults of a CA directory: each error names the file, the fault and the remedy.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,7 +11,7 @@ use crate::identity::{TrustDomain, date_of};
 /// Why a CA directory cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// The API server does not give or make the Secret.
+    /// The API server does not return or create the Secret.
     #[error("Secret {secret} cannot be had: {}", crate::source::sentence(.error))]
     Secret {
         /// Its namespace and name.
@@ -27,7 +27,7 @@ pub enum CaError {
     Gone {
         /// Its namespace and name.
         secret: String,
-        /// Where agents run.
+        /// The nodes on which agents run.
         nodes: BTreeSet<String>,
     },
     /// The Secret is of another trust domain.
@@ -136,7 +136,7 @@ pub enum CaError {
         /// The CA's certificate.
         certificate: PathBuf,
     },
-    /// The anchor to remove is none.
+    /// The anchor to remove is not an anchor here.
     #[error("{} is not in {}; nothing to remove", .file.display(), .anchors.display())]
     NoAnchor {
         /// The file.

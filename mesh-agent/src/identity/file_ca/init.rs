@@ -35,8 +35,8 @@ pub struct CaInfo {
     pub not_after: SystemTime,
 }
 
-/// Makes `ca.crt`, `ca.key` (0600) and `anchors.pem` in `directory`, which is made too: P-256, ten
-/// years, no further CA below it.
+/// Makes `ca.crt`, `ca.key` (0600) and `anchors.pem` in `directory`, which is created if needed:
+/// P-256, ten years, no further CA below it.
 ///
 /// # Errors
 /// One of the files is already there (unless `force`), or cannot be written. Nothing of an
@@ -60,7 +60,7 @@ pub fn init(directory: &Path, trust_domain: &TrustDomain, force: bool) -> Result
         make(trust_domain, info.not_after).map_err(|detail| CaError::Crypto { detail })?;
     fs::create_dir_all(directory)
         .map_err(|error| CaError::Unwritable { file: directory.to_owned(), error })?;
-    // The key first: a directory without a certificate is seen to be incomplete.
+    // The key first: a directory without a certificate is recognised as incomplete.
     write(&info.key, key.as_bytes(), 0o600, force)?;
     write(&info.certificate, certificate.as_bytes(), 0o644, force)?;
     write(&info.anchors, certificate.as_bytes(), 0o644, force)?;
@@ -102,7 +102,7 @@ pub(super) fn make(
     Ok((certificate, pem))
 }
 
-/// Writes beside the file and renames, so that a crash leaves the old content or the new.
+/// Writes a new file and renames it, so that a crash leaves the old content or the new.
 pub(super) fn write(
     file: &Path,
     content: &[u8],

@@ -1,4 +1,5 @@
-//! `mesh-agent ca add-anchor`, `use` and `remove-anchor`: one CA after another without a failed connection.
+//! `mesh-agent ca add-anchor`, `use` and `remove-anchor`: replace one CA by another without a
+//! failed connection.
 
 use std::path::Path;
 
@@ -25,10 +26,11 @@ pub fn add_anchor(directory: &Path, file: &Path) -> Result<usize, CaError> {
     Ok(blocks.len() - before)
 }
 
-/// Trusts the CA certificates of `file` no longer.
+/// Stops trusting the CA certificates of `file`.
 ///
 /// # Errors
-/// One of them signs here, or is no anchor here, or a file cannot be used; nothing has been changed.
+/// One of them signs here, or is no anchor here, or a file cannot be used; nothing has been
+/// changed.
 pub fn remove_anchor(directory: &Path, file: &Path) -> Result<(), CaError> {
     let anchors_at = directory.join(ANCHORS);
     let known = read_anchors(&anchors_at)?;
@@ -66,7 +68,8 @@ pub fn use_ca(directory: &Path, from: &Path) -> Result<(), CaError> {
             anchors: directory.join(ANCHORS),
         });
     }
-    // The key first: until the certificate follows, the two do not fit, and an agent that looks now keeps what it has.
+    // The key first: until the certificate follows, the two do not fit, and an agent that looks now
+    // keeps what it has.
     let key = Zeroizing::new(read(&from.join(CA_KEY))?);
     init::write(&directory.join(CA_KEY), &key, 0o600, true)?;
     let certificate = read(&from.join(CA_CERTIFICATE))?;
@@ -93,7 +96,8 @@ fn certificates(file: &Path, ours: &TrustDomain) -> Result<Vec<Block>, CaError> 
     Ok(found)
 }
 
-/// The certificates in a file with their texts, so that what is kept is kept as it was written.
+/// The certificates in a file with their texts, so that those that stay are kept as they were
+/// written.
 fn blocks(file: &Path) -> Result<Vec<Block>, CaError> {
     let malformed = |detail: &dyn ToString| CaError::Malformed {
         file: file.to_owned(),

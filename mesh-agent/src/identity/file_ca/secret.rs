@@ -1,5 +1,6 @@
-//! `mesh-agent ca keep`: the CA in a Secret of the cluster, which agents mount as their CA directory. It is made if nobody uses
-//! one: a second CA beside one in use would cut nodes off from each other.
+//! `mesh-agent ca keep`: the CA in a Secret of the cluster, which agents mount as their CA
+//! directory. It is made only if no agent uses a CA: a second CA beside one in use would cut nodes
+//! off from each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -18,10 +19,10 @@ use super::{ANCHORS, CA_CERTIFICATE, CA_KEY, CaError};
 use crate::identity::TrustDomain;
 use crate::source::{CA_NOTICE, CA_NOTICE_KEY, Repeats, sentence};
 
-/// How often the Secret is looked at.
+/// How often the Secret is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Whose fields of the notice these are, for server-side apply.
+/// The manager of the notice's fields, for server-side apply.
 const FIELD_MANAGER: &str = "make-ca";
 
 /// Keeps the CA's Secret.
@@ -37,7 +38,7 @@ pub struct SecretKeeper {
 }
 
 impl SecretKeeper {
-    /// Of a Secret in the client's own namespace, which `agents` mount.
+    /// Keeps a Secret in the client's own namespace, which `agents` mount.
     pub fn new(client: Client, name: &str, agents: &str, trust_domain: TrustDomain) -> Self {
         let namespace = client.default_namespace().to_owned();
         let (name, agents) = (name.to_owned(), agents.to_owned());
@@ -47,7 +48,7 @@ impl SecretKeeper {
         Self { secrets, pods, notices, namespace, name, agents, trust_domain }
     }
 
-    /// Looks at the Secret again and again, and logs what is wrong. Ends only by being dropped.
+    /// Checks the Secret again and again, and logs what is wrong. Ends only by being dropped.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
@@ -71,11 +72,11 @@ impl SecretKeeper {
                     if repeats.again(&told).is_some() {
                         tracing::error!("{told}");
                     }
-                    // Of what the API server does not say agents know as much themselves.
+                    // Errors of the API server are not reported: agents know as much themselves.
                     (!matches!(error, CaError::Secret { .. })).then_some(told)
                 }
             };
-            // Agents may not read the Secret, and hear of it here.
+            // Agents may not read the Secret. They hear of its problems through the notice.
             if notice.as_ref() != Some(&found) && self.notify(found.as_deref()).await {
                 notice = Some(found);
             }
@@ -83,7 +84,7 @@ impl SecretKeeper {
         }
     }
 
-    /// Whether the agents can read what is wrong, or that nothing is.
+    /// Writes the notice. Returns whether the agents can read what is wrong, or that nothing is.
     async fn notify(&self, problem: Option<&str>) -> bool {
         let data = problem.map_or_else(|| json!({}), |problem| json!({CA_NOTICE_KEY: problem}));
         let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CA_NOTICE}, "data": data});
@@ -94,7 +95,7 @@ impl SecretKeeper {
             .is_ok()
     }
 
-    /// Whether a CA was made: there was none, and nobody uses one.
+    /// Returns whether a CA was made: there was none, and no agent uses one.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -109,7 +110,7 @@ impl SecretKeeper {
         self.make().await
     }
 
-    /// The nodes whose agent runs: each has begun with a CA and goes on with it.
+    /// The nodes with a running agent: each has begun with a CA and continues with it.
     async fn nodes_with_one(&self) -> Result<BTreeSet<String>, CaError> {
         let agents = format!("app.kubernetes.io/name={}", self.agents);
         let agents = ListParams::default().labels(&agents);

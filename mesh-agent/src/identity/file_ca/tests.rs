@@ -58,7 +58,7 @@ fn init_overwrites_nothing_unless_forced() {
     let error = init(directory.path(), &domain(), false).unwrap_err();
     assert!(matches!(error, CaError::Exists { .. }), "{error}");
     assert!(error.to_string().contains("--force"));
-    // Also if only one of the three is there.
+    // Also if only one of the three files is there.
     fs::remove_file(directory.path().join(CA_CERTIFICATE)).unwrap();
     fs::remove_file(directory.path().join(ANCHORS)).unwrap();
     assert!(matches!(init(directory.path(), &domain(), false), Err(CaError::Exists { .. })));
@@ -71,7 +71,7 @@ fn init_overwrites_nothing_unless_forced() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
-/// It is a warning, not a refusal: whoever tries the mesh on a laptop unpacks keys from archives.
+/// A warning, not a refusal: people that try the mesh on a laptop unpack keys from archives.
 #[test]
 fn a_key_that_others_can_read_is_used_nevertheless() {
     let (directory, _) = new_ca();
@@ -154,7 +154,7 @@ fn each_fault_of_the_directory_is_named_with_its_remedy() {
     }
 }
 
-/// Puts another CA (changed by `change`) into the directory; into the anchors as well if asked.
+/// Puts another CA (changed by `change`) into the directory, and into the anchors if asked.
 fn replace_ca(at: &Path, change: fn(&mut CertificateParams), anchor: bool) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();

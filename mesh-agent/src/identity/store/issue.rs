@@ -18,15 +18,15 @@ use crate::identity::signer::{IssuedCertificate, SignError};
 use crate::identity::tls::{TlsCache, crypto};
 use crate::identity::verifier::Purpose;
 
-/// A signer that has not answered after this long is asked again later.
+/// A signer that has not answered after this time is asked again later.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why an identity is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
-    /// Somebody waits for it.
+    /// A caller waits for it.
     Wanted,
-    /// Half of its life is over; if its account has left meanwhile, it is not brought back.
+    /// Half of its life is over. If its account has left meanwhile, it is not brought back.
     Renewal,
 }
 
@@ -72,7 +72,7 @@ impl Identities {
             .map_err(|detail| IdentityError::Answer { id: id.clone(), detail })
     }
 
-    /// Holds the signer's answer against what was asked, as a peer would.
+    /// Checks the signer's answer against what was asked, as a peer would.
     fn accept(
         &self,
         id: &SpiffeId,
@@ -108,8 +108,8 @@ impl Identities {
     }
 }
 
-/// A new P-256 key and a request for `id` signed with it. The key's bytes are erased; what stays is
-/// the crypto library's own form, which it erases when dropped.
+/// A new P-256 key and a request for `id` signed with it. The key's bytes are erased. The crypto
+/// library's own form stays; the library erases it when it is dropped.
 fn key_and_request(id: &SpiffeId) -> Result<(Vec<u8>, Arc<dyn SigningKey>), String> {
     let mut pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(to_text)?;
     let mut params = CertificateParams::default();

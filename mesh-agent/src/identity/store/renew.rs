@@ -10,18 +10,18 @@ use super::issue::Occasion;
 use super::{Identities, Identity, lock};
 use crate::identity::SpiffeId;
 
-/// The first pause after a failed renewal; doubled after each further one.
+/// The first pause after a failed renewal. Each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause between attempts: a CA that comes back is noticed within it.
+/// The longest pause between attempts: a CA that is back is noticed within this time.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// Looks at the clock at least this often: it may have been set, or the machine have slept. Until then peers refuse a
-/// certificate that is of another time.
+/// Checks the clock at least this often: it may have been set, or the machine may have slept. Until
+/// then peers refuse a certificate that is outside its dates.
 const LONGEST_SLEEP: Duration = Duration::from_secs(2);
 
 impl Identities {
     /// Renews every identity at half of its life, spread by up to a tenth of it, until `stop`.
     ///
-    /// A failed renewal is tried again after 1 s, doubled up to 5 min, and logged; the valid
+    /// A failed renewal is tried again after 1 s, doubled up to 5 min, and logged. The valid
     /// certificate stays in use.
     ///
     /// # Cancel safety
@@ -52,7 +52,7 @@ impl Identities {
         }
     }
 
-    /// The identity that is due first, and in how long by the clock as it is now.
+    /// The identity that is due first, and in how long by the present clock.
     fn next_due(
         &self,
         retry_at: &HashMap<SpiffeId, Instant>,
@@ -101,8 +101,8 @@ fn pause_after(attempts: u32) -> Duration {
     (FIRST_PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE)
 }
 
-/// Up to a tenth of the life, the same for one certificate, so that the identities of a node (and
-/// the nodes of a cluster started together) do not all ask the CA in one second.
+/// Up to a tenth of the life, always the same for one certificate. So the identities of a node (and
+/// the nodes of a cluster that started together) do not all ask the CA in one second.
 fn jitter(identity: &Identity, spread: &RandomState) -> Duration {
     let life = identity.not_after().duration_since(identity.issued_at).unwrap_or_default();
     let share = (spread.hash_one(identity.serial()) % 1000) as u32;

@@ -223,7 +223,7 @@ async fn a_renewal_does_not_bring_back_who_has_left() {
     assert!(identities.current(&web).is_none());
 }
 
-/// A signer that answers with somebody else's certificate is not believed.
+/// The certificate of another identity is refused as the signer's answer.
 #[tokio::test]
 async fn an_answer_that_was_not_asked_for_is_refused() {
     struct Liar(FileCa, IssuedForSomebody);

@@ -1,4 +1,5 @@
-//! What a peer's agent says in OPEN, held against what is known: whom it asks for, and who dials.
+//! Checks what a peer's agent says in OPEN against what is known: the application that it asks for,
+//! and the client that dials.
 
 use std::{net::SocketAddr, num::NonZeroU16};
 
@@ -10,19 +11,19 @@ use crate::{
     world::{Claimant, Snapshot, Standing},
 };
 
-/// What a peer's agent wants of us.
+/// What a peer's agent asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// To know from where it is seen.
+    /// The source from which it is seen (a path probe).
     Seen,
-    /// The application at this address of the pod's.
+    /// The application at this address of the pod.
     Application(SocketAddr),
 }
 
 /// What is asked for on a connection that came to `to`.
 ///
 /// # Errors
-/// An application that is not reached there, to be told to the peer.
+/// No such application can be reached there; tell the peer.
 pub(super) fn asked(open: &Open, to: SocketAddr) -> Result<Asked, Refused> {
     let refused = |reason, text| Err(Refused { reason, text });
     match (open.destination_port.map(NonZeroU16::get), to.port()) {
@@ -42,12 +43,14 @@ pub(super) fn asked(open: &Open, to: SocketAddr) -> Result<Asked, Refused> {
     }
 }
 
-/// The client that the application is shown: what OPEN says, if the certificate is that of the pod which is announced at
-/// that address. Of an address that is disputed or not announced (yet), only the connection's own source can be believed: where
-/// the path changes that, nothing can. A path changes it to a node's or a gateway's, never to that of another pod of the mesh.
+/// The client address that the application is shown. It is what OPEN says, if the certificate is
+/// that of the pod announced at that address. For an address that is disputed or not (yet)
+/// announced, only the connection's own source can be believed; where the path changes that,
+/// nothing can. A path changes it to the address of a node or gateway, never to that of another pod
+/// of the mesh.
 ///
 /// # Errors
-/// It is not believed; to be told to the peer.
+/// OPEN is not believed; tell the peer.
 pub(super) fn client(
     world: &Snapshot,
     identity: impl Fn(&str, &str) -> Option<SpiffeId>,
@@ -58,7 +61,8 @@ pub(super) fn client(
     let said = SocketAddr::new(said.ip().to_canonical(), said.port());
     let (ip, from) = (said.ip(), from.ip().to_canonical());
     let mismatch = |text| Err(Refused { reason: Refusal::SourceMismatch, text });
-    // Agents may announce the addresses of nodes and gateways as pods', by mistake or not.
+    // Agents may announce the addresses of nodes and gateways as addresses of pods, by mistake or
+    // on purpose.
     if ip != from && world.standing(from).is_some() && !world.is_node_address(from) {
         return mismatch(format!("OPEN says {ip}, but the connection came from the pod at {from}"));
     }
@@ -80,7 +84,7 @@ pub(super) fn client(
                 "{ip} is {dispute}, the certificate says {proven}, and the connection came from {from}"
             ))
         }
-        // Not announced yet: the certificate is all that is known, and it is enough.
+        // Not announced yet: only the certificate is known, and it is enough.
         None if ip == from => Ok(said),
         None => mismatch(format!(
             "OPEN says {ip}, at which no pod of the mesh is known here, and the connection came from {from}"
@@ -124,7 +128,7 @@ mod tests {
         }
     }
 
-    /// Of a node, which another node's agent announces as a pod's.
+    /// The address of a node, which another node's agent announces as a pod's.
     const NODE: &str = "192.168.0.4";
 
     /// Two pods of one account on one node, and one of another account on another node.
@@ -161,7 +165,7 @@ mod tests {
         Snapshot::build(&objects, &announcements, &local, &Incumbents::default())
     }
 
-    /// What becomes of a peer's word, by a certificate of the account `cart`.
+    /// The outcome for a peer whose certificate is of the account `cart`.
     fn cart_says(said: &str, from: &str) -> Result<String, Refusal> {
         let domain = "cluster.local".parse::<TrustDomain>().unwrap();
         let identity =
@@ -180,10 +184,10 @@ mod tests {
         assert_eq!(cart_says("::ffff:10.0.2.1", "10.0.2.1"), shown("10.0.2.1"));
         assert_eq!(cart_says("10.0.2.1", gateway), shown("10.0.2.1"));
         assert_eq!(cart_says("10.0.2.1", NODE), shown("10.0.2.1"));
-        // From where another pod of the mesh is, of whichever account.
+        // From the address of another pod of the mesh, of either account.
         assert_eq!(cart_says("10.0.2.1", "10.0.2.2"), mismatch);
         assert_eq!(cart_says("10.0.2.1", "10.0.3.1"), mismatch);
-        // Of another account.
+        // For an address of another account.
         assert_eq!(cart_says("10.0.3.1", "10.0.3.1"), mismatch);
         assert_eq!(cart_says("10.0.3.1", gateway), mismatch);
         // Not announced.

@@ -17,14 +17,14 @@ use crate::{
     wire::{Accepted, Frame, Open, Session, SessionError},
 };
 
-/// How long an answer may take in all: somebody's connection waits for it. A SYN that was lost is sent again after a second,
-/// which is not waited for.
+/// How long an answer may take in all: a connection waits for it. A lost SYN is retransmitted after
+/// a second, which is too late.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Asks a pod's agent from where it is reached: dials exactly as for an application.
+/// Asks a pod's agent which source it sees. Dials exactly as for an application.
 ///
 /// # Cancel safety
-/// Dropped, the question is given up.
+/// If dropped, the question is given up.
 pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
     let deadline = Instant::now() + ASK_TIMEOUT;
     let asked = timeout_at(deadline, sent_and_seen(mesh, pod, peer, deadline)).await;
@@ -70,10 +70,10 @@ async fn sent_and_seen(
     Ok((sent, accepted.seen_source))
 }
 
-/// Tells a peer's agent, which has sent OPEN, from where it is seen.
+/// Tells a peer's agent, which has sent OPEN, which source it is seen from.
 ///
 /// # Errors
-/// It has not heard.
+/// The answer did not reach it.
 pub(in crate::proxy) async fn answer(
     mut session: Session,
     pod: &Pod,
@@ -83,7 +83,7 @@ pub(in crate::proxy) async fn answer(
     session.send_accepted(&Accepted { destination_pod_uid, seen_source: Some(from) })?;
     session.channel.send(&Frame::Fin)?;
     session.flush().await?;
-    // The peer has all it wanted and closes.
+    // The peer has its answer and closes.
     drop(timeout_at(Instant::now() + HANDSHAKE_TIMEOUT, session.ended()).await);
     Ok(())
 }

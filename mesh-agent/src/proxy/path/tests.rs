@@ -1,4 +1,4 @@
-//! What is known of a path, as time passes and answers come.
+//! What is known of a path while time passes and answers come.
 
 use super::*;
 

@@ -5,8 +5,9 @@ use std::io;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-/// A connection to or from an application. Closed before [`AppStream::finish`], it is reset: no
-/// path through the agent, not even a panic, a cancelled task or a kill, may look like a clean end.
+/// A connection to or from an application. It is reset if it is closed before
+/// [`AppStream::finish`]: no path through the agent, not even a panic, a cancelled task or a kill,
+/// may look like a clean end.
 #[derive(Debug)]
 pub struct AppStream {
     tcp: TcpStream,
@@ -19,7 +20,7 @@ impl AppStream {
     /// The socket is not connected any more.
     pub fn new(tcp: TcpStream) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
-        // With linger 0 the kernel closes by RST, whoever closes: also when the agent is killed.
+        // With linger 0 every close is an RST, also the kernel's when the agent is killed.
         tcp.set_zero_linger()?;
         Ok(Self { tcp })
     }
@@ -49,7 +50,7 @@ mod tests {
         tasks::Tasks,
     };
 
-    /// What an accept loop does for each connection; the one that says `!` meets a bug.
+    /// What an accept loop does for each connection. The task of one that sends `!` panics.
     fn serve(connections: &Tasks, flows: &FlowStore, tcp: TcpStream) {
         let at = Party::at(tcp.peer_addr().unwrap());
         let flow = flows.begin(1, Direction::Outbound, at.clone(), at, "redirect_peer");

@@ -1,16 +1,17 @@
-//! How much to read at once: one record for a quiet direction, eight for a busy one.
+//! How many records to read at once: one for a quiet direction, eight for a busy one.
 
 use crate::{proxy::memory::Lease, wire::MAX_RECORDS};
 
-/// After so many reads in a row that one record would have held, one record is enough again.
+/// After this many reads in a row that would have fitted into one record, one record is enough
+/// again.
 const QUIET_READS: u32 = 16;
 
-/// Grows while reads fill their room, shrinks when they have not for a while.
+/// Grows while reads fill their room; shrinks after a series of reads that did not.
 #[derive(Debug)]
 pub(super) struct Appetite {
     records: usize,
     quiet_reads: u32,
-    /// Where the room for more than one comes from; as much as is wanted without it.
+    /// The source of room for more than one record. `None`: no limit but eight.
     room: Option<Lease>,
 }
 
@@ -21,7 +22,7 @@ impl Default for Appetite {
 }
 
 impl Appetite {
-    /// From now on it grows only as far as there is room to be had.
+    /// From now on it grows only as far as `room` allows.
     pub(super) fn feed_from(&mut self, room: Option<Lease>) {
         self.room = room;
     }
@@ -39,7 +40,8 @@ impl Appetite {
         self.records
     }
 
-    /// Its buffer has been given back. What it wants next is not forgotten, but others may have the room meanwhile.
+    /// Its buffer has been given back. It remembers how much it wants next, but others may use the
+    /// room meanwhile.
     pub(super) fn rest(&mut self) {
         if let Some(lease) = &mut self.room {
             lease.clear();

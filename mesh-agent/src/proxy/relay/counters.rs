@@ -1,4 +1,4 @@
-//! What a connection has carried, readable while it lives.
+//! The bytes that a connection has carried, readable while it lives.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ impl Counters {
         self.to_peer.load(Ordering::Relaxed)
     }
 
-    /// Bytes from the peer that our application's kernel has taken.
+    /// Bytes from the peer that the application's kernel has taken.
     pub fn from_peer(&self) -> u64 {
         self.from_peer.load(Ordering::Relaxed)
     }

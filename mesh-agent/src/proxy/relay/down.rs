@@ -1,5 +1,5 @@
-//! From the peer to the application: records opened where they were received, their data written
-//! from there.
+//! From the peer to the application: opens records in the receive buffer and writes their data from
+//! there.
 
 use std::array;
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use crate::wire::io::{poll_read, poll_write_vectored, shutdown_write};
 use crate::wire::session::cut_off;
 use crate::wire::{Received, SessionError, StateError};
 
-/// Records written at once, at most: also small ones are gathered.
+/// Records written at once, at most: small ones are gathered, too.
 const MAX_SLICES: usize = 64;
 
 /// The state of this direction.
@@ -38,7 +38,8 @@ impl Down {
         self.shut && self.ready.is_empty()
     }
 
-    /// Whether it is known how the connection ends, while data before that is still written.
+    /// Whether it is known how the connection ends, although data before that is still being
+    /// written.
     pub(super) fn is_ending(&self) -> bool {
         self.failure.is_some()
     }
@@ -47,7 +48,7 @@ impl Down {
         self.app_error
     }
 
-    /// How it ends if nothing more is waited for.
+    /// How it ends if nothing more is awaited.
     pub(super) fn failure(&mut self) -> End {
         self.failure.take().unwrap_or(End::PeerFailed(SessionError::Truncated))
     }
@@ -67,7 +68,7 @@ impl Down {
 }
 
 impl Relay<'_> {
-    /// Writes to the application once, or else opens or receives once.
+    /// Writes to the application once, or else opens records or receives once.
     pub(super) fn step_down(&mut self, cx: &mut Context<'_>) -> Progress {
         let mut moved = false;
         if !self.down.ready.is_empty() {
@@ -87,7 +88,7 @@ impl Relay<'_> {
             self.down.shut = true;
             moved = true;
         }
-        // Only when everything received has been used, its end included, is more awaited.
+        // More is received only when everything received so far has been used, its end included.
         moved |= self.open_records() || self.read_peer(cx);
         self.down.moved |= moved;
         Ok(moved)
@@ -117,7 +118,7 @@ impl Relay<'_> {
         true
     }
 
-    /// Opens what has been received, up to what one write takes or the end of this direction.
+    /// Opens received records, up to what one write takes or the end of this direction.
     fn open_records(&mut self) -> bool {
         let mut moved = false;
         while self.down.ready.len() < MAX_SLICES && self.down.failure.is_none() {

@@ -1,4 +1,4 @@
-//! How a connection ended, and who ended it.
+//! How a connection ended, and which side ended it.
 
 use std::io;
 
@@ -29,7 +29,7 @@ pub enum End {
     /// Both directions were closed; everything was delivered.
     #[error("closed, first by the {}", .first.as_code())]
     Finished {
-        /// Who closed its direction first.
+        /// The side that closed its direction first.
         first: Party,
     },
     /// Our application reset its connection; the peer has been told.
@@ -47,10 +47,11 @@ pub enum End {
     /// The peer's agent did not answer our OPEN in time.
     #[error("the peer's agent did not answer in time")]
     NotAnswered,
-    /// The session ended or broke in the middle.
+    /// The session ended or broke while it carried the connection.
     #[error("{0}")]
     PeerFailed(SessionError),
-    /// The client was taken for one that waits for the server to speak, and then turned out to be an agent.
+    /// The client counted as one that waits for the server to speak, and then turned out to be an
+    /// agent.
     #[error(
         "an agent's ClientHello came after the server had spoken; reset, since it is not for the application: on the way here a segment was lost, or the peer's agent is starved"
     )]
@@ -76,7 +77,7 @@ impl End {
         }
     }
 
-    /// Who ended it, if anybody did on purpose.
+    /// The side that ended it, if one did on purpose.
     pub fn by(&self) -> Option<Party> {
         match self {
             Self::Finished { first } => Some(*first),
@@ -88,7 +89,7 @@ impl End {
         }
     }
 
-    /// Whose fault it is, if it is one.
+    /// The party at fault, if there is a fault.
     pub fn fault(&self) -> Option<Fault> {
         match self {
             Self::Finished { .. } => None,

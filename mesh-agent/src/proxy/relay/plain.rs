@@ -1,4 +1,5 @@
-//! The same rules between two plain connections: for what the agent carries without TLS.
+//! The rules of [`super::carry`] between two plain connections, for what the agent carries without
+//! TLS.
 
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -20,8 +21,8 @@ use crate::wire::buffers::{self, UNIT_BYTES};
 use crate::wire::hello::{self, Hello};
 use crate::wire::io::{poll_read, poll_write, shutdown_write};
 
-/// Carries one connection between two sockets without TLS, with the ends of [`super::carry`]:
-/// `app` is [`Party::App`], `peer` is [`Party::Peer`]. There is no OPEN that could be answered in time.
+/// Carries one connection between two sockets without TLS. It ends as in [`super::carry`]: `app` is
+/// [`Party::App`], `peer` is [`Party::Peer`]. There is no OPEN that must be answered in time.
 ///
 /// # Cancel safety
 /// Dropping the future resets both.
@@ -37,8 +38,8 @@ pub async fn relay_plain(
     finish(run(up, (room_down, meter), counters, stop).await, app, peer)
 }
 
-/// As [`relay_plain`], but what `app` says first is held back until it is known not to be an agent's `ClientHello`; if it
-/// is one, both are reset and not a byte of it has reached `peer`.
+/// As [`relay_plain`], but holds back the first bytes of `app` until they are known not to be an
+/// agent's `ClientHello`. If they are one, both sides are reset and not a byte has reached `peer`.
 ///
 /// # Cancel safety
 /// Dropping the future resets both.
@@ -121,7 +122,7 @@ async fn run(
         }
         let app_is_dead = app_failed || down.sink_error.is_some();
         if app_is_dead || peer_failed || up.sink_error.is_some() {
-            // The direction that leads away from the failure is what has to make progress.
+            // The direction that leads away from the failure has to make progress.
             if !grace_runs || if app_is_dead { up_moved } else { down_moved } {
                 grace.as_mut().reset(Instant::now() + GRACE);
                 grace_runs = true;
@@ -148,11 +149,11 @@ struct Pipe<'a> {
     fin: bool,
     /// … and the sink has been told, after all data.
     shut: bool,
-    /// The source was reset; passed on once all data before it is written.
+    /// The source was reset. Passed on once all data before it is written.
     reset: Option<ResetCode>,
-    /// The sink takes nothing more, and why.
+    /// Why the sink takes nothing more.
     sink_error: Option<io::ErrorKind>,
-    /// What has been read is kept until it can be told whether an agent speaks.
+    /// What has been read is held until it is known whether an agent speaks.
     held: bool,
     /// … and one does.
     is_agent: bool,
@@ -179,8 +180,8 @@ impl<'a> Pipe<'a> {
         }
     }
 
-    /// Reads once or writes once. `write_error` is what the other direction met when it wrote to
-    /// our source, `failed` whether the source's socket has an error.
+    /// Reads once or writes once. `write_error` is the error that the other direction met when it
+    /// wrote to our source. `failed` says whether the source's socket has an error.
     ///
     /// # Errors
     /// The source was reset, and everything before it has been written.
@@ -243,7 +244,8 @@ impl<'a> Pipe<'a> {
         let room = free.len();
         match poll_read(self.source, cx, free) {
             Poll::Pending => return false,
-            // The beginning of an agent's ClientHello, and then the end: not for an application either.
+            // The beginning of an agent's `ClientHello`, and then the end: it must not reach an
+            // application either.
             Poll::Ready(Ok(0)) if self.held && self.end > 0 => self.is_agent = true,
             Poll::Ready(Ok(0)) => match write_error {
                 Some(error) if error != io::ErrorKind::BrokenPipe => {
@@ -261,7 +263,7 @@ impl<'a> Pipe<'a> {
         true
     }
 
-    /// Nothing moves for now: a buffer with nothing in it serves others.
+    /// Nothing moves for now: an empty buffer goes back for other connections.
     fn rest(&mut self) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -270,10 +272,10 @@ impl<'a> Pipe<'a> {
         }
     }
 
-    /// Whether what is held can go on.
+    /// Releases what is held once it is known not to come from an agent.
     fn judge(&mut self) {
         if self.held {
-            // The buffer holds more than `hello::MAX_BYTES`, with which it can be told.
+            // The buffer holds more than `hello::MAX_BYTES`, which is enough to tell.
             let looks = hello::look(self.buffer.get(..self.end).unwrap_or_default());
             self.is_agent = looks == Hello::Mesh;
             self.held = matches!(looks, Hello::Mesh | Hello::Incomplete);

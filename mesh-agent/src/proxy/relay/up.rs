@@ -1,4 +1,5 @@
-//! From the application to the peer: read into the gaps of records, sealed there, written.
+//! From the application to the peer: reads into the gaps of records, seals them there and writes
+//! them.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -42,7 +43,7 @@ impl Relay<'_> {
     pub(super) fn step_up(&mut self, cx: &mut Context<'_>) -> Progress {
         self.channel.settle().map_err(End::PeerFailed)?;
         let mut moved = false;
-        // After REFUSED or RESET from the peer nothing more may be said; what it sent before that
+        // After REFUSED or RESET from the peer nothing more may be sent. What it sent before that
         // is still on its way to the application.
         if self.up.reset.is_none() && !self.up.broken && !self.down.is_ending() {
             if !self.up.fin && self.channel.takes_data() {
@@ -68,7 +69,7 @@ impl Relay<'_> {
         match outcome {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(0)) => match self.down.app_error() {
-                // A write has met the reset and taken the error with it: no end of stream.
+                // A write has met the reset and consumed the error: this is no end of stream.
                 Some(error) if error != io::ErrorKind::BrokenPipe => {
                     self.reset(reset_code(error))?;
                 }
@@ -88,7 +89,7 @@ impl Relay<'_> {
         Ok(true)
     }
 
-    /// The application ended its direction properly and was reset afterwards: both are passed on.
+    /// Passes on a reset that came after the application had properly ended its direction.
     fn reset_after_fin(&mut self) -> Result<(), End> {
         if let Some(error) = self.down.app_error() {
             self.reset(reset_code(error))
@@ -116,7 +117,7 @@ impl Relay<'_> {
                     moved = true;
                 }
                 Poll::Ready(Err(_)) => {
-                    // What the peer said before, perhaps the reason, is read first.
+                    // What the peer sent before, perhaps the reason, is read first.
                     self.up.broken = true;
                     self.channel.written(usize::MAX);
                     moved = true;

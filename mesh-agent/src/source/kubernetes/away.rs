@@ -12,12 +12,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::super::error::SourceError;
 use super::told::Repeats;
 
-/// How often a server that was away is asked whether it is back, and how long it may take to answer.
+/// How often a server that was away is asked whether it is back, and how long it may take to
+/// answer.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// A watch that has failed is tried again within 5 s; one that has not failed again for longer works, if the server answers.
+/// A failed watch is retried within 5 s. If it has not failed again for longer than that and the
+/// server answers, it works.
 const SETTLED: Duration = Duration::from_secs(8);
 
-/// The code of the problem. What is said of it changes with every attempt, so that it is logged here alone, and seldom.
+/// The code of the problem. Its text changes with every attempt, so that only this file logs it,
+/// and seldom.
 pub(crate) const AWAY: &str = "api_server_away";
 
 /// The watches that have failed and have not been heard of since.
@@ -55,12 +58,12 @@ impl Away {
         }
     }
 
-    /// Since when it cannot be watched.
+    /// Since when the API server cannot be watched.
     pub(super) fn since(&self) -> Option<Timestamp> {
         self.since
     }
 
-    /// Resolves when it is known to be back although nothing has changed meanwhile that a watch would tell.
+    /// Resolves when the server is known to be back although no watch has reported a change.
     ///
     /// # Cancel safety
     /// Can be dropped and called again.
@@ -78,7 +81,7 @@ impl Away {
         }
     }
 
-    /// What people are told of it.
+    /// The problem, for people.
     pub(super) fn error(&self) -> Option<SourceError> {
         let (since, (kind, error)) = (self.since?, self.failed.iter().next()?);
         let message = format!(

@@ -7,7 +7,7 @@ use super::super::document::Object;
 use super::super::error::SourceError;
 use crate::world::{FieldError, ObjectName, Objects, PodUid};
 
-/// The kinds that must have been listed before anything can be told.
+/// The kinds that must have been listed before anything is published.
 pub(super) const KINDS: [&str; 5] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];
 
 /// An object's kind, namespace and name.
@@ -16,7 +16,8 @@ pub(super) type Name = (&'static str, Option<Arc<str>>, Arc<str>);
 /// What a watch says.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// All objects of a kind follow: the first time, or since the API server has forgotten what came between (410).
+    /// All objects of a kind follow: for the first time, or because the API server has forgotten
+    /// the changes in between (410).
     ListBegins(&'static str),
     /// An object is there, and this is what it says.
     Is(Name, Result<Object, FieldError>),
@@ -24,7 +25,7 @@ pub(super) enum Change {
     Gone(Name),
     /// Objects that have not come by now are gone.
     ListEnds(&'static str),
-    /// A watch has been broken off; it is begun again by itself.
+    /// A watch has been broken off; it restarts by itself.
     Failed { kind: &'static str, error: String },
 }
 
@@ -44,7 +45,7 @@ impl Change {
 #[derive(Default)]
 pub(super) struct Content {
     objects: Objects,
-    /// What is in force, and for a pod which.
+    /// The names in force; for a pod with its UID.
     in_force: HashMap<Name, Option<PodUid>>,
     errors: BTreeMap<Name, SourceError>,
     /// What has come since a list began, by kind.
@@ -57,13 +58,14 @@ impl Content {
         &self.objects
     }
 
-    /// What is wrong with objects; what they said before stays in force.
+    /// What is wrong with objects. Their earlier content stays in force.
     pub(super) fn errors(&self) -> impl Iterator<Item = &SourceError> {
         self.errors.values()
     }
 
-    /// Whether no pod is unknown because something is wrong with it or with its namespace. Other kinds say nothing about
-    /// which pods there are, and whoever may write them must not keep the agent from tidying up.
+    /// Whether no pod is unknown because of an error in it or in its namespace. Other kinds say
+    /// nothing about which pods exist. An account that may write them must not keep the agent from
+    /// tidying up.
     pub(super) fn knows_all_pods(&self) -> bool {
         !self.errors.keys().any(|(kind, ..)| matches!(*kind, "Pod" | "Namespace"))
     }
@@ -96,8 +98,9 @@ impl Content {
         }
     }
 
-    /// What cannot be read is as an earlier agent read it: in part, or the whole object. To be called once, when everything has
-    /// been listed; later versions of an object go by the one before.
+    /// Gives what cannot be read the meaning that an earlier agent read, in part or as a whole
+    /// object. Called once, when everything has been listed; later versions of an object inherit
+    /// from the one before.
     pub(super) fn inherit(&mut self, earlier: &Objects) {
         self.objects.inherit(earlier);
         let missing = self.errors.keys().filter(|name| !self.in_force.contains_key(*name));
@@ -140,7 +143,8 @@ impl Content {
             | Object::Service(_)
             | Object::EndpointSlice(_) => None,
         };
-        // A pod that was deleted and made again under its name while nobody watched is another pod.
+        // A pod that was deleted and created again under its name while the watch was broken is
+        // another pod.
         if let Some(Some(before)) = self.in_force.get(&name)
             && Some(before) != uid.as_ref()
         {

@@ -1,4 +1,4 @@
-//! What watches say, in the order in which they may say it.
+//! Events of watches, in the orders in which they may come.
 
 use std::sync::Arc;
 

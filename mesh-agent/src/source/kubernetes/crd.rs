@@ -1,5 +1,5 @@
-//! The form of `MeshNode` in the API server: its `CustomResourceDefinition`. What is written and read is
-//! [`crate::world::MeshNode`]; a test holds the two against each other.
+//! The form of `MeshNode` in the API server: its `CustomResourceDefinition`. The agent writes and
+//! reads [`crate::world::MeshNode`]; a test holds the two against each other.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResource, CustomResourceExt as _};

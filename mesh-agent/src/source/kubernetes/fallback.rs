@@ -1,4 +1,4 @@
-//! What an earlier agent wrote down, for when the API server tells nothing.
+//! What an earlier agent wrote down, for when the API server does not answer.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use super::super::earlier::Earlier;
 use super::super::error::SourceError;
 use crate::world::{Announcements, Objects};
 
-/// How long the API server may take to tell what is there before what an earlier agent knew comes into force. Until either
-/// is known, dials into the mesh are refused.
+/// How long the API server may take to answer before an earlier agent's knowledge comes into force.
+/// Until either is known, dials into the mesh are refused.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Earlier {
@@ -23,7 +23,7 @@ impl Earlier {
         Fallback { what, from: Some(self.read_at + PATIENCE), error: unusable }
     }
 
-    /// Whatever is wrong has been said of the objects.
+    /// Errors are reported with the objects only.
     pub(super) fn announcements(&self) -> Fallback<Announcements> {
         let what =
             self.kept.as_ref().map(|kept| (Arc::clone(&kept.memory.announcements), kept.as_of));
@@ -31,7 +31,7 @@ impl Earlier {
     }
 }
 
-/// A part of it.
+/// Either the objects or the announcements of an earlier agent.
 pub(super) struct Fallback<T> {
     what: Option<(Arc<T>, Timestamp)>,
     /// When it comes into force; `None` once it has.
@@ -40,7 +40,7 @@ pub(super) struct Fallback<T> {
 }
 
 impl<T> Fallback<T> {
-    /// Resolves once, unless there is nothing or it is over.
+    /// Resolves once, unless there is nothing or the API server has answered.
     ///
     /// # Cancel safety
     /// Can be dropped and called again.
@@ -58,18 +58,18 @@ impl<T> Fallback<T> {
         self.error = Some(SourceError { code: "world_from_disk", ..told });
     }
 
-    /// What it is, and when it was true.
+    /// The content, and when it was true.
     pub(super) fn in_force(&self) -> Option<(&Arc<T>, Timestamp)> {
         let (what, as_of) = self.what.as_ref().filter(|_| self.from.is_none())?;
         Some((what, *as_of))
     }
 
-    /// What people are told of it.
+    /// The problem, for people.
     pub(super) fn errors(&self) -> impl Iterator<Item = &SourceError> {
         self.error.iter()
     }
 
-    /// The API server has told how things are. What an earlier agent knew, the first time.
+    /// The API server has answered. Returns what an earlier agent knew, the first time.
     pub(super) fn is_over(&mut self) -> Option<Arc<T>> {
         self.error = None;
         self.what.take().map(|(what, _)| what)

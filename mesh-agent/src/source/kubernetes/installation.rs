@@ -1,6 +1,6 @@
-//! Whether this agent's installation is being taken away, as against updated: its DaemonSet has been deleted, or its
-//! namespace is going. Known only from what the API server says: it is watched, and asked once more when the agent is told to
-//! stop. Silence, 401 and 403 mean nothing: everything stays closed.
+//! Whether this agent's installation is being taken away, as against updated: its DaemonSet has
+//! been deleted, or its namespace is going. Only the API server knows that: the agent watches it,
+//! and asks once more at shutdown. Silence, 401 and 403 mean nothing: everything stays closed.
 
 use std::fmt::Debug;
 use std::future::{Future, ready};
@@ -21,7 +21,7 @@ use super::watches::{events, settled};
 
 /// Follows the agent's DaemonSet and namespace.
 pub struct Installation {
-    /// Each says that one of the two is gone or going.
+    /// Each item says that one of the two is gone or going.
     signs: BoxStream<'static, ()>,
     is_removed: watch::Sender<bool>,
 }
@@ -36,8 +36,8 @@ pub struct Question {
 }
 
 impl Installation {
-    /// Watches a DaemonSet of the client's own namespace; [`Self::run`] has to be run for anything to happen. The receiver
-    /// turns true once and stays so.
+    /// Watches a DaemonSet of the client's own namespace. Nothing happens unless [`Self::run`]
+    /// runs. The receiver turns true once and stays so.
     pub fn new(client: Client, daemon_set: &str) -> (Self, Question, watch::Receiver<bool>) {
         let (is_removed, receiver) = watch::channel(false);
         let namespace = client.default_namespace().to_owned();
@@ -66,12 +66,13 @@ impl Installation {
         }
         tracing::warn!("the installation has been deleted; taking away all that is on this node");
         self.is_removed.send_replace(true);
-        cancel.await; // who asks later must still find the sender
+        cancel.await; // a later `ask` must still find the sender
     }
 }
 
 impl Question {
-    /// Whether it is known now that the installation is being taken away. Whoever follows the receiver hears of it, too.
+    /// Whether the API server says now that the installation is being taken away. Sets the
+    /// receiver, too.
     pub async fn ask(&self) -> bool {
         let daemon_set = self.daemon_sets.get_metadata_opt(&self.daemon_set).await;
         let namespace = self.namespaces.get_metadata_opt(&self.namespace).await;
@@ -85,7 +86,7 @@ impl Question {
     }
 }
 
-/// Whether an object is being deleted together with what belongs to it (`--cascade=orphan` leaves that).
+/// Whether an object is being deleted together with its dependents (`--cascade=orphan` keeps them).
 fn is_going(meta: &ObjectMeta) -> bool {
     meta.deletion_timestamp.is_some() && !is_orphaning(meta)
 }
@@ -94,7 +95,7 @@ fn is_orphaning(meta: &ObjectMeta) -> bool {
     meta.finalizers.iter().flatten().any(|finalizer| finalizer == "orphan")
 }
 
-/// When an object is gone or going.
+/// Yields when an object is gone or going.
 fn going<K: Resource + Clone + Debug + DeserializeOwned + Send + 'static>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
 ) -> BoxStream<'static, ()> {

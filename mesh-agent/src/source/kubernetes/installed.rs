@@ -1,5 +1,6 @@
-//! What is wrong with the installation itself, as far as an agent can see it: whether the admission policy is in force that holds
-//! agents to their own node, and what is said of the CA's Secret, which agents may not read.
+//! Problems of the installation itself, as far as an agent can see them: whether the admission
+//! policy that holds agents to their own node is in force, and what is reported of the CA's Secret,
+//! which agents may not read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +19,18 @@ use super::super::error::SourceError;
 use super::mesh_nodes::mesh_nodes;
 use super::watches::{events, settled};
 
-/// The ConfigMap in which `mesh-agent ca keep` says what is wrong with the CA's Secret, in the agents' namespace, and the key.
+/// The ConfigMap in the agents' namespace, and its key, in which `mesh-agent ca keep` says what is
+/// wrong with the CA's Secret.
 pub const CA_NOTICE: &str = "nodemesh-ca";
 pub const CA_NOTICE_KEY: &str = "problem";
 
-/// How often it is asked whether the policy is in force, once it is known to be.
+/// How often the agent asks whether the policy is in force, once it is known to be.
 const ASK_EVERY: Duration = Duration::from_mins(10);
-/// The same as long as it is not, or nobody has answered.
+/// The same while it is not, or there is no answer.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How long the API server may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// A node that there is not: nobody may write its `MeshNode`.
+/// A node that does not exist: no account may write its `MeshNode`.
 const NOBODY: &str = "nodemesh-asks-whether-it-may";
 
 /// Looks after the installation.
@@ -56,7 +58,7 @@ impl Installed {
     /// Resolves when something may have changed.
     ///
     /// # Cancel safety
-    /// Can be dropped and called again; a question that was under way is asked again later.
+    /// Can be dropped and called again; an interrupted question is asked again later.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
             Some(event) = self.notices.next() => self.take_in(event),
@@ -73,12 +75,12 @@ impl Installed {
                 self.ca = notice.data.and_then(|mut data| data.remove(CA_NOTICE_KEY));
             }
             Ok(Event::Delete(_)) => self.ca = None,
-            // What a failed watch has missed, the next list says.
+            // The next list says what a failed watch has missed.
             Ok(Event::Init | Event::InitDone) | Err(_) => {}
         }
     }
 
-    /// Tries what must be refused, without doing it.
+    /// Tries a write that must be refused, as a dry run.
     async fn ask(&mut self) {
         let false_claim = Patch::Apply(json!({
             "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": NOBODY},

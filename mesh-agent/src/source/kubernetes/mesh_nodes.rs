@@ -28,7 +28,7 @@ use crate::world::{Announcements, FieldError, MeshNode, NodeName};
 
 /// What is watched.
 const KIND: &str = "MeshNode";
-/// Whose fields these are, for server-side apply.
+/// The owner of the written fields, for server-side apply.
 const FIELD_MANAGER: &str = "mesh-agent";
 /// How long the API server may take for one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,20 +63,20 @@ pub(super) fn mesh_nodes() -> ApiResource {
     ApiResource::from_gvk_with_plural(&kind, "meshnodes")
 }
 
-/// Writes this node's object and follows those of all nodes. Objects are read leniently, one by one: what one node writes
-/// must not hide what the others say.
+/// Writes this node's object and follows those of all nodes. Objects are read leniently, one by
+/// one: what one node writes must not hide what the others say.
 pub struct KubeAnnouncerTask {
     own_node: NodeName,
     client: Client,
     events: BoxStream<'static, watcher::Result<Event<DynamicObject>>>,
-    /// By the object's name; an object that cannot be used keeps what it said before.
+    /// By the object's name. An object that cannot be used keeps its earlier content.
     known: BTreeMap<String, Known>,
     /// What has come since a list began.
     listing: Option<BTreeSet<String>>,
     /// Whether they have been listed once.
     is_listed: bool,
     away: Away,
-    /// What an earlier agent knew, until they have been.
+    /// What an earlier agent knew, until all objects have been listed.
     fallback: Fallback<Announcements>,
     heard: Heard,
     publisher: Publisher<OwnObject>,
@@ -89,7 +89,7 @@ struct Known {
 }
 
 impl KubeAnnouncerTask {
-    /// Works until `cancel` is done. What is announced by then stays announced.
+    /// Works until `cancel` is done. The announcement then stays.
     pub async fn run(mut self, cancel: impl Future<Output = ()>) {
         let mut cancel = pin!(cancel);
         loop {
@@ -134,7 +134,7 @@ impl KubeAnnouncerTask {
 
     fn take_in(&mut self, event: Event<DynamicObject>) {
         if !matches!(event, Event::Init) {
-            self.away.heard_of(KIND); // that a list begins says nothing yet
+            self.away.heard_of(KIND); // the beginning of a list proves nothing
         }
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
@@ -199,7 +199,8 @@ impl KubeAnnouncerTask {
         self.away.error().into_iter().chain(self.publisher.error()).chain(objects).collect()
     }
 
-    /// Not by us, who withdraw only to leave: somebody has deleted it, or it went with a Node that is made anew.
+    /// The object was deleted by another account, or went with a Node that is created anew. This
+    /// agent withdraws only to leave.
     fn own_is_gone(&mut self) {
         self.publisher.place().owner = None;
         self.publisher.has_been_changed();
@@ -222,7 +223,7 @@ struct OwnObject {
     client: Client,
     api: Api<DynamicObject>,
     node: NodeName,
-    /// The Node, so that the object goes with it.
+    /// The Node, so that the object is deleted with it.
     owner: Option<Value>,
 }
 
@@ -256,7 +257,7 @@ impl OwnObject {
     }
 }
 
-/// Why the API server has not taken it.
+/// Why the API server has not accepted it.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{}", sentence(.0))]

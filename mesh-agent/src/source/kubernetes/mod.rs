@@ -1,9 +1,10 @@
 //! The world from the API server.
 //!
-//! Watched are whole pods of this node, and of the cluster Namespaces (their metadata), Nodes, Services, `EndpointSlice`s and
-//! `MeshNode`s; the pods of another node are asked for only while what it announces is in question (`node_pods.rs`). Each object
-//! is trimmed as it comes. While the API server is away, what it said last stays in force; an agent
-//! that begins meanwhile goes on with what an earlier one has written down (`fallback.rs`).
+//! The watches are: this node's pods, whole; and of the cluster Namespaces (their metadata), Nodes,
+//! Services, `EndpointSlice`s and `MeshNode`s. The pods of another node are asked for only while
+//! its announcement is in question (`node_pods.rs`). Each object is trimmed as it comes. While the
+//! API server is away, its last answers stay in force; an agent that starts meanwhile goes on with
+//! what an earlier one has written down (`fallback.rs`).
 
 mod away;
 mod content;
@@ -46,9 +47,9 @@ use super::earlier::Earlier;
 use super::state::{Knowledge, SourceState};
 use crate::world::{NodeName, Objects};
 
-/// How long after a change more are waited for, so that a rollout is not a hundred worlds.
+/// How long the agent waits for more after a change, so that a rollout is not a hundred worlds.
 const QUIET: Duration = Duration::from_millis(5);
-/// How long a connection to the API server may take to come about.
+/// How long connecting to the API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a change waits for others.
 const MAX_WAIT_FOR_QUIET: Duration = Duration::from_millis(50);
@@ -66,8 +67,9 @@ pub struct KubeSource {
 }
 
 impl KubeSource {
-    /// Watches for the agent of `node`; [`Self::run`] has to be run for anything to happen. Until everything has been listed
-    /// once, or what an earlier agent knew comes into force, the state is of revision 0, without objects.
+    /// Watches for the agent of `node`. Nothing happens unless [`Self::run`] runs. The state has
+    /// revision 0 and no objects until everything has been listed once, or an earlier agent's
+    /// knowledge comes into force.
     pub fn new(
         client: Client,
         node: &NodeName,
@@ -100,7 +102,7 @@ impl KubeSource {
         }
     }
 
-    /// What comes right after a change belongs to it.
+    /// Takes in further changes that follow at once.
     async fn take_in_more(&mut self) {
         let latest = Instant::now() + MAX_WAIT_FOR_QUIET;
         while Instant::now() < latest {
@@ -116,15 +118,15 @@ impl KubeSource {
             Change::Failed { kind, error } => self.away.failed(kind, error),
             change => {
                 if !matches!(change, Change::ListBegins(_)) {
-                    self.away.heard_of(change.kind()); // that a list begins says nothing yet
+                    self.away.heard_of(change.kind()); // the beginning of a list proves nothing
                 }
                 self.content.apply(change);
             }
         }
     }
 
-    /// Tells what is known once all has been listed, and then whenever it changes. Before that only what is wrong, and what
-    /// an earlier agent knew.
+    /// Publishes the state, if it has changed, once everything has been listed. Before that only
+    /// errors, and what an earlier agent knew.
     fn tell(&mut self) {
         if self.content.is_listed()
             && let Some(earlier) = self.fallback.is_over()
@@ -160,7 +162,7 @@ impl KubeSource {
 /// A client of the API server that this agent is to ask.
 ///
 /// # Errors
-/// Nobody says where it is.
+/// The configuration does not say where it is.
 pub async fn api_server() -> kube::Result<Client> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.read_timeout = Some(watches::READ_TIMEOUT);
@@ -168,7 +170,8 @@ pub async fn api_server() -> kube::Result<Client> {
     Client::try_from(config)
 }
 
-/// Waits until everything has been listed once or is known from an earlier agent, but not longer than `limit`.
+/// Waits until everything has been listed once or is known from an earlier agent, at most for
+/// `limit`.
 pub async fn listed(
     objects: &mut watch::Receiver<Arc<SourceState>>,
     announcements: &mut watch::Receiver<Arc<AnnouncementState>>,

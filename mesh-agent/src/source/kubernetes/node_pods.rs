@@ -1,5 +1,6 @@
-//! Which pods of a node are still there, for nodes of which the announcement is in question. An agent watches the pods of its
-//! own node alone; this is asked only then, and the less often the longer it lasts.
+//! Which pods of a node still exist, for nodes whose announcement is in question. An agent watches
+//! only its own node's pods. It asks for another node's pods only then, and less often the longer
+//! the question lasts.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,13 +20,13 @@ use crate::world::{
     Announcements, Answer, Answers, MeshNode, NodeName, NodePods, PodObject, PodUid, add_pod,
 };
 
-/// When a node's pods are asked for first, on average half of it sooner, and then twice as long after each answer: a node's
-/// agent may be about to announce them again.
+/// When a node's pods are first asked for, or up to half of it sooner; the pause doubles after each
+/// answer or failure. The node's agent may be about to announce them again.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// From one question to the next, for each node that is in question: all agents ask at the same time.
+/// The pause between two questions, for each node in question: all agents ask at the same time.
 const PAUSE_FOR_EACH: Duration = Duration::from_millis(10);
-/// The same, at least.
+/// The least pause between two questions.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the API server may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ struct Asked {
 }
 
 impl NodePodsTask {
-    /// Answers `questions`; [`Self::run`] has to be run for anything to happen.
+    /// Answers `questions`. Nothing happens unless [`Self::run`] runs.
     pub fn new(
         client: Client,
         questions: watch::Receiver<Announcements>,
@@ -60,7 +61,8 @@ impl NodePodsTask {
         (Self { client, questions, asked, not_before: Instant::now(), answers, repeats }, receiver)
     }
 
-    /// Works until `cancel` is done. What cannot be asked stays in question: nothing is concluded from it.
+    /// Works until `cancel` is done. A question without an answer stays open: nothing is concluded
+    /// from it.
     pub async fn run(mut self, cancel: impl Future<Output = ()>) {
         let mut cancel = pin!(cancel);
         loop {
@@ -125,13 +127,13 @@ impl NodePodsTask {
     }
 }
 
-/// From one question to the next while so many nodes are in question.
+/// The pause between two questions while so many nodes are in question.
 fn pause_between(in_question: usize) -> Duration {
     let in_question = u32::try_from(in_question).unwrap_or(u32::MAX);
     PAUSE_FOR_EACH.saturating_mul(in_question).max(SHORTEST_PAUSE)
 }
 
-/// What the API server says now: an answer out of its cache may be older than what was announced.
+/// What the API server says now: an answer from its cache may be older than the announcement.
 async fn pods_of(client: &Client, node: &NodeName) -> Result<NodePods, String> {
     let which = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let api = Api::<Pod>::all(client.clone());
@@ -159,7 +161,7 @@ mod tests {
     use super::*;
     use crate::world::{Objects, in_force};
 
-    /// A client of an API server that gives one answer, and what that is asked.
+    /// A client of an API server that gives one answer, and the request that it gets.
     async fn answering(answer: Value) -> (Client, tokio::sync::oneshot::Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! What the API server answers, as sentences for people, and told as often as people want to read it.
+//! Answers of the API server, as sentences for people, logged as often as people want to read them.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kube::core::Status;
 use kube::runtime::watcher;
 
-/// How often what fails again and again is told.
+/// How often a repeated failure is logged.
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// Why a request came to nothing: what was asked, what is missing, what to do.
@@ -42,7 +42,8 @@ fn of_status(status: &Status) -> String {
     }
 }
 
-/// An error with what it comes from, such as `connection refused`, of which kube's own sentence may say nothing.
+/// An error with its causes, such as `connection refused`, which kube's own sentence may not
+/// mention.
 fn with_causes(error: &dyn Error) -> String {
     let mut told = error.to_string();
     let mut cause = error.source();
@@ -56,8 +57,9 @@ fn with_causes(error: &dyn Error) -> String {
     told
 }
 
-/// When to tell of what happens again and again: the first time, and then once a minute with how often it was. What begins
-/// alike, up to a colon, is one and the same: the API server names pods when it refuses their list and when it refuses a watch.
+/// When to log what happens again and again: the first time, and then once a minute with the count.
+/// Texts that are equal up to a colon are the same: the API server names pods when it refuses their
+/// list and when it refuses a watch.
 #[derive(Default)]
 pub(crate) struct Repeats(Vec<Repeat>);
 
@@ -67,11 +69,12 @@ struct Repeat {
     since: u32,
 }
 
-/// So many texts are known at a time; a watch of each kind has its own.
+/// The number of texts that are remembered; a watch of each kind has its own.
 const KNOWN: usize = 16;
 
 impl Repeats {
-    /// It has happened. How often since it was told last, this time included, if it is to be told now.
+    /// It has happened. If it is to be logged now, returns how often it has happened since it was
+    /// last logged, this time included.
     pub(crate) fn again(&mut self, text: &str) -> Option<u32> {
         self.at(text, Instant::now())
     }

@@ -1,4 +1,4 @@
-//! One watch per kind, each a stream of [`Change`]s that mends itself.
+//! One watch per kind, each a stream of [`Change`]s that recovers by itself.
 
 use std::fmt::Debug;
 use std::future::ready;
@@ -23,19 +23,22 @@ use crate::world::{
     ServiceObject,
 };
 
-/// Pauses between attempts to reach an API server that is away: soon at first, then this long at most. It is hit by all
-/// agents at once when it comes back, so each pause is between half and all of its length.
+/// Pauses between attempts to reach an API server that is away: short at first, then this long at
+/// most. All agents come at once when it is back, so each pause is between half and all of its
+/// length.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
-/// Longer than the longest pause and an attempt.
+/// Longer than the longest pause and an attempt together.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(15);
 
-/// How long one watch lasts, in seconds, and so (with kube's 5 s more) how long the silence of a dead connection can.
+/// How long one watch lasts, in seconds. A dead connection is noticed after that time, with kube's
+/// 5 s more.
 const WATCH_S: u32 = 120;
 /// How long the API server may be silent in the middle of an answer: longer than a watch.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// The code of a watch that cannot go on from where it was (Kubernetes documentation, "API concepts": 410 Gone).
+/// The code of a watch that cannot go on from where it was (Kubernetes documentation, "API
+/// concepts": 410 Gone).
 const GONE: u16 = 410;
 
 /// All watches of the source for the agent of `node`.
@@ -83,13 +86,13 @@ where
         .boxed()
 }
 
-/// How a kind is watched: what an API server that has gone without a word leaves hanging is given up after [`WATCH_S`].
+/// How a kind is watched. A watch that an API server leaves hanging is given up after [`WATCH_S`].
 pub(super) fn settled() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_S)
 }
 
-/// A watch that is begun again after failures, with pauses. That the API server has forgotten what came between (410) is no
-/// failure, since a list follows; unless it does so again at once.
+/// A watch that restarts after failures, with pauses. That the API server has forgotten the changes
+/// in between (410) is no failure, since a list follows; unless it does so again at once.
 pub(super) fn events<K>(
     api: Api<K>,
     which: watcher::Config,
@@ -130,8 +133,8 @@ fn name(kind: &'static str, object: &impl Resource) -> Name {
     (kind, meta.namespace.as_deref().map(Into::into), text(&meta.name))
 }
 
-/// Twice as long each time, until there has been no failure for [`FORGIVEN_AFTER`]. That a list begins, which kube's own
-/// reset goes by, proves nothing.
+/// Doubles the pause each time, until there has been no failure for [`FORGIVEN_AFTER`]. The
+/// beginning of a list, at which kube's own reset happens, proves nothing.
 #[derive(Default)]
 struct Pauses {
     attempts: u32,

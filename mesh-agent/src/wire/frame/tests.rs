@@ -1,4 +1,4 @@
-//! Every frame there and back; every truncation; any bytes at all.
+//! Every frame encoded and decoded; every truncation; arbitrary bytes.
 
 use proptest::prelude::*;
 
@@ -24,7 +24,7 @@ fn full_open() -> Open {
     }
 }
 
-/// What must be there, and nothing else.
+/// The required fields, and nothing else.
 fn least_open() -> Open {
     Open { destination_port: None, source_pod: None, trace_id: None, ..full_open() }
 }
@@ -56,7 +56,7 @@ fn every_frame_comes_back_as_it_went() {
     }
 }
 
-/// The bytes in docs/wire.md; whoever changes them changes the protocol.
+/// The bytes in docs/wire.md: a change to them changes the protocol.
 #[test]
 fn the_bytes_are_those_of_the_specification() {
     let open = Open {
@@ -179,7 +179,7 @@ proptest! {
         }
     }
 
-    /// Random bytes seldom pass the first check; this starts from a frame and breaks it.
+    /// Random bytes seldom pass the first check, so this damages a valid frame.
     #[test]
     fn a_damaged_frame_decodes_or_fails_without_panic(
         which in 0..11usize,

@@ -8,7 +8,7 @@ use crate::identity::{
 use crate::wire::Channel;
 use crate::wire::handshake::memory::Side;
 
-/// `web`, who calls, and `cart`, who is called.
+/// The calling agent `web` and the called agent `cart`.
 pub(super) struct Agents {
     pub(super) web: SpiffeId,
     pub(super) cart: SpiffeId,
@@ -16,7 +16,7 @@ pub(super) struct Agents {
     pub(super) server: ServerTls,
 }
 
-/// The two.
+/// Both agents.
 pub(super) fn agents() -> &'static Agents {
     static AGENTS: LazyLock<Agents> = LazyLock::new(|| match make() {
         Ok(agents) => agents,

@@ -1,7 +1,7 @@
 //! Target `frames`: one record's content.
 //!
-//! The decoder is held against a second reading of docs/wire.md that is as plain as the tables
-//! there; what was read is written and read again, and so is everything that an agent might write.
+//! The decoder is compared with a second reading of docs/wire.md, which is as plain as the tables
+//! there. What was read is written and read again, and so is everything that an agent might write.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -28,7 +28,7 @@ fn read(record: &[u8]) {
     assert_eq!(Frame::decode(&again), Ok(frame), "not the same when written and read again");
 }
 
-/// Whatever the agent has to say, texts of any length and content included: the peer can read it.
+/// Whatever the agent sends, with texts of any length and content: the peer can read it.
 fn written(input: &mut Input<'_>) {
     let frame = match input.u8() % 5 {
         0 => Frame::Open(Open {

@@ -1,21 +1,21 @@
-//! Target `handshake`: two agents come together over a network that changes what they say.
+//! Target `handshake`: two agents connect over a network that changes what they send.
 //!
-//! Whatever means something in TLS may not be changed: then no side is done. If nothing was
-//! changed, both are, however the bytes were cut up, and know each other.
+//! If anything is changed that has a meaning in TLS, the side that receives it does not finish. If
+//! nothing is changed, both finish, however the bytes are cut up, and know each other.
 
 use super::agents::agents;
 use crate::fuzz::Input;
 use crate::wire::handshake::memory::Side;
 use crate::wire::{HandshakeError, JudgedBy, TlsReason};
 
-/// Times that the word may pass from one to the other: three, and two more if the server asks for
-/// another key share.
+/// How often the word may pass from one side to the other: three times, and two more if the server
+/// asks for another key share.
 const MAX_FLIGHTS: usize = 6;
 const MAX_EDITS: usize = 8;
 /// What a handshake may hold: five records of the peer, and one flight of ours.
 const MAX_BYTES: usize = 5 * (16_384 + 256 + 5) + 16 * 1024;
 
-/// The input says what is done to which flight.
+/// The input says what happens to which flight.
 pub(crate) fn handshake(data: &[u8]) {
     let mut input = Input::new(data);
     let altered_flight = usize::from(input.u8() % 8); // beyond the last: none
@@ -64,7 +64,7 @@ pub(crate) fn handshake(data: &[u8]) {
     }
 }
 
-/// In pieces of that size; 0 is all at once.
+/// Delivers the bytes in pieces of that size; 0 is all at once.
 fn hear(side: &mut Side, bytes: &[u8], piece: usize) -> Result<bool, HandshakeError> {
     let at_a_time = if piece == 0 { bytes.len() } else { piece };
     let mut is_done = false;
@@ -75,7 +75,7 @@ fn hear(side: &mut Side, bytes: &[u8], piece: usize) -> Result<bool, HandshakeEr
     Ok(is_done)
 }
 
-/// Whoever refuses says so to the other side. Not of everything that breaks TLS itself: rustls has
+/// The side that refuses tells the other, except for some faults that break TLS itself: rustls has
 /// no alert for a message that is too long, nor for one that another kind of record interrupts.
 fn must_be_told(side: &mut Side, error: &HandshakeError) {
     use TlsReason::{IllegalParameter, MalformedMessage, UnexpectedMessage};
@@ -118,10 +118,11 @@ fn edit(bytes: &mut Vec<u8>, input: &mut Input<'_>) {
     }
 }
 
-/// Whether the same messages arrive, and perhaps something behind them: how plaintext messages are
-/// cut into records, the version in front of them and `ChangeCipherSpec` mean nothing in TLS 1.3
-/// (RFC 8446 §5 and §5.1). Nor, to rustls, does the kind in front of an encrypted record: it goes by
-/// the one inside, which is sealed (§5.2 says that the outer one is always 23).
+/// Whether the same messages arrive, perhaps with something behind them. Three things mean nothing
+/// in TLS 1.3 (RFC 8446 §5 and §5.1): how plaintext messages are cut into records, the version in
+/// front of them, and `ChangeCipherSpec`. To rustls, the kind in front of an encrypted record means
+/// nothing either: it goes by the one inside, which is sealed (§5.2 says that the outer one is
+/// always 23).
 fn means_the_same(said: &[u8], arrives: &[u8]) -> bool {
     let (said, arrives) = (records(said), records(arrives));
     let is_encrypted = |body: &[u8]| said.contains(&(APPLICATION_DATA, body));
@@ -136,7 +137,7 @@ const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 
-/// Kinds and bodies; what is no whole record is of kind 0.
+/// Kinds and bodies of the records. Bytes that are no whole record are of kind 0.
 fn records(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
     let mut records = Vec::new();
     while let &[kind, _, _, high, low, ref rest @ ..] = bytes {
@@ -169,8 +170,8 @@ fn messages<'a>(records: impl Iterator<Item = (u8, &'a [u8])>) -> Vec<(u8, Vec<u
 mod tests {
     use super::*;
 
-    /// The fuzzer has found it: `9a 92 db 86 8b 08 01`, where the last byte of the client's last flight that it changes is
-    /// one of these.
+    /// Found by the fuzzer: `9a 92 db 86 8b 08 01`, where the last byte of the client's last flight
+    /// that it changes is one of these.
     #[test]
     fn the_kind_in_front_of_an_encrypted_record_means_nothing() {
         let agents = agents();

@@ -1,18 +1,18 @@
 //! Target `hello`: the look at a connection's first bytes.
 //!
-//! It may not change its mind as more bytes come, and where rustls reads a `ClientHello` it has to
-//! find the same protocols: an agent that is not seen sends its TLS to an application.
+//! The verdict may not change as more bytes come. Where rustls reads a `ClientHello`, it has to
+//! find the same protocols: an agent that is not recognised would send its TLS to an application.
 
 use rustls::server::Acceptor;
 
 use crate::identity::tls::ALPN;
 use crate::wire::hello::{Hello, MAX_BYTES, look};
 
-/// Where a beginning is looked at, besides all of it.
+/// At how many places a beginning is looked at, besides all of it.
 const CUTS: usize = 64;
 const HEADER_BYTES: usize = 5;
 
-/// Looks at the input as the look does: at a growing beginning.
+/// Looks at the input as the agent does: at a growing beginning.
 pub(crate) fn hello(data: &[u8]) {
     let data = data.get(..MAX_BYTES).unwrap_or(data);
     let verdict = look(data);

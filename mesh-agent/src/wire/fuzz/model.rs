@@ -1,11 +1,11 @@
-//! What one side of a session has to make of what it is sent: docs/wire.md (states) and RFC 8446
-//! (§4.6, §5 and §6) read a second time, as plainly as can be.
+//! What one side of a session must make of what it receives: a second reading of docs/wire.md
+//! (states) and RFC 8446 (§4.6, §5 and §6), as plain as can be.
 
 use crate::wire::frame::{Frame, kind};
 use crate::wire::state::Role;
 use crate::wire::{TlsReason, frame};
 
-/// What must come of one record.
+/// The required result of one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Heard {
     /// This frame.
@@ -16,7 +16,7 @@ pub(super) enum Heard {
     Nothing,
     /// The session ends with this code.
     Fails(&'static str),
-    /// The record was damaged: from here on nothing may come any more but an error.
+    /// The record was damaged: from here on only an error may come.
     Damaged,
 }
 
@@ -51,7 +51,7 @@ impl Model {
         }
     }
 
-    /// Whether `by` may send a frame of that kind now; if so, it has.
+    /// Whether `by` may send a frame of that kind now. If so, the frame counts as sent.
     pub(super) fn says(&mut self, by: Role, frame: u8) -> bool {
         let client = by == Role::Client;
         let may = match frame {

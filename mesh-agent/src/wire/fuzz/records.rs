@@ -1,9 +1,10 @@
 //! Target `records`: an authenticated peer that sends any records in any order, and a network that
 //! damages, repeats, drops and cuts them up.
 //!
-//! The listener is held against a model (`model.rs`): it hears what was said, in order and to the
-//! byte, up to the first thing that may not come, and then tells the peer which that was. Between
-//! that it says things itself, and the peer has to understand each of them. Memory stays in bounds.
+//! The listener is compared with a model (`model.rs`). It hears what was sent, in order and to the
+//! byte, up to the first thing that may not come, and then tells the peer which that was. In
+//! between it sends frames itself, and the peer has to understand each of them. Memory stays in
+//! bounds.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -21,21 +22,21 @@ use crate::wire::{
 };
 
 const MAX_STEPS: usize = 64;
-/// Key updates that the listener begins by itself; the peer allows 32 in a row without data.
+/// Key updates that the listener starts by itself; the peer allows 32 in a row without data.
 const MAX_OWN_UPDATES: u32 = 16;
-/// docs: `Session::memory_bytes`.
+/// The limit in the docs of `Session::memory_bytes`.
 const MAX_MEMORY_BYTES: usize = 300 * 1024;
 /// Records per key, in some runs: so few that keys change by themselves.
 const FEW_RECORDS: u64 = 40;
 
-/// Longer than a record may be; two of these fit the length that its header can say.
+/// Longer than a record may be. Two of these fit the length that a record's header can hold.
 const LONG_BYTES: usize = 20_000;
 
 const HANDSHAKE: u8 = 22;
 const ALERT: u8 = 21;
 const DATA: u8 = 23;
 
-/// The input says who listens, what is sent, and how it arrives.
+/// The input says which side listens, what is sent, and how it arrives.
 pub(crate) fn records(data: &[u8]) {
     let mut input = Input::new(data);
     let (client, server) = agents().session();
@@ -59,7 +60,8 @@ pub(crate) fn records(data: &[u8]) {
 }
 
 struct Talk {
-    /// Whose keys seal what arrives. Its state machine is not asked: it may say anything.
+    /// The side whose keys seal what arrives. Its state machine is not asked, so it may send
+    /// anything.
     speaker: Channel,
     /// What the speaker has received.
     answers: Inbox,
@@ -68,7 +70,7 @@ struct Talk {
     model: Model,
     /// Sent, and not yet arrived.
     wire: Vec<u8>,
-    /// What must come of it.
+    /// The required results of `wire`.
     expected: VecDeque<Heard>,
     /// The last whole record that was sent.
     last: Vec<u8>,
@@ -170,13 +172,14 @@ impl Talk {
         self.say(DATA, &body, 0);
     }
 
-    /// Sends a record that is as TLS wants it.
+    /// Sends a valid TLS record.
     fn say(&mut self, inner_type: u8, body: &[u8], padding: usize) {
         let padding = padding % LONG_BYTES;
         let record = self.seal(inner_type, body, padding);
         self.wire.extend_from_slice(&record);
         self.last = record;
-        // With the type 0, everything is padding; what looks like a type is the last byte that is not 0.
+        // With the inner type 0, everything is padding: the last byte that is not 0 counts as the
+        // type.
         let (inner_type, body, padding) = if inner_type == 0 {
             match body.iter().rposition(|&byte| byte != 0) {
                 Some(at) => (body[at], &body[..at], padding + body.len() - at),
@@ -204,13 +207,13 @@ impl Talk {
         record
     }
 
-    /// Sends something else than what was sealed.
+    /// Sends something other than what was sealed.
     fn damage(&mut self, bytes: &[u8]) {
         self.wire.extend_from_slice(bytes);
         self.expected.push_back(Heard::Damaged);
     }
 
-    /// Everything sent arrives; what comes of it is what must.
+    /// Delivers everything sent, and checks that the results are the expected ones.
     fn deliver(&mut self) {
         let wire = std::mem::take(&mut self.wire);
         let mut rest = wire.as_slice();
@@ -280,7 +283,7 @@ impl Talk {
         assert_eq!(Frame::decode(said), Frame::decode(&bytes), "not what was said");
     }
 
-    /// The session ends, for the reason that the model says, and the peer hears of it.
+    /// The session ends for the reason that the model says, and the peer hears of it.
     fn failed(&mut self, error: &SessionError) {
         self.ended = true;
         match self.next_expected() {
@@ -306,7 +309,7 @@ impl Talk {
         }
     }
 
-    /// The listener says something, if it may.
+    /// The listener sends something, if it may.
     fn answer(&mut self, input: &mut Input<'_>) {
         let frame = match input.u8() % 8 {
             0 => Frame::Open(an_open(input)),
@@ -329,7 +332,7 @@ impl Talk {
             }
             _ => {
                 let (count, more) = (usize::from(input.u16()), input.u8());
-                // Seldom much: it is what costs time.
+                // Seldom much data, because that costs time.
                 return self.answer_data(if more > 250 { count * 2 } else { count % 2000 });
             }
         };
@@ -363,8 +366,8 @@ impl Talk {
         self.check_told(may, bytes);
     }
 
-    /// The peer understands what was said: the frame, or the bytes of DATA, behind new keys if it
-    /// had asked for them.
+    /// Checks that the peer understands what was sent: the frame, or the bytes of DATA, behind new
+    /// keys if the peer had asked for them.
     fn check_told(&mut self, was_said: bool, bytes: &[u8]) {
         assert!(self.listener.traffic.sealer.remaining() > 0, "a key has protected too much");
         let told = self.told();

@@ -1,9 +1,9 @@
-//! A handshake without a socket: whoever has it carries the bytes, for the fuzz targets.
+//! A handshake without a socket, for the fuzz targets: the caller carries the bytes.
 #![allow(clippy::panic, reason = "a target tells a defect by panicking")]
 
 use super::*;
 
-/// One side of it.
+/// One side of the handshake.
 pub(in crate::wire) struct Side(Handshake);
 
 impl Side {
@@ -24,8 +24,8 @@ impl Side {
         }
     }
 
-    /// What [`Handshake::drive`] does when the socket delivers these bytes; whether the handshake
-    /// is done. After an error the alert that explains it is in [`Side::said`].
+    /// What [`Handshake::drive`] does when the socket delivers these bytes. Returns whether the
+    /// handshake is done. After an error the alert that explains it is in [`Side::said`].
     pub(in crate::wire) fn hear(&mut self, mut bytes: &[u8]) -> Result<bool, HandshakeError> {
         let Self(handshake) = self;
         let outcome = loop {
@@ -48,7 +48,7 @@ impl Side {
             handshake.collect_alert();
         }
         if let Ok(true) = outcome {
-            // What comes behind the handshake waits in the buffer, as it does behind a socket.
+            // What comes after the handshake waits in the buffer, as it does with a socket.
             while !bytes.is_empty() {
                 let room = handshake.inbox.spare(HANDSHAKE_RECORDS);
                 let count = room.len().min(bytes.len());
@@ -61,7 +61,7 @@ impl Side {
         outcome
     }
 
-    /// What it has to say since it was last asked.
+    /// What it has sent since the last call.
     pub(in crate::wire) fn said(&mut self) -> Vec<u8> {
         let outbox = &mut self.0.outbox;
         let said = outbox.pending().to_vec();

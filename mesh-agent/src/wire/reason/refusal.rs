@@ -85,7 +85,7 @@ impl Refusal {
         }
     }
 
-    /// Whose fault it is, seen from the refusing side.
+    /// The party at fault, seen from the refusing side.
     pub const fn fault(self) -> Fault {
         match self {
             Self::PolicyDenied => Fault::Configuration,
@@ -191,7 +191,7 @@ impl ResetCode {
         }
     }
 
-    /// Whose fault it is, seen from the resetting side.
+    /// The party at fault, seen from the resetting side.
     pub const fn fault(self) -> Fault {
         match self {
             Self::ApplicationReset | Self::ApplicationTimedOut | Self::ApplicationFailed => {

@@ -18,7 +18,7 @@ pub enum HandshakeError {
         /// What only the judging side knows; empty if the peer judged.
         detail: String,
     },
-    /// The first bytes are no TLS: something else than an agent answers or calls.
+    /// The first bytes are no TLS: the other side is not an agent.
     #[error(
         "the peer does not speak TLS (it began with {first:02x?}); no agent of the mesh, or its agent is gone and the application answered"
     )]
@@ -51,7 +51,7 @@ impl HandshakeError {
         }
     }
 
-    /// Whose fault it is.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Tls { reason, judged_by, .. } => reason.fault(*judged_by),
@@ -66,7 +66,7 @@ pub enum SessionError {
     /// The peer ended it properly (`close_notify`) between two connections.
     #[error("the peer has closed the session")]
     Closed,
-    /// It ended without being closed: the peer's agent died, or something on the way cut it.
+    /// It ended without being closed: the peer's agent died, or something on the path cut it.
     #[error("the session was cut off; the peer's agent may have died")]
     Truncated,
     /// A TLS alert, or a record that TLS does not allow.
@@ -109,13 +109,14 @@ impl SessionError {
         }
     }
 
-    /// Whether the peer could not read what we said: to OPEN, the answer of an agent that is older than one of its fields.
+    /// Whether the peer could not read what we sent. In answer to OPEN it means that the peer's
+    /// agent is older than one of OPEN's fields.
     pub fn is_not_understood(&self) -> bool {
         let reason = TlsReason::MalformedMessage;
         matches!(self, Self::Tls { reason: said, judged_by: JudgedBy::Peer } if *said == reason)
     }
 
-    /// Whose fault it is.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Tls { reason, judged_by } => reason.fault(*judged_by),

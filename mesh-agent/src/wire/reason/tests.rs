@@ -1,4 +1,4 @@
-//! The tables of docs/wire.md, held against the code.
+//! Compares the tables of docs/wire.md with the code.
 
 use super::*;
 
@@ -42,8 +42,8 @@ fn every_reason_is_explained_in_a_sentence() {
     }
 }
 
-/// Where the repository's documents are at hand (not in a packaged crate), its tables name every
-/// reason with its number.
+/// Where the repository's documents are available (not in a packaged crate), their tables name
+/// every reason with its number.
 #[test]
 fn the_specification_lists_every_reason() {
     let Some(text) = specification() else {

@@ -1,8 +1,8 @@
 //! Why a TLS handshake or session failed, and the alert that tells the other side.
 //!
-//! The side that judges knows everything; the other one sees an alert of one byte. Each reason has
-//! one alert, and each alert leads back to one reason, so both sides say the same or the coarser of
-//! two (docs/wire.md, alerts).
+//! The judging side knows everything; the other side sees an alert of one byte. Each reason has one
+//! alert, and each alert leads back to one reason. So both sides report the same reason, or one
+//! reports the coarser of two (docs/wire.md, alerts).
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use rustls::{Error, PeerIncompatible};
 use super::Fault;
 use crate::identity::verifier::PeerRejection;
 
-/// Who found the fault.
+/// The side that found the fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum JudgedBy {
     /// This agent: it knows the details.
@@ -40,7 +40,7 @@ pub enum TlsReason {
     ForeignTrustDomain,
     /// The certificate cannot be read, or does not carry exactly one SPIFFE id of ours.
     MalformedIdentity,
-    /// The certificate has ended; to who sees only the alert, perhaps not begun.
+    /// The certificate has ended. To the side that sees only the alert, it may also not have begun.
     CertificateExpired,
     /// The certificate has not begun.
     CertificateNotYetValid,
@@ -70,7 +70,7 @@ pub enum TlsReason {
     IllegalParameter,
     /// The TLS library of one side failed.
     TlsInternal,
-    /// An alert that the protocol gives no meaning to; the number is its own.
+    /// An alert without a meaning in the protocol; the number is its own.
     OtherAlert(u8),
 }
 
@@ -151,7 +151,7 @@ impl TlsReason {
         }
     }
 
-    /// Whose fault it is.
+    /// The party at fault.
     pub const fn fault(self, judged_by: JudgedBy) -> Fault {
         match (self, judged_by) {
             (
@@ -177,7 +177,7 @@ impl TlsReason {
         }
     }
 
-    /// What rustls' error means, when we were the ones who found it.
+    /// What an error of rustls means, if this side found it.
     pub(crate) fn of_error(error: &Error) -> Self {
         match error {
             Error::AlertReceived(alert) => Self::from_alert(u8::from(*alert)),

@@ -1,4 +1,4 @@
-//! Who is accepted and who is not, and that both sides know why.
+//! Which peers are accepted and which are not, and that both sides know why.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -80,8 +80,8 @@ async fn a_server_that_is_another_service_account_is_refused() {
     assert_eq!(handshake_tls(server).1, JudgedBy::Peer);
 }
 
-/// Certificates that the mesh's own CA has signed and that must be refused nevertheless: shown by
-/// the client and by the server, known by both sides with the same reason.
+/// Certificates that the mesh's own CA has signed and that must be refused nevertheless. The client
+/// and the server show each, and both sides know the same reason.
 #[tokio::test]
 async fn each_bad_certificate_is_refused_with_its_reason_known_on_both_sides() {
     let mesh = Mesh::new().await;

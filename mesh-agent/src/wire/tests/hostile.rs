@@ -1,5 +1,5 @@
-//! A peer that is authenticated and breaks the protocol, or a network that does: every state, every
-//! kind of damage, always a named error, never a panic.
+//! An authenticated peer that breaks the protocol, or a network that does. Every state and every
+//! kind of damage gives a named error, never a panic.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -9,7 +9,7 @@ use super::*;
 const TLS_BY_US: fn(TlsReason) -> SessionError =
     |reason| SessionError::Tls { reason, judged_by: JudgedBy::Us };
 
-/// In which state the victim is when it is attacked.
+/// The victim's state at the attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Idle,
@@ -20,7 +20,7 @@ enum Stage {
 
 const STAGES: [Stage; 4] = [Stage::Idle, Stage::Opened, Stage::Accepted, Stage::PeerEnded];
 
-/// An attacking client and a victim server in that state.
+/// An attacking client, and a victim server in that state.
 async fn at_stage(mesh: &Mesh, stage: Stage) -> (Session, Session) {
     let (mut client, mut server) = mesh.sessions().await;
     if stage == Stage::Idle {
@@ -42,7 +42,7 @@ async fn at_stage(mesh: &Mesh, stage: Stage) -> (Session, Session) {
     (client, server)
 }
 
-/// What the victim says to these bytes, put on the socket as they are.
+/// The victim's answer to these bytes, put on the socket as they are.
 async fn says_to_bytes(mesh: &Mesh, stage: Stage, bytes: &[u8]) -> SessionError {
     let (mut client, mut server) = at_stage(mesh, stage).await;
     client.tcp.write_all(bytes).await.unwrap();
@@ -50,13 +50,13 @@ async fn says_to_bytes(mesh: &Mesh, stage: Stage, bytes: &[u8]) -> SessionError 
     in_time("an error", server.next()).await.unwrap_err()
 }
 
-/// What the victim says to what the attacker has sealed, and what the attacker hears of it.
+/// The victim's answer to what the attacker has sealed, and what the attacker hears of it.
 async fn exchange(
     mut client: Session,
     mut server: Session,
 ) -> (Result<Received, SessionError>, Result<Received, SessionError>) {
     client.flush().await.unwrap();
-    // Each is dropped when it has heard, so that the other need not wait.
+    // Each is dropped when it has heard, so that the other side need not wait.
     let attacker = async move { client.next().await };
     let victim = async move { server.next().await };
     in_time("an error", async { tokio::join!(victim, attacker) }).await
@@ -90,7 +90,7 @@ async fn garbage_on_the_socket_is_named_in_every_state() {
             let error = says_to_bytes(&mesh, stage, bytes).await;
             assert!(same(&error, &TLS_BY_US(expected)), "{error:?} to {bytes:02x?} in {stage:?}");
         }
-        // Whatever ends too early is truncation, not an end.
+        // A stream that ends too early is truncated, not ended.
         for bytes in [&[][..], &[23], &[23, 3, 3, 0], &[23, 3, 3, 1, 0, 5, 5]] {
             let error = says_to_bytes(&mesh, stage, bytes).await;
             assert!(matches!(error, SessionError::Truncated), "{error:?} to {bytes:02x?}");
@@ -201,7 +201,7 @@ async fn frames_that_may_not_come_are_named_in_every_state() {
             let error = exchange(client, server).await.0.unwrap_err();
             assert!(matches!(error, SessionError::Frame(_)), "{error:?} to {body:02x?}");
         }
-        // Frames of a newer version that may be skipped are.
+        // Frames of a newer version that may be skipped are skipped.
         let (mut client, mut server) = at_stage(&mesh, stage).await;
         send_raw(&mut client, Content::Data, &[0xfe, 1, 2, 3]);
         client.close().await;
@@ -250,7 +250,7 @@ async fn records_can_be_neither_altered_nor_replayed_nor_reordered() {
     }
 }
 
-/// Padding is TLS' own (RFC 8446 §5.4): it is taken off, and only zeros are no record.
+/// Padding is part of TLS (RFC 8446 §5.4): it is removed, and a record of zeros only is refused.
 #[tokio::test]
 async fn padding_is_allowed_and_nothing_but_padding_is_not() {
     let mesh = Mesh::new().await;
@@ -279,8 +279,8 @@ fn seal_with_inner_type_zero(session: &mut Session, body: &[u8]) -> Vec<u8> {
     record
 }
 
-/// An authenticated peer that says anything: frames whole and damaged, TLS messages, alerts, in any
-/// order. Each conversation ends with an error that has a name, or with everything understood.
+/// An authenticated peer that sends anything: frames whole and damaged, TLS messages, alerts, in
+/// any order. Each conversation ends with a named error, or with everything understood.
 #[tokio::test]
 async fn a_peer_that_says_anything_is_understood_or_refused() {
     let mesh = Mesh::new().await;

@@ -1,4 +1,4 @@
-//! Sessions over real sockets: against ourselves, against plain rustls, against what breaks them.
+//! Sessions over real sockets: with ourselves, with plain rustls, and with peers that break them.
 
 mod handshake;
 mod hostile;

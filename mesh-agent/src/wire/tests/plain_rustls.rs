@@ -1,4 +1,4 @@
-//! Plain rustls as the other side: it judges our record layer, key updates, alerts and ends.
+//! Plain rustls as the other side judges our record layer, key updates, alerts and ends.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream as StdTcpStream};
@@ -58,12 +58,12 @@ impl Plain {
         self.flush();
     }
 
-    /// The content of the next record with application data; the handshake on the way.
+    /// The content of the next record with application data. Completes the handshake on the way.
     fn receive(&mut self) -> Result<Vec<u8>, rustls::Error> {
         loop {
             self.flush();
             let mut content = Vec::new();
-            // WouldBlock when there is nothing yet; 0 after close_notify.
+            // `WouldBlock` while there is nothing yet; 0 after close_notify.
             if self.tls.reader().read_to_end(&mut content).is_ok() || !content.is_empty() {
                 return Ok(content);
             }
@@ -124,7 +124,7 @@ fn with_crypto(
     Arc::new(provider)
 }
 
-/// A client like ours but with another provider.
+/// A client like ours, but with another provider.
 fn client_config(mesh: &Mesh, provider: Arc<CryptoProvider>) -> Arc<ClientConfig> {
     let ours = mesh.client().config;
     let verifier =
@@ -325,7 +325,7 @@ async fn key_updates_go_both_ways() {
     client.await.unwrap();
 }
 
-/// After so many records that the key's limit is reached, a new key comes by itself.
+/// A new key comes by itself before a key has protected as many records as it may.
 #[tokio::test]
 async fn a_key_is_changed_before_its_limit() {
     let mesh = Mesh::new().await;
@@ -372,7 +372,7 @@ async fn our_alerts_and_ends_are_understood() {
         assert_eq!(error, rustls::Error::AlertReceived(alert.into()), "after {bytes:02x?}");
     }
 
-    // A proper close, seen as such; and one that only cuts the socket.
+    // A proper close, seen as such; and a close that only cuts the socket.
     for proper in [true, false] {
         let config = client_config(&mesh, crypto());
         let (near, far) = tcp_pair().await;
@@ -396,7 +396,7 @@ async fn our_alerts_and_ends_are_understood() {
     }
 }
 
-/// A chain of some 30 KB: the Certificate message takes two records and many segments; and the
+/// A chain of some 30 KB: the Certificate message takes two records and many segments. Then the
 /// same in records of 64 bytes.
 #[tokio::test]
 async fn large_and_fragmented_handshakes() {

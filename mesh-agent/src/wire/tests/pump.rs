@@ -1,4 +1,4 @@
-//! A connection that is not kind: it delivers in pieces, or changes a byte on the way.
+//! A network that delivers in pieces, or changes a byte on the way.
 
 use std::time::Duration;
 
@@ -84,8 +84,8 @@ async fn a_session_survives_delivery_byte_by_byte() {
     }
 }
 
-/// Every byte of both directions is changed in turn (every seventh, to be quick): nothing panics
-/// or hangs, and no altered byte is ever taken for the truth.
+/// Every byte of both directions is changed in turn (every seventh, to be quick). Nothing panics or
+/// hangs, and no altered byte is ever accepted.
 #[tokio::test]
 async fn no_changed_byte_is_accepted() {
     let mesh = Mesh::new().await;
@@ -100,8 +100,8 @@ async fn no_changed_byte_is_accepted() {
             }
         }
     }
-    // Beyond the end of what a direction says nothing is changed; the legacy version in a record's
-    // header and the content of ChangeCipherSpec mean nothing in TLS 1.3.
+    // Beyond the end of what a direction sends, nothing is changed. The legacy version in a
+    // record's header and the content of ChangeCipherSpec mean nothing in TLS 1.3.
     let in_the_middle = accepted.iter().filter(|(_, place)| *place < 1100).count();
     assert!(in_the_middle <= 3, "accepted although changed at {accepted:?}");
 }

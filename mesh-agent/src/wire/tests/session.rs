@@ -87,7 +87,7 @@ async fn a_deadline_leaves_the_session_as_it_was() {
     open(&mut client, &mut server).await;
 }
 
-/// A receive that is dropped in the middle of a frame loses nothing of it.
+/// A receive that is dropped in the middle of a frame loses none of it.
 #[tokio::test]
 async fn a_cancelled_receive_loses_nothing() {
     use tokio::io::AsyncWriteExt as _;
@@ -107,8 +107,8 @@ async fn a_cancelled_receive_loses_nothing() {
     assert_eq!(server.recv_open(soon()).await.unwrap(), sample_open());
 }
 
-/// The server closes an idle session while our OPEN is on its way: that is no failure of the
-/// connection, it may begin again on another session.
+/// The server closes an idle session while our OPEN is on its way. That is no failure of the
+/// connection: it may begin again on another session.
 #[tokio::test]
 async fn a_close_that_crosses_an_open_is_told_apart() {
     let mesh = Mesh::new().await;
@@ -171,8 +171,8 @@ async fn what_two_thousand_small_frames_in_one_segment_say_is_heard() {
     in_time("the frames", async { tokio::join!(sending, receiving) }).await;
 }
 
-/// The server has refused us and gone; what we still write meets its reset. The alert that lies in
-/// our kernel explains it.
+/// The server has refused us and is gone; what we still write meets its reset. The alert that waits
+/// in our kernel explains it.
 #[tokio::test]
 async fn a_failed_write_reports_the_alert_behind_it() {
     let mesh = Mesh::new().await;

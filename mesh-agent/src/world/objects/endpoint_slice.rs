@@ -24,7 +24,7 @@ pub struct EndpointSliceObject {
     pub origin: Origin,
     /// Namespace and name of the slice.
     pub name: ObjectName,
-    /// The service it belongs to, from its label; without one it belongs to none.
+    /// The service it belongs to, from its label; `None` without that label.
     pub service: Option<ObjectName>,
     /// The endpoints; none for `addressType: FQDN`, which has no addresses.
     pub endpoints: Vec<EndpointObject>,
@@ -37,9 +37,9 @@ pub struct EndpointSliceObject {
 pub struct EndpointObject {
     /// Its addresses, which are interchangeable.
     pub addresses: Vec<IpAddr>,
-    /// May get new connections. Unknown counts as ready, as the API says.
+    /// May get new connections. An unknown condition counts as ready, as the API says.
     pub ready: bool,
-    /// Could answer, if it were not for its being terminated.
+    /// Could answer, whether or not it is being terminated.
     pub serving: bool,
     /// Is being terminated.
     pub terminating: bool,
@@ -47,9 +47,9 @@ pub struct EndpointObject {
     pub node: Option<NodeName>,
     /// The pod it is, if it is one.
     pub pod: Option<PodUid>,
-    /// The zones whose clients it is meant for; none where nobody has said.
+    /// The zones whose clients it is meant for; empty without a hint.
     pub for_zones: Vec<Arc<str>>,
-    /// The nodes whose clients it is meant for; none where nobody has said.
+    /// The nodes whose clients it is meant for; empty without a hint.
     pub for_nodes: Vec<Arc<str>>,
 }
 
@@ -176,7 +176,7 @@ fn endpoint((index, endpoint): (usize, &Endpoint)) -> Result<EndpointObject, Fie
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node: node.map_err(|message| FieldError::new(field("nodeName"), message))?,
-        // Only a help to people: an unusable one is no reason to lose the endpoint.
+        // Only a help to people: an unusable reference is no reason to lose the endpoint.
         pod: pod.and_then(|target| PodUid::parse(target.uid.as_deref()?).ok()),
         for_zones: for_zones.map(|zone| Arc::from(zone.name.as_str())).collect(),
         for_nodes: for_nodes.map(|node| Arc::from(node.name.as_str())).collect(),

@@ -1,8 +1,8 @@
 //! The input of the world: Kubernetes objects, trimmed to what the mesh needs and checked.
 //!
 //! Each kind has a file with its conversion from the API server's own type. Both sources use these
-//! conversions, so a file and a cluster cannot mean different things. The conversions back write what is kept of an
-//! object, so that it can be read again as any other.
+//! conversions, so that a file and a cluster cannot mean different things. The reverse conversions
+//! write what is kept of an object, so that it can be read again as any other.
 
 mod endpoint_slice;
 mod namespace;
@@ -26,10 +26,11 @@ use super::origin::FieldError;
 use super::settings::Declaration;
 use super::shared_map::SharedMap;
 
-/// Every object that is known. A clone shares all with its original; a change costs that object.
+/// Every object that is known. A clone shares everything with its original; a change costs only the
+/// changed object.
 ///
-/// Its content does not depend on the order in which objects came, but for one thing: an object
-/// that replaces an earlier version of itself inherits what it made unreadable
+/// Its content does not depend on the order in which objects came, with one exception. An object
+/// that replaces an earlier version of itself inherits the values that it made unreadable
 /// (`Declared::Unreadable`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -84,7 +85,8 @@ impl Objects {
         self.slices.insert(slice.name.clone(), slice);
     }
 
-    /// What objects have made unreadable is as an earlier agent read it, where it is known.
+    /// Gives unreadable values of objects the meaning that an earlier agent read, where it is
+    /// known.
     pub fn inherit(&mut self, earlier: &Self) {
         let unreadable =
             |(_, namespace): &(_, &Arc<NamespaceObject>)| namespace.mesh.has_unreadable();
@@ -147,9 +149,9 @@ impl Objects {
         self.pods.sorted_values()
     }
 
-    /// The pods of a node that are there in the kubelet's own right: the UID that their cgroups have, and the one that their
-    /// objects have. Of several objects that say they are the same static pod, the first made is: the kubelet makes a mirror
-    /// as soon as the pod runs, and removes what somebody else makes.
+    /// The static pods of a node: the UID of their cgroups, and the UID of their objects. If
+    /// several objects claim to be the same static pod, the first created is. The kubelet makes a
+    /// mirror as soon as the pod runs, and removes an object that it did not make.
     pub fn static_pods(&self, node: &str) -> Vec<(&PodUid, &PodUid)> {
         let mut first: BTreeMap<&PodUid, &PodObject> = BTreeMap::new();
         let here = |pod: &&PodObject| pod.node.as_ref().is_some_and(|known| known.as_str() == node);
@@ -194,14 +196,14 @@ fn object_name(meta: &ObjectMeta) -> Result<Arc<str>, FieldError> {
 
 /// `metadata.namespace` and `metadata.name`.
 fn namespaced_name(meta: &ObjectMeta) -> Result<ObjectName, FieldError> {
-    // `kubectl` fills in its context's namespace; we have none, and guessing `default` would put a
+    // `kubectl` fills in its context's namespace. We have none, and guessing `default` would put a
     // pod under another namespace's settings.
     let namespace = required(meta.namespace.as_deref(), "metadata.namespace")?;
     check_label(namespace).map_err(|message| FieldError::new("metadata.namespace", message))?;
     Ok(ObjectName { namespace: Arc::from(namespace), name: object_name(meta)? })
 }
 
-/// Metadata with labels that say, beside others, what somebody declares.
+/// Metadata with the declarations about the mesh, beside other labels.
 fn declaring(mesh: &Declaration, mut labels: BTreeMap<String, String>) -> ObjectMeta {
     let mut annotations = BTreeMap::new();
     mesh.write(&mut labels, &mut annotations);

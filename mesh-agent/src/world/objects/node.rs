@@ -1,4 +1,4 @@
-//! `v1/Node`: where pods' addresses come from, and which addresses are none.
+//! `v1/Node`: the ranges of pods' addresses, and addresses that no pod has.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ pub struct NodeObject {
     pub origin: Origin,
     /// Its name.
     pub name: Arc<str>,
-    /// `spec.podCIDRs`, else `spec.podCIDR`: its pods have addresses from there, unless the network plugin knows better.
+    /// `spec.podCIDRs`, else `spec.podCIDR`: its pods have addresses from there, unless the network
+    /// plugin assigns them otherwise.
     pub pod_cidrs: Vec<Cidr>,
     /// `status.addresses` of the types `InternalIP` and `ExternalIP`.
     pub addresses: Vec<IpAddr>,

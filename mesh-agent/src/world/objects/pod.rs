@@ -42,11 +42,11 @@ pub struct PodObject {
     pub labels: BTreeMap<String, String>,
     /// What it says about the mesh.
     pub mesh: Declaration,
-    /// Its network namespace, if it says so itself. Only read from files: in a cluster whoever
-    /// may create a pod could name the host's namespace here.
+    /// The network namespace that it names. Only read from files: in a cluster, an account that may
+    /// create pods could name the host's namespace here.
     pub netns: Option<NetnsRef>,
-    /// The UID by which the kubelet knows a static pod, whose object (its mirror) has another: that of its cgroup. See
-    /// [`Objects::static_pods`](super::Objects::static_pods).
+    /// The UID under which the kubelet knows a static pod, and that of its cgroup. Its object (the
+    /// mirror) has another. See [`Objects::static_pods`](super::Objects::static_pods).
     pub static_uid: Option<PodUid>,
     ips_from_list: bool,
 }
@@ -86,7 +86,7 @@ impl PodObject {
         let origin = locate(Origin::api("Pod", Some(&name.namespace), &name.name));
         let in_file = origin.file().is_some();
         let uid = match meta.uid.as_deref() {
-            // A namespace has no dot in it, so two pods cannot meet in one such uid.
+            // A namespace has no dot in it, so two pods cannot get the same UID.
             None if in_file => PodUid::parse(&format!("{}.{}", name.namespace, name.name)),
             uid => PodUid::parse(required(uid, "metadata.uid")?),
         }
@@ -187,8 +187,9 @@ impl TryFrom<&Pod> for PodObject {
     }
 }
 
-/// What the kubelet writes into a static pod's mirror (`pkg/kubelet/types`, `pkg/kubelet/config/common.go`). Only a digest is
-/// taken, 32 hexadecimal digits: no pod of the API server has such a UID, so that no object can name another pod's cgroup.
+/// What the kubelet writes into a static pod's mirror (`pkg/kubelet/types`,
+/// `pkg/kubelet/config/common.go`). Only a digest of 32 hexadecimal digits is taken. No pod of the
+/// API server has such a UID, so that no object can name another pod's cgroup.
 fn static_uid(annotations: &BTreeMap<String, String>) -> Option<PodUid> {
     annotations.get(MIRROR_ANNOTATION)?;
     let hash = annotations.get(HASH_ANNOTATION)?;

@@ -13,7 +13,7 @@ use crate::world::address::{ADDRESS_HINT, parse_address};
 use crate::world::names::ObjectName;
 use crate::world::origin::{FieldError, Origin};
 
-/// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`, where it is not said.
+/// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`, where the object does not say it.
 const DEFAULT_AFFINITY_S: u32 = 10_800;
 
 /// A service.
@@ -33,9 +33,11 @@ pub struct ServiceObject {
     pub publish_not_ready: bool,
     /// `spec.internalTrafficPolicy: Local`: only endpoints on the client's node.
     pub local_only: bool,
-    /// `spec.sessionAffinity: ClientIP`: for how long after its last connection a client keeps its endpoint, in seconds.
+    /// `spec.sessionAffinity: ClientIP`: how long after its last connection a client keeps its
+    /// endpoint, in seconds.
     pub affinity_s: Option<u32>,
-    /// Addresses at which it is reached from outside: `spec.externalIPs`, and those of its load balancer.
+    /// Addresses at which it is reached from outside: `spec.externalIPs`, and those of its load
+    /// balancer.
     pub outside_ips: Vec<IpAddr>,
 }
 
@@ -46,7 +48,7 @@ pub enum ServiceKind {
     ClusterIp,
     /// `clusterIP: None`: DNS answers with pod addresses, so clients dial those.
     Headless,
-    /// DNS answers with another name; nothing of it can be seen here.
+    /// DNS answers with another name; the agent sees nothing of it.
     ExternalName,
 }
 
@@ -59,7 +61,7 @@ pub enum Protocol {
     Other,
 }
 
-/// Where a service's port leads. Kept for people: slices say the number that counts.
+/// Where a service's port leads. Kept for people: the number that counts is in the slices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
     /// A number.
@@ -161,7 +163,7 @@ impl TryFrom<&Service> for ServiceObject {
 }
 
 impl Protocol {
-    /// As objects have it; which other than TCP it was is not kept.
+    /// As objects have it. Which protocol other than TCP it was is not kept.
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
@@ -218,7 +220,8 @@ fn affinity_s(spec: &ServiceSpec) -> Option<u32> {
     Some(seconds.unwrap_or(DEFAULT_AFFINITY_S))
 }
 
-/// Names of load balancers, and what cannot be read, are left out: these addresses are only told to people.
+/// Names of load balancers and unreadable addresses are left out: these addresses are only shown to
+/// people.
 fn outside_ips(service: &Service) -> Vec<IpAddr> {
     let external = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());

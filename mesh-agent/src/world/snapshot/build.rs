@@ -1,4 +1,4 @@
-//! Puts the parts of a snapshot together, each from the ones before.
+//! Puts the parts of a snapshot together, each from the parts before it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -79,7 +79,8 @@ pub(super) fn build(
     }
 }
 
-/// Whether a captured pod counts as one of another node's at this address: each does so once.
+/// Whether a captured pod is counted at this address as one of another node's, so that each pod
+/// counts once.
 pub(super) fn counts_here(address: IpAddr, standing: &Standing) -> bool {
     let first = |peer: &Arc<Peer>| !peer.local && peer.addresses.first() == Some(&address);
     standing.believed().is_some_and(first)
@@ -94,7 +95,7 @@ pub(super) fn namespace_problems(namespace: &NamespaceObject, local: &LocalNode)
     problems
 }
 
-/// The problem of a label that would put what the mesh itself runs on into the mesh.
+/// The problem of a label that would put the mesh's own pods into the mesh.
 fn wants_the_mesh_itself(declared: &Declaration, origin: &Origin) -> Option<Problem> {
     if !matches!(declared.mesh.in_force(), Ok(Some(MeshLabel::Enabled))) {
         return None;
@@ -109,7 +110,7 @@ fn wants_the_mesh_itself(declared: &Declaration, origin: &Origin) -> Option<Prob
     Some(Problem::new(origin, ProblemCode::MeshNamespace, error))
 }
 
-/// One pod, given who has its addresses, and its problems.
+/// One pod and its problems, given the owner of each address.
 pub(super) fn workload<'a>(
     pod: &PodObject,
     objects: &Objects,
@@ -151,7 +152,7 @@ pub(super) fn workload<'a>(
     (workload, problems)
 }
 
-/// The pods of this node, out of their objects.
+/// The pods of this node, from their objects.
 pub(super) fn local_pods<'a>(
     here: impl Iterator<Item = &'a PodObject>,
     workloads: &SharedMap<PodUid, Arc<Workload>>,

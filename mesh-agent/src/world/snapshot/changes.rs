@@ -1,4 +1,4 @@
-//! Random changes of a world in which few things meet often, for property tests.
+//! Random changes of a small world whose objects often collide, for property tests.
 
 use std::iter;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::testing::{local, namespace, node, node_object, pod, service, slice, u
 use super::{LocalNode, Objects};
 use crate::world::{Announcements, MeshNode, ObjectName};
 
-/// Few of each, so that they meet.
+/// Few values of each, so that they collide.
 const METAS: [&[(&str, &str)]; 6] = [
     &[],
     &[("nodemesh.dev/mesh", "enabled")],
@@ -29,7 +29,7 @@ const ADDRESSES: [&str; 8] = [
     "10.96.0.2",
     "fd00::1",
 ];
-/// Some of them have all addresses in them, some not.
+/// Some contain all pod addresses, some not.
 const RANGES: [&str; 5] = ["10.0.0.0/30", "10.0.0.4/30", "10.96.0.0/16", "10.0.0.0/8", "fd00::/64"];
 const BOOTS: [&str; 2] = ["b", "after"];
 const EXCLUDED: [&str; 3] = ["", "80", "80-81,8080"];
@@ -46,10 +46,10 @@ pub(crate) enum Change {
     Slice(usize, Option<SliceChange>),
     /// Which node's announcement; `None` takes it back.
     Announce(usize, Option<Announce>),
-    /// The first pod of a node's announcement is announced no more, and the others move up.
+    /// A node's announcement drops its first pod, and the others move up.
     LetGo(usize),
     Enrolled(usize, bool),
-    /// An object is read again and says the same.
+    /// An object is read again unchanged.
     Again(usize),
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct SliceChange {
 #[derive(Clone, Debug)]
 pub(crate) struct EndpointChange {
     address: usize,
-    /// Another of the same endpoint's.
+    /// Another address of the same endpoint.
     second: Option<usize>,
     node: usize,
     ready: bool,

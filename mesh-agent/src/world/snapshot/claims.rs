@@ -1,4 +1,4 @@
-//! Which pod has which address, when two say they do.
+//! Which pod has which address, when two claim it.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -24,14 +24,14 @@ pub(super) fn has_own_addresses(pod: &PodObject) -> bool {
     !pod.host_network && !pod.completed
 }
 
-/// Of several pods with one address the one for which this is least has it: the rule that
-/// [`super::Snapshot::build`] states. What is captured comes first, or a new file could take a
-/// running pod out of the mesh.
+/// The precedence of a pod: of several pods with one address the least has it, by the rule that
+/// [`super::Snapshot::build`] states. Captured pods come first, or a new file could take a running
+/// pod out of the mesh.
 pub(super) fn precedence(pod: &PodObject, captured: bool) -> impl Ord + '_ {
     (!captured, pod.created_s.unwrap_or(i64::MAX), &pod.name, &pod.uid)
 }
 
-/// The owner of every address, all of them settled at once.
+/// The owner of every address, all settled at once.
 pub(super) fn owners<'a>(
     objects: &'a Objects,
     announcements: &Announcements,
@@ -50,7 +50,7 @@ pub(super) fn owners<'a>(
     owners
 }
 
-/// Settles one pod's claims, given who has its addresses; each lost claim is a problem.
+/// Settles one pod's claims, given the owner of each address; each lost claim is a problem.
 pub(super) fn settle<'a>(
     pod: &PodObject,
     owner: impl Fn(IpAddr) -> Option<&'a PodObject>,
@@ -79,7 +79,7 @@ pub(super) fn settle<'a>(
     settled
 }
 
-/// The pods that their own nodes say are captured.
+/// The pods that their own nodes announce as captured.
 fn captured<'a>(
     objects: &'a Objects,
     announcements: &Announcements,

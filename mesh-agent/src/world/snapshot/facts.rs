@@ -1,5 +1,6 @@
-//! What objects other than pods of their own addresses say about addresses: kept by counting or by the objects' names, since
-//! several objects may say the same.
+//! What objects say about addresses that are not a pod's own: nodes, `hostNetwork` pods, services
+//! and endpoints. Kept by counting or by the objects' names, since several objects may say the
+//! same.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,7 +13,8 @@ use crate::world::objects::{EndpointSliceObject, NodeObject, Objects, PodObject,
 /// See the file.
 #[derive(Default)]
 pub(super) struct AddressFacts {
-    /// Sorted: on which nodes which slices see an address, as often as they say so.
+    /// On which nodes which slices see an address; sorted, with one entry for each time they say
+    /// so.
     endpoints: HashMap<IpAddr, Vec<(NodeName, ObjectName)>>,
     /// Addresses of nodes: the Node objects and pods with `hostNetwork` that show them, sorted.
     hosts: HashMap<IpAddr, Vec<Arc<str>>>,

@@ -1,9 +1,11 @@
-//! Follows a changing world: each snapshot out of the one before and what has changed, in proportion to that.
+//! Follows a changing world: builds each snapshot from the one before and the changes, in time
+//! proportional to the changes.
 //!
-//! What a snapshot says of one object follows from few others ([`Index`] knows which). A step finds the objects that
-//! changed, marks what follows from them, and judges that anew by the very rules of the full build, in its order: who has
-//! an address; the pods; who is believed about an address; services; this node's pods. A judgement that comes out as
-//! before is not written, so that nothing follows from it.
+//! What a snapshot says of one object follows from few others ([`Index`] knows which). A step finds
+//! the changed objects, marks what follows from them, and judges that again. It uses the rules of
+//! the full build, in its order: the owners of addresses; the pods; the standings of addresses;
+//! services; this node's pods. A judgement with the same result is not written, so that nothing
+//! follows from it.
 
 mod judge;
 mod read;
@@ -21,7 +23,7 @@ use crate::world::incumbents::Incumbents;
 use crate::world::names::{NodeName, ObjectName, PodUid};
 use crate::world::objects::Objects;
 
-/// The world as it was last, and what the next step needs to know of it.
+/// The world after the last step, with what the next step needs.
 pub struct World {
     objects: Arc<Objects>,
     announcements: Arc<Announcements>,
@@ -51,7 +53,7 @@ impl Work {
 }
 
 impl World {
-    /// Begins with a full build, of a world of which it is known who was there first.
+    /// Begins with a full build, given the incumbents so far.
     pub fn new(
         objects: &Arc<Objects>,
         announcements: &Arc<Announcements>,
@@ -74,7 +76,7 @@ impl World {
         &self.snapshot
     }
 
-    /// Who was there first, where several nodes announce one address.
+    /// Which node was first, where several nodes announce one address.
     pub fn incumbents(&self) -> &Incumbents {
         &self.incumbents
     }
@@ -84,7 +86,7 @@ impl World {
         self.work
     }
 
-    /// Whether this is what the last step was given; found out without looking at the objects.
+    /// Whether these are the arguments of the last step, found out without looking at the objects.
     pub fn is_of(
         &self,
         objects: &Arc<Objects>,
@@ -96,8 +98,9 @@ impl World {
             && self.local == *local
     }
 
-    /// The world with these: what [`Snapshot::build`] would make of them and [`Self::incumbents`]. If nothing follows from
-    /// what has changed, it is the very snapshot of the last step.
+    /// The world with these arguments: what [`Snapshot::build`] would make of them and
+    /// [`Self::incumbents`]. If nothing follows from the changes, it is the very snapshot of the
+    /// last step.
     pub fn update(
         &mut self,
         objects: &Arc<Objects>,
@@ -146,7 +149,7 @@ impl World {
         &self.snapshot
     }
 
-    /// Whether something has changed from which everything follows: then a step would not be shorter than a full build.
+    /// Whether a change affects everything, so that a step would take as long as a full build.
     fn must_begin_anew(&self, objects: &Objects, local: &LocalNode) -> bool {
         let zone = |objects: &Objects| {
             objects.nodes.get(local.name.as_str()).and_then(|node| node.zone.clone())
@@ -158,7 +161,7 @@ impl World {
 }
 
 impl Inner {
-    /// Whether nothing was written since the one was copied from the other.
+    /// Whether nothing was written since one was copied from the other.
     fn is(&self, other: &Self) -> bool {
         self.workloads.is(&other.workloads)
             && self.by_address.is(&other.by_address)
@@ -172,7 +175,7 @@ impl Inner {
     }
 }
 
-/// One step: the new objects, the snapshot that becomes theirs, and what has yet to be judged.
+/// One step: the new objects, the snapshot under construction, and what has yet to be judged.
 struct Step<'a> {
     objects: &'a Objects,
     announcements: &'a Announcements,
@@ -181,18 +184,19 @@ struct Step<'a> {
     incumbents: &'a mut Incumbents,
     world: Inner,
     work: Work,
-    /// The nodes that announced an address before this step, where it is announced or withdrawn.
+    /// For each address that is announced or withdrawn: the nodes that announced it before this
+    /// step.
     claimants: HashMap<IpAddr, Vec<NodeName>>,
     /// Addresses that may have another owner.
     owners: HashSet<IpAddr>,
     pods: HashSet<PodUid>,
-    /// Addresses at which another pod may be captured, or which may be a node's, or no node's any more.
+    /// Addresses with a possible change of the captured pod, or of being a node's own.
     peers: HashSet<IpAddr>,
     announced: HashSet<AnnouncedKey>,
     services: HashSet<ServiceKey>,
-    /// Services that may have other problems.
+    /// Services whose problems may have changed.
     named_services: HashSet<ObjectName>,
-    /// Services that may lead into the mesh, or not any more.
+    /// Services that may have begun or ceased to lead into the mesh.
     meshed: HashSet<ServiceKey>,
     local_pods: bool,
 }

@@ -1,4 +1,5 @@
-//! A world that is followed step by step is the world that is built anew, whatever changes in whatever order.
+//! A world that is followed step by step equals the world that is built anew, whatever changes in
+//! whatever order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use super::changes::{Told, change};
 use super::{Snapshot, World};
 use crate::world::{Incumbents, PortSet};
 
-/// What the kernel's tables say, as far as they come from a snapshot.
+/// The part of the kernel's tables that comes from a snapshot.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Rows {
     addresses: BTreeMap<std::net::IpAddr, (bool, bool, PortSet, PortSet)>,

@@ -1,4 +1,5 @@
-//! Who depends on whom: what has to be judged anew when one object or one announcement changes.
+//! Which facts depend on which: what has to be judged again when one object or announcement
+//! changes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -22,11 +23,11 @@ use crate::world::service::ServicePort;
 pub(super) struct Index {
     pub(super) facts: AddressFacts,
     pub(super) ranges: Ranges,
-    /// The pods that say an address is their own.
+    /// The pods that claim an address.
     pub(super) claimants: Many<IpAddr, PodUid>,
     /// The slices of a service.
     pub(super) slices: Many<ObjectName, ObjectName>,
-    /// The services that say an address and port are theirs; the first has them.
+    /// The services that claim an address and port; the first has them.
     pub(super) services: Many<ServiceKey, ObjectName>,
     /// The services that lead to an address.
     pub(super) leading_to: Many<IpAddr, ServiceKey>,
@@ -45,7 +46,7 @@ pub(super) struct Announced {
     announcement: Arc<MeshNode>,
     /// Sorted, with their places in the announcement.
     pub(super) keys: Vec<(AnnouncedKey, usize)>,
-    /// Whether it speaks for itself; else its pods are none.
+    /// Whether the announcement names this node; otherwise it counts as having no pods.
     believed: bool,
 }
 
@@ -53,7 +54,7 @@ pub(super) struct Announced {
 pub(super) struct Many<K, V>(HashMap<K, Vec<V>>);
 
 impl Index {
-    /// Everything, once.
+    /// Indexes everything, once.
     pub(super) fn of(
         objects: &Objects,
         announcements: &Announcements,
@@ -150,7 +151,7 @@ impl Index {
         self.pods_in.get(namespace).into_iter().flatten()
     }
 
-    /// Replaces what a node announces; the one before is handed back.
+    /// Replaces what a node announces and returns the previous announcement.
     pub(super) fn announce(
         &mut self,
         node: &NodeName,
@@ -162,7 +163,7 @@ impl Index {
         }
     }
 
-    /// Whether a node says that it has captured a pod.
+    /// Whether a node announces that it has captured a pod.
     pub(super) fn announces(&self, node: &NodeName, uid: &PodUid) -> bool {
         let keys = self.announced.get(node).map(|announced| &announced.keys);
         keys.is_some_and(|keys| keys.binary_search_by(|(key, _)| key.uid.cmp(uid)).is_ok())
@@ -195,14 +196,14 @@ impl Announced {
         }
     }
 
-    /// One of its pods, if it is believed at all.
+    /// One of its pods, if the announcement is believed at all.
     pub(super) fn pod(&self, index: usize) -> Option<&AnnouncedPod> {
         self.announcement.pods.get(index).filter(|_| self.believed)
     }
 }
 
 impl<K: Eq + Hash, V: Ord + Clone> Many<K, V> {
-    /// All that have members.
+    /// All keys that have members.
     pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
         self.0.keys()
     }
@@ -212,7 +213,7 @@ impl<K: Eq + Hash, V: Ord + Clone> Many<K, V> {
         self.0.get(key).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Adds a member or takes one away, if it is not so already.
+    /// Adds or removes a member; does nothing if it is there, or absent, already.
     pub(super) fn set(&mut self, key: K, member: &V, says: Says) {
         match says {
             Says::From => {

@@ -2,8 +2,8 @@
 //!
 //! [`Snapshot`] is what the data path holds through `arc-swap`. Every question it asks per
 //! connection is one hash look-up, without a lock and without allocation. Building costs time in
-//! proportion to all objects. [`World`] (`follow.rs`) makes each snapshot out of the one before and
-//! what has changed, in proportion to that, and of the very same content.
+//! proportion to all objects. [`World`] (`follow.rs`) makes each snapshot from the one before and
+//! the changes, in proportion to the changes, and with the same content.
 
 mod build;
 #[cfg(test)]
@@ -54,8 +54,9 @@ pub struct LocalNode {
     /// The pods that are captured here right now. A pod leaves this set *first* when it leaves the
     /// mesh, so that peers hear of it before steering stops.
     pub enrolled: BTreeSet<PodUid>,
-    /// The namespace in which the mesh itself runs, in a cluster. Its pods are never held or in the mesh, whatever labels say:
-    /// an agent that is held hears of nothing any more, not even of its release.
+    /// The namespace in which the mesh itself runs, in a cluster. Its pods are never held or in the
+    /// mesh, whatever labels say: a held agent would hear of nothing any more, not even of its
+    /// release.
     pub mesh_namespace: Option<Arc<str>>,
 }
 
@@ -70,22 +71,22 @@ impl LocalNode {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot(Arc<Inner>);
 
-/// Its maps share with the snapshot before what has not changed.
+/// Its maps share unchanged parts with the previous snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Inner {
     workloads: SharedMap<PodUid, Arc<Workload>>,
     by_address: SharedMap<IpAddr, Arc<Workload>>,
     standings: SharedMap<IpAddr, Standing>,
     services: SharedMap<ServiceKey, Arc<ServicePort>>,
-    /// Those of `services` of which a dial may end at a captured pod.
+    /// The services with a possible dial to a captured pod.
     meshed_services: SharedMap<ServiceKey, ()>,
     /// Captured pods of other nodes.
     remote_pods: usize,
     local_pods: Arc<LocalPods>,
     local_node: Option<NodeName>,
-    /// The ranges of pod addresses that are believed.
+    /// The ranges of pod addresses that are in use.
     pod_cidrs: Arc<BTreeSet<Cidr>>,
-    /// Those that no pod has.
+    /// Addresses of nodes, which no pod has.
     node_addresses: SharedMap<IpAddr, ()>,
     problems: Problems,
 }
@@ -97,24 +98,25 @@ struct LocalPods {
     by_uid: BTreeMap<PodUid, Arc<LocalPod>>,
 }
 
-/// What the kernel's table says of one address.
+/// A row of the kernel's table for one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelAddress<'a> {
     /// The address; never IPv4-mapped.
     pub address: IpAddr,
-    /// A pod has it: TLS may come from it.
+    /// A pod has it, so that TLS may come from it.
     pub known_pod: bool,
-    /// A captured pod has it, or several are said to: dials go to the agent.
+    /// A captured pod has it, or several pods are said to: dials go to the agent.
     pub peer: bool,
     /// The pod is on this node.
     pub local: bool,
     /// Ports on which a captured pod is not in the mesh; `None` if it is not captured, or disputed.
     pub exclude_ports: Option<&'a PortSet>,
-    /// Ports on which a captured pod of this node takes plaintext although it is strict; `None` of others.
+    /// Ports on which a captured pod of this node takes plaintext although it is strict; `None` for
+    /// others.
     pub permissive_ports: Option<&'a PortSet>,
 }
 
-/// What the kernel's table says of one service address.
+/// A row of the kernel's table for one service address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelService {
     /// The service's address.
@@ -126,18 +128,18 @@ pub struct KernelService {
 }
 
 impl Snapshot {
-    /// Puts the world together. Depends on nothing but its arguments, and not on the order in
-    /// which objects were inserted. Takes time in proportion to all objects: it is how
-    /// [`World`] begins, and what its steps are held against.
+    /// Builds a snapshot. The result depends only on the arguments, and not on the order in which
+    /// objects were inserted. Takes time in proportion to all objects. [`World`] begins with it,
+    /// and tests compare its steps with it.
     ///
     /// Rules, where objects contradict each other:
-    /// - Of several pods with one address the incumbent has it: first a pod that is captured on
-    ///   its own node, then the one created first, then the first by namespace, name and UID. The
+    /// - Of several pods with one address the incumbent has it: first a pod that is captured on its
+    ///   own node, then the one created first, then the first by namespace, name and UID. The
     ///   others keep their remaining addresses but are not enrolled.
     /// - Of several services with one address and port the first by namespace and name has it.
     /// - What a node announces is dialled over TLS or not at all, see `peers.rs`. Of several nodes
-    ///   that announce an address about which no object says anything, the one that was heard
-    ///   first is believed.
+    ///   that announce an address about which no object says anything, the first one heard is
+    ///   believed.
     ///
     /// Each contradiction is a [`Problem`].
     pub fn build(
@@ -149,8 +151,8 @@ impl Snapshot {
         Self(Arc::new(build::build(objects, announcements, local, incumbents)))
     }
 
-    /// The pod with this address, in the mesh or not. Not pods with `hostNetwork`, nor ended ones:
-    /// their addresses are not their own.
+    /// The pod with this address, in the mesh or not. Pods with `hostNetwork` and ended pods are
+    /// never returned: their addresses are not their own.
     pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.0.by_address.get(&address.to_canonical())
     }
@@ -165,7 +167,7 @@ impl Snapshot {
         self.0.workloads.len()
     }
 
-    /// Who is captured at this address. `None`: nobody says that anybody is, and dials may go there
+    /// Which pod is captured at this address. `None`: none is known to be, and dials may go there
     /// as without a mesh.
     pub fn standing(&self, address: IpAddr) -> Option<&Standing> {
         self.0.standings.get(&address.to_canonical())
@@ -181,12 +183,12 @@ impl Snapshot {
         }
     }
 
-    /// The captured pod with this address, if it is known which: what is disputed proves nothing.
+    /// The captured pod with this address, if it is known which; a disputed address proves nothing.
     pub fn believed(&self, address: IpAddr) -> Option<&Arc<Peer>> {
         self.standing(address).and_then(Standing::believed)
     }
 
-    /// The service at this address and TCP port. A service without endpoints is there, too.
+    /// The service at this address and TCP port. A service without endpoints is returned, too.
     pub fn service(&self, address: IpAddr, port: u16) -> Option<&Arc<ServicePort>> {
         self.0.services.get(&(address.to_canonical(), port))
     }
@@ -206,12 +208,12 @@ impl Snapshot {
         self.0.remote_pods
     }
 
-    /// Whether both are one and the same; this takes no time.
+    /// Whether both are the same snapshot, in constant time.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What the kernel's table has to say of an address; `None` if no pod has it.
+    /// The kernel's row for an address; `None` if no pod has it.
     pub fn kernel_address(&self, address: IpAddr) -> Option<KernelAddress<'_>> {
         let workload = self.0.by_address.get(&address);
         let standing = self.0.standings.get(&address);
@@ -239,8 +241,8 @@ impl Snapshot {
         all.filter_map(|address| self.kernel_address(*address))
     }
 
-    /// The addresses of pods and nodes of which a row may differ from that of an earlier snapshot;
-    /// in proportion to their number.
+    /// The addresses of pods and nodes with a possibly different row than in an earlier snapshot.
+    /// Takes time in proportion to their number.
     pub fn changed_addresses(&self, before: &Self) -> HashSet<IpAddr> {
         let pods = self.0.by_address.differences(&before.0.by_address);
         let standings = self.0.standings.differences(&before.0.standings);
@@ -250,18 +252,19 @@ impl Snapshot {
         pods.into_iter().map(|difference| *difference.key).chain(others).collect()
     }
 
-    /// Whether a service address is one of which a dial may end at a captured pod.
+    /// Whether a dial to a service address may end at a captured pod.
     pub fn is_meshed_service(&self, address: IpAddr, port: u16) -> bool {
         self.0.meshed_services.contains_key(&(address, port))
     }
 
-    /// The ranges in which the addresses of pods lie that are not known yet; [`Cidr::ALL`] where nobody has said.
-    /// The same set, while it is equal: whether it has changed is a comparison of pointers.
+    /// The ranges in which unknown pods' addresses lie; [`Cidr::ALL`] if no Node object has a
+    /// range, or if a pod has an address outside of all ranges. While the ranges are equal, this is
+    /// the same set, so that comparing pointers shows a change.
     pub fn pod_cidrs(&self) -> &Arc<BTreeSet<Cidr>> {
         &self.0.pod_cidrs
     }
 
-    /// Addresses of nodes, which no agent dials from for a pod; in no order.
+    /// Addresses of nodes, from which no agent dials for a pod; in no order.
     pub fn node_addresses(&self) -> impl Iterator<Item = &IpAddr> {
         self.0.node_addresses.keys()
     }
@@ -280,8 +283,9 @@ impl Snapshot {
         })
     }
 
-    /// The services that lead into the mesh and have ways to them that begin outside the cluster, sorted, each port once for
-    /// each address family. Takes time in proportion to the services that lead into the mesh.
+    /// The services that lead into the mesh and can also be reached from outside the cluster.
+    /// Sorted, each port once for each address family. Takes time in proportion to the services
+    /// that lead into the mesh.
     pub fn services_with_outside(&self) -> Vec<&Arc<ServicePort>> {
         let meshed = self.0.meshed_services.keys().filter_map(|key| self.0.services.get(key));
         let mut found: Vec<_> = meshed.filter(|it| it.outside != Outside::default()).collect();
@@ -294,8 +298,8 @@ impl Snapshot {
         found
     }
 
-    /// The strict pods of other nodes that have ports on which plaintext reaches them, by namespace and name. Takes time in
-    /// proportion to the captured pods.
+    /// The strict pods of other nodes that have ports on which plaintext reaches them, by namespace
+    /// and name. Takes time in proportion to the captured pods.
     pub fn strict_peers_with_open_ports(&self) -> Vec<&Arc<Peer>> {
         let is_open = |peer: &Peer| {
             let has_ports = !peer.exclude_ports.is_empty() || !peer.permissive_ports.is_empty();
@@ -308,15 +312,15 @@ impl Snapshot {
         open
     }
 
-    /// The service addresses and ports of which [`Self::is_meshed_service`] differs from that of an
-    /// earlier snapshot; in proportion to their number.
+    /// The service addresses and ports whose [`Self::is_meshed_service`] differs from an earlier
+    /// snapshot's. Takes time in proportion to their number.
     pub fn changed_services(&self, before: &Self) -> Vec<(IpAddr, u16)> {
         let services = self.0.meshed_services.differences(&before.0.meshed_services);
         services.into_iter().map(|difference| *difference.key).collect()
     }
 
-    /// What this node has to announce: its captured pods. `generation` is asked for each.
-    /// `None` for the empty snapshot, which belongs to no node.
+    /// The captured pods that this node has to announce. `generation` is asked for each. `None` for
+    /// the empty snapshot, which belongs to no node.
     pub fn announcement(
         &self,
         boot_id: &str,
@@ -346,8 +350,8 @@ impl Snapshot {
         })
     }
 
-    /// What is wrong with the world as written, sorted by object and field.
-    /// Takes time in proportion to their number.
+    /// What is wrong with the declared objects, sorted by object and field. Takes time in
+    /// proportion to the number of problems.
     pub fn problems(&self) -> Vec<Problem> {
         self.0.problems.sorted()
     }

@@ -1,4 +1,4 @@
-//! A snapshot is a function of what is known, not of the order in which it became known.
+//! A snapshot is a function of the known facts, not of the order in which they became known.
 
 use std::collections::BTreeSet;
 
@@ -69,7 +69,7 @@ fn insert(objects: &mut Objects, piece: &Piece) {
     }
 }
 
-/// One piece per key, since of two versions of one object the later one counts.
+/// One piece per key, since the later of two versions of one object counts.
 fn distinct(pieces: Vec<Piece>) -> Vec<Piece> {
     let mut seen = BTreeSet::new();
     let mut key_is_new = |piece: &Piece| {
@@ -104,7 +104,7 @@ proptest! {
         let snapshot = build(&first);
         prop_assert_eq!(&snapshot, &build(&second));
 
-        // Whatever came in, these hold.
+        // These hold whatever came in.
         for row in snapshot.kernel_addresses() {
             if let Some(peer) = snapshot.believed(row.address) {
                 prop_assert!(peer.addresses.contains(&row.address));

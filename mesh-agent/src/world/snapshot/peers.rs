@@ -1,9 +1,11 @@
 //! Which pods count as captured: this node's by its own knowledge, others by announcement.
 //!
-//! What a node announces is dialled over TLS or not at all, whatever contradicts it: `EndpointSlice`s, Node objects and ranges
-//! can be wrong, and some of them can be written by many. Only a service's address is nobody's to announce, since the API
-//! server gives it from a range of its own. Of several words about one address those count that no Pod object and no range
-//! of pod addresses contradicts; of these the one that came first, unless all mean the same identity. Else it is disputed.
+//! An announced pod is dialled over TLS or not at all, whatever contradicts the announcement.
+//! `EndpointSlice`s, Node objects and ranges can be wrong, and many accounts may write some of
+//! them. Only a service's address cannot be announced by any node, since the API server allocates
+//! it from a range of its own. Of several announcements of one address, those count that no Pod
+//! object and no range of pod addresses contradicts. Of these the first one counts, unless all mean
+//! the same identity. Otherwise the address is disputed.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -32,18 +34,18 @@ pub(super) struct Known<'a> {
     pub(super) local: &'a LocalNode,
 }
 
-/// One node's word about one address.
+/// One node's announcement of one address.
 #[derive(Clone)]
 pub(super) struct Claim<'a> {
     pub(super) pod: &'a AnnouncedPod,
-    /// What it would be if nothing spoke against it.
+    /// The peer, if nothing contradicts the claim.
     pub(super) peer: Arc<Peer>,
 }
 
 /// What contradicts a claim.
 struct Doubt {
     what: String,
-    /// The pod that objects know there, if it has another identity.
+    /// The pod that objects show there, if it has another identity.
     other: Option<Claimant>,
 }
 
@@ -54,7 +56,8 @@ impl Doubt {
 }
 
 impl Known<'_> {
-    /// Who is captured at an address, given all that is announced of it, in the order of [`AnnouncedKey`].
+    /// Which pod is captured at an address, given all claims to it, in the order of
+    /// [`AnnouncedKey`].
     pub(super) fn standing(&self, address: IpAddr, claims: &[Claim<'_>]) -> Option<Standing> {
         if let Some(peer) = self.here(address) {
             return Some(Standing::Believed(Arc::new(peer)));
@@ -85,14 +88,15 @@ impl Known<'_> {
         Some(Standing::Disputed(Arc::new(Dispute { claimants: claimants.collect() })))
     }
 
-    /// The pod of this node that is captured at an address: nobody else has a say about it.
+    /// The pod of this node that is captured at an address: no other node's announcement counts
+    /// there.
     fn here(&self, address: IpAddr) -> Option<Peer> {
         let owner = self.by_address.get(&address)?;
         let is_enrolled = self.local.enrolled.contains(&owner.uid);
         local_peer(owner, &self.local.name).filter(|_| is_enrolled)
     }
 
-    /// What contradicts a claim, of all that is known.
+    /// What contradicts a claim, from everything known.
     fn doubt(&self, claim: &Claim<'_>, address: IpAddr) -> Option<Doubt> {
         if let Some(doubt) = self.of_objects(claim, address) {
             return Some(doubt);
@@ -111,7 +115,8 @@ impl Known<'_> {
         Some(Doubt::of(format!("EndpointSlice {slice} has it as an endpoint on {node}")))
     }
 
-    /// What Pod objects and ranges of pod addresses say against a claim: they decide between several.
+    /// What Pod objects and ranges of pod addresses say against a claim. They decide between
+    /// several claims.
     fn of_objects(&self, claim: &Claim<'_>, address: IpAddr) -> Option<Doubt> {
         let Claim { pod, peer } = claim;
         let owner = self.by_address.get(&address);
@@ -144,7 +149,8 @@ impl Known<'_> {
         self.ranges.objection(&peer.node, address).map(Doubt::of)
     }
 
-    /// What is wrong with one announced pod, the `index`th of its node, given who is captured where.
+    /// What is wrong with one announced pod, the `index`th of its node, given the standing of each
+    /// address.
     pub(super) fn problems<'s>(
         &self,
         index: usize,
@@ -236,7 +242,7 @@ pub(super) fn standings(
     standings
 }
 
-/// Why nothing is believed of what is announced under a node's name.
+/// Why an announcement under a node's name is not believed at all.
 pub(super) fn whole_objection(node: &NodeName, announcement: &MeshNode) -> Option<Problem> {
     if announcement.node == *node {
         return None;
@@ -249,7 +255,8 @@ pub(super) fn whole_objection(node: &NodeName, announcement: &MeshNode) -> Optio
     Some(Problem::new(&origin, ProblemCode::AnnouncementRefused, error))
 }
 
-/// The announced pods in the order in which they are judged, with their place in the announcement.
+/// The announced pods in the order in which they are judged, each with its place in the
+/// announcement.
 pub(super) fn announced(node: &NodeName, announcement: &MeshNode) -> Vec<(AnnouncedKey, usize)> {
     let mut pods: Vec<_> = announcement.pods.iter().map(|pod| &pod.uid).enumerate().collect();
     pods.sort_by_key(|(_, uid)| *uid); // stable: of one UID the first is judged first
@@ -262,8 +269,8 @@ pub(super) fn announced(node: &NodeName, announcement: &MeshNode) -> Vec<(Announ
     keys
 }
 
-/// A pod of this node that is captured. Out of the mesh means: announced no more, though still
-/// captured until drained.
+/// A captured pod of this node. Once it is out of the mesh it is not announced any more, though it
+/// stays captured until it is drained.
 fn local_peer(workload: &Workload, local_node: &NodeName) -> Option<Peer> {
     let here = workload.node.as_ref() == Some(local_node);
     let settings = workload.membership.settings().filter(|_| here)?;
@@ -281,7 +288,7 @@ fn local_peer(workload: &Workload, local_node: &NodeName) -> Option<Peer> {
     })
 }
 
-/// An announced pod as its node says it is.
+/// An announced pod, as its node describes it.
 pub(super) fn remote_peer(node: &NodeName, pod: &AnnouncedPod) -> Peer {
     let mut addresses: Vec<IpAddr> = Vec::with_capacity(pod.addresses.len());
     for address in &pod.addresses {
@@ -312,7 +319,7 @@ fn one<'c, 'a>(claims: &[&'c Claim<'a>]) -> Option<&'c Claim<'a>> {
     others.iter().all(|other| identity(other) == identity(first)).then_some(*first)
 }
 
-/// A pod that is no more open than every claim to its address says.
+/// The pod, no more open than every claim to its address says.
 fn merged(peer: &Arc<Peer>, claims: &[Claim<'_>]) -> Arc<Peer> {
     let all = || claims.iter().map(|claim| &claim.peer);
     let mode = all().map(|other| other.mode).fold(peer.mode, Ord::max);

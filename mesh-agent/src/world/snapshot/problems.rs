@@ -1,4 +1,5 @@
-//! What is wrong, by what it was found at: so that a change of one object changes its own problems only.
+//! Problems, stored by the subject that was judged, so that a change of one object changes only its
+//! own problems.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,10 +9,11 @@ use crate::world::origin::FieldError;
 use crate::world::problem::{Problem, ProblemCode};
 use crate::world::shared_map::SharedMap;
 
-/// How many problems of one kind are told of an object: a node can announce thousands of addresses that are others'.
+/// How many problems of one kind are reported of an object: a node can announce thousands of
+/// addresses that belong to others.
 const TOLD_OF_AN_OBJECT: usize = 8;
 
-/// What was judged when a problem was found.
+/// The subject that was judged when a problem was found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Subject {
     Namespace(Arc<str>),
@@ -23,12 +25,12 @@ pub(super) enum Subject {
     Announced(AnnouncedKey),
 }
 
-/// Names a pod in an announcement. In this order announced pods are judged.
+/// Names a pod in an announcement. Announced pods are judged in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct AnnouncedKey {
     pub(super) node: NodeName,
     pub(super) uid: PodUid,
-    /// How many of this UID stand before it in the same announcement, which should be none.
+    /// How many pods of the same UID stand before it in the announcement; normally none.
     pub(super) nth: usize,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct AnnouncedKey {
 pub(super) struct Problems(SharedMap<Subject, Arc<[Problem]>>);
 
 impl Problems {
-    /// What was found at a subject replaces what was found there before.
+    /// Replaces the problems of a subject.
     pub(super) fn set(&mut self, subject: Subject, mut found: Vec<Problem>) {
         if found.is_empty() {
             self.0.remove(&subject);
@@ -59,7 +61,8 @@ impl Problems {
         self.0.is(&other.0)
     }
 
-    /// All of them, sorted by object and field; of one kind and object the first, and how many more there are.
+    /// All of them, sorted by object and field. Of one kind and object only the first are listed,
+    /// with the number of the rest.
     pub(super) fn sorted(&self) -> Vec<Problem> {
         let mut all: Vec<_> = self.0.iter().flat_map(|(_, found)| found.iter()).cloned().collect();
         sort(&mut all);

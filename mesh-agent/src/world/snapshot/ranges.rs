@@ -1,5 +1,5 @@
-//! From where an agent may dial although no pod is known there yet, and which node's pod may have which address: the nodes'
-//! ranges of pod addresses.
+//! The nodes' ranges of pod addresses: from where an agent may dial although no pod is known there
+//! yet, and which node's pods may have an address.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -13,13 +13,13 @@ use crate::world::objects::{NodeObject, Objects};
 use crate::world::shared_map::SharedMap;
 use crate::world::workload::Workload;
 
-/// The ranges of pod addresses of all nodes, and what speaks against them.
+/// The ranges of pod addresses of all nodes, and the addresses that contradict them.
 #[derive(Default)]
 pub(super) struct Ranges {
-    /// Which nodes have which: usually one.
+    /// The nodes of each range: usually one.
     nodes: BTreeMap<Cidr, BTreeSet<Arc<str>>>,
     of_node: HashMap<Arc<str>, Vec<Cidr>>,
-    /// Of how many ranges an address may be one, by family and length.
+    /// How many ranges there are of each family and length.
     shapes: BTreeMap<(bool, u8), usize>,
     /// How many pods' addresses lie in none of them.
     outside: usize,
@@ -42,13 +42,13 @@ enum Changed {
 
 /// What [`Ranges::settle`] has found.
 pub(super) struct Settled {
-    /// What is now believed, if that may be something else than before.
+    /// The ranges in use, if they may have changed.
     pub(super) believed: Option<Arc<BTreeSet<Cidr>>>,
-    /// Whether each announced address has to be judged anew.
+    /// Whether each announced address has to be judged again.
     pub(super) judge_announced: bool,
 }
 
-/// Which pods and endpoints have which address.
+/// The pods and endpoints at each address.
 #[derive(Clone, Copy)]
 pub(super) struct Holders<'a> {
     pub(super) by_address: &'a SharedMap<IpAddr, Arc<Workload>>,
@@ -104,7 +104,7 @@ impl Ranges {
         };
     }
 
-    /// What is said of an address has changed.
+    /// The holders of an address have changed.
     pub(super) fn look_at(&mut self, address: IpAddr, holders: Holders<'_>) {
         if self.is_stray(address, holders) {
             self.strays.insert(address);
@@ -129,8 +129,8 @@ impl Ranges {
         }
     }
 
-    /// The ranges; every address, where they are not known or not what pods are given addresses from (some network
-    /// plugins have ranges of their own): then any address may be that of a pod.
+    /// The ranges in use. Every address, if no ranges are known or pods have addresses outside of
+    /// them (some network plugins have ranges of their own): any address may then be that of a pod.
     pub(super) fn believed(&self) -> Arc<BTreeSet<Cidr>> {
         if self.nodes.is_empty() || self.outside > 0 {
             return Arc::new(BTreeSet::from([Cidr::ALL]));
@@ -138,8 +138,9 @@ impl Ranges {
         Arc::new(self.nodes.keys().copied().collect())
     }
 
-    /// Why a pod of `node` cannot have this address. Nothing is objected unless every pod and every endpoint that is known
-    /// has an address in the range of its own node: else this network gives addresses in another way.
+    /// Why a pod of `node` cannot have this address. An objection needs every known pod and
+    /// endpoint to have an address in its own node's range; otherwise this network assigns
+    /// addresses in another way.
     pub(super) fn objection(&self, node: &NodeName, address: IpAddr) -> Option<String> {
         if !self.binding || self.is_own(node, address) {
             return None;
@@ -162,7 +163,7 @@ impl Ranges {
         self.changed = Changed::Nothing;
     }
 
-    /// What has a node's own address (`hostNetwork`) says nothing about ranges.
+    /// An endpoint at a node's own address (`hostNetwork`) says nothing about ranges.
     fn is_stray(&self, address: IpAddr, holders: Holders<'_>) -> bool {
         let pod = holders.by_address.get(&address).and_then(|pod| pod.node.as_ref());
         let endpoints = holders.facts.nodes_of_endpoint(address).map(|(node, _)| node);
@@ -226,7 +227,8 @@ mod tests {
         assert_eq!(ranges(&objects), ["::/0"]);
     }
 
-    /// What is believed of node 2's claims, and why not of the others, in a world of which this is known beside two nodes.
+    /// The believed claims of node 2, and why the others are not believed, in a world with these
+    /// facts beside two nodes.
     fn claims(and: impl FnOnce(&mut Objects)) -> (Vec<String>, Vec<String>) {
         let mut objects = Objects::default();
         objects.insert_namespace(namespace("shop", &[]));
@@ -301,7 +303,7 @@ mod tests {
         assert_eq!(incumbents.of(at).unwrap().as_str(), "node2");
         let world = Snapshot::build(&objects, &both, &here, &incumbents);
         assert_eq!(&*world.believed(at).unwrap().name, "own");
-        // Whoever may write EndpointSlices can end that, and then time decides.
+        // An account that may write EndpointSlices can end that, and then time decides.
         let endpoints = json!([{"addresses": ["10.99.0.1"], "nodeName": "node2"}]);
         objects.insert_slice(slice("s", "s", &json!([]), &endpoints));
         let world = Snapshot::build(&objects, &both, &here, &incumbents);

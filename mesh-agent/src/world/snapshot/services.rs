@@ -49,7 +49,7 @@ pub(super) fn services(
     joined
 }
 
-/// Where a service is to be found, with the port's entry; the first of equal ones counts.
+/// The keys of a service, each with the port's entry; the first of equal ones counts.
 pub(super) fn keys(
     service: &ServiceObject,
 ) -> impl Iterator<Item = (ServiceKey, &ServicePortObject)> {
@@ -59,7 +59,7 @@ pub(super) fn keys(
     })
 }
 
-/// The problems of a service whose addresses and ports others have.
+/// The problems of a service whose addresses and ports belong to other services.
 pub(super) fn taken<'a>(
     service: &ServiceObject,
     holder: impl Fn(ServiceKey) -> Option<&'a ServiceObject>,
@@ -77,7 +77,7 @@ pub(super) fn taken<'a>(
     problems
 }
 
-/// Whether a dial to a service may end at a captured pod, if it is left to the node's service proxy.
+/// Whether a dial to a service may end at a captured pod, if the node's service proxy carries it.
 pub(super) fn has_meshed_endpoint(
     service: &ServicePort,
     standings: &SharedMap<IpAddr, Standing>,
@@ -107,7 +107,7 @@ impl<'a> Here<'a> {
 struct Candidate {
     ready: bool,
     last_resort: bool,
-    /// Whether it is meant for clients of this node, if it is said for which.
+    /// Whether a hint means it for clients of this node; `None` without a hint.
     for_node: Option<bool>,
     /// The same for this node's zone.
     for_zone: Option<bool>,
@@ -120,7 +120,7 @@ pub(super) fn service_port(
     slices: &[&EndpointSliceObject],
     here: Here<'_>,
 ) -> ServicePort {
-    // During a slice's rewriting an endpoint may be in two of them: the better word counts.
+    // While a slice is rewritten an endpoint may be in two of them: the better state counts.
     let mut candidates: BTreeMap<(IpAddr, u16), Candidate> = BTreeMap::new();
     let mut others: BTreeSet<SocketAddr> = BTreeSet::new();
     for slice in slices {
@@ -183,9 +183,10 @@ fn hint(known: &mut Option<bool>, names: &[Arc<str>], here: Option<&str>) {
     }
 }
 
-/// Which ready endpoints are meant for clients of this node, by what `trafficDistribution` has made of them. As kube-proxy has it
-/// (`pkg/proxy/topology.go`): hints count only if every ready endpoint has one and one of them is for here, those of nodes
-/// before those of zones; and not with `internalTrafficPolicy: Local`.
+/// Which ready endpoints are meant for clients of this node, by the hints that
+/// `trafficDistribution` has led to. As in kube-proxy (`pkg/proxy/topology.go`), hints count only
+/// if every ready endpoint has one and one of them is for here. Hints for nodes count before those
+/// for zones, and none count with `internalTrafficPolicy: Local`.
 fn meant<'a>(
     service: &ServiceObject,
     all: impl Iterator<Item = &'a Candidate>,

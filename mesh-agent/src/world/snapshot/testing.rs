@@ -94,8 +94,8 @@ pub(in crate::world) fn local(name: &str, enrolled: &[&str]) -> LocalNode {
     }
 }
 
-/// Announcements of nodes with pods, each as (UID without `uid-`, which is also name and service
-/// account, and one address), all in namespace shop.
+/// Announcements of nodes with pods, all in namespace shop. A pod is (name, one address): the name
+/// is also the service account, and the UID is `uid-<name>`.
 pub(in crate::world) fn announcements(nodes: &[(&str, &[(&str, &str)])]) -> Announcements {
     let announce = |(name, pods): &(&str, &[(&str, &str)])| {
         let pods: Vec<_> = pods

@@ -1,4 +1,4 @@
-//! What a snapshot answers, and what it says when objects contradict each other.
+//! The answers of a snapshot, and its problems when objects contradict each other.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! The client inside a pod: reads orders from its standard input, answers on its standard output. Nothing in the loops
-//! that are timed allocates.
+//! The client inside a pod: reads orders from its standard input, answers on its standard output.
+//! The timed loops do not allocate.
 
 use std::{
     io::{self, BufRead, Read as _, Write as _},

@@ -26,7 +26,8 @@ pub(crate) enum Arm {
     NoMesh,
     /// Two pods in the mesh.
     Mesh,
-    /// As `NoMesh`, with ports of its own: what waits in `TIME_WAIT` after one figure must not slow the other.
+    /// As `NoMesh`, on other ports: connections in `TIME_WAIT` after one figure must not slow the
+    /// other.
     Unattached,
     /// The pods of `NoMesh`, in a cgroup with our programs.
     Attached,

@@ -12,7 +12,8 @@ pub(crate) struct Facts {
     kernel: String,
     cpu: String,
     pub(crate) cpus: usize,
-    /// The share of all CPU time that programs outside the benchmark used, 0 to 1. The more, the noisier the figures.
+    /// The share of all CPU time that programs outside the benchmark used, 0 to 1. A higher share
+    /// means noisier figures.
     pub(crate) used_by_others: f64,
     /// The share that the hypervisor took away.
     pub(crate) stolen: f64,
@@ -43,7 +44,7 @@ impl Usage {
         Ok(Self { total, idle: us(idle + iowait), stolen: us(stolen), ours })
     }
 
-    /// What was used since then and until `later`.
+    /// What was used from then until `later`.
     pub(crate) fn until(self, later: &Self) -> Self {
         Self {
             total: later.total.saturating_sub(self.total),

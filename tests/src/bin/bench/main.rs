@@ -1,12 +1,13 @@
 //! What the mesh costs, against no mesh: four figures, both measured by turns in one run.
 //!
-//! `bench [--quick]` prints them; `bench --load FIGURE` puts one kind of load on the mesh and says which processes carry
-//! it, for profilers. All options: `settings.rs`. The load itself comes from this program, started inside the pods as
-//! `bench load-server` and `bench load-client`.
+//! `bench [--quick]` prints them. `bench --load FIGURE` puts one kind of load on the mesh and names
+//! the processes that carry it, for profilers. All options: `settings.rs`. The load comes from this
+//! program, started inside the pods as `bench load-server` and `bench load-client`.
 //!
-//! "No mesh" is the same program between two pods of the same two nodes, in a cgroup without our eBPF programs. A slice
-//! of it and a slice of the mesh make a round; each round gives one ratio, since the machine's speed drifts more between
-//! rounds than within one. That each connection went where its figure says is checked by the agents' own counters.
+//! "No mesh" is the same program between two pods of the same two nodes, in a cgroup without our
+//! eBPF programs. A slice of it and a slice of the mesh make a round. Each round gives one ratio,
+//! since the machine's speed drifts more between rounds than within one. The agents' own counters
+//! check that each connection went where its figure says.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its figures are its output")]
 
 mod client;

@@ -31,13 +31,15 @@ pub(crate) struct Measured {
     no_mesh: Spread,
     /// Over the rounds that count. For `untouched`: with our programs attached.
     mesh: Spread,
-    /// `mesh / no_mesh` of each round that counts. Of times less is better, of bytes per second more.
+    /// `mesh / no_mesh` of each round that counts. For times less is better, for bytes per second
+    /// more.
     ratio: Spread,
-    /// 99 of 100 operations took no longer, in µs, without and with the mesh; absent for the stream.
+    /// 99 of 100 operations took no longer, in µs, without and with the mesh; absent for the
+    /// stream.
     p99_us: Option<[f64; 2]>,
-    /// What both agents together used, in µs per operation of the mesh; of the stream per MiB.
+    /// What both agents together used, in µs per operation of the mesh; for the stream, per MiB.
     agents_cpu_us: f64,
-    /// There were not enough quiet rounds, so that all count.
+    /// There were too few quiet rounds, so that all count.
     disturbed: bool,
     rounds: Vec<RoundFacts>,
 }
@@ -52,11 +54,12 @@ struct RoundFacts {
     used_by_others: f64,
 }
 
-/// More than this share of all CPU time used by others, and a round does not count if enough others do. A stream suffers
-/// most, and more without the mesh than with it: 2.0 GB/s become 0.7, where the mesh still has 1.2 of its 1.3.
+/// A round does not count if other programs used more than this share of all CPU time, provided
+/// that enough other rounds count. A stream suffers most, and more without the mesh than with it:
+/// 2.0 GB/s become 0.7, where the mesh still has 1.2 of its 1.3.
 const QUIET: f64 = 0.15;
 
-/// The rounds that nobody has disturbed.
+/// The rounds that no other program has disturbed.
 pub(crate) fn quiet(rounds: &[Round]) -> impl Iterator<Item = &Round> {
     rounds.iter().filter(|round| round.used_by_others <= QUIET)
 }

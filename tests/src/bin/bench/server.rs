@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 
 use crate::slice::{Load, TRIP_BYTES, WRITE_BYTES};
 
-/// Threads that accept on a port, each serving one connection to its end: a client's next connection must not wait until
-/// the end of its last one has arrived.
+/// Threads that accept on a port, each serving one connection to its end. A client's next
+/// connection must not wait until the end of its last one has arrived.
 const THREADS: usize = 8;
 
 /// What it prints once it listens.

@@ -13,8 +13,9 @@ bench --load NAME [--seconds N]
     puts this load on the mesh alone and prints the process ids of the agents, for perf and strace
 With --no-pins the nodes share all CPUs; otherwise each has half of them, as if it were a machine of its own.";
 
-/// Connections per slice. Each leaves its client's port in `TIME_WAIT` for a minute, and connecting gets slow once half
-/// of the 28,232 ports of a pod wait so: `rounds * CONNECTIONS` stays below that.
+/// Connections per slice. Each leaves its client's port in `TIME_WAIT` for a minute. Connecting
+/// gets slow once half of a pod's 28,232 ports are in that state, so `rounds * CONNECTIONS` stays
+/// below that.
 const CONNECTIONS: u64 = 200;
 
 /// No slice of a load that is not `connect` comes close to it.

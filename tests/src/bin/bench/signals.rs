@@ -22,7 +22,7 @@ pub(crate) fn clean_up(tag: &Tag) -> Result<()> {
     thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
             INTERRUPTED.store(true, Ordering::SeqCst);
-            // The main thread may be making something just now: what it makes meanwhile goes at the second try.
+            // The main thread may be making something just now; the second try removes that too.
             let removed = tag.remove_all().or_else(|_| tag.remove_all());
             if let Err(e) = removed {
                 eprintln!("bench: {e:#}");
@@ -33,7 +33,7 @@ pub(crate) fn clean_up(tag: &Tag) -> Result<()> {
     Ok(())
 }
 
-/// Does not return once a signal has come: what fails from then on fails because everything is being removed.
+/// Does not return once a signal has come: from then on, failures come from the removal.
 pub(crate) fn wait_if_interrupted() {
     while INTERRUPTED.load(Ordering::SeqCst) {
         thread::park();

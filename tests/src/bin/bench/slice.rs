@@ -83,7 +83,8 @@ pub(crate) struct Slice {
     pub(crate) connections: u64,
     /// Bytes that the server has received.
     pub(crate) bytes: u64,
-    /// From the first operation to the end of the last; of a stream, until the server has said that it has everything.
+    /// From the first operation to the end of the last; for a stream, until the server says that it
+    /// has everything.
     pub(crate) elapsed_ns: u64,
     /// How long operations took; empty for a stream.
     pub(crate) times: Histogram,
@@ -125,7 +126,7 @@ impl Histogram {
         self.counts.fill(0);
     }
 
-    /// Counts what the other has counted.
+    /// Adds the counts of `other`.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(other.counts.iter()) {
             *count += more;

@@ -1,4 +1,5 @@
-//! Two nodes with their agents, a meshed pair of pods and an unmeshed one, and the programs inside them.
+//! Two nodes with their agents, a meshed pair of pods, an unmeshed pair, and the programs inside
+//! them.
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
@@ -107,7 +108,7 @@ impl<'a> Stage<'a> {
         Ok(slice)
     }
 
-    /// A slice of each arm, `backwards` the other way round: neither shall always come first.
+    /// A slice of each arm, in reverse order if `backwards`, so that neither always comes first.
     pub(crate) fn round(&mut self, figure: Figure, order: Order, backwards: bool) -> Result<Round> {
         let [yardstick, measured] = figure.arms();
         let usage = Usage::now(self.net())?;
@@ -133,8 +134,8 @@ impl<'a> Stage<'a> {
         Ok(Counts { counted, made: self.made })
     }
 
-    /// Whether every connection since `before` went through the agents, past them or past our programs, as the arm that
-    /// made it says.
+    /// Checks that every connection since `before` went where its arm says: through the agents,
+    /// past them, or past our programs.
     pub(crate) fn check_counts(&self, before: Counts, figure: Figure) -> Result<()> {
         let now = self.counts()?;
         let counted = now.counted.since(before.counted);

@@ -1,4 +1,5 @@
-//! The main job in a real Kubernetes, told as it is observed: apply, label, mutual TLS. The cluster goes on running.
+//! The main job in a real Kubernetes, told as it is observed: apply, label, mutual TLS. The cluster
+//! goes on running.
 
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use tests::{
     tell::Teller,
 };
 
-/// What nobody on the link should read.
+/// What must not be readable on the link.
 const SECRET: &str = "X-Card: 4929-1234-5678-9012";
 /// Where `cart` is for its clients.
 const CART: &str = "http://cart/";
@@ -22,7 +23,7 @@ const PODS: [(u8, &str); 3] = [(1, "shop/web"), (1, "shop/near"), (2, "shop/cart
 /// The last lines of a table that are shown.
 const SHOWN: usize = 3;
 
-/// Tells it on a cluster that is up. What an earlier demo did to the shop is taken back first.
+/// Tells it on a cluster that is up. First undoes what an earlier demo did to the shop.
 pub(crate) fn tell(cluster: &Cluster) -> Result<()> {
     let tell = &mut Teller::new();
     tell.chapter("A Kubernetes of two nodes gets Nodemesh");

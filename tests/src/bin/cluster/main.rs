@@ -1,4 +1,5 @@
-//! A real Kubernetes of two nodes, for people: `cluster up | demo | down | status [NAME]`, `cluster load ARCHIVE [NAME]`.
+//! A real Kubernetes of two nodes, for people: `cluster up | demo | down | status [NAME]`,
+//! `cluster load ARCHIVE [NAME]`.
 //!
 //! `boot` and `init` are for the library, which starts this program as the first process of a node.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "telling is what it is for")]
@@ -10,7 +11,7 @@ use std::{env, path::Path, process::ExitCode};
 use anyhow::{Context as _, Result, bail};
 use tests::cluster::{self, Cluster, machine};
 
-/// The name of a cluster that nobody has named.
+/// The default name of a cluster.
 const NAME: &str = "dev";
 
 fn main() -> ExitCode {

@@ -1,7 +1,8 @@
-//! The main job on real traffic: two nodes, five pods, two agents, real programs; told as it is observed.
+//! The main job on real traffic: two nodes, five pods, two agents, real programs; told as it is
+//! observed.
 //!
-//! `demo` shows and cleans up, `demo --keep` leaves all running, `demo --stop` ends what `--keep` has left. Exits with 1 if
-//! anything that it tells turns out not to be so.
+//! `demo` shows and cleans up, `demo --keep` leaves all running, `demo --stop` ends what `--keep`
+//! has left. Exits with 1 if anything that it tells turns out to be false.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "telling is what it is for")]
 
 mod keep;
@@ -96,7 +97,8 @@ fn lock() -> Result<Flock<File>> {
     }
 }
 
-/// Ctrl-C and SIGTERM remove everything too. (`mesh-probe in` unblocks them for the programs that it starts.)
+/// Ctrl-C and SIGTERM remove everything too. (`mesh-probe in` unblocks them for the programs that
+/// it starts.)
 fn clean_up_on_signals() -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -105,7 +107,7 @@ fn clean_up_on_signals() -> Result<()> {
     thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
             eprintln!("\n{signal}: removing the demo");
-            // The main thread may be making something just now: what it makes meanwhile goes at the second try.
+            // The main thread may be making something just now; the second try removes that too.
             let removed = tag().remove_all().or_else(|_| tag().remove_all());
             if let Err(e) = removed {
                 eprintln!("demo: {e:#}");

@@ -16,7 +16,7 @@ pub(crate) const HTTP: u16 = 8080;
 pub(crate) const REDIS: u16 = 6379;
 /// The service in front of cart.
 pub(crate) const CART_SERVICE: &str = "10.96.0.10:80";
-/// What nobody on the link should read.
+/// What must not be readable on the link.
 pub(crate) const SECRET: &str = "X-Card: 4929-1234-5678-9012";
 
 pub(crate) struct Shop<'a> {
@@ -33,7 +33,7 @@ pub(crate) struct Shop<'a> {
 }
 
 impl<'a> Shop<'a> {
-    /// Everything runs, nobody is in the mesh.
+    /// Everything runs; no pod is in the mesh.
     pub(crate) fn open(net: &'a Net) -> Result<Self> {
         let nodes = [net.node("node1")?, net.node("node2")?];
         let [one, two] = &nodes;

@@ -1,4 +1,4 @@
-//! The story, chapter by chapter. A line is told only after what it says was observed in this very run.
+//! The story, chapter by chapter. Each line is told only after this very run has observed it.
 
 use std::time::Instant;
 

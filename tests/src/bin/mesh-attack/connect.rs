@@ -64,7 +64,8 @@ pub(crate) fn again(spec: &AttackSpec, worker: u64, shared: &Shared) {
     }
 }
 
-/// Enough destination ports that the mesh spreads them over all ports that it has for redirected dials.
+/// Enough destination ports for the mesh to spread the dials over all its ports for redirected
+/// dials.
 const SPREAD: u64 = 64;
 
 /// One destination after the other.
@@ -84,10 +85,10 @@ pub(crate) fn orphans(spec: &AttackSpec, worker: u64, shared: &Shared) {
     }
 }
 
-/// `ret 0`: of every packet nothing is let through.
+/// `ret 0`: lets nothing of any packet through.
 const DROP_ALL: SockFilter = SockFilter::new(6, 0, 0, 0);
 
-/// Handshakes that are begun and do not end, as many as are to be held.
+/// Begins handshakes that do not end, as many as are to be held.
 pub(crate) fn deaf(spec: &AttackSpec, worker: u64, shared: &Shared) {
     let begun = Instant::now();
     let mine = spec.hold.div_ceil(spec.workers);

@@ -1,5 +1,6 @@
-//! Listening sockets destroyed through the kernel's own interface (`sock_diag(7)`, `SOCK_DESTROY`): needs `CAP_NET_ADMIN` over the
-//! network namespace that it is run in, and reaches whatever a connection with those addresses would reach there.
+//! Destroys listening sockets through the kernel's own interface (`sock_diag(7)`, `SOCK_DESTROY`).
+//! It needs `CAP_NET_ADMIN` over its network namespace, and reaches what a connection with those
+//! addresses would reach there.
 
 use std::{
     io::{self, Read as _},
@@ -25,7 +26,7 @@ const LENGTH: u32 = 16 + 56;
 /// From which port a connection would come.
 const REMOTE_PORT: u16 = 61_234;
 
-/// Over and over, until it is over.
+/// Repeats until the attack is over.
 pub(crate) fn listeners(spec: &AttackSpec, shared: &Shared) {
     let begun = Instant::now();
     let remote = SocketAddr::new(spec.bind.unwrap_or(spec.to.ip()), REMOTE_PORT);

@@ -1,4 +1,4 @@
-//! Packets that say they come from somebody else: needs `CAP_NET_RAW`, which containers have by default.
+//! Packets with a forged source address: needs `CAP_NET_RAW`, which containers have by default.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -16,7 +16,7 @@ const TCP: u8 = 6;
 const SYN: u8 = 2;
 const TCP_BYTES: u16 = 20;
 
-/// SYNs, until it is over.
+/// SYNs, until the attack is over.
 pub(crate) fn syns(spec: &AttackSpec, shared: &Shared) {
     let begun = Instant::now();
     let Ok(socket) =

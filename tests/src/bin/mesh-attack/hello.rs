@@ -1,5 +1,6 @@
-//! A `ClientHello` that an agent has to take seriously: it offers nodemesh/1 and a share of the preferred key exchange, so
-//! that the server computes its whole first flight before it can find out anything.
+//! A `ClientHello` that an agent has to take seriously. It offers nodemesh/1 and a share of the
+//! preferred key exchange, so the server computes its whole first flight before it can find out
+//! anything.
 
 /// `X25519MLKEM768` (draft-ietf-tls-ecdhe-mlkem): an ML-KEM-768 key, then one of X25519.
 const GROUP: [u8; 2] = [0x11, 0xec];
@@ -7,7 +8,8 @@ const ML_KEM_KEY_BYTES: usize = 1184;
 
 /// RFC 8446 §4.1.2.
 pub(crate) fn client_hello() -> Vec<u8> {
-    // All zeroes is a valid ML-KEM key (every coefficient is below the modulus); 9 is X25519's base point.
+    // All zeroes is a valid ML-KEM key (every coefficient is below the modulus); 9 is X25519's base
+    // point.
     let mut share = vec![0; ML_KEM_KEY_BYTES];
     share.extend([9]);
     share.extend([0; 31]);

@@ -1,6 +1,9 @@
-//! `mesh-attack attack --kind KIND --to ADDRESS …`: does to an address what a hostile pod would, until standard input ends.
-//! `mesh-attack measure --to ADDRESS --count N`: how long requests take meanwhile. `mesh-attack keep --listen ADDRESS`: a
-//! server that keeps every connection and says nothing. Options: `tests/src/attack.rs`.
+//! - `mesh-attack attack --kind KIND --to ADDRESS …` does to an address what a hostile pod would,
+//!   until standard input ends.
+//! - `mesh-attack measure --to ADDRESS --count N` tells how long requests take meanwhile.
+//! - `mesh-attack keep --listen ADDRESS` is a server that keeps every connection and says nothing.
+//!
+//! Options: `tests/src/attack.rs`.
 #![expect(clippy::print_stdout, reason = "its reports are its output")]
 
 mod connect;
@@ -71,7 +74,7 @@ impl Shared {
         }
     }
 
-    /// Waits until one more attempt may be made; `false` if it is over.
+    /// Waits until one more attempt may be made; `false` if the attack is over.
     fn pace(&self, begun: Instant, per_second: u64) -> bool {
         let number = Self::add(&self.attempts);
         let due = begun + Duration::from_micros(number.saturating_mul(1_000_000) / per_second);

@@ -1,6 +1,6 @@
-//! A gRPC server that says of itself, to every call, that it serves: what a kubelet's gRPC probe asks (`grpc.health.v1.Health`,
-//! `Check`). As much HTTP/2 as that takes: frames by RFC 9113, section 4.1; what it says is the same each time, and what it is
-//! told in headers it does not read.
+//! A gRPC server that answers every call with "serving": what a kubelet's gRPC probe asks
+//! (`grpc.health.v1.Health`, `Check`). It has only the HTTP/2 which that takes: frames by RFC 9113,
+//! section 4.1. Its answer is always the same, and it does not read the request's headers.
 
 use std::{
     io::{Read, Write},
@@ -23,10 +23,11 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// The largest frame that we have not allowed anybody to exceed (RFC 9113, section 4.2).
+/// The largest frame that a client may send, since we allow no larger one (RFC 9113, section 4.2).
 const MAX_FRAME: usize = 16_384;
 
-/// `:status: 200` and `content-type: application/grpc`, by their numbers in HPACK's table (RFC 7541, appendix A).
+/// `:status: 200` and `content-type: application/grpc`, by their numbers in HPACK's table (RFC
+/// 7541, appendix A).
 const OK: &[u8] = b"\x88\x0f\x10\x10application/grpc";
 /// Not compressed, two bytes long: field 1 of `HealthCheckResponse` is `SERVING`.
 const SERVING: &[u8] = b"\x00\x00\x00\x00\x02\x08\x01";
@@ -37,7 +38,7 @@ pub(crate) fn run(address: &str) -> Result<()> {
     let listener = TcpListener::bind(address).with_context(|| address.to_owned())?;
     for stream in listener.incoming() {
         let stream = stream?;
-        // Who does not speak HTTP/2, and who leaves in the middle, gets no answer.
+        // A client that does not speak HTTP/2, or leaves in the middle, gets no answer.
         thread::spawn(move || drop(answer(stream)));
     }
     Ok(())

@@ -1,7 +1,8 @@
-//! `mesh-probe in NETNS CGROUP PROGRAM…`: runs a program as a pod would.
-//! `mesh-probe serve --listen ADDRESS --talk KIND …`, `mesh-probe dial --to ADDRESS --talk KIND …`: connections that are
-//! reported as JSON lines. All options: `tests/src/probe/spec.rs`.
-//! `mesh-probe health ADDRESS`: a gRPC server that is well.
+//! - `mesh-probe in NETNS CGROUP PROGRAM…` runs a program as a pod would.
+//! - `mesh-probe serve --listen ADDRESS --talk KIND …` and
+//!   `mesh-probe dial --to ADDRESS --talk KIND …` make connections that are reported as JSON lines.
+//!   All options: `tests/src/probe/spec.rs`.
+//! - `mesh-probe health ADDRESS` is a gRPC server that is well.
 #![expect(clippy::print_stdout, reason = "its reports are its output")]
 
 mod dial;
@@ -44,7 +45,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Becomes the program, in the cgroup and the namespace: it has made no socket before it is there.
+/// Becomes the program, in the cgroup and the namespace: it makes no socket before it is there.
 fn run_in(mut args: impl Iterator<Item = String>) -> Result<()> {
     let netns = PathBuf::from(args.next().context("no NETNS")?);
     let cgroup = PathBuf::from(args.next().context("no CGROUP")?);
@@ -53,7 +54,7 @@ fn run_in(mut args: impl Iterator<Item = String>) -> Result<()> {
     fs::write(&procs, process::id().to_string()).with_context(|| procs.display().to_string())?;
     let file = File::open(&netns).with_context(|| netns.display().to_string())?;
     setns(file, CloneFlags::CLONE_NEWNET)?;
-    // Whoever starts us may block signals to wait for them; the program must get its own.
+    // The program that starts us may block signals to wait for them; ours must get its own.
     SigSet::all().thread_unblock()?;
     Err(Command::new(&program).args(args).exec()).with_context(|| program.clone())
 }

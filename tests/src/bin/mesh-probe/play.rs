@@ -67,7 +67,7 @@ fn say(
     i_reset: Option<bool>,
     all_read: &Receiver<()>,
 ) -> Spoken {
-    // An error of `recv` means that reading has failed, and its report says why.
+    // An error of `recv` means that reading has failed; the report of reading says why.
     if !at_once {
         let _failed = all_read.recv();
     }

@@ -1,5 +1,6 @@
-//! The load of the race tests: two servers and a worker per target, until standard input ends. Every connection must end in
-//! the right answer, a refusal or a reset, in time; and a server must never read anything but a request.
+//! The load of the race tests: two servers and a worker per target, until standard input ends.
+//! Every connection must end in the right answer, a refusal or a reset, in time. A server must
+//! never read anything but a request.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -21,7 +22,8 @@ const TELL: Duration = Duration::from_millis(500);
 /// From when on an answer is late.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Longer than any client waits: a server whose client is neither heard nor gone by then hangs.
+/// Longer than any client waits: a server that has neither heard from its client nor seen it leave
+/// by then hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Some clients think before they speak: longer than an agent waits for a first byte.
@@ -91,7 +93,7 @@ fn serve(listener: &TcpListener, speaks_first: bool, name: &str, tally: &Tally) 
     }
 }
 
-/// Whether a request came. Errors are what must not happen; a client that has gone is none.
+/// Whether a request came. An error is what must not happen; a client that has left is no error.
 fn answer(mut stream: &TcpStream, speaks_first: bool, name: &str) -> Result<bool> {
     stream.set_read_timeout(Some(PATIENCE))?;
     if speaks_first && stream.write_all(banner(name).as_bytes()).is_err() {
@@ -116,7 +118,7 @@ fn answer(mut stream: &TcpStream, speaks_first: bool, name: &str) -> Result<bool
             && let [id @ .., b'\n'] = rest
         {
             let answer = format!("{MARKER} answer {} {name}\n", String::from_utf8_lossy(id));
-            // A client that has gone meanwhile is its own affair.
+            // A client may leave meanwhile; that is no error.
             let _gone = stream.write_all(answer.as_bytes());
             return Ok(true);
         }
@@ -134,7 +136,7 @@ struct Worker {
     tally: Tally,
 }
 
-/// How a connection ended that was not answered.
+/// How a connection ended without an answer.
 enum Ended {
     Cleanly(End),
     Wrongly(String),

@@ -1,4 +1,5 @@
-//! A TCP client without a TCP socket: what a process with `CAP_NET_RAW` sends past every hook that looks at sockets.
+//! A TCP client without a TCP socket: what a process with `CAP_NET_RAW` sends past every hook that
+//! looks at sockets.
 
 use std::{
     io::Read as _,
@@ -30,7 +31,7 @@ pub(crate) fn run(spec: &RawSpec) -> Result<()> {
     emit(&Event::Conn(Box::new(link.talk(spec)?)))
 }
 
-/// Sockets, and who we say we are.
+/// The sockets, and the addresses that we claim.
 struct Link {
     sender: Socket,
     /// Where the sender sends: the destination, or the next hop's Ethernet address.

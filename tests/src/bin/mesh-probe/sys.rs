@@ -22,7 +22,7 @@ pub(crate) fn disconnect(socket: &Socket) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `TCP_DEFER_ACCEPT`: nobody is accepted before the first byte.
+/// `TCP_DEFER_ACCEPT`: no connection is accepted before its first byte.
 pub(crate) fn defer_accept(socket: &Socket, seconds: i32) -> io::Result<()> {
     let (level, option) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
     let length = size_of::<i32>() as libc::socklen_t;

@@ -21,7 +21,8 @@ const BUFFER: usize = 256 * 1024;
 pub(crate) struct Wire {
     pub(crate) stream: TcpStream,
     pub(crate) start: Instant,
-    /// What `getpeername`, `getsockname` and `SO_PEERNAME` said at once: later the answer may be ENOTCONN.
+    /// What `getpeername`, `getsockname` and `SO_PEERNAME` said at once: later the answer may be
+    /// ENOTCONN.
     ends: [Option<SocketAddr>; 3],
 }
 

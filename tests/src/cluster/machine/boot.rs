@@ -1,4 +1,5 @@
-//! How a machine begins: [`boot`] leaves the host's namespaces, and [`init`] is the first process in the new ones.
+//! How a machine begins: [`boot`] leaves the host's namespaces, and [`init`] is the first process
+//! in the new ones.
 
 use std::{
     env,
@@ -22,7 +23,8 @@ use super::{Spec, mounts};
 /// What the init says when everything is in its place.
 const READY: &str = "ready";
 
-/// Makes the namespaces of the machine that a file describes, starts its init and prints its process id, as the host sees it.
+/// Makes the namespaces of the machine that a file describes and starts its init. Prints the init's
+/// process id, as the host sees it.
 pub fn boot(file: &str) -> Result<()> {
     let spec: Spec = serde_json::from_str(&fs::read_to_string(file)?)?;
     for cgroup in &spec.cgroups {
@@ -54,7 +56,8 @@ pub fn boot(file: &str) -> Result<()> {
     Ok(())
 }
 
-/// The machine's first process: mounts what belongs to it, and then waits for whoever has no parent any more.
+/// The machine's first process: mounts what belongs to the machine, and then reaps orphaned
+/// processes.
 pub fn init(file: &str) -> Result<()> {
     let spec: Spec = serde_json::from_str(&fs::read_to_string(file)?)?;
     mounts::make(&spec)?;

@@ -1,7 +1,8 @@
-//! A machine: processes below an init of their own, with their own processes, mounts, name, cgroups and network.
+//! A machine: processes below their own init, with their own mounts, name, cgroups and network.
 //!
-//! Programs started here see a whole machine: `/proc/1` is its init, `/run`, `/etc`, `/opt`, `/var/lib` and `/var/log` are its
-//! own, `/sys/fs/bpf` is a bpffs that nobody else has. When the init is killed, the kernel kills all others with it.
+//! Programs started here see a whole machine. `/proc/1` is its init. `/run`, `/etc`, `/opt`,
+//! `/var/lib` and `/var/log` are its own, and `/sys/fs/bpf` is a bpffs that no other machine has.
+//! When the init is killed, the kernel kills all its other processes.
 
 mod boot;
 mod mounts;
@@ -40,7 +41,8 @@ const PATH: &str =
 /// What follows a program's name where its process id is kept.
 const NOTE: &str = ".started";
 
-/// How long a program may take to be started, or to be gone when killed. It takes milliseconds where nothing else runs.
+/// How long a program may take to be started, or to be gone when killed. It takes milliseconds
+/// where nothing else runs.
 const SOON: Duration = Duration::from_mins(1);
 
 /// How long a command may run, in seconds.
@@ -90,7 +92,8 @@ impl Machine {
         self.dir.join("root").join(path)
     }
 
-    /// Makes its cgroups. Machines come one after the other, since they share the one above.
+    /// Makes its cgroups. The machines of a cluster do so one after the other, since they share the
+    /// cgroup above.
     pub(super) fn make_cgroups(&self) -> Result<()> {
         cgroups::create(&self.cgroup, SYSTEM)
     }
@@ -141,7 +144,7 @@ impl Machine {
     /// The process id of its init, if it runs.
     pub fn init(&self) -> Option<u32> {
         let pid: u32 = fs::read_to_string(self.pid_file()).ok()?.parse().ok()?;
-        // A process id is given again; its cgroup tells whose it is.
+        // Process ids are reused; its cgroup tells which machine a process belongs to.
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let own = format!("/{}", self.cgroup.join(SYSTEM).display());
         cgroups.lines().any(|line| line.ends_with(&own)).then_some(pid)
@@ -182,7 +185,8 @@ impl Machine {
         Output::of(&argv, &output).success().with_context(|| format!("on {}", self.name))
     }
 
-    /// Where programs run that see the machine's network, but the host's files: a capture, a client on the node itself.
+    /// A place that has the machine's network, but the host's files: for a capture, or a client on
+    /// the node itself.
     pub fn place(&self) -> Result<Place> {
         let logs = self.dir.join("logs");
         fs::create_dir_all(&logs)?;
@@ -196,7 +200,8 @@ impl Machine {
         Capture::start(&self.place()?, "uplink", Ipv4Addr::new(a, b, c, 255))
     }
 
-    /// The same on the bridge between its pods, of which this is one's address; there is none before the first pod.
+    /// The same on the bridge between its pods. `pod` is the address of one of them; there is no
+    /// bridge before the first pod.
     pub fn capture_pods(&self, pod: Ipv4Addr) -> Result<Capture> {
         let [a, b, c, _] = pod.octets();
         Capture::start(&self.place()?, "cni0", Ipv4Addr::new(a, b, c, 255))
@@ -208,7 +213,7 @@ impl Machine {
         drop(self.run(["rm", "-f", &note])?);
         let script =
             format!("echo $$ > {note}; exec \"$@\" > /var/log/{name}.log 2>&1 < /dev/null");
-        // Its parent ends at once, so that it is the init's.
+        // Its parent ends at once, so that the init becomes its parent.
         let detached = ["setsid", "--fork", "sh", "-c", &script, "sh"].map(str::to_owned);
         self.run(detached.iter().chain(argv))?;
         eventually(SOON, || self.process(name).map(drop).with_context(|| self.ended(name)))

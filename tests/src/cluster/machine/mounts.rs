@@ -14,14 +14,15 @@ use crate::cluster::cgroups;
 /// Directories that are the machine's own. The last one covers where they all come from.
 pub(super) const OWN: [&str; 4] = ["etc", "opt", "var/log", "var/lib"];
 
-/// Where the machine mounts something else than the host has there.
+/// Where the machine mounts something else than what the host has there.
 const COVERED: [&str; 4] = ["/proc", "/sys", "/run", "/dev/shm"];
 
 /// Where Debian has the network plugins, and where a node has them.
 const CNI_PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
-/// Settings of the kernel that have no namespace. A kubelet wants these values, and would write them: it finds them there,
-/// and the host keeps its own (`setupKernelTunables` in `pkg/kubelet/cm/container_manager_linux.go`).
+/// Kernel settings without a namespace. A kubelet wants these values and would write them. It finds
+/// them there, and the host keeps its own (`setupKernelTunables` in
+/// `pkg/kubelet/cm/container_manager_linux.go`).
 const SETTINGS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -60,7 +61,8 @@ pub(super) fn make(spec: &Spec) -> Result<()> {
         }
     }
 
-    // A new sysfs has the network devices of our namespace; it covers everything that was mounted below the old one.
+    // A new sysfs has the network devices of our namespace. It covers everything that was mounted
+    // below the old one.
     fresh("sysfs", "/sys", "")?;
     fresh("bpf", "/sys/fs/bpf", "mode=0700")?;
     let base = Path::new("/sys/fs/cgroup");
@@ -70,7 +72,8 @@ pub(super) fn make(spec: &Spec) -> Result<()> {
     for hierarchy in &hierarchies {
         fs::create_dir_all(&hierarchy.mount)?;
         fresh(&hierarchy.kind, &hierarchy.mount, &hierarchy.options)?;
-        // The root of the machine's hierarchy stays empty, else version 2 passes no controllers on to its pods.
+        // The root of the machine's hierarchy stays empty; otherwise version 2 passes no
+        // controllers on to its pods.
         let procs = hierarchy.mount.join(SYSTEM).join("cgroup.procs");
         fs::write(&procs, "0").with_context(|| procs.display().to_string())?;
     }
@@ -88,11 +91,13 @@ pub(super) fn make(spec: &Spec) -> Result<()> {
     for own in OWN {
         bind(&root.join(own), &Path::new("/").join(own))?;
     }
-    // Mounts for pods' volumes are to reach the containers, as on a machine that was booted by systemd.
+    // Mounts for pods' volumes have to reach the containers, as on a machine that was booted by
+    // systemd.
     flag("/", MsFlags::MS_SHARED)
 }
 
-/// Lets go of all that will be covered: network namespaces that are mounted below `/run` would live as long as we do.
+/// Unmounts all that will be covered: network namespaces that are mounted below `/run` would live
+/// as long as we do.
 fn detach() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
-/// The promise: buffers of one connection, both directions.
+/// The limit on the buffers of one connection, both directions.
 const MEMORY_BYTES: usize = 300 * 1024;
 
 fn relay<'a>(session: &'a mut Session, app: &'a AppStream, counters: &'a Counters) -> Relay<'a> {
@@ -48,7 +48,7 @@ async fn a_reader_that_does_not_read_stops_the_writer_within_bounds() {
         let both = async {
             tokio::join!(relay_a.run(CarryOptions::default()), relay_b.run(CarryOptions::default()))
         };
-        // Both directions are stuffed at once: the worst case.
+        // Both directions are filled at once: the worst case.
         let stuffed = async { tokio::join!(fill(&mut a), fill(&mut b)) };
         tokio::select! {
             written = stuffed => written,
@@ -140,8 +140,8 @@ async fn a_reset_overtakes_data_that_the_other_application_does_not_take() {
     assert!(matches!(far.end, End::PeerFailed(SessionError::Truncated)), "{:?}", far.end);
 }
 
-/// The other application only writes and never reads: what it writes to a dead one must not keep
-/// the connection alive.
+/// The other application only writes and never reads. What it writes to a dead application must not
+/// keep the connection alive.
 #[tokio::test]
 async fn a_reset_reaches_an_application_that_only_writes() {
     let mesh = Mesh::new().await;

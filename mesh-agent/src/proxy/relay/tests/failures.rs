@@ -1,4 +1,4 @@
-//! Whatever goes wrong in between reaches the application as a reset, and us with its reason.
+//! Any failure in between reaches the application as a reset, and the agent with its reason.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -90,8 +90,8 @@ async fn a_record_altered_on_the_way_resets_the_application_and_tells_the_peer()
     );
 }
 
-/// A peer that says anything while a connection is carried. Whatever it says, the application gets
-/// the data before the first fault, and sees a clean end if and only if the peer sent FIN.
+/// A peer that sends anything while a connection is carried. The application always gets the data
+/// before the first fault. It sees a clean end if and only if the peer sent FIN.
 #[tokio::test]
 async fn whatever_the_peer_says_only_fin_is_a_clean_end() {
     let mesh = Mesh::new().await;
@@ -132,7 +132,7 @@ async fn whatever_the_peer_says_only_fin_is_a_clean_end() {
     assert!(clean > 20 && reset > 20, "{clean} clean, {reset} reset");
 }
 
-/// A frame's bytes, and whether it ends the connection: well, by FIN, or badly.
+/// A frame's bytes, and whether it ends the connection: `Ok` by FIN, `Err` in any other way.
 fn something(dice: &mut Dice) -> (Vec<u8>, Option<Result<(), ()>>) {
     match dice.below(12) {
         0..7 => {
@@ -252,8 +252,8 @@ async fn the_reason_of_a_refusal_survives_early_data() {
     }
 }
 
-/// The server judges our certificate while early data is already on the way to it; closing on
-/// unread data makes its kernel send a reset. The reason must arrive all the same, every time.
+/// The server judges our certificate while early data is already on its way to it. Its close on
+/// unread data makes its kernel send a reset. The reason must arrive every time nevertheless.
 #[tokio::test]
 async fn the_reason_of_a_refused_certificate_survives_early_data() {
     let mesh = Mesh::new().await;

@@ -1,4 +1,4 @@
-//! The relay between two plain sockets: the same ends.
+//! The relay between two plain sockets ends in the same ways.
 
 use std::io::ErrorKind;
 
@@ -85,7 +85,8 @@ async fn a_stop_or_a_drop_resets_both() {
     }
 }
 
-/// The end of a relay whose client says this, in pieces, after the server has spoken; and what the server has read.
+/// The end of a relay whose client sends these pieces after the server has spoken, and what the
+/// server has read.
 async fn held(pieces: Vec<&'static [u8]>) -> (End, std::io::Result<Vec<u8>>) {
     let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
     let relay = async move {
@@ -117,7 +118,8 @@ async fn held(pieces: Vec<&'static [u8]>) -> (End, std::io::Result<Vec<u8>>) {
 
 #[tokio::test]
 async fn what_begins_like_an_agent_is_not_passed_on() {
-    // RFC 8446 §4.1.2: version, random, no session id, one cipher suite, no compression; ALPN (RFC 7301 §3.1).
+    // RFC 8446 §4.1.2: version, random, no session id, one cipher suite, no compression; ALPN (RFC
+    // 7301 §3.1).
     let alpn = [&[0, 16, 0, 13, 0, 11, 10][..], b"nodemesh/1"].concat();
     let head = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 0x01, 1, 0, 0, 17]].concat();
     let hello = [&[22, 3, 1, 0, 64, 1, 0, 0, 60][..], &head, &alpn].concat().leak();

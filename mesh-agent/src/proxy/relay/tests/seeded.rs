@@ -1,5 +1,5 @@
-//! Two hundred connections with random sizes and ends, each compared with the same conversation
-//! over one direct TCP connection: what either application sees must be the same.
+//! Two hundred connections with random sizes and ends. Each is compared with the same conversation
+//! over one direct TCP connection: both applications must see the same.
 
 use std::io::ErrorKind;
 
@@ -51,7 +51,8 @@ fn parts(seed: u64) -> (Part, Part) {
         };
         Part { seed: dice.next(), bytes, end }
     };
-    // Only one waits for the other, and only one resets: else the conversation has no end, or two.
+    // Only one side waits for the other, and only one resets. Otherwise the conversation has no
+    // end, or two.
     let a = part(true, true);
     let b = part(a.end != Ending::HalfCloseAfterPeer, a.end != Ending::ResetWhenRead);
     (a, b)
@@ -102,7 +103,7 @@ async fn play(
         while !rest.is_empty() {
             let size = (1 + dice.below(50_000) as usize).min(rest.len());
             if write.write_all(&rest[..size]).await.is_err() {
-                break; // the reader tells how it ended
+                break; // the reader finds out how it ended
             }
             rest = &rest[size..];
         }
@@ -129,7 +130,7 @@ async fn play(
             () = reading => {}
             write = writing => write.forget(), // dropped, it would send FIN
         }
-        return Seen { bytes: 0, hash: 0, end: Ok(()) }; // what a resetter saw is nobody's concern
+        return Seen { bytes: 0, hash: 0, end: Ok(()) }; // its own view is not compared
     }
     let ((seen, read), write) = tokio::join!(reading, writing);
     drop((read, write));

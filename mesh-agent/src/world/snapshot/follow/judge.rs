@@ -1,4 +1,4 @@
-//! The second half of a step: what may have changed is judged anew, in the order of the full build.
+//! The second half of a step: judges again what may have changed, in the order of the full build.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -79,7 +79,7 @@ impl<'a> Step<'a> {
         self.peers.extend(touched);
     }
 
-    /// Which addresses are nodes' own, and which ranges are those of pods.
+    /// The addresses of nodes, and the ranges of pod addresses.
     pub(super) fn tell_nodes(&mut self) {
         for address in &self.peers {
             let is_node = self.index.facts.is_of_host(*address)
@@ -203,7 +203,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Whether a pod's own node says that it is captured.
+    /// Whether a pod's own node announces it as captured.
     fn is_captured(&self, pod: &PodObject) -> bool {
         pod.node.as_ref().is_some_and(|node| {
             if *node == self.local.name {
@@ -215,7 +215,7 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Who has which address, each settled once, however many claim it.
+/// The owner of each address, settled once, however many pods claim it.
 struct Owners<'s, 'a> {
     step: &'s Step<'a>,
     settled: RefCell<HashMap<IpAddr, Option<&'a PodObject>>>,
@@ -232,7 +232,7 @@ impl<'a> Owners<'_, 'a> {
     }
 }
 
-/// What is announced of addresses, each pod looked at once, however many addresses it has.
+/// The claims to addresses. Each announced pod is looked at once, however many addresses it has.
 struct Claims<'s, 'a> {
     step: &'s Step<'a>,
     known: RefCell<HashMap<&'s AnnouncedKey, Arc<Peer>>>,
@@ -246,7 +246,7 @@ impl<'s> Claims<'s, '_> {
         Known { workloads, by_address, facts, ranges, incumbents, local }
     }
 
-    /// A pod as it is announced, and its place in the announcement; `None` if it is announced no more.
+    /// An announced pod and its place in the announcement; `None` if it is announced no more.
     fn claim(&self, key: &'s AnnouncedKey) -> Option<(usize, Claim<'s>)> {
         let (index, pod) = self.step.index.announced_pod(key)?;
         let mut known = self.known.borrow_mut();

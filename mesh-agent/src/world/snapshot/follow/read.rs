@@ -1,4 +1,4 @@
-//! The first half of a step: what has changed, and what may follow from it.
+//! The first half of a step: finds what has changed, and marks what may follow from it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -129,7 +129,8 @@ impl<'a> Step<'a> {
             let keys = announced.iter().flat_map(|announced| &announced.keys);
             places.extend(keys.map(|(key, index)| (key, is_new, *index)));
         }
-        // Two sorted runs, which sorting merges in one pass: of each key, what it was stands before what it is.
+        // Two sorted runs, which sorting merges in one pass. For each key, the old state stands
+        // before the new one.
         places.sort_by_key(|(key, is_new, _)| (&key.uid, key.nth, *is_new));
         for of_key in places.chunk_by(|(a, ..), (b, ..)| a == b) {
             let place = |wanted: bool| {
@@ -144,7 +145,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// One pod of an announcement, and its place in it, as it was and as it is.
+    /// One pod of an announcement and its place in it, before and after.
     fn read_announced(
         &mut self,
         key: &AnnouncedKey,
@@ -175,7 +176,7 @@ impl<'a> Step<'a> {
         self.announced.insert(key.clone());
     }
 
-    /// Who was there first, of the nodes that announce an address now.
+    /// Settles which node was first, of those that announce an address now.
     pub(super) fn settle_incumbents(&mut self) {
         for (address, before) in std::mem::take(&mut self.claimants) {
             let now = self.index.nodes_that_announce(address);
@@ -193,7 +194,8 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// A node has captured a pod, or has let it go: that may decide about an address that several pods have.
+    /// A node has captured or released a pod: that may decide about an address that several pods
+    /// have.
     fn capture_changed(&mut self, uid: &PodUid, node: &NodeName) {
         let Some(pod) = self.objects.pods.get(uid) else { return };
         if pod.node.as_ref() == Some(node) && has_own_addresses(pod) {
