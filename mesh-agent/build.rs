@@ -1,7 +1,9 @@
-//! Finds the eBPF object that `cargo xtask build-ebpf` made and hands its path to `kernel/`, which embeds it.
+//! Finds the eBPF object that `cargo xtask build-ebpf` made, and copies it to `OUT_DIR`. `kernel/`
+//! embeds the copy.
 //!
-//! `MESH_EBPF_OBJECT` names another one. Without an object the crate still compiles, so that editors, clippy and the pure
-//! tests need no eBPF toolchain; such an agent says at its start what is missing.
+//! `MESH_EBPF_OBJECT` names another object. Without an object the crate still compiles, so that
+//! editors, clippy and the pure tests need no eBPF toolchain. Such an agent says at its start what
+//! is missing.
 use std::{env, fs, path::PathBuf};
 
 fn main() {

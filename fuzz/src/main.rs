@@ -1,4 +1,5 @@
-//! libFuzzer's program, with every fuzz target of mesh-agent in it. `cargo xtask fuzz` builds and runs it.
+//! libFuzzer's program, with every fuzz target of mesh-agent in it. `cargo xtask fuzz` builds and
+//! runs it.
 //!
 //! `MESH_FUZZ_TARGET` names the target; the arguments are libFuzzer's.
 #![no_main]
@@ -8,7 +9,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use mesh_agent::fuzz::{TARGETS, Target, target};
 
-/// The one that was asked for.
+/// The target that `MESH_FUZZ_TARGET` names.
 static CHOSEN: LazyLock<Target> = LazyLock::new(|| {
     let name = std::env::var("MESH_FUZZ_TARGET").unwrap_or_default();
     target(&name).unwrap_or_else(|| {

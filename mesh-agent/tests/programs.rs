@@ -1,4 +1,5 @@
-//! Every program loads and passes the verifier on this kernel. Prints the number of instructions that the verifier walked.
+//! Every program loads and passes the verifier on this kernel. Prints the number of instructions
+//! that the verifier walked.
 use std::{
     fs,
     io::{self, Write as _},
@@ -13,7 +14,7 @@ use mesh_agent::kernel::{Before, Kernel, cleanup};
 use mesh_common::ABI;
 use nix::sched::{CloneFlags, unshare};
 
-/// The limit of the kernel is a million; ours keeps the programs small enough for older verifiers.
+/// The kernel's limit is a million. Ours keeps the programs small enough for older verifiers.
 const MOST_INSTRUCTIONS: u32 = 20_000;
 
 struct PinDir(PathBuf);
@@ -32,7 +33,7 @@ fn every_program_loads_and_verifies() {
     let mut names = Vec::new();
     for program in kernel.programs() {
         let count = program.verified_instructions;
-        // Past libtest's capture: the counts are wanted also when all is well.
+        // Past libtest's capture: the counts are printed also when the test passes.
         writeln!(io::stdout(), "{}: {count:?} instructions verified", program.name).unwrap();
         if let Some(count) = program.verified_instructions {
             assert!(count > 0 && count < MOST_INSTRUCTIONS, "{}: {count}", program.name);
@@ -64,10 +65,10 @@ fn every_program_loads_and_verifies() {
     drop(pins);
 }
 
-/// What a copy of the `sk_lookup` program may take of the kernel's memory, its namespace's cookie included.
+/// How much of the kernel's memory a copy of the `sk_lookup` program may take, in bytes.
 const COPY_BYTES: u32 = 32 * 1024;
 
-/// A network namespace that nobody else has.
+/// A new network namespace, which only this test has.
 fn namespace() -> io::Result<fs::File> {
     let made = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
@@ -104,7 +105,8 @@ fn each_namespace_has_a_copy_of_its_own_that_costs_little() {
     let bytes = sizes[sizes.len() / 2];
     assert!(bytes < COPY_BYTES, "{bytes}");
     writeln!(io::stdout(), "a copy for a namespace: {took:?}, {bytes} bytes").unwrap();
-    // Swapped and not added to, found again, and gone with its namespace or when it is detached.
+    // A second program for a namespace replaces the first. The link is found again. It is gone once
+    // it is detached, or once its namespace is gone.
     let (cookie, netns) = &namespaces[0];
     kernel.attach_pod(netns.as_fd(), *cookie, true).unwrap();
     assert!(kernel.keep_attached(*cookie).unwrap() && kernel.is_attached(*cookie));

@@ -1,8 +1,10 @@
-//! `cgroup/connect4` and `cgroup/connect6`, on the cgroup of the node's pods: whose dials go to the agent.
+//! `cgroup/connect4` and `cgroup/connect6`, on the cgroup of the node's pods: they decide which
+//! dials go to the agent.
 //!
-//! A redirected dial goes to the pod's own address and a magic port, which `sk_lookup` alone leads to the agent's listener;
-//! the original destination stays in the socket's own storage. Attached to an ancestor of the pods' cgroups, these programs
-//! run before a socket load-balancer on the root and so see the service address. Kernel 5.15.
+//! A redirected dial goes to the pod's own address and a magic port. Only `sk_lookup` leads that
+//! port to the agent's listener. The original destination stays in the socket's own storage. These
+//! programs are attached to an ancestor of the pods' cgroups. So they run before a socket
+//! load-balancer on the root, and see the service address. Kernel 5.15.
 
 use aya_ebpf::{
     Global,
@@ -25,14 +27,14 @@ use crate::{
 };
 
 const ALLOW: i32 = 1;
-/// The caller gets EPERM, or what `bpf_set_retval` has said.
+/// The caller gets EPERM, or the error that `bpf_set_retval` has set.
 const DENY: i32 = 0;
-/// `MAX_ERRNO` of include/linux/err.h, all bits set. Newer verifiers (seen in 7.3) want to see that what is given to
-/// `bpf_set_retval` is no larger, and of a number out of a map they know nothing.
+/// `MAX_ERRNO` of include/linux/err.h, all bits set. Newer verifiers (seen in 7.3) require proof
+/// that the argument of `bpf_set_retval` is no larger. Of a number from a map they know nothing.
 const MAX_ERRNO: u32 = 4095;
 
-/// Whether this kernel lets a connect program choose the caller's error (6.1). Set by the agent before it loads the
-/// programs; where it is 0, the verifier never sees the call.
+/// Whether this kernel lets a connect program choose the caller's error (6.1). The agent sets it
+/// before it loads the programs. Where it is 0, the verifier never sees the call.
 #[unsafe(no_mangle)]
 static SET_RETVAL: Global<u8> = Global::new(0);
 
@@ -123,13 +125,15 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
         if slot.is_null() {
             return refuse::<FAMILY>(Verdict::RefusedNoMemory, &view);
         }
-        // SAFETY: just checked; a second connect of one socket finds an older value and overwrites it.
+        // SAFETY: just checked. A second connect of the socket finds the older value and overwrites
+        // it.
         unsafe { *slot = named };
         addr.set_endpoint::<FAMILY>(&own, ports::magic_for(&view.to.addr, view.to.port));
         maps::count(verdict, netns);
         return ALLOW;
     }
-    // A socket may have been redirected by an earlier connect: whatever it is told now must not come from then.
+    // An earlier connect may have redirected the socket; `getpeername` must not show what that one
+    // stored.
     // SAFETY: `sk` was checked for null.
     let _: Result<(), i32> = unsafe { maps::SHOWN_PEER.delete(sk) };
     if verdict.action() == Action::Refuse {
@@ -147,12 +151,14 @@ fn refuse<const FAMILY: u32>(verdict: Verdict, view: &Dial<FAMILY>) -> i32 {
     DENY
 }
 
-/// Chooses what the refused caller is told, where the kernel lets us; else it is told EPERM.
+/// Sets the error of the refused caller, where the kernel allows that. Elsewhere the caller gets
+/// EPERM.
 #[inline(always)]
 pub(crate) fn set_errno(errno: u32) {
     if SET_RETVAL.load() != 0 {
-        // SAFETY: the helper of this number, called only where the kernel offers it. aya's wrapper takes 32 bits, whose sign
-        // LLVM does not carry on into the register: the verifier then sees a large number.
+        // SAFETY: the helper of this number, called only where the kernel offers it. aya's wrapper
+        // takes 32 bits, and LLVM does not extend their sign into the register: the verifier then
+        // sees a large number.
         let set_retval: unsafe extern "C" fn(i64) -> i64 =
             unsafe { core::mem::transmute(BPF_FUNC_set_retval as usize) };
         // SAFETY: no preconditions.

@@ -1,7 +1,7 @@
-//! The kernel's contexts, read and written in one place: which fields are in network order, which are not.
+//! The kernel's contexts, read and written in one place, which knows the byte order of each field.
 //!
-//! Every access is volatile, so that LLVM neither merges nor narrows it: the verifier allows each field one width only
-//! (since the fix for CVE-2025-38591 also where it was lenient before).
+//! Every access is volatile, so that LLVM neither merges nor narrows it. The verifier allows each
+//! field one width only (since the fix for CVE-2025-38591 also where it was lenient before).
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops};
 use mesh_common::addr::{Addr, Endpoint};
@@ -17,7 +17,8 @@ pub(crate) const MPTCP: u32 = 262;
 
 macro_rules! read {
     ($ptr:expr, $($field:tt)+) => {
-        // SAFETY: the context pointer is valid for the program's run, and the field is one the verifier allows here.
+        // SAFETY: the context pointer is valid for the program's run, and the verifier allows the
+        // field here.
         unsafe { core::ptr::read_volatile(&raw const (*$ptr).$($field)+) }
     };
 }
@@ -33,8 +34,9 @@ macro_rules! read4 {
     };
 }
 
-/// The address of a context that serves both families. All words are read whatever the family: behind a branch LLVM merges
-/// the loads into one with a computed offset, which the verifier refuses ("dereference of modified ctx ptr", 6.18).
+/// The address of a context that serves both families. All words are read, for either family.
+/// Behind a branch, LLVM merges the loads into one with a computed offset, and the verifier refuses
+/// that ("dereference of modified ctx ptr", 6.18).
 macro_rules! either_family {
     ($ptr:expr, $v4:ident, $v6:ident) => {{
         let (v4, v6) = (Addr::from_v4_word(read!($ptr, $v4)), read4!($ptr, $v6));
@@ -67,7 +69,8 @@ impl SockAddr {
         protocol == TCP || protocol == MPTCP
     }
 
-    /// Whether the socket is an MPTCP one as the application has it, not the kernel's subflow below it.
+    /// Whether the socket is an MPTCP one as the application has it, not the kernel's subflow below
+    /// it.
     #[inline(always)]
     pub(crate) fn is_mptcp(self) -> bool {
         read!(self.0, protocol) == MPTCP
@@ -85,7 +88,7 @@ impl SockAddr {
         Endpoint::new(addr, port)
     }
 
-    /// Rewrites the address and port. In a hook of IPv4 the address must be one of IPv4.
+    /// Rewrites the address and port. An IPv4 hook takes an IPv4 address only.
     #[inline(always)]
     pub(crate) fn set_endpoint<const FAMILY: u32>(self, addr: &Addr, port: u16) {
         if FAMILY == AF_INET {
@@ -129,7 +132,7 @@ impl SockOps {
         read!(self.0, __bindgen_anon_2.sk)
     }
 
-    /// The callbacks that somebody has asked for, perhaps not us.
+    /// The callbacks that this or another program has asked for.
     #[inline(always)]
     pub(crate) fn cb_flags(self) -> u32 {
         read!(self.0, bpf_sock_ops_cb_flags)
@@ -148,11 +151,12 @@ impl SockOps {
         Endpoint::new(addr, read!(self.0, local_port) as u16) // host order
     }
 
-    /// Its peer's.
+    /// The address and port of its peer.
     #[inline(always)]
     pub(crate) fn remote(self) -> Endpoint {
         let addr = either_family!(self.0, remote_ip4, remote_ip6);
-        Endpoint::new(addr, u32::from_be(read!(self.0, remote_port)) as u16) // network order, 32 bits wide
+        // Network order, 32 bits wide.
+        Endpoint::new(addr, u32::from_be(read!(self.0, remote_port)) as u16)
     }
 }
 
@@ -167,14 +171,14 @@ impl SkLookup {
         read!(self.0, protocol) == TCP
     }
 
-    /// Where the packet came to.
+    /// The address and port that the packet is for.
     #[inline(always)]
     pub(crate) fn local(self) -> Endpoint {
         let addr = either_family!(self.0, local_ip4, local_ip6);
         Endpoint::new(addr, read!(self.0, local_port) as u16) // host order
     }
 
-    /// Where it came from.
+    /// The address and port that it comes from.
     #[inline(always)]
     pub(crate) fn remote(self) -> Endpoint {
         let addr = either_family!(self.0, remote_ip4, remote_ip6);

@@ -1,5 +1,6 @@
-//! `cgroup/getpeername4` and `getpeername6`: the application is told whom it dialled, or who dialled it. Also answers
-//! `accept()` and `SO_PEERNAME`, which ask the same way. Kernel 5.8.
+//! `cgroup/getpeername4` and `getpeername6`: the application sees the destination that it dialled,
+//! or the client that dialled it. `accept()` and `SO_PEERNAME` go through the same hook.
+//! Kernel 5.8.
 
 use aya_ebpf::{
     bindings::{
@@ -38,7 +39,8 @@ fn getpeername<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     }
     let shown =
         if addr.is_mptcp() { of_subflow::<FAMILY>(context) } else { maps::shown(addr.sk()) };
-    // An IPv4 socket can only be told of an IPv4 peer; an IPv6 socket sees an IPv4 peer mapped, which is how it is kept.
+    // An IPv4 socket can show an IPv4 peer only. An IPv6 socket shows an IPv4 peer as IPv4-mapped,
+    // which is how the address is stored.
     if let Some(Named { endpoint: peer, .. }) = shown
         && (FAMILY == AF_INET6 || peer.addr.is_v4())
     {
@@ -47,9 +49,10 @@ fn getpeername<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// An MPTCP socket does not connect itself: the kernel connects another one for it, the subflow, which is the one that
-/// connect4 saw. It has the same addresses and ports, and is found by them. (6.18; `mptcp_connect` calls `pre_connect` of
-/// the subflow.)
+/// The peer to show for an MPTCP socket. Such a socket does not connect itself: the kernel connects
+/// another one for it, the subflow, and connect4 or connect6 saw that one. The subflow has the same
+/// addresses and ports, and is found by them. (6.18; `mptcp_connect` calls `pre_connect` of the
+/// subflow.)
 #[inline(always)]
 fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Named> {
     let addr = SockAddr(context.sock_addr);
@@ -58,19 +61,19 @@ fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Named> {
         return None; // not redirected
     }
     let own = ctx::bound_source::<FAMILY>(addr.sk());
-    // A redirected connection goes from the pod's own address to it.
+    // A redirected connection goes from the pod's own address to the same address.
     let sk = lookup(context, &peer, own.port);
     if sk.is_null() {
         return None;
     }
     let shown = maps::shown(sk);
-    // SAFETY: a reference that the lookup gave us, and that nobody uses any more.
+    // SAFETY: a reference that the lookup gave us, and that is not used any more.
     unsafe { bpf_sk_release(sk.cast()) };
     shown
 }
 
-/// The socket of this namespace whose peer is `remote` and whose own address is the same, with another port. The caller
-/// must release it.
+/// The socket of this namespace that is connected to `remote` from the same address and `own_port`.
+/// The caller must release it.
 #[inline(always)]
 fn lookup(context: &SockAddrContext, remote: &Endpoint, own_port: u16) -> *mut bpf_sock {
     // SAFETY: integers only.

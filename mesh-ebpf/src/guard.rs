@@ -1,9 +1,11 @@
-//! What keeps a pod from talking before the agent has taken it in: `connect4`, `connect6` and `cgroup_skb/ingress` of their
-//! own on the cgroup of a held pod, and one on the cgroup of all pods where the node refuses those that nobody has
-//! classified. A held pod that is enrolled loses its programs again; no other pod is slowed by them. Kernel 5.7.
+//! The guards, which keep a pod from talking before the agent has classified or enrolled it. A
+//! held pod has `connect4`, `connect6` and `cgroup_skb/ingress` programs on its own cgroup. It
+//! loses them when it is enrolled, and no other pod is slowed by them. Where the node refuses
+//! unclassified pods, another `cgroup_skb/ingress` is on the cgroup of all pods. Kernel 5.7.
 //!
-//! Only TCP, which is what the mesh carries, and only its beginnings: a pod may talk to itself, resolve names, and go on with
-//! what it has.
+//! They refuse only TCP, which is what the mesh carries, and only new connections. A pod may talk
+//! to itself, resolve names over UDP, and keep the connections that it has. Over IPv6, packets with
+//! headers that [`arrival`] does not read are dropped, too.
 
 use aya_ebpf::{
     helpers::{
@@ -27,7 +29,7 @@ use crate::{
 };
 
 const ALLOW: i32 = 1;
-/// A connect is refused; a packet is dropped, and its sender sends it again.
+/// A connect is refused. A packet is dropped, and its sender sends it again.
 const DENY: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
@@ -60,7 +62,8 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 pub(crate) fn nm_held_ingress(context: SkBuffContext) -> i32 {
     match arrival(&context) {
         Arrival::Other => ALLOW,
-        // A liveness probe that fails has the pod killed, and what the kubelet sends it would send an enrolled one, too.
+        // A failing liveness probe has the pod killed. The kubelet sends to an enrolled pod what it
+        // sends to a held one.
         Arrival::Connection { client, server } if maps::is_kubelets(client, server) => {
             maps::count(Verdict::InboundKubelet, 0);
             ALLOW
@@ -78,7 +81,8 @@ pub(crate) fn nm_unclassified_ingress(context: SkBuffContext) -> i32 {
     drop_packet(&arrival, Verdict::RefusedUnclassifiedInbound)
 }
 
-/// Whether the current process is in a cgroup that this node refuses because nobody has classified it.
+/// Whether this node refuses the cgroup of the current process, because the agent has not
+/// classified it. The node's own network namespace is never refused.
 #[inline(always)]
 pub(crate) fn is_refused_as_unclassified(netns: u64) -> bool {
     if maps::node(NODE_REFUSE_UNCLASSIFIED) == 0 || netns == maps::node(NODE_OWN_NETNS) {
@@ -88,7 +92,7 @@ pub(crate) fn is_refused_as_unclassified(netns: u64) -> bool {
         // SAFETY: no preconditions.
         let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level.cast_signed()) };
         if cgroup == 0 {
-            return true; // deeper than the process is
+            return true; // the process has no cgroup at this level
         }
         if maps::CLASSIFIED.get_ptr(&cgroup).is_some() {
             return false;
@@ -97,7 +101,7 @@ pub(crate) fn is_refused_as_unclassified(netns: u64) -> bool {
     true
 }
 
-/// Whether the socket that a packet is for belongs to a pod that somebody has classified, or to the node.
+/// Whether the socket that a packet is for belongs to a pod that the agent has classified.
 #[inline(always)]
 fn is_classified(context: &SkBuffContext) -> bool {
     for level in 1..=limits::CGROUP_LEVELS {
@@ -113,13 +117,13 @@ fn is_classified(context: &SkBuffContext) -> bool {
     false
 }
 
-/// What a packet begins.
+/// What a packet is to the guards.
 enum Arrival {
-    /// A connection from elsewhere.
+    /// It begins a connection from another address.
     Connection { client: Endpoint, server: Endpoint },
-    /// Nobody can say: headers that a first fragment or an ordinary stack does not send.
+    /// Unknown: it has headers that a first fragment or an ordinary stack does not send.
     Unknown,
-    /// Nothing that is ours: no TCP, no beginning, or from the pod to itself.
+    /// Not for the guards: not TCP, not the beginning of a connection, or from the pod to itself.
     Other,
 }
 
@@ -160,7 +164,7 @@ fn arrival(context: &SkBuffContext) -> Arrival {
     }
 }
 
-/// The fixed header of IPv6; addresses as the words lie in memory, as everywhere in [`Addr`].
+/// The fixed header of IPv6. The words of addresses are kept as they lie in memory, as in [`Addr`].
 #[repr(C)]
 struct Ipv6 {
     _flow: u32,

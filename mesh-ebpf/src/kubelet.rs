@@ -1,9 +1,10 @@
-//! The kubelet's own connections: probes and lifecycle hooks, which a strict pod takes although they are plaintext. On the
-//! cgroup that the kubelet is in, `connect4` and `connect6` mark the sockets of its processes, and `sockops` notes what each
-//! of them dials, before the SYN leaves. `sk_lookup` finds the note. Kernel 5.15.
+//! The kubelet's own connections: probes and lifecycle hooks, which a strict pod takes although
+//! they are plaintext. These programs are on the cgroup that the kubelet is in. `connect4` and
+//! `connect6` mark the sockets of its processes. `sockops` notes what each of them dials, before
+//! the SYN leaves. `sk_lookup` finds the note. Kernel 5.15.
 //!
-//! An address proves nothing (pods can have the node's), a noted 4-tuple does: whoever else sends from it gets no answer, since
-//! the answer goes to the kubelet's socket.
+//! An address proves nothing, because pods can have the node's. A noted 4-tuple does: another
+//! sender from that 4-tuple gets no answer, since the answer goes to the kubelet's socket.
 
 use aya_ebpf::{
     bindings::{
@@ -39,8 +40,9 @@ pub(crate) fn nm_kubelet_connect6(context: SockAddrContext) -> i32 {
     mark(&context)
 }
 
-/// Marks the socket of a process that is in the kubelet's cgroup itself: where that is above the pods', we see their dials,
-/// too. Here and not in sockops, since only here the kernel tells who dials (6.1). A socket may connect several times.
+/// Marks the socket of a process that is in the kubelet's cgroup itself. Where that cgroup is above
+/// the pods', this program sees the pods' dials, too. The mark is made here and not in sockops,
+/// since only here the kernel tells which process dials (6.1). A socket may connect several times.
 #[inline(always)]
 fn mark(context: &SockAddrContext) -> i32 {
     let addr = SockAddr(context.sock_addr);
@@ -52,7 +54,8 @@ fn mark(context: &SockAddrContext) -> i32 {
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
     if cgroup == maps::node(NODE_KUBELET_CGROUP) {
         let mut mark = 1;
-        // SAFETY: `sk` was checked for null; the storage belongs to the socket. Without memory it is nobody's.
+        // SAFETY: `sk` was checked for null; the storage belongs to the socket. Without memory it
+        // stays unmarked.
         let _: *mut u32 =
             unsafe { maps::KUBELET_SOCKETS.get_or_insert_ptr_mut(context, Some(&mut mark)) };
     } else {
@@ -82,8 +85,9 @@ fn key(ops: SockOps) -> DialKey {
     DialKey { from: ops.local(), to: ops.remote() }
 }
 
-/// Both ports are known, and the SYN is about to leave. The note stays until the socket closes, not only until it is connected:
-/// where the pod answers with a cookie (SYN flood), `sk_lookup` is asked again for what follows.
+/// Both ports are known, and the SYN is about to leave. The note stays until the socket closes, not
+/// only until it is connected. Where the pod answers with a SYN cookie (SYN flood), `sk_lookup`
+/// runs again for what follows.
 #[inline(always)]
 fn dialling(ops: SockOps) {
     if maps::KUBELET_DIALS.insert(&key(ops), &maps::boot_ns(), 0).is_err() {

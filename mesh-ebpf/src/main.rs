@@ -1,8 +1,9 @@
 //! Nodemesh's eBPF programs, one file per hook.
 //!
-//! They decide, per TCP connection, whether it is the mesh's business, and bring it to the agent if so. The decisions are
-//! pure functions in `mesh_common::decide`; here are only the hooks, the maps and the byte orders. Kernel floor: 5.15
-//! (`bpf_get_netns_cookie` in sockops). No CO-RE: only UAPI contexts and helpers.
+//! They decide for each TCP connection whether the mesh carries it, and lead it to the agent if so.
+//! The decisions are pure functions in `mesh_common::decide`. Here are only the hooks, the maps and
+//! the byte orders. Kernel floor: 5.15 (`bpf_get_netns_cookie` in sockops). No CO-RE: only UAPI
+//! contexts and helpers.
 #![no_std]
 #![no_main]
 #![expect(
@@ -29,11 +30,12 @@ mod sockops;
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // Nothing in the programs can panic; the verifier would refuse a loop here if it were reachable.
+    // The programs cannot panic: if this loop were reachable, the verifier would refuse it.
     loop {}
 }
 
-/// The kernel offers `bpf_sk_storage_get` and others to GPL programs only, and has no word for "Apache-2.0 or GPL-2.0".
+/// The kernel offers `bpf_sk_storage_get` and other helpers to GPL programs only. It has no word
+/// for "Apache-2.0 or GPL-2.0".
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 4] = *b"GPL\0";

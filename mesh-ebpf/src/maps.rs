@@ -1,4 +1,5 @@
-//! The maps. Their names are what the agent knows them by; who may write which stands in ARCHITECTURE.md.
+//! The maps. The agent finds them by their names. ARCHITECTURE.md, "Every map", says what writes
+//! and reads each of them.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -21,23 +22,23 @@ use mesh_common::{
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
-/// Cgroup ids of the agent: what it dials is passed.
+/// Cgroup ids of the agent, whose dials pass.
 #[btf_map]
 pub(crate) static AGENT_CGROUPS: HashMap<u64, u32, 4> = HashMap::new();
 
-/// What the agent tells about the node, by `NODE_*`.
+/// What the agent tells the programs about the node, by `NODE_*` index.
 #[btf_map]
 static NODE: Array<u64, { limits::NODE }> = Array::new();
 
-/// Cgroup ids of pods of which the agent knows whether they are in the mesh.
+/// Cgroup ids of the classified pods: the agent knows whether they are in the mesh.
 #[btf_map]
 pub(crate) static CLASSIFIED: HashMap<u64, u32, { limits::LOCAL_PODS * 2 }> = HashMap::new();
 
-/// Namespace cookie → the pod whose connects are decided about.
+/// Namespace cookie → the enrolled pod. The connect programs decide about its dials.
 #[btf_map]
 pub(crate) static ENROLLED: HashMap<u64, EnrolledPod, { limits::LOCAL_PODS }> = HashMap::new();
 
-/// Pod address → the pod of this node whose arrivals are decided about.
+/// Pod address → the pod of this node. The `sk_lookup` programs decide about its arrivals.
 #[btf_map]
 pub(crate) static LOCAL: HashMap<Addr, LocalPod, { limits::LOCAL_PODS * 2 }> = HashMap::new();
 
@@ -54,8 +55,9 @@ static POD_CIDRS: LpmTrie<Addr, u32, { limits::POD_CIDRS }> = LpmTrie::new();
 #[btf_map]
 pub(crate) static PORTS: HashMap<Endpoint, u32, { limits::PORTS }, NO_PREALLOC> = HashMap::new();
 
-/// Cookie of the network namespace that a copy of the `sk_lookup` programs is for. Each copy has a map of its own here; 0, which
-/// is no namespace, for the copies that are loaded only to be looked at.
+/// Cookie of the network namespace that a copy of the `sk_lookup` programs is for. Each copy has
+/// its own map in the place of this one. The copies that are loaded only to be looked at have 0,
+/// which is no namespace.
 #[btf_map]
 static HERE: Array<u64, 1> = Array::new();
 
@@ -63,25 +65,29 @@ static HERE: Array<u64, 1> = Array::new();
 #[btf_map]
 pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 4 }> = SockHash::new();
 
-/// What a socket's owner is told by `getpeername`: the original destination of a redirected socket, the real client of an
-/// accepted one. In the socket itself, because an LRU forgets (after 80,000 other connects one forgot a live socket).
+/// The peer that `getpeername` shows for a socket: the original destination of a redirected socket,
+/// the real client of an accepted one. It is stored in the socket itself, because an LRU map
+/// forgets: after 80,000 other connects, one forgot a live socket.
 #[btf_map]
 pub(crate) static SHOWN_PEER: SkStorage<Named> = SkStorage::new();
 
-/// Redirected connection, as the dialling socket sees it → original destination. Looked up and deleted by the agent.
+/// Redirected connection, as the dialling socket sees it → original destination. The agent looks
+/// the entry up and deletes it.
 #[btf_map]
 static PENDING: HashMap<FlowKey, Pending, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
-/// What each enrolled namespace has of what all have together. The agent makes the entry; [`ALL_PODS`] sums up.
+/// How much each enrolled namespace has of what all namespaces share. The agent makes the entry.
+/// The entry of [`ALL_PODS`] is the sum.
 #[btf_map]
 static SHARES: HashMap<u64, Share, { limits::LOCAL_PODS + 1 }> = HashMap::new();
 
-/// Agent's leg to an application, as the agent's socket sees it → real client. Written by the agent before it connects,
-/// moved into the accepted socket's storage by sockops.
+/// Agent's leg to an application, as the agent's socket sees it → real client. The agent writes the
+/// entry before it connects; sockops moves it into the accepted socket's storage.
 #[btf_map]
 pub(crate) static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
-/// Destination that a pod could not reach a moment ago → until when, and what to say. Written by the agent.
+/// Destination that a pod could not reach a moment ago → the error for further dials, and until
+/// when. The agent writes it.
 #[btf_map]
 pub(crate) static FAILED: HashMap<FailedKey, Failed, { limits::FAILED }, NO_PREALLOC> =
     HashMap::new();
@@ -90,7 +96,8 @@ pub(crate) static FAILED: HashMap<FailedKey, Failed, { limits::FAILED }, NO_PREA
 #[btf_map]
 pub(crate) static KUBELET_SOCKETS: SkStorage<u32> = SkStorage::new();
 
-/// What the kubelet dials → when, `CLOCK_BOOTTIME` in nanoseconds. Not an LRU, which forgets: when it is full, strict refuses.
+/// What the kubelet dials → when, `CLOCK_BOOTTIME` in nanoseconds. Not an LRU map, since that
+/// forgets. While the map is full, strict pods refuse the kubelet's further connections.
 #[btf_map]
 pub(crate) static KUBELET_DIALS: HashMap<DialKey, u64, { limits::KUBELET_DIALS }, NO_PREALLOC> =
     HashMap::new();
@@ -108,7 +115,7 @@ static POD_VERDICTS: PerCpuHashMap<u64, VerdictCounts, { limits::LOCAL_PODS }> =
 #[btf_map]
 static EVENTS: RingBuf<RefusalEvent, { limits::EVENTS_BYTES }> = RingBuf::new();
 
-/// Refusals whose event found the ring full, or the pod's share of it (index 0).
+/// Refusals that were not reported, because the ring or the pod's share of it was full (index 0).
 #[btf_map]
 static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -116,7 +123,8 @@ static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[inline(always)]
 pub(crate) fn node(index: u32) -> u64 {
     match NODE.get_ptr(index) {
-        // SAFETY: a pointer into the array. The agent writes while we read: the word is read once and whole.
+        // SAFETY: a pointer into the array. The agent may write meanwhile, so the word is read once
+        // and whole.
         Some(slot) => unsafe { slot.read_volatile() },
         None => 0,
     }
@@ -126,7 +134,8 @@ pub(crate) fn node(index: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn here() -> u64 {
     match HERE.get_ptr(0) {
-        // SAFETY: a pointer into the array, which nobody writes once programs use it.
+        // SAFETY: a pointer into the array. The agent does not write it any more once programs use
+        // it.
         Some(slot) => unsafe { slot.read_volatile() },
         None => 0,
     }
@@ -139,13 +148,14 @@ pub(crate) fn boot_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// Whether an address is in one of the nodes' ranges of pod addresses; always, if none is known.
+/// Whether an address is in one of the nodes' ranges of pod addresses; always true if no range is
+/// known.
 #[inline(always)]
 pub(crate) fn is_in_pod_cidr(addr: &Addr) -> bool {
     POD_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
 }
 
-/// Counts a verdict, for the node and (if `netns` is enrolled) for the pod.
+/// Counts a verdict for the node, and for the pod if `netns` is enrolled.
 #[inline(always)]
 pub(crate) fn count(verdict: Verdict, netns: u64) {
     let number = verdict as u32;
@@ -157,7 +167,8 @@ pub(crate) fn count(verdict: Verdict, netns: u64) {
         return;
     }
     if let Some(counts) = POD_VERDICTS.get_ptr_mut(&netns) {
-        // SAFETY: as above; `number` is below the array's length for every verdict (asserted in mesh-common).
+        // SAFETY: as above; `number` is below the array's length for every verdict (asserted in
+        // mesh-common).
         unsafe {
             let slot = counts.cast::<u64>().add(number as usize & (VERDICT_SLOTS - 1));
             *slot += 1;
@@ -165,20 +176,21 @@ pub(crate) fn count(verdict: Verdict, netns: u64) {
     }
 }
 
-/// What a socket's owner is to be told, if the socket is redirected or a leg's.
+/// The peer to show for a socket, if the socket is redirected or the application's end of a leg.
 #[inline(always)]
 pub(crate) fn shown(sk: *mut bpf_sock) -> Option<Named> {
     // SAFETY: storage of a socket that the caller holds, checked for null.
     stored(sk, core::ptr::null_mut(), 0).map(|shown| unsafe { *shown })
 }
 
-/// Has a socket's owner be told this, unless it is to be told something already.
+/// Sets the peer to show for a socket, unless it has one already.
 #[inline(always)]
 pub(crate) fn show(sk: *mut bpf_sock, mut named: Named) {
     let _: Option<*mut Named> = stored(sk, &raw mut named, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
 }
 
-/// A socket's storage. `bpf_sk_storage_get` itself: aya's wrapper takes a `SockAddrContext` only.
+/// A socket's storage. It calls `bpf_sk_storage_get` itself, because aya's wrapper takes a
+/// `SockAddrContext` only.
 #[inline(always)]
 fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named> {
     if sk.is_null() {
@@ -197,11 +209,12 @@ pub(crate) fn is_kubelet_socket(sk: *mut bpf_sock) -> bool {
         return false;
     }
     let map = (&raw const KUBELET_SOCKETS).cast_mut().cast();
-    // SAFETY: the map is a socket storage, the socket was checked for null, and nothing is made without the flag.
+    // SAFETY: the map is a socket storage, the socket was checked for null, and nothing is made
+    // without the flag.
     !unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0) }.is_null()
 }
 
-/// Whether a packet is of a connection that this node's kubelet has dialled lately.
+/// Whether a packet belongs to a connection that this node's kubelet has dialled lately.
 #[inline(always)]
 pub(crate) fn is_kubelets(from: Endpoint, to: Endpoint) -> bool {
     // SAFETY: the value is copied at once.
@@ -209,11 +222,12 @@ pub(crate) fn is_kubelets(from: Endpoint, to: Endpoint) -> bool {
     noted.is_some_and(|noted| decide::is_fresh(noted, boot_ns()))
 }
 
-/// Adds to a word that programs on several CPUs count in, in one instruction: BPF has it since its beginnings, but only without
-/// a result, which is why `core` has no atomic addition for this target.
+/// Adds to a word in which programs on several CPUs count, in one instruction. BPF has that
+/// instruction since its beginnings, but only without a result. So `core` has no atomic addition
+/// for this target.
 ///
 /// # Safety
-/// `word` is one of a map's value.
+/// `word` is a word of a map's value.
 #[inline(always)]
 unsafe fn add(word: *mut u64, number: u64) {
     #[cfg(target_arch = "bpf")]
@@ -225,7 +239,8 @@ unsafe fn add(word: *mut u64, number: u64) {
     let _: (*mut u64, u64) = (word, number);
 }
 
-/// Whether a pod may have one more dial. One whose share nobody has made yet has no listener, and is refused there.
+/// Whether a pod may have one more dial. True without an entry in [`SHARES`]: a pod that the agent
+/// has not given one yet has no listener either, and `sk_lookup` refuses it.
 #[inline(always)]
 pub(crate) fn has_room(netns: u64) -> bool {
     match (SHARES.get_ptr(&netns), SHARES.get_ptr(&ALL_PODS)) {
@@ -244,11 +259,12 @@ fn have_room(own: *const Share, all: *const Share) -> bool {
     decide::has_room(own, all)
 }
 
-/// Notes what a redirected socket dials, for the agent to fetch. `false` if there is no room: a pod that was just allowed to dial
-/// may find none, since many can ask at once, and a dial can be begun long after `connect` (`TCP_FASTOPEN_CONNECT`).
+/// Notes what a redirected socket dials, for the agent to fetch. `false` if there is no room. A pod
+/// that was just allowed to dial may find none: many sockets can ask at once, and a dial can begin
+/// long after `connect` (`TCP_FASTOPEN_CONNECT`).
 #[inline(always)]
 pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
-    forget_dial(flow); // an earlier one, of whose end nobody has told us
+    forget_dial(flow); // an earlier dial, if its end was not reported
     let Some(share_since_ns) = take(flow.netns) else {
         return false;
     };
@@ -259,7 +275,8 @@ pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
     is_noted
 }
 
-/// Forgets a dial that the agent has not fetched. Whichever of the two takes the entry out gives its place back: nobody else does.
+/// Forgets a dial that the agent has not fetched. The agent may fetch it at the same time. The side
+/// that takes the entry out gives its place back, and only that side.
 #[inline(always)]
 pub(crate) fn forget_dial(flow: &FlowKey) {
     // SAFETY: the value is copied at once.
@@ -271,7 +288,8 @@ pub(crate) fn forget_dial(flow: &FlowKey) {
     }
 }
 
-/// Takes a place from a pod's share, and says by what [`give_back`] knows it.
+/// Takes a place from a pod's share, for a dial. Returns the share's `since_ns`, which
+/// [`give_back`] needs, or `None` if there is no room.
 #[inline(always)]
 fn take(netns: u64) -> Option<u64> {
     let (own, all) = (SHARES.get_ptr_mut(&netns)?, SHARES.get_ptr_mut(&ALL_PODS)?);
@@ -286,7 +304,7 @@ fn take(netns: u64) -> Option<u64> {
     }
 }
 
-/// Gives back what [`take`] has taken, unless it has been forgotten since.
+/// Gives back a place that [`take`] took, unless the count has begun anew since.
 #[inline(always)]
 pub(crate) fn give_back(netns: u64, since_ns: u64) {
     // SAFETY: as in `take`.
@@ -304,14 +322,16 @@ pub(crate) fn give_back(netns: u64, since_ns: u64) {
     }
 }
 
-/// Whether a refusal is reported: while the ring is half full, only the first ones of each pod in a second.
+/// Whether a refusal is reported: while the ring is half full, only the first ones of each pod in a
+/// second.
 #[inline(always)]
 fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
     let Some(share) = SHARES.get_ptr_mut(&netns).or_else(|| SHARES.get_ptr_mut(&ALL_PODS)) else {
         return true;
     };
     let window = decide::report_window(boot_ns);
-    // SAFETY: a pointer into the map, valid for the program's run. Counts that are lost between CPUs do not matter here.
+    // SAFETY: a pointer into the map, valid for the program's run. Counts that are lost between
+    // CPUs do not matter here.
     let reports = unsafe {
         if (*share).window != window {
             (*share).window = window;
@@ -326,7 +346,8 @@ fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
     waiting < limits::EVENTS_BYTES as u64 / 2 || reports <= limits::REPORTS_WHEN_CROWDED
 }
 
-/// Reports a refusal to the agent; counts the loss if the ring is full, or if the pod has its share of it.
+/// Reports a refusal to the agent. Counts the loss if the ring is full, or if the pod has its share
+/// of it.
 #[inline(always)]
 pub(crate) fn report(verdict: Verdict, netns: u64, client: Endpoint, server: Endpoint) {
     let boot_ns = boot_ns();

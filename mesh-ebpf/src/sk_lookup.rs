@@ -1,9 +1,12 @@
-//! `sk_lookup`, on each pod's network namespace: which listener an arriving connection finds. The pod's own dials find the
-//! outbound listener, peers' agents the inbound one; plaintext reaches the application only if the pod is permissive.
-//! Runs again for a retransmitted SYN. Kernel 5.9.
+//! `sk_lookup`, on each pod's network namespace: it decides which listener an arriving connection
+//! finds. The pod's own dials find the outbound listener, peers' agents the inbound one. Plaintext
+//! reaches the application of a permissive pod. It reaches that of a strict pod only from the
+//! kubelet, from the pod itself, and on ports that an annotation opens. Runs again for a
+//! retransmitted SYN. Kernel 5.9.
 //!
-//! Anybody in a namespace can have the kernel ask these programs, with addresses of any choice and without a packet (`sock_diag`,
-//! nft): so each namespace has a copy of its own, which answers for its pod and nobody else.
+//! Every process in a namespace can have the kernel run these programs, with addresses of any
+//! choice and without a packet (`sock_diag`, nft). So each namespace has a copy of its own, which
+//! answers for its pod only.
 
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
@@ -61,13 +64,14 @@ impl decide::Arrival for Arrival {
     }
 }
 
-/// For a pod that also takes plaintext.
+/// For a permissive pod: leaves alone what arrives at addresses that are not in `LOCAL`.
 #[sk_lookup]
 pub(crate) fn nm_lookup(context: SkLookupContext) -> u32 {
     sk_lookup::<false>(&context)
 }
 
-/// For a pod that takes nothing but mutual TLS, on any of its addresses.
+/// For a strict pod: refuses what arrives at addresses that are not in `LOCAL`, unless it comes
+/// from the same address.
 #[sk_lookup]
 pub(crate) fn nm_lookup_strict(context: SkLookupContext) -> u32 {
     sk_lookup::<true>(&context)
@@ -97,8 +101,8 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     PASS
 }
 
-/// Gives the packet to the agent's listener. Without one, or while the agent is silent, it is refused in every mode: it can
-/// only be TLS.
+/// Gives the packet to the agent's listener. Without a listener, or while the agent is silent, the
+/// packet is refused in every mode, because only the agent can handle it.
 #[inline(always)]
 fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: u32) -> Verdict {
     if decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns()) {

@@ -1,5 +1,6 @@
-//! `sockops`, on the cgroup of the node's pods: hands the original destination of a redirected socket to the agent once
-//! its source port is known, and the real client's address to the application's accepted socket. Kernel 5.15.
+//! `sockops`, on the cgroup of the node's pods. It hands the original destination of a redirected
+//! socket to the agent, once the source port is known. It hands the real client's address to the
+//! application's accepted socket. Kernel 5.15.
 
 use aya_ebpf::{
     bindings::{
@@ -43,8 +44,8 @@ fn key(ops: SockOps) -> FlowKey {
     }
 }
 
-/// The SYN is about to leave and both ports are known. A redirected socket leaves word for the agent; no accept can come
-/// before it.
+/// The SYN is about to leave, and both ports are known. For a redirected socket, the original
+/// destination is noted for the agent. The agent cannot accept the connection before that.
 #[inline(always)]
 fn dialling(ops: SockOps) {
     if !ports::is_magic(ops.remote().port) {
@@ -57,12 +58,14 @@ fn dialling(ops: SockOps) {
     if flow.local != flow.remote {
         return;
     }
-    // A failure is a miss, and a miss is a reset.
+    // If it is not noted, the agent does not find it, and resets the connection.
     if !maps::note_dial(&flow, named) {
         maps::count(Verdict::RefusedPendingShare, flow.netns);
         maps::report(Verdict::RefusedPendingShare, flow.netns, ops.local(), named.endpoint);
     }
-    // SAFETY: the context is the running program's own. Asks for `changed`, so that an entry that the agent has not fetched does not stay.
+    // This asks for calls of `changed`, so that an entry that the agent has not fetched does not
+    // stay.
+    // SAFETY: the context is the running program's own.
     unsafe {
         bpf_sock_ops_cb_flags_set(
             ops.0,
@@ -71,8 +74,8 @@ fn dialling(ops: SockOps) {
     };
 }
 
-/// An application has a new connection. If it is the agent's leg, its socket learns who the client really is, before
-/// `accept()` can return it (the kernel still holds the socket's lock).
+/// An application has a new connection. If it is the agent's leg, its socket gets the real client,
+/// before `accept()` can return it: the kernel still holds the socket's lock.
 #[inline(always)]
 fn accepted(ops: SockOps) {
     let mut flow = key(ops);
@@ -89,7 +92,8 @@ fn accepted(ops: SockOps) {
     let _: Result<(), i32> = maps::LEGS.remove(&flow);
 }
 
-/// A redirected socket is in another state. If it is gone, nobody will fetch what it dialled.
+/// A redirected socket is in another state. Once it is closed, the agent will not fetch its entry
+/// any more.
 #[inline(always)]
 fn changed(ops: SockOps) {
     if ops.second_arg() == BPF_TCP_CLOSE && ports::is_magic(ops.remote().port) {

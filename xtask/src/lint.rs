@@ -1,9 +1,10 @@
-//! `cargo xtask lint`: format, clippy for the host, clippy for the kernel.
+//! `cargo xtask lint`: format, long lines, clippy for the host, clippy for the kernel.
 
 use anyhow::{Context as _, Result};
 
 use crate::args::{Args, Command};
 use crate::build_ebpf;
+use crate::columns;
 use crate::gates::Gates;
 use crate::needs::Purpose;
 use crate::process;
@@ -30,6 +31,7 @@ pub(crate) const COMMAND: Command = Command {
 /// Every check of sources that runs nothing of them.
 pub(crate) fn all(workspace: &Workspace, gates: &mut Gates) {
     gates.run("format", || format(workspace));
+    gates.run("long lines", || columns::check(workspace));
     gates.run("clippy for the host", || host(workspace));
     gates.run("clippy for eBPF", || ebpf(workspace));
 }

@@ -6,6 +6,7 @@ mod build;
 mod build_ebpf;
 mod cargo_tools;
 mod cluster;
+mod columns;
 mod demo;
 mod fuzz;
 mod gates;

@@ -66,8 +66,8 @@ pub(super) struct Init {
     force: bool,
 }
 
-/// Keep a CA in a Secret of this pod's namespace; runs once in a cluster, until it is told to stop. It is made if it is not
-/// there and no agent uses the one that was
+/// Keep a CA in a Secret of this pod's namespace; runs once in a cluster, until it is told to stop.
+/// It is made if it is not there and no agent uses the one that was
 #[derive(Debug, Args)]
 pub(super) struct Keep {
     /// The Secret, which holds the files of a CA directory

@@ -12,7 +12,8 @@ use crate::daemon;
 pub(super) struct Cleanup {
     #[command(flatten)]
     asked: Asked,
-    /// Where programs and maps are pinned; without it, the agent's own note in the runtime directory says, or else /sys/fs/bpf/nodemesh
+    /// Where programs and maps are pinned; without it, the agent's own note in the runtime
+    /// directory says, or else /sys/fs/bpf/nodemesh
     #[arg(long, value_name = "DIR")]
     pin_dir: Option<PathBuf>,
     /// How to print

@@ -28,8 +28,8 @@ pub(super) struct Flows {
     /// Go on with each connection as it ends
     #[arg(short, long)]
     follow: bool,
-    /// End after so many seconds. Without it, as long as somebody reads; an hour, if nothing would tell that (`kubectl exec`
-    /// without -i)
+    /// End after so many seconds. Without it, as long as somebody reads; an hour, if nothing would
+    /// tell that (`kubectl exec` without -i)
     #[arg(long, requires = "follow", value_name = "SECONDS")]
     for_seconds: Option<u64>,
     /// How to print

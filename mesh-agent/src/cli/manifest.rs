@@ -8,17 +8,20 @@ use crate::{
     manifest::{IMAGE, Image, Manifest, PullPolicy},
 };
 
-/// Print everything that a cluster needs, for `kubectl apply -f -`; with other values than those of daemonset.yaml
+/// Print everything that a cluster needs, for `kubectl apply -f -`; with other values than those of
+/// daemonset.yaml
 #[derive(Debug, Args)]
 pub(super) struct Print {
     /// The agents' image
     #[arg(long, default_value = IMAGE, value_name = "NAME")]
     image: Image,
-    /// Whether nodes may fetch the image. By default they may (`IfNotPresent`) if its name begins with a registry of yours
-    /// (REGISTRY/…, with a dot or a port), and else it has to be loaded on each node (`Never`)
+    /// Whether nodes may fetch the image. By default they may (`IfNotPresent`) if its name begins
+    /// with a registry of yours (REGISTRY/…, with a dot or a port), and else it has to be loaded on
+    /// each node (`Never`)
     #[arg(long, value_name = "POLICY", ignore_case = true)]
     pull_policy: Option<Pull>,
-    /// The trust domain of all identities. The first apply settles it: agents that are given another one later do not start
+    /// The trust domain of all identities. The first apply settles it: agents that are given
+    /// another one later do not start
     #[arg(long, default_value = "cluster.local", value_parser = super::trust_domain, value_name = "NAME")]
     trust_domain: TrustDomain,
 }

@@ -36,7 +36,8 @@ const RUNTIME_DIR: &str = "/run/nodemesh";
 /// Where programs and maps are pinned.
 const PIN_DIR: &str = "/sys/fs/bpf/nodemesh";
 
-/// Nodemesh's node agent: mutual TLS between pods without sidecars, and the tools to see what it does.
+/// Nodemesh's node agent: mutual TLS between pods without sidecars, and the tools to see what it
+/// does.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, max_term_width = 100)]
 struct Arguments {

@@ -8,7 +8,8 @@ use clap::Args;
 use super::{Asked, print_line};
 use crate::admin::KnowledgeSource;
 
-/// Say whether this container's agent is in charge of its node and knows the world, from the API server or from what an earlier agent wrote down; 0 if so, for a readiness probe.
+/// Say whether this container's agent is in charge of its node and knows the world, from the API
+/// server or from what an earlier agent wrote down; 0 if so, for a readiness probe.
 #[derive(Debug, Args)]
 pub(super) struct Ready {
     #[command(flatten)]

@@ -9,7 +9,11 @@ use crate::{
     enrol::{ResetConnection, ResetReport},
 };
 
-/// End a pod's connections from before it was in the mesh, or strict. They go on in plaintext as they are, since a label counts for new connections only; client and server read a reset, and what they dial then goes through the mesh. Connections that the mesh carries, those on excluded ports and the kubelet's are left alone. Ask the agent of the pod's own node. 0: none is left; 1: some could not be ended.
+/// End a pod's connections from before it was in the mesh, or strict. They go on in plaintext as
+/// they are, since a label counts for new connections only; client and server read a reset, and
+/// what they dial then goes through the mesh. Connections that the mesh carries, those on excluded
+/// ports and the kubelet's are left alone. Ask the agent of the pod's own node. 0: none is left; 1:
+/// some could not be ended.
 #[derive(Debug, Args)]
 pub(super) struct Reset {
     #[command(flatten)]

@@ -6,7 +6,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::log;
 use crate::{manifest::AGENT, source::api_server, start_taint};
 
-/// Take the taint nodemesh.dev/not-ready off nodes whose agent is ready; runs once in a cluster, until it is told to stop
+/// Take the taint nodemesh.dev/not-ready off nodes whose agent is ready; runs once in a cluster,
+/// until it is told to stop
 #[derive(Debug, Args)]
 pub(super) struct Untaint {
     /// The `app.kubernetes.io/name` of the agents, which are pods of this one's namespace

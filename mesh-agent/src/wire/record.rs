@@ -1,7 +1,7 @@
 //! The TLS 1.3 record layer: sealing and opening one record, in place (RFC 8446 §5.2 to §5.5).
 //!
-//! A record is `23 3 3 length` and the encrypted `content ‖ type ‖ zeros` with a 16-byte tag. The
-//! keys come from rustls. The nonce is the sequence number xored into the IV, so each number is
+//! A record is `23 3 3 length` and the encrypted `content ‖ type ‖ zeros` with a 16-byte tag.
+//! The keys come from rustls. The nonce is the sequence number xored into the IV, so each number is
 //! used once per key. `tests/plain_rustls.rs` tests it against plain rustls.
 
 use std::ops::Range;

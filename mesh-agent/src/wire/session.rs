@@ -188,8 +188,8 @@ impl Session {
         Ok(())
     }
 
-    /// Changes our key, and with `ask` the peer's as well (RFC 8446 §4.6.3). This happens by itself
-    /// long before a key has protected too much; the function is for tests and operators.
+    /// Changes our key, and with `ask` the peer's as well (RFC 8446 §4.6.3). This happens by
+    /// itself long before a key has protected too much; the function is for tests and operators.
     ///
     /// # Errors
     /// rustls could not derive the next key.

@@ -1,4 +1,5 @@
-//! A large cluster: pods of both families on many nodes, services with their slices, and what the nodes announce.
+//! A large cluster: pods of both families on many nodes, services with their slices, and what the
+//! nodes announce.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -43,7 +44,8 @@ pub(crate) fn objects() -> Objects {
     objects
 }
 
-/// `version` is in a label and in the last byte of the addresses' upper half: another one is another pod's life.
+/// The pod of that index. `version` is in a label and, from bit 20 on, in the addresses: another
+/// version of a pod has other addresses.
 pub(crate) fn pod(index: usize, version: u8) -> PodObject {
     let labels: BTreeMap<_, _> = [
         ("app".to_owned(), format!("app-{}", index / PODS_PER_SERVICE)),
@@ -73,7 +75,7 @@ pub(crate) fn pod(index: usize, version: u8) -> PodObject {
     .unwrap()
 }
 
-/// The same as text, as people write it.
+/// The same as YAML, as people write it, without the label of the version.
 pub(crate) fn pod_yaml(index: usize, version: u8) -> String {
     let [v4, v6] = addresses(index, version);
     format!(
@@ -133,7 +135,7 @@ fn slice(index: usize) -> EndpointSliceObject {
     .unwrap()
 }
 
-/// What all nodes announce; pods of `changed` as in `version`, the others as in 0.
+/// What all nodes announce. Pods of `changed` are as in `version`, the others as in version 0.
 pub(crate) fn announcements(changed: impl Fn(usize) -> bool, version: u8) -> Announcements {
     let announced = |index: usize| AnnouncedPod {
         uid: PodUid::parse(&uid(index)).unwrap(),

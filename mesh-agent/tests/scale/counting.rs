@@ -1,4 +1,5 @@
-//! An allocator that counts: what a build costs in memory, however busy the machine is.
+//! An allocator that counts what a build costs in memory. A busy machine does not change the
+//! figures.
 
 #![expect(unsafe_code, reason = "counting what is allocated takes a GlobalAlloc")]
 
@@ -14,7 +15,8 @@ static ALLOCATED: AtomicU64 = AtomicU64::new(0);
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-// SAFETY: every call is handed to the system's allocator as it came; only numbers are kept beside it.
+// SAFETY: every call is passed unchanged to the system's allocator; only numbers are kept beside
+// it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let bytes = layout.size() as u64;
@@ -42,7 +44,8 @@ pub(crate) fn total() -> u64 {
     ALLOCATED.load(Relaxed)
 }
 
-/// What was allocated while `work` ran, by all threads: bytes in all, and the most beyond those in use before.
+/// What all threads allocated while `work` ran: bytes in all, and at the peak, the bytes beyond
+/// those in use before.
 pub(crate) fn allocated<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
     let (before, all_before) = (live(), ALLOCATED.load(Relaxed));
     PEAK.store(before, Relaxed);

@@ -14,11 +14,11 @@ use super::{alone, tell};
 use crate::cluster::{self, NODES, PODS};
 use crate::counting;
 
-/// Bytes that may be allocated when one file of a thousand, with 100 pods, is read again.
+/// Bytes that may be allocated when one of a thousand files is read again. It has 100 pods.
 const ONE_FILE_BYTES: u64 = 16 * 1024 * 1024;
-/// How long reading all may take. Wide: measured a tenth of it.
+/// How long reading all files may take. A wide bound: measured a tenth of it.
 const READ_TIME: Duration = Duration::from_mins(5);
-/// How long a change may take to be seen: the watch, one file parsed.
+/// How long it may take to see a change: the watch, and one file parsed.
 const SOON: Duration = Duration::from_secs(20);
 
 fn write(dir: &Path, file: usize, version: u8) {
@@ -59,7 +59,8 @@ async fn a_changed_file_costs_that_file() {
     let stop = CancellationToken::new();
     let running = source.run(stop.clone().cancelled_owned());
     let change = async {
-        // Files that are newer than two seconds are read again by each scan: that is not what is measured.
+        // Each scan reads files again that are newer than two seconds, and that is not what is
+        // measured.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let before = counting::total();
         write(dir.path(), 7, 1);

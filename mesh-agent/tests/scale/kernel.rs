@@ -9,8 +9,8 @@ use mesh_agent::kernel::{Before, Kernel, cleanup};
 use super::{CHANGED, Large, alone, tell};
 use crate::cluster::{PODS, SERVICES};
 
-/// How long the change of 10,000 pods may take in the kernel's tables. Wide: measured 0.5 s, and 4 s on two cores with ten
-/// others at work.
+/// How long the change of 10,000 pods may take in the kernel's tables. A wide bound: measured
+/// 0.5 s, and 4 s on two cores with ten other processes at work.
 const CHANGE_TIME: Duration = Duration::from_secs(30);
 
 struct PinDir(PathBuf);
@@ -43,7 +43,8 @@ fn only_what_has_changed_is_written_to_the_kernel() {
     let written = write_world(tables, Some(&first), &changed).unwrap().entries;
     let time = begun.elapsed();
     tell(&format!("{CHANGED} pods changed in the kernel: {written} entries, {time:?}"));
-    // Each had two addresses and has two others. Every tenth service's slice names none but addresses that are gone.
+    // Each pod had two addresses and has two others. The slices of a tenth of the services name
+    // only addresses that are gone.
     assert_eq!(written, 4 * CHANGED + SERVICES / 10);
     assert!(time < CHANGE_TIME);
     assert_eq!(

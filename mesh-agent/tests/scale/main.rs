@@ -1,5 +1,6 @@
-//! A world of 100,000 pods and 10,000 services: what it takes, and what a change of it takes. Prints the figures; fails
-//! where one leaves its bound. Bounds are on counts and bytes; times have wide ones, for machines that are busy.
+//! A world of 100,000 pods and 10,000 services: what it costs, and what a change of it costs.
+//! Prints the figures, and fails if one exceeds its bound. The bounds are on counts and bytes.
+//! Those on times are wide, since a machine may be busy.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
@@ -17,39 +18,43 @@ use mesh_agent::world::{Announcements, Incumbents, LocalNode, Objects, Snapshot,
 
 use self::cluster::{NODES, PODS};
 
-/// Bytes for each pod that objects may take: measured 1,720, with its share of services and slices.
+/// Bytes that the objects may take for each pod: measured 1,720, with its share of services and
+/// slices.
 const OBJECT_BYTES_PER_POD: u64 = 2_600;
-/// Bytes for each pod that the snapshot, and what is needed to follow the world, may take.
+/// Bytes that the snapshot, and what is needed to follow the world, may take for each pod.
 const WORLD_BYTES_PER_POD: u64 = 3_000;
-/// How much more than at rest a full build may take for a moment, per pod.
+/// Bytes for each pod that a full build may take for a moment, beyond what the world takes at rest.
 const PEAK_BYTES_PER_POD: u64 = 3_000;
 /// Pods of the large change: every tenth.
 const CHANGED: usize = PODS / 10;
-/// Bytes that may be allocated for each pod of the large change: it copies most leaves of the maps once.
+/// Bytes that may be allocated for each pod of the large change. The change copies most leaves of
+/// the maps once.
 const CHANGE_BYTES_PER_POD: u64 = 20_000;
 /// Bytes that may be allocated for the change of a single pod, in a world of 100,000.
 const SINGLE_CHANGE_BYTES: u64 = 300_000;
-/// How long the large change may take. Wide: measured 3 s on two cores with ten others at work.
+/// How long the large change may take. A wide bound: measured 3 s on two cores with ten other
+/// processes at work.
 const CHANGE_TIME: Duration = Duration::from_secs(30);
 
-/// One at a time: they count what the whole process allocates.
+/// One test at a time, because each counts what the whole process allocates.
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Past libtest's capture: the figures are wanted also when all is well.
+/// Prints past libtest's capture: the figures are shown also when the test passes.
 pub(crate) fn tell(figure: &str) {
     writeln!(std::io::stdout(), "scale: {figure}").expect("a terminal, or a pipe that is read");
 }
 
-/// Spread over all nodes, as when a deployment is rolled: each announcement changes, and most of it does not.
+/// Whether the large change alters the pod. The changed pods are spread over all nodes, as in
+/// a rolling update: each announcement changes, and most of its pods do not.
 fn is_changed(index: usize) -> bool {
     index / NODES % 10 == 7
 }
 
-/// The large cluster as it is, followed.
+/// The large cluster, and the world that follows it.
 pub(crate) struct Large {
     pub(crate) objects: Arc<Objects>,
     pub(crate) announcements: Arc<Announcements>,
@@ -66,7 +71,8 @@ impl Large {
         Self { objects, announcements, local, world }
     }
 
-    /// Every tenth pod gets other addresses, in its object and in what its node announces.
+    /// Gives a tenth of the pods other addresses, in their objects and in what their nodes
+    /// announce.
     pub(crate) fn change_a_tenth(&mut self, version: u8) {
         let mut objects = Objects::clone(&self.objects);
         for index in (0..PODS).filter(|index| is_changed(*index)) {
@@ -142,7 +148,8 @@ fn a_large_world_fits_and_a_change_of_it_costs_what_has_changed() {
     assert!(change.bytes < SINGLE_CHANGE_BYTES);
 }
 
-/// On a runtime of one thread, where whatever blocks it shows: a reader asks the world every millisecond.
+/// The runtime has one thread, so a call that blocks it would show. A reader asks the world every
+/// millisecond.
 #[tokio::test]
 #[expect(clippy::await_holding_lock, reason = "the other tests wait for this one")]
 async fn readers_do_not_wait_for_a_change_of_the_world() {

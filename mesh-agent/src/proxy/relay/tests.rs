@@ -28,8 +28,8 @@ async fn carry_both(
     )
 }
 
-/// Application – agent ═ agent – application: the two applications' ends, and what happens between
-/// them.
+/// Application – agent ═ agent – application: the two applications' ends, and what happens
+/// between them.
 async fn mesh_pair(
     mesh: &Mesh,
 ) -> (TcpStream, TcpStream, impl Future<Output = (Carried, Carried)> + use<>) {
