@@ -211,8 +211,10 @@ impl Machine {
     pub(super) fn start(&self, name: &str, argv: &[String]) -> Result<()> {
         let note = format!("/run/{name}{NOTE}");
         drop(self.run(["rm", "-f", &note])?);
-        let script =
-            format!("echo $$ > {note}; exec \"$@\" > /var/log/{name}.log 2>&1 < /dev/null");
+        // The note is never there without the number in it: other threads check all programs.
+        let script = format!(
+            "echo $$ > {note}.new; mv {note}.new {note}; exec \"$@\" > /var/log/{name}.log 2>&1 < /dev/null"
+        );
         // Its parent ends at once, so that the init becomes its parent.
         let detached = ["setsid", "--fork", "sh", "-c", &script, "sh"].map(str::to_owned);
         self.run(detached.iter().chain(argv))?;
