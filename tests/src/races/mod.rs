@@ -1,5 +1,5 @@
 //! The three races, under seeded schedules. Pods join and leave, agents are killed and come back,
-//! and every node hears of it after a delay of its own. Meanwhile applications of both kinds dial
+//! and every node learns it after a delay of its own. Meanwhile applications of both kinds dial
 //! each other all the time.
 //!
 //! A *lane* ([`stage`]) is a network with two nodes and some pods that plays one schedule

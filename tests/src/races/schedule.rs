@@ -1,5 +1,5 @@
 //! What a seed says: which pods are in the mesh at the beginning, what happens when, and how late
-//! each node hears of it.
+//! each node learns it.
 
 use std::{
     fmt::{self, Display},

@@ -1,4 +1,4 @@
-//! Two nodes with an agent on each that hears of everything through the courier alone; two strict
+//! Two nodes with an agent on each that learns everything through the courier alone; two strict
 //! pods that stay in the mesh, four that come and go, and a stranger. All pods dial all on the
 //! other node, all the time.
 

@@ -132,8 +132,8 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     cluster.down()
 }
 
-/// A static pod: the only kind of new pod that a kubelet hears of now. Its namespace is strict, but
-/// no agent knows the pod. So it is open, as it would be without a mesh, and its own dials to
+/// A static pod: the only kind of new pod that a kubelet learns of now. Its namespace is strict,
+/// but no agent knows the pod. So it is open, as it would be without a mesh, and its own dials to
 /// strict pods are refused. Returns its address.
 fn a_static_pod_is_neither_enrolled_nor_held(
     cluster: &Cluster,

@@ -283,7 +283,7 @@ impl Talk {
         assert_eq!(Frame::decode(said), Frame::decode(&bytes), "not what was said");
     }
 
-    /// The session ends for the reason that the model says, and the peer hears of it.
+    /// The session ends for the reason that the model says, and the peer is told.
     fn failed(&mut self, error: &SessionError) {
         self.ended = true;
         match self.next_expected() {

@@ -50,7 +50,7 @@ async fn says_to_bytes(mesh: &Mesh, stage: Stage, bytes: &[u8]) -> SessionError 
     in_time("an error", server.next()).await.unwrap_err()
 }
 
-/// The victim's answer to what the attacker has sealed, and what the attacker hears of it.
+/// The victim's answer to what the attacker has sealed, and what the attacker is told.
 async fn exchange(
     mut client: Session,
     mut server: Session,
