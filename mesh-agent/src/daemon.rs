@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::cleanup::{CleanedUp, cleanup};
 pub use self::feeds::World;
 pub use self::settings::{DaemonError, Settings, Unclassified};
+use mesh_wire::identity::{FileCa, Identities, TlsConfigs};
+
 use self::{
     charge::Begun,
     cleanup::Note,
@@ -45,7 +47,6 @@ use crate::{
     flows::FlowStore,
     handover::{Desk, Switched},
     heartbeat,
-    identity::{FileCa, Identities, TlsConfigs},
     kernel::{Before, Kernel, free_from_hold},
     metrics,
     netns::{Factory, Netns},

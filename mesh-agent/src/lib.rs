@@ -2,6 +2,7 @@
 //! can say what happened to each. ARCHITECTURE.md shows the rooms and which may use which.
 
 pub mod admin;
+pub mod ca_secret;
 pub mod cli;
 pub mod client_key;
 pub mod daemon;
@@ -11,7 +12,6 @@ pub mod flows;
 pub mod fuzz;
 pub mod handover;
 pub mod heartbeat;
-pub mod identity;
 pub mod kernel;
 pub mod kubelet;
 pub mod lock;
@@ -27,5 +27,3 @@ pub mod start_taint;
 mod sys;
 pub mod tasks;
 mod watchdog;
-pub mod wire;
-pub mod world;

@@ -19,16 +19,14 @@ use tokio::{
 };
 
 pub(crate) use self::events::CONTROLLER as EVENT_CONTROLLER;
+use mesh_world::{Announcements, NodeName};
+
 use self::{
     collect::{Key, Notice, collect},
     events::Events,
     pace::Pace,
 };
-use crate::{
-    admin::State,
-    source::AnnouncementState,
-    world::{Announcements, NodeName},
-};
+use crate::{admin::State, source::AnnouncementState};
 
 /// How often problems are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -10,6 +10,7 @@ pub mod addr;
 pub mod decide;
 pub mod errno;
 pub mod maps;
+mod net;
 pub mod ports;
 pub mod verdict;
 

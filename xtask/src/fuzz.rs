@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the fuzz targets of mesh-agent under libFuzzer.
+//! `cargo xtask fuzz`: the fuzz targets of all crates under libFuzzer.
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitCode, Stdio};
@@ -92,8 +92,8 @@ pub(crate) fn gate(workspace: Workspace) -> Result<()> {
     Fuzzer::build(workspace)?.all(&targets, SECONDS_IN_TEST, Some(SEED_IN_TEST))
 }
 
-/// A target has its inputs in a directory of its name; a test compares these names with
-/// mesh-agent's own list.
+/// A target has its inputs in a directory of its name. The program refuses a name that no crate has;
+/// each crate's tests refuse a target without inputs.
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     let corpus = workspace.root.join("fuzz/corpus");
     let names = files(&corpus)?

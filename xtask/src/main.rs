@@ -1,6 +1,8 @@
 //! `cargo xtask COMMAND`: arguments in, exit code out. Each command has a file of its own.
 mod apt;
 mod args;
+#[cfg(test)]
+mod arrows;
 mod bench;
 mod build;
 mod build_ebpf;

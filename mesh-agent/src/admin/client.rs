@@ -9,9 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mesh_api::{Request, Response};
 use thiserror::Error;
 
-use super::{Request, Response, socket_path};
+use super::socket_path;
 
 /// How much is read at a time, in bytes.
 const CHUNK: usize = 16 * 1024;

@@ -5,15 +5,10 @@
 
 mod client;
 mod followers;
-mod protocol;
 mod server;
 
 pub use client::{Answers, ClientError};
 pub use followers::Followers;
-pub use protocol::{
-    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, OpenPeer,
-    ProblemFacts, Request, Response, Status,
-};
 pub use server::{ServeError, State, bind, serve};
 
 use std::path::{Path, PathBuf};

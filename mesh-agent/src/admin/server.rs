@@ -14,7 +14,13 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
+use mesh_api::{
+    IdentityFacts, NodeCounters, NotCarried, OpenPeer, PodStatus, ProblemFacts, Request, Response,
+    Status,
+};
 use mesh_common::verdict::Verdict;
+use mesh_wire::identity::Identities;
+use mesh_world::{Peer, Problem, ServicePort};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::{
@@ -24,20 +30,15 @@ use tokio::{
 };
 
 use super::followers::MOST;
-use super::{
-    Followers, IdentityFacts, KnowledgeFacts, NodeCounters, NotCarried, OpenPeer, ProblemFacts,
-    Request, Response, Status, socket_path,
-};
+use super::{Followers, socket_path};
 use crate::{
-    enrol::{Board, PlaintextWatch, PodStatus},
+    enrol::{Board, PlaintextWatch},
     flows::Followed,
     handover::{self, Desk},
-    identity::Identities,
     kernel::Dials,
     proxy::Mesh,
     source::Knowledge,
     tasks::Tasks,
-    world::{Peer, Problem, ServicePort},
 };
 
 /// Longest request.
@@ -109,7 +110,7 @@ impl State {
         // None rather than zeros: falling counters are taken for those of a new kernel.
         let verdicts = tables.verdicts().map(|counts| by_code(&counts, true)).unwrap_or_default();
         let mut problems: Vec<_> = self.problems.load().to_vec();
-        problems.extend(world.problems().iter().map(ProblemFacts::of));
+        problems.extend(world.problems().iter().map(ProblemFacts::from));
         let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
         problems.extend(self.identities.ca_problem().map(ca_problem));
         let out_of_date =
@@ -145,7 +146,7 @@ impl State {
             trust_domain: mesh.trust_domain.as_str().to_owned(),
             anchors: self.identities.anchors().fingerprints(),
             ready: **self.knowledge.load() != Knowledge::Nothing,
-            knowledge: KnowledgeFacts::of(**self.knowledge.load(), Timestamp::now()),
+            knowledge: self.knowledge.load().facts(Timestamp::now()),
             draining: self.draining.load(Ordering::Relaxed),
             remote_peers: world.remote_pods(),
             counters: NodeCounters {
@@ -343,7 +344,7 @@ fn by_code(counts: &[u64], all: bool) -> BTreeMap<String, u64> {
 }
 
 fn identities(identities: &Identities) -> Vec<IdentityFacts> {
-    let facts = |status: crate::identity::IdentityStatus| IdentityFacts {
+    let facts = |status: mesh_wire::identity::IdentityStatus| IdentityFacts {
         id: status.id.to_string(),
         serial: status.certificate.as_ref().map(|identity| identity.serial().to_owned()),
         not_after: status.certificate.as_ref().map(|identity| timestamp(identity.not_after())),

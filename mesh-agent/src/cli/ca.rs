@@ -3,17 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use mesh_wire::identity::{TrustDomain, file_ca};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{log, print_line};
-use crate::{
-    identity::{
-        TrustDomain,
-        file_ca::{self, SecretKeeper},
-    },
-    manifest::AGENT,
-    source::api_server,
-};
+use crate::{ca_secret::SecretKeeper, manifest::AGENT, source::api_server};
 
 /// The certificate authority of file mode.
 #[derive(Debug, Subcommand)]

@@ -14,7 +14,7 @@ const SOURCES: &[&str] = &[
     include_str!("../daemon/keep.rs"),
     include_str!("../daemon/kubelet.rs"),
     include_str!("../enrol/mod.rs"),
-    include_str!("../enrol/shares.rs"),
+    include_str!("../../../mesh-world/src/tables/shares.rs"),
     include_str!("../enrol/status.rs"),
     include_str!("../flows/store.rs"),
     include_str!("../metrics/serve.rs"),
@@ -31,9 +31,9 @@ const SOURCES: &[&str] = &[
     include_str!("../source/kubernetes/away.rs"),
     include_str!("../source/kubernetes/fallback.rs"),
     include_str!("../source/kubernetes/installed.rs"),
-    include_str!("../wire/reason/session.rs"),
-    include_str!("../world/membership.rs"),
-    include_str!("../world/problem.rs"),
+    include_str!("../../../mesh-wire/src/reason/session.rs"),
+    include_str!("../../../mesh-world/src/membership.rs"),
+    include_str!("../../../mesh-world/src/problem.rs"),
 ];
 
 fn is_code(text: &str) -> bool {

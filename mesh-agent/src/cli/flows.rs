@@ -5,17 +5,15 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::bail;
 use clap::Args;
 use jiff::tz::TimeZone;
+use mesh_api::{Direction, FlowRecord, Party, Request, Response, Security, WirePort};
+use mesh_wire::identity::SpiffeId;
 
 use super::{
     Asked, Output, print_line,
     reader::{Reader, Waited, output_takes},
     table,
 };
-use crate::{
-    admin::{Answers, Request, Response},
-    flows::{Direction, FlowRecord, Party, Security, WirePort},
-    identity::SpiffeId,
-};
+use crate::admin::Answers;
 
 /// How long the flows are followed where the end of the reader cannot be noticed.
 const FOLLOWED_UNSEEN: Duration = Duration::from_hours(1);

@@ -1,12 +1,10 @@
 //! `mesh-agent manifest`.
 
 use clap::Args;
+use mesh_wire::identity::TrustDomain;
 
 use super::{Usage, print_line};
-use crate::{
-    identity::TrustDomain,
-    manifest::{IMAGE, Image, Manifest, PullPolicy},
-};
+use crate::manifest::{IMAGE, Image, Manifest, PullPolicy};
 
 /// Print everything that a cluster needs, for `kubectl apply -f -`; with other values than those of
 /// daemonset.yaml

@@ -24,12 +24,11 @@ use std::{
 
 use anyhow::bail;
 use clap::{Parser, Subcommand, ValueEnum};
+use mesh_api::{Request, Response};
+use mesh_wire::identity::{SpiffeIdError, TrustDomain};
+use mesh_world::check_subdomain;
 
-use crate::{
-    admin::{self, Answers, Request, Response},
-    identity::{SpiffeIdError, TrustDomain},
-    world::check_subdomain,
-};
+use crate::admin::Answers;
 
 /// Where the running agent keeps its socket, lock and notes.
 const RUNTIME_DIR: &str = "/run/nodemesh";
@@ -90,7 +89,7 @@ struct Asked {
 
 impl Asked {
     /// How the agent is.
-    fn status(&self) -> anyhow::Result<Box<admin::Status>> {
+    fn status(&self) -> anyhow::Result<Box<mesh_api::Status>> {
         match Answers::to(&Request::Status, &self.runtime_dir)?.receive()? {
             Some(Response::Status(status)) => Ok(status),
             _ => bail!("the agent closed without an answer; it may be stopping"),

@@ -4,9 +4,9 @@ use std::fs;
 
 use anyhow::bail;
 use clap::Args;
+use mesh_api::KnowledgeSource;
 
 use super::{Asked, print_line};
-use crate::admin::KnowledgeSource;
 
 /// Say whether this container's agent is in charge of its node and knows the world, from the API
 /// server or from what an earlier agent wrote down; 0 if so, for a readiness probe.

@@ -2,12 +2,10 @@
 
 use anyhow::bail;
 use clap::Args;
+use mesh_api::{Request, ResetConnection, ResetReport, Response};
 
 use super::{Asked, Output, print_line, table};
-use crate::{
-    admin::{Answers, Request, Response},
-    enrol::{ResetConnection, ResetReport},
-};
+use crate::admin::Answers;
 
 /// End a pod's connections from before it was in the mesh, or strict. They go on in plaintext as
 /// they are, since a label counts for new connections only; client and server read a reset, and

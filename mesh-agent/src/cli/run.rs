@@ -3,13 +3,13 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
+use mesh_wire::identity::TrustDomain;
+use mesh_world::NodeName;
 
 use super::{PIN_DIR, RUNTIME_DIR, log};
 use crate::{
     daemon::{self, Settings, World},
-    identity::TrustDomain,
     metrics,
-    world::NodeName,
 };
 
 const A_DAY_S: u64 = 24 * 60 * 60;

@@ -1,13 +1,9 @@
 //! `mesh-agent status`.
 
 use clap::Args;
+use mesh_api::{KnowledgeSource, Mode, OpenPeer, PodState, PodStatus, PortSet};
 
 use super::{Asked, Output, print_line, table, table::age};
-use crate::{
-    admin::{self, KnowledgeSource, OpenPeer},
-    enrol::{PodState, PodStatus},
-    world::{Mode, PortSet},
-};
 
 /// How many of other nodes' pods with open ports the table names; a longer list is for a program to
 /// read.
@@ -33,7 +29,7 @@ impl Status {
     }
 }
 
-fn print(status: &admin::Status) -> anyhow::Result<()> {
+fn print(status: &mesh_api::Status) -> anyhow::Result<()> {
     let draining = if status.draining { ", draining" } else { "" };
     let anchors = match status.anchors.len() {
         1 => String::new(),

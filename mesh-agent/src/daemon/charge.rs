@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::Ask;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::feeds::Feeds;
 use super::{DaemonError, Settings};
 use crate::admin;
-use crate::handover::{self, Ask, Inherited, Predecessor, TakeOverError};
+use crate::handover::{self, Inherited, Predecessor, TakeOverError};
 use crate::lock::{LockError, NodeLock, PinLock};
 use crate::tasks::Tasks;
 
@@ -74,7 +75,7 @@ pub(super) async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, Dae
             Err(error) => return Err(error.into()),
         }
         let ask = Ask {
-            version: handover::VERSION,
+            version: mesh_api::HANDOVER_VERSION,
             pid: std::process::id(),
             node: settings.node.to_string(),
             pin_dir: settings.pin_dir.clone(),

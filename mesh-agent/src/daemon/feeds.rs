@@ -3,6 +3,7 @@
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::Client;
+use mesh_world::{Announcements, Answers, Memory, NodeName};
 use tokio::sync::watch::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,6 @@ use crate::{
         kube_announcer, listed,
     },
     tasks::Tasks,
-    world::{Announcements, Answers, Memory, NodeName},
 };
 
 /// How long the start waits for the API server. If it is away, the node's connections must not wait

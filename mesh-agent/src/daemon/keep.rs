@@ -5,6 +5,12 @@ use std::{
     borrow::Cow, collections::HashSet, future::pending, ops::ControlFlow, sync::Arc, time::Duration,
 };
 
+use mesh_api::ProblemFacts;
+use mesh_wire::identity::{FileCa, NodeCa};
+use mesh_world::{
+    AnnouncedCa, Announcements, Answers, InForce, Memory, NodeName, Objects, in_force,
+    tables::Excess,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -13,13 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{feeds::Feeds, hooks::Hooks, kubelet::KubeletFollower};
 use crate::{
-    admin::{self, ProblemFacts},
-    enrol::{Enroller, Excess, Filled},
+    admin,
+    enrol::{Enroller, Filled},
     handover::{Switched, Wish},
-    identity::FileCa,
     kernel::KernelError,
     source::{AWAY, AnnouncementState, Knowledge, SourceError, SourceState},
-    world::{Announcements, Answers, InForce, Memory, NodeName, Objects, in_force},
 };
 
 /// How often the namespaces of enrolled pods are looked at, for those that vanished without their
@@ -102,7 +106,7 @@ impl Believed {
             Cow::Owned(some) if some != *self.announcements => self.announcements = Arc::new(some),
             Cow::Owned(_known) => {}
         }
-        self.problems = problems.iter().map(ProblemFacts::of).collect();
+        self.problems = problems.iter().map(ProblemFacts::from).collect();
         self.in_question = in_question;
         self.of = Some((Arc::clone(objects), Arc::clone(announced), answers));
     }
@@ -217,7 +221,10 @@ impl Keeper {
         let own = |node: &NodeName| node.as_str() == self.state.node;
         let others = || {
             let of = announced.iter().filter(|(node, _)| !own(node));
-            of.filter_map(|(node, said)| Some((node, said.ca.as_ref()?)))
+            of.filter_map(|(node, said)| {
+                let AnnouncedCa { issuer, anchors } = said.ca.as_ref()?;
+                Some(NodeCa { node: node.as_str(), issuer, anchors })
+            })
         };
         let identities = &self.state.identities;
         if self.ca.settle(others(), identities.are_renewed()) {

@@ -2,10 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use mesh_api::ProblemFacts;
 use tokio::time::Instant;
 
 use crate::{
-    admin::ProblemFacts,
     kernel::{Kernel, KernelError},
     kubelet::Search,
     preflight::Host,

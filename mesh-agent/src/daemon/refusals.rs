@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::Direction;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::flows::{Direction, Refused};
+use crate::flows::Refused;
 use crate::kernel::{Refusal, Refusals};
 use crate::proxy::Mesh;
 

@@ -4,20 +4,19 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mesh_wire::identity::{TrustDomain, file_ca::CaError};
+use mesh_world::NodeName;
 use thiserror::Error;
 
 use super::World;
 use crate::admin;
 use crate::handover::TakeOverError;
-use crate::identity::TrustDomain;
-use crate::identity::file_ca::CaError;
 use crate::kernel::KernelError;
 use crate::lock::LockError;
 use crate::metrics;
 use crate::netns::NetnsError;
 use crate::preflight::PreflightError;
 use crate::source::OpenError;
-use crate::world::NodeName;
 
 /// What `mesh-agent run` was told.
 #[derive(Clone, Debug)]

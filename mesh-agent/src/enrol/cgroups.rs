@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
+use mesh_world::{NodeName, Objects};
 use tokio::sync::watch;
 
-use crate::{
-    pod_cgroups::PodCgroups,
-    source::SourceState,
-    world::{NodeName, Objects},
-};
+use crate::{pod_cgroups::PodCgroups, source::SourceState};
 
 /// Reads what the tree and the objects say now. A clone reads the same.
 #[derive(Clone, Debug)]
@@ -51,13 +48,11 @@ fn by_object(mut seen: Arc<PodCgroups>, objects: &Objects, node: &NodeName) -> A
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
+    use mesh_world::{PodObject, PodUid};
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        pod_cgroups::PodCgroup,
-        world::{PodObject, PodUid},
-    };
+    use crate::pod_cgroups::PodCgroup;
 
     #[test]
     fn a_static_pods_cgroup_is_found_by_the_uid_of_its_mirror() {

@@ -9,11 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mesh_world::{LocalPod, PodUid};
+
 use super::{Cgroups, EnrolError};
 use crate::{
     netns::{Factory, Netns, is_mounted, own_addresses},
     pod_cgroups::{processes_below, processes_of},
-    world::{LocalPod, PodUid},
 };
 
 /// Namespaces that belong to no pod: the node's and the agent's. A process of a pod that is just

@@ -17,16 +17,17 @@ use std::{
     sync::Arc,
 };
 
+use mesh_api::Mode;
 use mesh_common::{
     addr::{Addr, Endpoint},
     maps::{LOCAL_LEFT, LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE},
 };
+use mesh_world::{Floor, Objects};
 
 use super::tables::is_strict;
 use crate::{
     kernel::Tables,
     source::{Knowledge, SourceState},
-    world::{Floor, Mode, Objects},
 };
 
 /// The floors, and the objects that they were last put into.

@@ -6,16 +6,12 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{
-    shares::Excess,
-    tables::{self, Filled, Unwritten},
+use mesh_world::{
+    Announcements, Cidr, Incumbents, LocalNode, Memory, Objects, Snapshot, World, tables::Excess,
 };
-use crate::{
-    kernel::KernelError,
-    proxy::Mesh,
-    tasks::off_the_workers,
-    world::{Announcements, Cidr, Incumbents, LocalNode, Memory, Objects, Snapshot, World},
-};
+
+use super::tables::{self, Filled, Unwritten};
+use crate::{kernel::KernelError, proxy::Mesh, tasks::off_the_workers};
 
 /// Builds the world and writes the kernel's tables, each from what was there before.
 pub(super) struct Follower {

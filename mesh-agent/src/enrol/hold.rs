@@ -5,12 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use mesh_world::{Announcements, LocalPod, Membership, NotEnabledReason, PodUid, Snapshot, Wanted};
+
 use super::{Enrolled, Enroller, Failure, leave::is_another};
-use crate::{
-    pod_cgroups::PodCgroups,
-    source::SourceState,
-    world::{Announcements, LocalPod, Membership, NotEnabledReason, PodUid, Snapshot, Wanted},
-};
+use crate::{pod_cgroups::PodCgroups, source::SourceState};
 
 impl Enroller {
     /// Holds the pods that must be held by this world and are not yet. It is cheap, so it can run

@@ -4,14 +4,14 @@ use std::{net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use mesh_common::{addr::Addr, maps::EnrolledPod};
+use mesh_wire::identity::SpiffeId;
+use mesh_world::{LocalPod, ObjectName, PodUid, Settings, Snapshot, Wanted};
 
 use super::{EnrolError, Enrolled, Enroller, Failure, Listeners, Saved, tables};
 use crate::{
-    identity::SpiffeId,
     kernel::KernelError,
     netns::{Netns, reserve_ports, reserved_ports},
     proxy::{Listening, Pod},
-    world::{LocalPod, ObjectName, PodUid, Settings, Snapshot, Wanted},
 };
 
 impl Enroller {

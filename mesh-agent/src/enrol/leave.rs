@@ -3,13 +3,11 @@
 use std::net::IpAddr;
 
 use mesh_common::maps::LOCAL_LEFT;
+use mesh_world::{LocalPod, PodUid, Snapshot, Wanted};
 use tokio::time::Instant;
 
 use super::{Enrolled, Enroller, Finder, LEAVE_GRACE, Saved};
-use crate::{
-    proxy::{Pod, owns},
-    world::{LocalPod, PodUid, Snapshot, Wanted},
-};
+use crate::proxy::{Pod, owns};
 
 impl Enroller {
     /// Removes all that is left of pods whose namespace or address is gone.

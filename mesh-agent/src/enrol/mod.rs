@@ -16,7 +16,6 @@ mod orphans;
 mod pass_on;
 mod plaintext;
 mod saved;
-mod shares;
 mod sightings;
 mod status;
 mod step;
@@ -29,33 +28,32 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+use mesh_api::PodStatus;
+use mesh_wire::identity::{Identities, IdentityError, SpiffeId, SpiffeIdError};
+use mesh_world::{
+    Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodUid, Settings, Snapshot,
+    tables::Excess,
+};
+use tokio::{sync::watch, time::Instant};
+
 pub use cgroups::Cgroups;
 pub use find::Finder;
+pub use plaintext::{PlaintextWatch, ResetError};
+pub use saved::{Saved, restore_all};
+pub use tables::{Filled, Unwritten, Written, write_world};
+
 use floors::Floors;
 use follow::Follower;
-use jiff::Timestamp;
-pub use plaintext::{
-    PlaintextConnection, PlaintextFacts, PlaintextWatch, ResetConnection, ResetError, ResetReport,
-};
-pub use saved::{Saved, restore_all};
-use serde::{Deserialize, Serialize};
-pub use shares::Excess;
 use sightings::Sightings;
-pub use tables::{Filled, Unwritten, Written, write_world};
-use tokio::{sync::watch, time::Instant};
 
 use crate::{
     handover::Inherited,
-    identity::{Identities, IdentityError, SpiffeId, SpiffeIdError},
     kernel::KernelError,
     netns::{Netns, NetnsError},
     proxy::{ListenError, Listening, Mesh, Pod, Steered},
     source::{Announcer, SourceState},
     tasks::Tasks,
-    world::{
-        Announcements, Incumbents, LocalNode, Memory, MeshNode, Mode, NodeName, PodUid, PortSet,
-        Settings, Snapshot,
-    },
 };
 
 /// How long a pod that leaves goes on taking TLS: bounds the age of peers' news. Files are seen
@@ -141,58 +139,6 @@ impl Board {
     fn write(&self, pods: Vec<PodStatus>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pods;
     }
-}
-
-/// How enrolment of one pod stands. Also the form in which `mesh-agent status -o json` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodStatus {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
-    /// `enrolled`, `leaving`, `held` or `not_enrolled`.
-    pub state: PodState,
-    /// Since when it is enrolled.
-    pub since: Option<Timestamp>,
-    /// `permissive` or `strict`, if it is enrolled or held.
-    pub mode: Option<Mode>,
-    /// Ports on which it is not in the mesh, if it is enrolled.
-    #[serde(default)]
-    pub exclude_ports: PortSet,
-    /// Ports on which it takes plaintext although it is strict, if it is enrolled.
-    #[serde(default)]
-    pub permissive_ports: PortSet,
-    /// The identity that is shown for it, if it is enrolled.
-    pub identity: Option<String>,
-    /// Stable code of why it is not enrolled; empty if it is.
-    pub code: String,
-    /// The same as a sentence, with the remedy where there is one.
-    pub reason: String,
-    /// Cookie of its network namespace, by which the kernel's counters go.
-    pub netns: Option<u64>,
-    /// Connections of it that the agent carries now.
-    pub connections: usize,
-    /// Its connections from before it was in the mesh, or strict, that go on in plaintext.
-    #[serde(default)]
-    pub plaintext: PlaintextFacts,
-}
-
-/// See [`PodStatus::state`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PodState {
-    /// Its new connections are decided about and carried.
-    Enrolled,
-    /// It has been withdrawn, and peers may not know yet.
-    Leaving,
-    /// It is strict and cannot be enrolled yet: its TCP connections are refused.
-    Held,
-    /// It is left alone.
-    NotEnrolled,
 }
 
 /// Why a pod could not be enrolled.
@@ -400,6 +346,3 @@ async fn announce(announcer: Announcer, mut wishes: watch::Receiver<Option<MeshN
         }
     }
 }
-
-#[cfg(test)]
-mod dial_tests;

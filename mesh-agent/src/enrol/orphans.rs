@@ -6,12 +6,10 @@
 use std::collections::BTreeSet;
 
 use mesh_common::{addr::Addr, maps::LOCAL_LEFT};
+use mesh_world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted};
 
 use super::{Enroller, saved::restore, tables};
-use crate::{
-    proxy::Pod,
-    world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted},
-};
+use crate::proxy::Pod;
 
 /// Whether what an earlier agent left of a pod stays. It stays if the pod's settings cannot be read
 /// now, if the pod is meant to be strict and waits for something, or if the pod could not be

@@ -2,11 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use mesh_api::Listener;
 use mesh_common::maps::OUTBOUND;
+use mesh_world::Snapshot;
 use tokio::net::TcpListener;
 
 use super::{Enroller, Listeners, tables::is_strict};
-use crate::{handover::Listener, world::Snapshot};
 
 impl Enroller {
     /// Whether a pod is leaving: an agent that hands over waits until it has left.

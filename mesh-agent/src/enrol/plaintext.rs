@@ -10,14 +10,14 @@ mod judge;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
-    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use mesh_api::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
+use mesh_world::{PodUid, Settings};
 use thiserror::Error;
 use tokio::{
     sync::Notify,
@@ -28,7 +28,6 @@ use self::judge::{Judge, Side};
 use crate::{
     netns::{NetnsError, OpenSocket, SocketList},
     proxy::{Mesh, Pod},
-    world::{Mode, PodUid, Settings},
 };
 
 /// When a pod is looked at again after a change: announcements of peers that join with it take up
@@ -63,53 +62,6 @@ struct Watched {
     found: PlaintextFacts,
     /// When each connection was seen first, by its socket's cookie.
     seen: HashMap<u64, Timestamp>,
-}
-
-/// A pod's connections from before it was in the mesh, or strict: the mesh would carry or refuse
-/// them if they were made today. Also the form in which `mesh-agent status -o json` prints them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlaintextFacts {
-    /// How many.
-    pub count: usize,
-    /// Some of them, the oldest first.
-    pub oldest: Vec<PlaintextConnection>,
-}
-
-/// One of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlaintextConnection {
-    /// The address that dialled.
-    pub client: SocketAddr,
-    /// The address that was dialled.
-    pub server: SocketAddr,
-    /// When this agent saw it first; the connection is older.
-    pub seen: Timestamp,
-}
-
-/// What became of a pod's connections. Also the form in which `mesh-agent reset -o json` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResetReport {
-    /// The pod, as `namespace/name`.
-    pub pod: String,
-    /// Whether nothing was done.
-    pub dry_run: bool,
-    /// How many there are.
-    pub found: usize,
-    /// How many were reset, or had ended by themselves meanwhile.
-    pub reset: usize,
-    /// Up to a thousand of them, up to a thousand more that could not be reset, and what became of
-    /// each.
-    pub connections: Vec<ResetConnection>,
-}
-
-/// One of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResetConnection {
-    /// The connection.
-    #[serde(flatten)]
-    pub connection: PlaintextConnection,
-    /// Why it could not be reset.
-    pub error: Option<String>,
 }
 
 /// Why nothing could be reset.
@@ -336,25 +288,6 @@ impl PlaintextWatch {
 
     fn watched(&self) -> MutexGuard<'_, BTreeMap<PodUid, Watched>> {
         self.0.pods.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl PlaintextFacts {
-    /// The sentence about a strict pod with such connections.
-    pub fn problem(&self, pod: &str, mode: Option<Mode>) -> Option<String> {
-        if self.count == 0 || mode != Some(Mode::Strict) {
-            return None;
-        }
-        let shown = self.oldest.iter().map(|it| format!("{} → {}", it.client, it.server));
-        let others = match self.count.saturating_sub(self.oldest.len()) {
-            0 => String::new(),
-            unnamed => format!(" and {unnamed} more"),
-        };
-        Some(format!(
-            "pod {pod} is strict, and {} of its connections are older than that and go on in plaintext: {}{others}; they end by themselves, or by: mesh-agent reset {pod}",
-            self.count,
-            shown.collect::<Vec<_>>().join(", ")
-        ))
     }
 }
 

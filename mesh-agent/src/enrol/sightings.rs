@@ -27,16 +27,13 @@ use mesh_common::{
     addr::Addr,
     maps::{LOCAL_LEFT, LocalPod as KernelPod},
 };
+use mesh_world::{
+    Cidr, LocalPod, Membership, NodeName, NotEnabledReason, Objects, PodObject, PodUid, Snapshot,
+};
 use tokio::time::Instant;
 
 use super::Enroller;
-use crate::{
-    pod_cgroups::PodCgroups,
-    world::{
-        Cidr, LocalPod, Membership, NodeName, NotEnabledReason, Objects, PodObject, PodUid,
-        Snapshot,
-    },
-};
+use crate::pod_cgroups::PodCgroups;
 
 /// How often a starting pod is looked at: its sandbox's process appears some milliseconds after its
 /// cgroup.

@@ -1,7 +1,9 @@
 //! How enrolment stands, for people.
 
-use super::{Enroller, PlaintextFacts, PodState, PodStatus};
-use crate::world::{LocalPod, Mode, Snapshot};
+use mesh_api::{Mode, PlaintextFacts, PodState, PodStatus};
+use mesh_world::{LocalPod, Snapshot};
+
+use super::Enroller;
 
 impl Enroller {
     pub(super) fn statuses(&self, world: &Snapshot) -> Vec<PodStatus> {

@@ -3,6 +3,8 @@
 use std::{collections::BTreeSet, os::fd::AsFd as _, sync::Arc};
 
 use jiff::Timestamp;
+use mesh_wire::identity::OwnCa;
+use mesh_world::{AnnouncedCa, Announcements, LocalPod, PodUid, Snapshot, Wanted};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Enrolled, Enroller, Listeners, RETRY, orphans::stays_closed, restore_all, tables};
@@ -11,7 +13,6 @@ use crate::{
     pod_cgroups::PodCgroups,
     proxy::{ListenError, Mesh, Pod, owns},
     source::SourceState,
-    world::{Announcements, LocalPod, PodUid, Snapshot, Wanted},
 };
 
 impl Enrolled {
@@ -114,7 +115,8 @@ impl Enroller {
         let trust_domain = self.mesh.trust_domain.as_str();
         let mut wish = world.announcement(&self.boot_id, trust_domain, generation);
         if let Some(wish) = &mut wish {
-            wish.ca = self.identities.announced_ca();
+            let ca = self.identities.announced_ca();
+            wish.ca = ca.map(|OwnCa { issuer, anchors }| AnnouncedCa { issuer, anchors });
         }
         self.wish.send_if_modified(|known| {
             let changed = *known != wish;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::record::{Direction, FlowRecord};
+use mesh_api::{Direction, FlowRecord};
 
 /// Alike connections that are recorded one by one in a [`WINDOW`].
 pub(super) const SINGLY: u32 = 32;

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::record::{Direction, FlowRecord};
+use mesh_api::{Direction, FlowRecord};
 
 /// Finished records that are kept: some 700 bytes each, so 3 MiB.
 pub(super) const KEPT: usize = 4096;

@@ -6,10 +6,10 @@
 //! is too slow loses records and is told how many. Records of connections that came to nothing and
 //! are all alike are folded into one (`fold.rs`).
 
+mod ended;
 mod fold;
 mod kept;
-mod record;
 mod store;
 
-pub use record::{Bytes, Direction, Ended, FlowRecord, Party, Security, TlsFacts, WirePort};
+pub use ended::Ended;
 pub use store::{Flow, FlowStore, Followed, Follower, Refused};

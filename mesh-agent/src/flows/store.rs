@@ -12,13 +12,14 @@ use std::{
 };
 
 use jiff::Timestamp;
+use mesh_api::{Bytes, Direction, FlowRecord, Party, Security};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    ended::Ended,
     fold::{Folds, Kind, Recorded},
     kept::Kept,
-    record::{Bytes, Direction, Ended, FlowRecord, Party, Security},
 };
 
 /// Finished records that a slow follower may lag behind.

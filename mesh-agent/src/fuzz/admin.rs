@@ -1,6 +1,6 @@
 //! Target `admin`: the input of the admin socket, and of its client.
 
-use crate::admin::{Request, Response};
+use mesh_api::{Request, Response};
 
 /// An accepted line is written as another line that is read in the same way.
 pub(crate) fn admin(data: &[u8]) {

@@ -2,6 +2,7 @@
 
 use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
 
+use mesh_api::{Ask, Estate, HANDOVER_VERSION, Listener, Request, Response};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Interest},
     net::{TcpListener, UnixStream},
@@ -10,11 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Estate, Listener, VERSION};
-use crate::{
-    admin::{Request, Response},
-    sys,
-};
+use crate::sys;
 
 /// How long the successor may take from the first answer until it has switched: it loads programs
 /// and enrols every pod. The predecessor enrols no pod meanwhile.
@@ -97,9 +94,9 @@ type Given = Vec<(Listener, Arc<TcpListener>)>;
 
 /// Checks the request and has enrolment stopped; else returns a sentence that says why not.
 async fn open(ask: &Ask, desk: &Desk) -> Result<(oneshot::Sender<Switched>, Given), String> {
-    if ask.version != VERSION {
+    if ask.version != HANDOVER_VERSION {
         return Err(format!(
-            "it speaks version {VERSION} of the hand-over, not {}; stop it first",
+            "it speaks version {HANDOVER_VERSION} of the hand-over, not {}; stop it first",
             ask.version
         ));
     }

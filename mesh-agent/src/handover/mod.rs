@@ -19,9 +19,7 @@
 //! itself before. If the predecessor is gone, the successor has the node.
 
 mod give;
-mod protocol;
 mod take;
 
 pub use give::{Desk, Switched, Wish, give};
-pub use protocol::{Ask, Estate, Listener, VERSION};
 pub use take::{Inherited, Predecessor, TakeOverError, follow};

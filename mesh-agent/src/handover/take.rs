@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_api::{Ask, Estate, Request, Response};
 use mesh_common::maps::ListenerKey;
 use socket2::Socket;
 use thiserror::Error;
@@ -16,12 +17,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Ask, Estate, give};
-use crate::{
-    admin::{Request, Response, socket_path},
-    flows::FlowStore,
-    sys,
-};
+use super::give;
+use crate::{admin::socket_path, flows::FlowStore, sys};
 
 /// How long the predecessor may take for each answer: a leaving pod is given 3 s to leave.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -14,9 +14,9 @@ use aya::{
     },
 };
 use mesh_common::{addr::Addr, maps::limits};
+use mesh_world::Cidr;
 
 use super::programs::KernelError;
-use crate::world::Cidr;
 
 const NAME: &str = "POD_CIDRS";
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 pub use self::image::{Image, PullPolicy};
-use crate::identity::TrustDomain;
+use mesh_wire::identity::TrustDomain;
 
 /// The namespace of every object that is not cluster-wide.
 pub const NAMESPACE: &str = "nodemesh";

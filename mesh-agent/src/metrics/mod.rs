@@ -13,14 +13,10 @@ pub use self::serve::{Address, keep_serving};
 
 use std::collections::BTreeMap;
 
+use mesh_api::{KnowledgeSource, PodState, Status};
 use prometheus::{
     Encoder as _, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
     core::Collector,
-};
-
-use crate::{
-    admin::{KnowledgeSource, Status},
-    enrol::PodState,
 };
 
 /// The content type of the page in HTTP.

@@ -22,6 +22,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_api::ProblemFacts;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -31,10 +32,7 @@ use super::{
     guests::{Guests, Left, MAX_OPEN},
     page,
 };
-use crate::{
-    admin::{ProblemFacts, State},
-    tasks::Tasks,
-};
+use crate::{admin::State, tasks::Tasks};
 
 /// How long a connection may last; Prometheus itself waits for 10 s unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);

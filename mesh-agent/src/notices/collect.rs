@@ -2,11 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::{
-    admin::Status,
-    enrol::{PodState, PodStatus},
-    world::{Origin, Problem},
-};
+use mesh_api::{PodState, PodStatus, Status};
+use mesh_world::{Origin, Problem};
 
 /// Codes of pods that are not in the mesh although nothing is wrong: it was wanted, or it passes.
 const NOTHING_WRONG: [&str; 9] = [

@@ -8,10 +8,10 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use mesh_world::NodeName;
 use tokio::time::timeout;
 
 use super::collect::{Key, Notice};
-use crate::world::NodeName;
 
 /// The reporting controller, as an admission policy wants it.
 pub(crate) const CONTROLLER: &str = "nodemesh.dev/mesh-agent";

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use processes::start_ticks;
 pub use processes::{processes_below, processes_of};
 
-use crate::world::PodUid;
+use mesh_world::PodUid;
 
 /// How often the tree is read without any event.
 const RESCAN: Duration = Duration::from_secs(2);

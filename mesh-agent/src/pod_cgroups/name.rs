@@ -1,6 +1,6 @@
 //! Which pod a cgroup is, by the name that the kubelet gives it.
 
-use crate::world::PodUid;
+use mesh_world::PodUid;
 
 /// The pod that a directory of the cgroup tree belongs to: `pod<UID>` from the cgroupfs driver,
 /// `kubepods-burstable-pod<UID>.slice` with `_` for `-` from the systemd driver (kubelet,

@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mesh_world::PodUid;
+
 use super::{PodCgroup, PodCgroups, name};
-use crate::world::PodUid;
 
 /// Where processes are listed.
 const PROC: &str = "/proc";

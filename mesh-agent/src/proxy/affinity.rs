@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::world::ServicePort;
+use mesh_world::ServicePort;
 
 /// With fewer entries than this, none is checked for expiry.
 const FEW: usize = 1024;
@@ -66,8 +66,9 @@ fn key(client: IpAddr, service: &ServicePort) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use mesh_world::{Endpoint, Outside};
+
     use super::*;
-    use crate::world::{Endpoint, Outside};
 
     fn service(affinity: Option<Duration>) -> ServicePort {
         let endpoint = |i| Endpoint { addr: [10, 0, 0, i].into(), port: 80, ready: true };

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
+use mesh_api::{Bytes, Direction, Party, Security, WirePort};
 use mesh_common::{ports, verdict::Verdict};
+use mesh_wire::{Accepted, Refusal, Refused, Session, SessionError};
+use mesh_world::Peer;
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
@@ -29,11 +32,7 @@ use super::{
     relay::{self, AppStream, CarryOptions, Counters},
     turns::Claim,
 };
-use crate::{
-    flows::{self, Bytes, Direction, Ended, Flow, Party, Security, WirePort},
-    wire::{Accepted, Refusal, Refused, Session, SessionError},
-    world::Peer,
-};
+use crate::flows::{self, Ended, Flow};
 
 /// How long a failed handshake keeps its place among those of its source. With 64 places, that
 /// allows 64 failures a second. Each costs up to a millisecond of computing; a flood at full speed

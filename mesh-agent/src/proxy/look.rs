@@ -4,13 +4,12 @@
 
 use std::{io, time::Duration};
 
+use mesh_wire::hello::{self, Hello};
 use tokio::{
     io::Interest,
     net::TcpStream,
     time::{Instant, sleep, timeout_at},
 };
-
-use crate::wire::hello::{self, Hello};
 
 /// How long an unknown client may be silent before it counts as one that waits for the server to
 /// speak first. An agent sends its `ClientHello` at once; it takes longer only if a segment was

@@ -36,6 +36,10 @@ pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use pod::Pod;
 
+use mesh_api::{Bytes, Party};
+use mesh_wire::identity::{SpiffeId, TlsConfigs, TrustDomain};
+use mesh_world::{Peer, Snapshot};
+
 use self::{
     affinity::Affinities,
     load::Load,
@@ -47,11 +51,9 @@ use self::{
 };
 use crate::{
     client_key::ClientKey,
-    flows::{Bytes, Ended, Flow, FlowStore, Party},
-    identity::{SpiffeId, TlsConfigs, TrustDomain},
+    flows::{Ended, Flow, FlowStore},
     kernel::Kernel,
     netns::Factory,
-    world::{Peer, Snapshot},
 };
 
 /// All that a connection may need. One per agent.

@@ -10,12 +10,15 @@ use std::{
     time::Duration,
 };
 
+use mesh_api::{Bytes, Direction, Mode, Party, Security, TlsFacts, WirePort};
 use mesh_common::{
     errno,
     maps::{FailedKey, FlowKey, Named},
     ports,
     verdict::Verdict,
 };
+use mesh_wire::{Open, Refusal, Refused, Session, SourcePod};
+use mesh_world::{DialAs, Dispute, Endpoint, ServicePort, pick};
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
@@ -33,10 +36,8 @@ use super::{
     turns::Claim,
 };
 use crate::{
-    flows::{self, Bytes, Direction, Ended, Flow, Party, Security, TlsFacts, WirePort},
+    flows::{self, Ended, Flow},
     kernel::{MEMORY, MEMORY_OF_AGENT},
-    wire::{Open, Refusal, Refused, Session, SourcePod},
-    world::{DialAs, Dispute, Endpoint, Mode, ServicePort, pick},
 };
 
 /// How long a TLS handshake with a peer may take.

@@ -32,9 +32,12 @@ use mesh_common::ports;
 use tokio::time::Instant;
 
 pub(super) use self::probe::answer;
+use mesh_api::WirePort;
+use mesh_wire::identity::SpiffeId;
+use mesh_world::NodeName;
+
 use self::probe::ask;
 use super::{Mesh, pod::Pod};
-use crate::{flows::WirePort, identity::SpiffeId, world::NodeName};
 
 /// How long a node counts as proven. Bounds how long new SNAT stays unnoticed, at the cost of one
 /// question per pair of nodes and minute.

@@ -1,11 +1,9 @@
 //! What can go wrong between us and a peer's agent, for an application's connection and for a path
 //! probe.
 
+use mesh_wire::{HandshakeError, SessionError, identity::tls::TlsConfigError};
+
 use super::dial::DialError;
-use crate::{
-    identity::tls::TlsConfigError,
-    wire::{HandshakeError, SessionError},
-};
 
 /// Why the agent could not speak with a peer's agent.
 #[derive(Debug, thiserror::Error)]

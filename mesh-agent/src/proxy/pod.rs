@@ -8,14 +8,14 @@ use std::{
     },
 };
 
+use mesh_wire::identity::SpiffeId;
+use mesh_world::{ObjectName, PodUid};
 use tokio::sync::Semaphore;
 
 use crate::{
-    identity::SpiffeId,
     netns::Netns,
     proxy::{limits::Account, memory::Used, source_ports::SourcePorts},
     tasks::Tasks,
-    world::{ObjectName, PodUid},
 };
 
 /// Sockets that the threads which enter namespaces may have to make for one pod at once, each in

@@ -36,12 +36,12 @@ pub use counters::Counters;
 pub use end::{End, Party};
 pub use plain::{relay_plain, relay_plain_held};
 
+use down::Down;
+use mesh_wire::{Accepted, Channel, Frame, Refused, ResetCode, Session, io::last_words};
+use up::Up;
+
 use crate::proxy::memory::Lease;
 use crate::proxy::socket_memory::Meter;
-use crate::wire::io::last_words;
-use crate::wire::{Accepted, Channel, Frame, Refused, ResetCode, Session};
-use down::Down;
-use up::Up;
 
 /// How long one side may take nothing after the other has failed.
 pub const GRACE: Duration = Duration::from_secs(1);

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_world::ObjectName;
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
@@ -27,7 +28,7 @@ use tokio::{
 };
 
 use super::memory::{Lease, Store, Used};
-use crate::{sys::sock, world::ObjectName};
+use crate::sys::sock;
 
 /// What may wait unsent in a socket, in bytes: a write of eight records, so that the next one is
 /// made while this one is sent. Data that is sent and not acknowledged comes on top; the peer's

@@ -8,12 +8,12 @@ use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_world::{Announcements, MeshNode, NodeName};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::error::SourceError;
 use super::state::Knowledge;
-use crate::world::{Announcements, MeshNode, NodeName};
 
 /// Least time between two writes of an announcement: every other agent reads each of them.
 pub(super) const WRITE_INTERVAL: Duration = Duration::from_secs(1);

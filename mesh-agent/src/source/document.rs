@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use mesh_world::{
+    EndpointSliceObject, FieldError, FileLines, NamespaceObject, NodeObject, Objects, Origin,
+    PodObject, ServiceObject,
+};
 use serde::de::DeserializeOwned;
 
 use super::error::SourceError;
 use super::tree::{self, Tree};
-use crate::world::{
-    EndpointSliceObject, FieldError, FileLines, NamespaceObject, NodeObject, Objects, Origin,
-    PodObject, ServiceObject,
-};
 
 /// One object of a kind that the mesh needs, shared with the world.
 #[derive(Clone, Debug)]

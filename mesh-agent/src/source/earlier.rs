@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_world::{Memory, MeshNode, Objects};
 use tokio::time::Instant;
 
 use super::document::Object;
 use super::error::SourceError;
 use super::file_announcer::file_of;
 use super::kept::{Kept, KeptFile};
-use crate::world::{Memory, MeshNode, Objects};
 
 /// What an earlier agent wrote down, if anything.
 pub struct Earlier {

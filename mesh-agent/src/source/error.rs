@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::world::{FieldError, Place};
+use mesh_world::{FieldError, Place};
 
 /// Why a directory cannot be a source at all. Fault: the configuration, or the host.
 #[derive(Debug, thiserror::Error)]

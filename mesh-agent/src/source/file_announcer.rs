@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 
+use mesh_world::{FieldError, FileLines, MeshNode, NodeName};
+
 use super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
 use super::directory::Directory;
 use super::earlier::Earlier;
@@ -13,7 +15,6 @@ use super::last_good::LastGood;
 use super::state::Knowledge;
 use super::tree;
 use crate::tasks::off_the_workers;
-use crate::world::{FieldError, FileLines, MeshNode, NodeName};
 
 /// Opens the shared directory and reads all announcements a first time, blocking. The file of an
 /// earlier run of this node's agent stays until an announcement is published or withdrawn. Nothing

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_world::{MeshNode, NodeName};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -10,7 +11,6 @@ use tokio::time::Instant;
 
 use super::testing::{TestDir, soon, until};
 use super::{AnnounceError, AnnouncementState, Announcer, Earlier, file_announcer};
-use crate::world::{MeshNode, NodeName};
 
 type State = watch::Receiver<Arc<AnnouncementState>>;
 

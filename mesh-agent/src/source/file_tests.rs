@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use mesh_world::{Announcements, Incumbents, LocalNode, NodeName, Snapshot};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::testing::{TestDir, until};
 use super::{Earlier, FileSource, OpenError, SourceState};
-use crate::world::{Announcements, Incumbents, LocalNode, NodeName, Snapshot};
 
 const NAMESPACE: &str = "\
 apiVersion: v1

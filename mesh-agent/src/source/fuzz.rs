@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
+use mesh_api::{MAX_PORTS, MAX_RANGES, PortSet};
+use mesh_world::{
+    Announcements, Incumbents, LocalNode, MeshNode, NodeName, Objects, PodUid, Problem, Snapshot,
+    Wanted,
+};
 use serde_json::{Number, Value};
 
 use super::document::{Object, parse_file};
 use super::error::SourceError;
 use super::{file_announcer, tree};
-use crate::fuzz::Input;
-use crate::world::{
-    Announcements, Incumbents, LocalNode, MAX_PORTS, MAX_RANGES, MeshNode, NodeName, Objects,
-    PodUid, PortSet, Problem, Snapshot, Wanted,
-};
+use fuzz_input::Input;
 
 /// The node of the reader.
 const OWN_NODE: &str = "node1";
@@ -300,8 +301,8 @@ fn ports_of_numbers(input: &mut Input<'_>) {
 /// Ports, addresses and names, as annotations and fields hold them: an accepted text is written as
 /// it was read.
 pub(crate) fn names(data: &[u8]) {
-    use crate::identity::{SpiffeId, TrustDomain};
-    use crate::world::{NetnsRef, parse_address};
+    use mesh_wire::identity::{SpiffeId, TrustDomain};
+    use mesh_world::{NetnsRef, parse_address};
 
     let mut input = Input::new(data);
     let kind = input.u8() % 8;

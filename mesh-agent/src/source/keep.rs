@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mesh_world::{Memory, Objects};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,6 @@ use super::announce::AnnouncementState;
 use super::kept::{KeptError, KeptFile};
 use super::state::{Knowledge, SourceState};
 use crate::tasks::off_the_workers;
-use crate::world::{Memory, Objects};
 
 /// Least time between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_secs(2);
@@ -132,10 +132,11 @@ impl Keep {
 
 #[cfg(test)]
 mod tests {
+    use mesh_world::{Announcements, NodeName};
+
     use super::super::testing::{TestDir, soon};
     use super::*;
     use crate::tasks::Tasks;
-    use crate::world::{Announcements, NodeName};
 
     /// A writer whose world comes from the API server, with the tokens that put it in charge and
     /// stop it.

@@ -17,14 +17,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-use crate::world::{
+use mesh_world::{
     Announcements, Claim, EndpointSliceObject, FileLines, Incumbents, Memory, NamespaceObject,
     NodeName, NodeObject, Objects, Origin, PodObject, ServiceObject,
 };
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Rises when a file of today could be misread.
 const FORMAT: u32 = 1;
@@ -308,7 +307,7 @@ pub(super) fn insert(
         None => origin,
     };
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
-    let said = |error: crate::world::FieldError| error.to_string();
+    let said = |error: mesh_world::FieldError| error.to_string();
     match kind {
         "Namespace" => objects.insert_namespace(
             NamespaceObject::parse(&object::<Namespace>(value)?, locate).map_err(said)?,
@@ -326,7 +325,7 @@ pub(super) fn insert(
             EndpointSliceObject::parse(&object::<EndpointSlice>(value)?, locate).map_err(said)?,
         ),
         "MeshNode" => {
-            let announcement: crate::world::MeshNode = object(value)?;
+            let announcement: mesh_world::MeshNode = object(value)?;
             announcements.insert(announcement.node.clone(), Arc::new(announcement));
         }
         other => return Err(format!("unknown kind {other:?}")),

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use mesh_world::{Announcements, Claim, Incumbents, Memory, MeshNode, NodeName, Objects};
 use serde_json::{Value, json};
 
 use super::kept::{KeptError, KeptFile, forget_kept};
 use super::testing::TestDir;
-use crate::world::{Announcements, Claim, Incumbents, Memory, MeshNode, NodeName, Objects};
 
 fn file(dir: &TestDir, node: &str, boot_id: &str) -> KeptFile {
     KeptFile::new(dir.path(), &NodeName::parse(node).unwrap(), boot_id)

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use mesh_world::{ObjectName, Objects, Origin, PodUid};
+
 use super::document::Object;
 use super::error::SourceError;
 use super::last_good::LastGood;
-use crate::world::{ObjectName, Objects, Origin, PodUid};
 
 /// The objects in force, and the duplicates.
 #[derive(Default)]

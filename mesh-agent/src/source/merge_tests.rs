@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use mesh_world::{ObjectName, Objects, Origin};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -12,7 +13,6 @@ use super::document::{Object, parse_file};
 use super::error::SourceError;
 use super::last_good::LastGood;
 use super::merge::{Key, Merged, Owner, duplicate, keys, owns};
-use crate::world::{ObjectName, Objects, Origin};
 
 /// One document: kind, name, UID of a pod, mode.
 type Document = (usize, usize, usize, usize);

@@ -1,6 +1,6 @@
 //! Where the world comes from.
 //!
-//! A source delivers [`crate::world::Objects`] and announcements over `tokio::sync::watch`
+//! A source delivers [`mesh_world::Objects`] and announcements over `tokio::sync::watch`
 //! channels, each value complete in itself. A slow reader misses intermediate states and nothing
 //! else. `file.rs` and `file_announcer.rs` do this for directories, with one watching mechanism
 //! (`directory.rs`), `kubernetes/` for an API server. What either says is written down (`keep.rs`,

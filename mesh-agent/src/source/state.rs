@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use mesh_api::{KnowledgeFacts, KnowledgeSource};
+use mesh_world::{Objects, Origin};
 
 use super::error::SourceError;
-use crate::world::{Objects, Origin};
 
 /// All that is known of the world's objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +52,18 @@ impl SourceState {
 }
 
 impl Knowledge {
+    /// The same with its age, to report now.
+    pub fn facts(self, now: Timestamp) -> KnowledgeFacts {
+        let (from, as_of) = match self {
+            Self::Nothing => (KnowledgeSource::Nobody, None),
+            Self::Kept(as_of) => (KnowledgeSource::Disk, Some(as_of)),
+            Self::Since(as_of) => (KnowledgeSource::Source, Some(as_of)),
+            Self::Current => (KnowledgeSource::Source, None),
+        };
+        let age_s = as_of.map_or(0, |as_of| now.duration_since(as_of).as_secs());
+        KnowledgeFacts { from, as_of, age_s: u64::try_from(age_s).unwrap_or(0) }
+    }
+
     /// The worse of two parts.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {

@@ -7,12 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use mesh_world::{FieldError, Place};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
-
-use crate::world::{FieldError, Place};
 
 /// Deepest nesting, which bounds the stack. Built without optimisation, a level takes some 38 KB of
 /// a thread's 2 MiB (test below). The objects of the mesh have some 15 levels.

@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use mesh_agent::world::{
-    AnnouncedPod, Announcements, EndpointSliceObject, LocalNode, MeshNode, Mode, NamespaceObject,
-    NodeName, Objects, PodObject, PodUid, PortSet, ServiceObject,
+use mesh_api::{Mode, PortSet};
+use mesh_world::{
+    AnnouncedPod, Announcements, EndpointSliceObject, LocalNode, MeshNode, NamespaceObject,
+    NodeName, Objects, PodObject, PodUid, ServiceObject,
 };
 
 pub(crate) const NODES: usize = 1_000;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_agent::tasks::off_the_workers;
-use mesh_agent::world::{Announcements, Incumbents, LocalNode, Objects, Snapshot, Work, World};
+use mesh_world::{Announcements, Incumbents, LocalNode, Objects, Snapshot, Work, World};
 
 use self::cluster::{NODES, PODS};
 

@@ -5,7 +5,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::world::{Mode, Settings, Snapshot};
+use mesh_api::Mode;
+use mesh_world::{Settings, Snapshot};
 
 /// Where Linux begins to choose source ports by default (`ip_local_port_range`).
 const EPHEMERAL: u16 = 32768;
@@ -72,10 +73,10 @@ impl Judge<'_> {
 mod tests {
     use std::sync::Arc;
 
+    use mesh_world::{Announcements, Incumbents, LocalNode, MeshNode, NodeName, Objects, PodUid};
     use serde_json::json;
 
     use super::*;
-    use crate::world::{Announcements, Incumbents, LocalNode, MeshNode, NodeName, Objects, PodUid};
 
     const POD: &str = "10.244.1.2";
 

@@ -4,12 +4,8 @@
 use std::{net::SocketAddr, num::NonZeroU16};
 
 use mesh_common::ports;
-
-use crate::{
-    identity::SpiffeId,
-    wire::{Open, Refusal, Refused},
-    world::{Claimant, Snapshot, Standing},
-};
+use mesh_wire::{Open, Refusal, Refused, identity::SpiffeId};
+use mesh_world::{Claimant, Snapshot, Standing};
 
 /// What a peer's agent asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,13 +92,13 @@ pub(super) fn client(
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
 
+    use mesh_wire::identity::TrustDomain;
+    use mesh_world::{
+        Announcements, Incumbents, LocalNode, MeshNode, NodeName, NodeObject, Objects,
+    };
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        identity::TrustDomain,
-        world::{Announcements, Incumbents, LocalNode, MeshNode, NodeName, NodeObject, Objects},
-    };
 
     fn asked_at(to: u16, port: u16) -> Result<Asked, Refusal> {
         let open = Open {

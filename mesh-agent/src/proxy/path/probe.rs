@@ -3,18 +3,16 @@
 use std::{net::SocketAddr, time::Duration};
 
 use mesh_common::ports;
+use mesh_wire::{Accepted, Frame, Open, Session, SessionError};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, MeshedPeer, Seen};
-use crate::{
-    proxy::{
-        Mesh,
-        dial::{self, DialError},
-        outbound::HANDSHAKE_TIMEOUT,
-        peer::PeerError,
-        pod::Pod,
-    },
-    wire::{Accepted, Frame, Open, Session, SessionError},
+use crate::proxy::{
+    Mesh,
+    dial::{self, DialError},
+    outbound::HANDSHAKE_TIMEOUT,
+    peer::PeerError,
+    pod::Pod,
 };
 
 /// How long an answer may take in all: a connection waits for it. A lost SYN is retransmitted after

@@ -39,6 +39,7 @@ impl AppStream {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::{Bytes, Direction, Party};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -46,7 +47,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        flows::{Bytes, Direction, Ended, FlowStore, Party},
+        flows::{Ended, FlowStore},
         tasks::Tasks,
     };
 

@@ -1,6 +1,8 @@
 //! How many records to read at once: one for a quiet direction, eight for a busy one.
 
-use crate::{proxy::memory::Lease, wire::MAX_RECORDS};
+use mesh_wire::MAX_RECORDS;
+
+use crate::proxy::memory::Lease;
 
 /// After this many reads in a row that would have fitted into one record, one record is enough
 /// again.

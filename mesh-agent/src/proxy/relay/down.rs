@@ -7,11 +7,14 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::task::{Context, Poll};
 
+use mesh_wire::{
+    Received, SessionError, StateError,
+    io::{poll_read, poll_write_vectored, shutdown_write},
+    session::cut_off,
+};
+
 use super::appetite::Appetite;
 use super::{End, Party, Progress, Relay};
-use crate::wire::io::{poll_read, poll_write_vectored, shutdown_write};
-use crate::wire::session::cut_off;
-use crate::wire::{Received, SessionError, StateError};
 
 /// Records written at once, at most: small ones are gathered, too.
 const MAX_SLICES: usize = 64;

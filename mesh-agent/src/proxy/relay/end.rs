@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::wire::{Fault, Refused, ResetCode, SessionError};
+use mesh_wire::{Fault, Refused, ResetCode, SessionError};
 
 /// One of the two sides of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

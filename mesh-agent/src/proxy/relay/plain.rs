@@ -6,6 +6,12 @@ use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
+use mesh_wire::{
+    ResetCode,
+    buffers::{self, UNIT_BYTES},
+    hello::{self, Hello},
+    io::{poll_read, poll_write, shutdown_write},
+};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -16,10 +22,6 @@ use super::end::reset_code;
 use super::{AppStream, CarryOptions, Counters, End, GRACE, Memory, Party, far_future, stopped};
 use crate::proxy::memory::Lease;
 use crate::proxy::socket_memory::Meter;
-use crate::wire::ResetCode;
-use crate::wire::buffers::{self, UNIT_BYTES};
-use crate::wire::hello::{self, Hello};
-use crate::wire::io::{poll_read, poll_write, shutdown_write};
 
 /// Carries one connection between two sockets without TLS. It ends as in [`super::carry`]: `app` is
 /// [`Party::App`], `peer` is [`Party::Peer`]. There is no OPEN that must be answered in time.

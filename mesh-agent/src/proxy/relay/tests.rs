@@ -9,11 +9,13 @@ mod streams;
 
 use std::future::Future;
 
+use mesh_wire::{
+    SessionError,
+    testing::{Dice, Mesh, in_time, open, sample_open, soon, tcp_pair},
+};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::wire::SessionError;
-use crate::wire::testing::{Dice, Mesh, in_time, open, sample_open, soon, tcp_pair};
 
 /// Both relays of one connection, run until both have ended.
 async fn carry_both(

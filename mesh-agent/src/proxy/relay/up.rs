@@ -4,11 +4,14 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use mesh_wire::{
+    Frame, ResetCode,
+    io::{poll_read, poll_read_vectored, poll_write},
+};
+
 use super::appetite::Appetite;
 use super::end::reset_code;
 use super::{End, Party, Progress, Relay};
-use crate::wire::io::{poll_read, poll_read_vectored, poll_write};
-use crate::wire::{Frame, ResetCode};
 
 /// The state of this direction.
 #[derive(Debug, Default)]

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use mesh_world::{FieldError, ObjectName, Objects, PodUid};
+
 use super::super::document::Object;
 use super::super::error::SourceError;
-use crate::world::{FieldError, ObjectName, Objects, PodUid};
 
 /// The kinds that must have been listed before anything is published.
 pub(super) const KINDS: [&str; 5] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use mesh_world::{FieldError, PodObject};
 use serde_json::json;
 
 use super::super::document::Object;
 use super::content::{Change, Content, KINDS, Name};
-use crate::world::{FieldError, PodObject};
 
 fn pod(name: &str, uid: &str) -> Change {
     let meta = json!({"namespace": "shop", "name": name, "uid": uid});

@@ -1,5 +1,5 @@
 //! The form of `MeshNode` in the API server: its `CustomResourceDefinition`. The agent writes and
-//! reads [`crate::world::MeshNode`]; a test holds the two against each other.
+//! reads [`mesh_world::MeshNode`]; a test holds the two against each other.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResource, CustomResourceExt as _};
@@ -109,7 +109,7 @@ mod tests {
                 "addresses": ["10.0.0.1"], "mode": "strict", "excludePorts": "22",
                 "permissivePorts": "9102", "generation": 3}]},
         });
-        let ours: crate::world::MeshNode = serde_json::from_value(written.clone()).unwrap();
+        let ours: mesh_world::MeshNode = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(serde_json::to_value(&ours).unwrap(), written);
         let theirs: MeshNode = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(serde_json::to_value(&theirs).unwrap(), written);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mesh_world::{Announcements, Objects};
 use tokio::time::{Instant, sleep_until};
 
 use super::super::earlier::Earlier;
 use super::super::error::SourceError;
-use crate::world::{Announcements, Objects};
 
 /// How long the API server may take to answer before an earlier agent's knowledge comes into force.
 /// Until either is known, dials into the mesh are refused.

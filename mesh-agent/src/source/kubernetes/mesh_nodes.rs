@@ -13,6 +13,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt as _};
+use mesh_world::{Announcements, FieldError, MeshNode, NodeName};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -24,7 +25,6 @@ use super::away::Away;
 use super::fallback::Fallback;
 use super::told::{of_watch, sentence};
 use super::watches::{events, settled};
-use crate::world::{Announcements, FieldError, MeshNode, NodeName};
 
 /// What is watched.
 const KIND: &str = "MeshNode";

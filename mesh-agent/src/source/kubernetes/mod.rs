@@ -42,10 +42,11 @@ pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
 pub use self::node_pods::NodePodsTask;
 pub use self::told::sentence;
 pub(crate) use self::told::{Repeats, of_watch};
+use mesh_world::{NodeName, Objects};
+
 use super::announce::AnnouncementState;
 use super::earlier::Earlier;
 use super::state::{Knowledge, SourceState};
-use crate::world::{NodeName, Objects};
 
 /// How long the agent waits for more after a change, so that a rollout is not a hundred worlds.
 const QUIET: Duration = Duration::from_millis(5);

@@ -11,14 +11,14 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client};
+use mesh_world::{
+    Announcements, Answer, Answers, MeshNode, NodeName, NodePods, PodObject, PodUid, add_pod,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::told::{Repeats, sentence};
 use super::watches::spread;
-use crate::world::{
-    Announcements, Answer, Answers, MeshNode, NodeName, NodePods, PodObject, PodUid, add_pod,
-};
 
 /// When a node's pods are first asked for, or up to half of it sooner; the pause doubles after each
 /// answer or failure. The node's agent may be about to announce them again.
@@ -154,12 +154,12 @@ async fn pods_of(client: &Client, node: &NodeName) -> Result<NodePods, String> {
 #[cfg(test)]
 mod tests {
     use kube::Config;
+    use mesh_world::{Objects, in_force};
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::world::{Objects, in_force};
 
     /// A client of an API server that gives one answer, and the request that it gets.
     async fn answering(answer: Value) -> (Client, tokio::sync::oneshot::Receiver<String>) {

@@ -13,15 +13,15 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt as _, utils::Backoff};
 use kube::{Api, Client, Resource};
+use mesh_world::{
+    EndpointSliceObject, FieldError, NamespaceObject, NodeName, NodeObject, PodObject,
+    ServiceObject,
+};
 use serde::de::DeserializeOwned;
 
 use super::super::document::Object;
 use super::content::{Change, Name};
 use super::told::of_watch;
-use crate::world::{
-    EndpointSliceObject, FieldError, NamespaceObject, NodeName, NodeObject, PodObject,
-    ServiceObject,
-};
 
 /// Pauses between attempts to reach an API server that is away: short at first, then this long at
 /// most. All agents come at once when it is back, so each pause is between half and all of its

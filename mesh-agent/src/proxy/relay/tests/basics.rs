@@ -167,7 +167,7 @@ async fn a_refusal_reaches_the_application_as_a_reset_and_us_with_its_reason() {
     client.send_open(&sample_open()).unwrap();
     let app = AppStream::new(agent_a).unwrap();
     let refused =
-        Refused { reason: crate::wire::Refusal::PolicyDenied, text: "shop/deny-all".to_owned() };
+        Refused { reason: mesh_wire::Refusal::PolicyDenied, text: "shop/deny-all".to_owned() };
     let counters = Counters::default();
     let ((), carried, kind) = in_time("the refusal", async {
         tokio::join!(

@@ -3,12 +3,13 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use mesh_wire::{
+    HandshakeError, JudgedBy, Received, Refusal, Refused, TlsReason, frame,
+    testing::{send_frame, uri},
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::wire::testing::{send_frame, uri};
-use crate::wire::{HandshakeError, JudgedBy, Refusal, Refused, TlsReason};
-use crate::wire::{Received, frame};
 
 /// One relay, its application, and the bare session of a peer that will misbehave.
 async fn half(mesh: &Mesh) -> (TcpStream, Session, impl Future<Output = Carried> + use<>) {
@@ -141,7 +142,7 @@ fn something(dice: &mut Dice) -> (Vec<u8>, Option<Result<(), ()>>) {
             body[0] = frame::kind::DATA;
             (body, None)
         }
-        7 => (vec![0x80 | dice.next() as u8; 20], None), // may be skipped
+        7 => (vec![0x80 | dice.number() as u8; 20], None), // may be skipped
         8 | 9 => (vec![frame::kind::FIN], Some(Ok(()))),
         10 => (vec![frame::kind::RESET, 0, 1], Some(Err(()))),
         _ => {

@@ -124,7 +124,7 @@ async fn what_begins_like_an_agent_is_not_passed_on() {
     let head = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 0x01, 1, 0, 0, 17]].concat();
     let hello = [&[22, 3, 1, 0, 64, 1, 0, 0, 60][..], &head, &alpn].concat().leak();
     let hello = &*hello;
-    assert_eq!(crate::wire::hello::look(hello), crate::wire::hello::Hello::Mesh);
+    assert_eq!(mesh_wire::hello::look(hello), mesh_wire::hello::Hello::Mesh);
     let (beginning, rest) = hello.split_at(30);
     for pieces in [vec![hello], vec![beginning, rest], vec![beginning], vec![&hello[..1]]] {
         let (end, read) = held(pieces).await;

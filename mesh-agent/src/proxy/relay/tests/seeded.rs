@@ -49,7 +49,7 @@ fn parts(seed: u64) -> (Part, Part) {
             1 if may_wait => Ending::HalfCloseAfterPeer,
             _ => Ending::HalfClose,
         };
-        Part { seed: dice.next(), bytes, end }
+        Part { seed: dice.number(), bytes, end }
     };
     // Only one side waits for the other, and only one resets. Otherwise the conversation has no
     // end, or two.

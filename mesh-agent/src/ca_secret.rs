@@ -1,0 +1,219 @@
+//! `mesh-agent ca keep`: the CA in a Secret of the cluster, which agents mount as their CA
+//! directory. It is made only if no agent uses a CA: a second CA beside one in use would cut nodes
+//! off from each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use mesh_wire::identity::{
+    TrustDomain,
+    file_ca::{ANCHORS, CA_CERTIFICATE, CA_KEY, CA_LIFETIME, make, trust_domain_in},
+};
+use serde_json::json;
+
+use crate::source::{CA_NOTICE, CA_NOTICE_KEY, Repeats, sentence};
+
+/// How often the Secret is checked.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The manager of the notice's fields, for server-side apply.
+const FIELD_MANAGER: &str = "make-ca";
+
+/// Why there is no Secret to keep, or none that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The API server does not return or create it.
+    #[error("Secret {secret} cannot be had: {}", sentence(.error))]
+    Refused {
+        /// Its namespace and name.
+        secret: String,
+        /// What the API server said.
+        error: Box<kube::Error>,
+    },
+    /// It is gone, and its CA is in use.
+    #[error(
+        "Secret {secret} is gone, and the agents of {} go on with the CA that was in it. No other CA is made, since they would not trust each other: put the Secret back from your copy, or put another CA there yourself (docs/kubernetes.md, \"The interim CA\")",
+        .nodes.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    Gone {
+        /// Its namespace and name.
+        secret: String,
+        /// The nodes on which agents run.
+        nodes: BTreeSet<String>,
+    },
+    /// It is of another trust domain.
+    #[error(
+        "Secret {secret} is the CA of trust domain {theirs}, and {ours} is asked for; identities cannot change their trust domain: apply with --trust-domain {theirs}"
+    )]
+    OfOther {
+        /// Its namespace and name.
+        secret: String,
+        /// The trust domain that is asked for.
+        ours: TrustDomain,
+        /// The Secret's.
+        theirs: TrustDomain,
+    },
+    /// It holds no CA.
+    #[error(
+        "Secret {secret} holds no CA of ours (ca.crt, ca.key, anchors.pem); put it back from your copy"
+    )]
+    Unusable {
+        /// Its namespace and name.
+        secret: String,
+    },
+    /// The crypto library failed.
+    #[error("a CA key could not be made: {detail}")]
+    Crypto {
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// Keeps the CA's Secret.
+pub struct SecretKeeper {
+    secrets: Api<Secret>,
+    pods: Api<Pod>,
+    notices: Api<ConfigMap>,
+    namespace: String,
+    name: String,
+    /// The `app.kubernetes.io/name` of the agents, in the Secret's namespace.
+    agents: String,
+    trust_domain: TrustDomain,
+}
+
+impl SecretKeeper {
+    /// Keeps a Secret in the client's own namespace, which `agents` mount.
+    pub fn new(client: Client, name: &str, agents: &str, trust_domain: TrustDomain) -> Self {
+        let namespace = client.default_namespace().to_owned();
+        let (name, agents) = (name.to_owned(), agents.to_owned());
+        let secrets = Api::namespaced(client.clone(), &namespace);
+        let pods = Api::namespaced(client.clone(), &namespace);
+        let notices = Api::namespaced(client, &namespace);
+        Self { secrets, pods, notices, namespace, name, agents, trust_domain }
+    }
+
+    /// Checks the Secret again and again, and logs what is wrong. Ends only by being dropped.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub async fn keep(&self) {
+        let (mut repeats, mut is_wrong) = (Repeats::default(), false);
+        let mut notice = None;
+        loop {
+            let found = match self.look().await {
+                Ok(made) => {
+                    if made {
+                        tracing::info!(secret = %self.whole_name(), trust_domain = %self.trust_domain, "made a CA; whoever reads this Secret can be anybody in the mesh");
+                    } else if is_wrong {
+                        tracing::info!(secret = %self.whole_name(), "the CA is there");
+                    }
+                    is_wrong = false;
+                    None
+                }
+                Err(error) => {
+                    let told = error.to_string();
+                    is_wrong = true;
+                    if repeats.again(&told).is_some() {
+                        tracing::error!("{told}");
+                    }
+                    // Errors of the API server are not reported: agents know as much themselves.
+                    (!matches!(error, SecretError::Refused { .. })).then_some(told)
+                }
+            };
+            // Agents may not read the Secret. They hear of its problems through the notice.
+            if notice.as_ref() != Some(&found) && self.notify(found.as_deref()).await {
+                notice = Some(found);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Writes the notice. Returns whether the agents can read what is wrong, or that nothing is.
+    async fn notify(&self, problem: Option<&str>) -> bool {
+        let data = problem.map_or_else(|| json!({}), |problem| json!({CA_NOTICE_KEY: problem}));
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CA_NOTICE}, "data": data});
+        let ours = PatchParams::apply(FIELD_MANAGER).force();
+        let written = self.notices.patch(CA_NOTICE, &ours, &Patch::Apply(object)).await;
+        written
+            .inspect_err(|error| tracing::warn!("agents cannot be told: {}", sentence(error)))
+            .is_ok()
+    }
+
+    /// Returns whether a CA was made: there was none, and no agent uses one.
+    ///
+    /// # Errors
+    /// See [`SecretError`].
+    pub async fn look(&self) -> Result<bool, SecretError> {
+        if let Some(secret) = self.secrets.get_opt(&self.name).await.map_err(|e| self.refused(e))? {
+            return self.is_of_trust_domain(&secret).map(|()| false);
+        }
+        let nodes = self.nodes_with_one().await?;
+        if !nodes.is_empty() {
+            return Err(SecretError::Gone { secret: self.whole_name(), nodes });
+        }
+        self.make().await
+    }
+
+    /// The nodes with a running agent: each has begun with a CA and continues with it.
+    async fn nodes_with_one(&self) -> Result<BTreeSet<String>, SecretError> {
+        let agents = format!("app.kubernetes.io/name={}", self.agents);
+        let agents = ListParams::default().labels(&agents);
+        let agents = self.pods.list(&agents).await.map_err(|e| self.refused(e))?;
+        Ok(agents.into_iter().filter(runs).filter_map(|pod| pod.spec?.node_name).collect())
+    }
+
+    fn is_of_trust_domain(&self, secret: &Secret) -> Result<(), SecretError> {
+        let pem = secret.data.as_ref().and_then(|data| data.get(CA_CERTIFICATE));
+        let theirs = pem.and_then(|pem| trust_domain_in(&pem.0));
+        let secret = self.whole_name();
+        match theirs {
+            Some(theirs) if theirs == self.trust_domain => Ok(()),
+            Some(theirs) => {
+                Err(SecretError::OfOther { secret, ours: self.trust_domain.clone(), theirs })
+            }
+            None => Err(SecretError::Unusable { secret }),
+        }
+    }
+
+    async fn make(&self) -> Result<bool, SecretError> {
+        let not_after = SystemTime::now() + CA_LIFETIME;
+        let (certificate, key) =
+            make(&self.trust_domain, not_after).map_err(|detail| SecretError::Crypto { detail })?;
+        let file = |name: &str, content: &str| (name.to_owned(), ByteString(content.into()));
+        let secret = Secret {
+            metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+            data: Some(BTreeMap::from([
+                file(CA_CERTIFICATE, &certificate),
+                file(CA_KEY, &key),
+                file(ANCHORS, &certificate),
+            ])),
+            ..Secret::default()
+        };
+        match self.secrets.create(&PostParams::default(), &secret).await {
+            Ok(_made) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    fn whole_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    fn refused(&self, error: kube::Error) -> SecretError {
+        SecretError::Refused { secret: self.whole_name(), error: Box::new(error) }
+    }
+}
+
+fn runs(agent: &Pod) -> bool {
+    let containers = agent.status.as_ref().and_then(|it| it.container_statuses.as_ref());
+    let is_running = |it: &k8s_openapi::api::core::v1::ContainerStatus| {
+        it.state.as_ref().is_some_and(|state| state.running.is_some())
+    };
+    containers.into_iter().flatten().any(is_running)
+}

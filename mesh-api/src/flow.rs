@@ -1,0 +1,141 @@
+//! What a record holds, in the form that `mesh-agent flows -o json` prints.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One connection, as one agent saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// Number within this run of the agent.
+    pub id: u64,
+    /// The node whose agent saw it.
+    pub node: String,
+    /// Which way it went.
+    pub direction: Direction,
+    /// When the agent accepted it, or the kernel refused it.
+    pub opened: Timestamp,
+    /// How long it took in microseconds; `None` while it is open.
+    pub duration_us: Option<u64>,
+    /// The application that dialled.
+    pub client: Party,
+    /// The application that was dialled. If a service was dialled, the endpoint that was chosen.
+    pub server: Party,
+    /// What the application dialled.
+    pub original_destination: SocketAddr,
+    /// The service that the application dialled, as `namespace/name`, if it dialled one.
+    pub service: Option<String>,
+    /// Code of the kernel's verdict (`mesh_common::verdict`).
+    pub verdict: String,
+    /// How the bytes went between the nodes.
+    pub security: Security,
+    /// Code of how it ended; `open` while it has not ended.
+    pub outcome: String,
+    /// The same as a sentence, with the likely cause.
+    pub reason: String,
+    /// Bytes of the applications.
+    pub bytes: Bytes,
+    /// 0, or the number of connections that this record stands for: they were like this one, came
+    /// to nothing in the seconds after it, and were too many to be recorded one by one.
+    #[serde(default)]
+    pub alike: u64,
+}
+
+/// Which way a connection went, seen from the node of the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// A pod of this node dialled.
+    Outbound,
+    /// A pod of this node was dialled.
+    Inbound,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Party {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port, as the application knows it.
+    pub port: u16,
+    /// The pod that has the address, as `namespace/name`, if the agent knows it.
+    pub pod: Option<String>,
+    /// The SPIFFE id that was proven in TLS; `None` without TLS.
+    pub identity: Option<String>,
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = SocketAddr::new(self.address, self.port);
+        match &self.pod {
+            Some(pod) => write!(f, "{pod} ({address})"),
+            None => address.fmt(f),
+        }
+    }
+}
+
+impl Party {
+    /// An end of which nothing but the address is known yet.
+    pub fn at(address: SocketAddr) -> Self {
+        Self {
+            address: address.ip().to_canonical(),
+            port: address.port(),
+            pod: None,
+            identity: None,
+        }
+    }
+}
+
+/// How the bytes went between the nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Security {
+    /// Mutual TLS between the two pods' identities.
+    Mtls(TlsFacts),
+    /// Plaintext, as the application sent the bytes, and why.
+    Plaintext {
+        /// Code of the reason.
+        why: String,
+    },
+    /// No bytes went.
+    None,
+}
+
+/// What TLS agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsFacts {
+    /// The version.
+    pub version: String,
+    /// The cipher suite.
+    pub cipher_suite: String,
+    /// The key exchange.
+    pub key_exchange: String,
+    /// The port of the destination pod that was dialled. A record of an earlier version has no such
+    /// field: that version knew one port.
+    #[serde(default)]
+    pub wire_port: WirePort,
+}
+
+/// Which port of the destination pod TLS goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WirePort {
+    /// The application's own.
+    #[default]
+    Application,
+    /// The agents': the path changes source addresses or ports.
+    Agents,
+}
+
+/// Bytes of the applications, each way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// From the client to the server.
+    pub sent: u64,
+    /// From the server to the client.
+    pub received: u64,
+}

@@ -1,0 +1,27 @@
+//! What an agent says, and what is asked of it: the admin protocol, the record of a connection, and
+//! how a pod stands. The command line prints these types as they are (`-o json`).
+//!
+//! Nothing here asks the kernel, the network or a clock.
+#![warn(missing_docs)]
+
+mod flow;
+mod handover;
+mod mode;
+mod plaintext;
+mod pod;
+mod ports;
+mod problem;
+mod request;
+mod status;
+
+pub use flow::{Bytes, Direction, FlowRecord, Party, Security, TlsFacts, WirePort};
+pub use handover::{Ask, Estate, HANDOVER_VERSION, Listener};
+pub use mode::Mode;
+pub use plaintext::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
+pub use pod::{PodState, PodStatus};
+pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};
+pub use problem::ProblemFacts;
+pub use request::{Request, Response};
+pub use status::{
+    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, OpenPeer, Status,
+};

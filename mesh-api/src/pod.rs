@@ -1,0 +1,60 @@
+//! How enrolment of one pod stands.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{Mode, PlaintextFacts, PortSet};
+
+/// How enrolment of one pod stands. Also the form in which `mesh-agent status -o json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `enrolled`, `leaving`, `held` or `not_enrolled`.
+    pub state: PodState,
+    /// Since when it is enrolled.
+    pub since: Option<Timestamp>,
+    /// `permissive` or `strict`, if it is enrolled or held.
+    pub mode: Option<Mode>,
+    /// Ports on which it is not in the mesh, if it is enrolled.
+    #[serde(default)]
+    pub exclude_ports: PortSet,
+    /// Ports on which it takes plaintext although it is strict, if it is enrolled.
+    #[serde(default)]
+    pub permissive_ports: PortSet,
+    /// The identity that is shown for it, if it is enrolled.
+    pub identity: Option<String>,
+    /// Stable code of why it is not enrolled; empty if it is.
+    pub code: String,
+    /// The same as a sentence, with the remedy where there is one.
+    pub reason: String,
+    /// Cookie of its network namespace, by which the kernel's counters go.
+    pub netns: Option<u64>,
+    /// Connections of it that the agent carries now.
+    pub connections: usize,
+    /// Its connections from before it was in the mesh, or strict, that go on in plaintext.
+    #[serde(default)]
+    pub plaintext: PlaintextFacts,
+}
+
+/// See [`PodStatus::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// Its new connections are decided about and carried.
+    Enrolled,
+    /// It has been withdrawn, and peers may not know yet.
+    Leaving,
+    /// It is strict and cannot be enrolled yet: its TCP connections are refused.
+    Held,
+    /// It is left alone.
+    NotEnrolled,
+}

@@ -1,0 +1,40 @@
+//! Identities, and `nodemesh/1`, the protocol between two agents, as docs/wire.md specifies it.
+//!
+//! [`frame`] is the pure encoding, [`reason`] every way to fail and its code, [`Session`] a TLS
+//! session that carries one application connection at a time, [`identity`] certificates and who is
+//! believed.
+//!
+//! rustls does the handshake and keeps the key schedule. Records are sealed and opened here, in
+//! place, in our own buffers (`record`). rustls' own record layer copies each record at least once
+//! per direction, and does not keep record boundaries, which are our frames.
+
+pub mod buffers;
+mod channel;
+pub mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+mod handshake;
+pub mod hello;
+pub mod identity;
+mod inbox;
+pub mod io;
+mod outbox;
+pub mod reason;
+mod record;
+pub mod session;
+mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod tlv;
+mod traffic;
+
+pub use channel::{Channel, Received};
+pub use frame::{Accepted, Frame, FrameError, Open, Refused, SourcePod};
+pub use outbox::MAX_RECORDS;
+pub use reason::{
+    Fault, HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
+};
+pub use session::{Session, TlsInfo};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+//! Which crate may use which: ARCHITECTURE.md, "The crates".
+use std::collections::BTreeSet;
+
+use crate::process;
+use crate::workspace::Workspace;
+
+/// A crate of ours, those of ours that it uses, and what it must not pull in, directly or through
+/// others.
+const ARROWS: [(&str, &[&str], &[&str]); 4] = [
+    ("mesh-common", &[], &["aya", "tokio", "rustls", "kube", "k8s-openapi", "serde"]),
+    ("mesh-api", &["mesh-common"], &["aya", "tokio", "rustls", "kube", "k8s-openapi"]),
+    (
+        "mesh-world",
+        &["mesh-api", "mesh-common"],
+        &["aya", "tokio", "rustls", "kube", "k8s-openapi"],
+    ),
+    ("mesh-wire", &[], &["aya", "kube", "k8s-openapi"]),
+];
+
+/// The names of all crates that a crate's library pulls in, itself aside.
+fn pulled_in(workspace: &Workspace, package: &str) -> BTreeSet<String> {
+    let mut cargo = process::cargo(workspace);
+    cargo.args(["tree", "--offline", "--prefix", "none", "--format", "{p}"]);
+    cargo.args(["--edges", "normal,build", "--package", package]);
+    let tree = process::read_aloud(&mut cargo).unwrap();
+    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    tree.lines().map(name).filter(|name| name != package).collect()
+}
+
+#[test]
+fn crates_use_only_what_they_may() {
+    let workspace = Workspace::here();
+    for (package, ours, banned) in ARROWS {
+        let pulled_in = pulled_in(&workspace, package);
+        let of_ours: BTreeSet<_> = pulled_in.iter().filter(|it| it.starts_with("mesh-")).collect();
+        assert_eq!(
+            of_ours,
+            ours.iter().map(|it| (*it).to_owned()).collect::<BTreeSet<_>>().iter().collect()
+        );
+        let found: Vec<_> = banned.iter().filter(|it| pulled_in.contains(**it)).collect();
+        assert!(found.is_empty(), "{package} pulls in {found:?}");
+    }
+    // The test can see what it looks for.
+    let agent = pulled_in(&workspace, "mesh-agent");
+    assert!(
+        ["aya", "tokio", "rustls", "kube", "mesh-world", "mesh-wire"]
+            .iter()
+            .all(|it| agent.contains(*it)),
+        "{agent:?}"
+    );
+}
