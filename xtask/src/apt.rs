@@ -3,6 +3,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
 
@@ -27,11 +28,17 @@ pub(crate) fn usable() -> Result<(), &'static str> {
     }
 }
 
-/// Fetches the lists of packages.
+/// Fetches the lists of packages, once.
 pub(crate) fn update() -> Result<()> {
+    static FETCHED: OnceLock<()> = OnceLock::new();
+    if FETCHED.get().is_some() {
+        return Ok(());
+    }
     say::progress("setup", "fetching Debian's lists of packages");
     process::run_quietly(&mut apt_get("update"))
-        .context("the lists of packages could not be fetched")
+        .context("the lists of packages could not be fetched")?;
+    FETCHED.get_or_init(|| ());
+    Ok(())
 }
 
 /// Whether the lists have all of `packages`.
