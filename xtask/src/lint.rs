@@ -1,6 +1,8 @@
 //! `cargo xtask lint`: format, long lines, clippy for the host, clippy for the kernel.
+use std::process::Command as Process;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::args::{Args, Command};
 use crate::build_ebpf;
@@ -23,17 +25,68 @@ pub(crate) const COMMAND: Command = Command {
         let workspace = Workspace::here();
         setup::ensure(&workspace, Purpose::Build)?;
         let mut gates = Gates::of("lint");
-        all(&workspace, &mut gates);
+        apart_from_the_host(&workspace, &mut gates);
+        gates.run(HOST, || host(&workspace));
         Ok(gates.close())
     },
 };
 
-/// Every check of sources that runs nothing of them.
-pub(crate) fn all(workspace: &Workspace, gates: &mut Gates) {
+/// The gate's name, whichever way clippy runs.
+pub(crate) const HOST: &str = "clippy for the host";
+
+/// Every check of sources that compiles nothing for the host.
+pub(crate) fn apart_from_the_host(workspace: &Workspace, gates: &mut Gates) {
     gates.run("format", || format(workspace));
     gates.run("long lines", || columns::check(workspace));
-    gates.run("clippy for the host", || host(workspace));
     gates.run("clippy for eBPF", || ebpf(workspace));
+}
+
+/// Lets clippy read the workspace's crates while this cargo compiles them. Such crates are compiled
+/// apart from those of other builds: all of a run's cargos have to be told.
+pub(crate) fn beside_the_compiler(cargo: &mut Process, workspace: &Workspace) {
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/rustc"));
+}
+
+/// What the compiler and clippy complained about in one build.
+#[derive(Default)]
+pub(crate) struct Warnings {
+    /// As they were shown.
+    shown: Vec<String>,
+    /// File, line, and lint.
+    places: Vec<String>,
+}
+
+impl Warnings {
+    /// Shows what one of cargo's messages says of a source, and keeps its place. A library that is
+    /// also compiled for its tests says everything twice.
+    pub(crate) fn hear(&mut self, message: &Value) {
+        let diagnostic = &message["message"];
+        let Some(rendered) = diagnostic["rendered"].as_str() else { return };
+        let spans = diagnostic["spans"].as_array().map_or(&[][..], Vec::as_slice);
+        let lint = diagnostic["code"]["code"].as_str();
+        // "3 warnings emitted" has neither.
+        if (spans.is_empty() && lint.is_none()) || self.shown.iter().any(|it| it == rendered) {
+            return;
+        }
+        say::diagnostic(rendered);
+        self.shown.push(rendered.to_owned());
+        let place = spans.iter().find(|span| span["is_primary"] == true).map_or_else(
+            || "no place".to_owned(),
+            |span| format!("{}:{}", span["file_name"].as_str().unwrap_or("?"), span["line_start"]),
+        );
+        self.places.push(format!("{place} {}", lint.unwrap_or("no lint")));
+    }
+
+    /// Whether there was nothing to complain about; says where.
+    ///
+    /// # Errors
+    /// There was.
+    pub(crate) fn none(&self) -> Result<()> {
+        match self.places.len() {
+            0 => Ok(()),
+            count => bail!("{count} found, shown above:\n  {}", self.places.join("\n  ")),
+        }
+    }
 }
 
 fn format(workspace: &Workspace) -> Result<()> {
@@ -62,4 +115,28 @@ fn ebpf(workspace: &Workspace) -> Result<()> {
     let toolchain = Toolchain::find(workspace)
         .context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
     process::run(&mut toolchain.clippy(workspace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_counts_once_and_names_its_place() {
+        let mut warnings = Warnings::default();
+        assert!(warnings.none().is_ok());
+        let warning = serde_json::json!({"message": {
+            "rendered": "", "level": "warning", "code": {"code": "clippy::redundant_else"},
+            "spans": [{"is_primary": false, "file_name": "b.rs", "line_start": 1},
+                {"is_primary": true, "file_name": "mesh-wire/src/frame.rs", "line_start": 7}],
+        }});
+        let summary = serde_json::json!({"message": {
+            "rendered": "", "level": "warning", "code": null, "spans": [],
+        }});
+        for message in [&warning, &summary, &warning, &serde_json::json!({"reason": "x"})] {
+            warnings.hear(message);
+        }
+        assert_eq!(warnings.places, ["mesh-wire/src/frame.rs:7 clippy::redundant_else"]);
+        assert!(warnings.none().is_err());
+    }
 }

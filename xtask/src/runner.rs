@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use crate::lint;
 use crate::process;
 use crate::say;
 use crate::tally::Tally;
 use crate::test::is_about_nothing;
-use crate::test_programs::{self, TestProgram};
+use crate::test_programs::TestProgram;
 use crate::workspace::Workspace;
 
 /// More flaky tests than these fail the run.
@@ -34,6 +35,8 @@ pub(crate) struct Chosen<'a> {
     pub(crate) at_once: usize,
     /// Whether tests that have a long form run that: `NODEMESH_LONG` is set for them.
     pub(crate) long: bool,
+    /// Whether clippy read what was built: cargo then finds the libraries of doc tests only so.
+    pub(crate) linted: bool,
 }
 
 /// One whole-system test.
@@ -52,13 +55,17 @@ struct Outcome {
     said: String,
 }
 
-/// Builds and runs tests.
+/// Runs the tests of these programs, and those in documentation.
 ///
 /// # Errors
-/// They could not be built or started, a test failed, too many were flaky, or none was there.
-pub(crate) fn run(workspace: &Workspace, chosen: &Chosen<'_>, tally: &mut Tally) -> Result<()> {
-    let Chosen { names, at_once, long } = *chosen;
-    let programs = test_programs::build(workspace)?;
+/// They could not be started, a test failed, too many were flaky, or none was there.
+pub(crate) fn run(
+    workspace: &Workspace,
+    programs: &[TestProgram],
+    chosen: &Chosen<'_>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let Chosen { names, at_once, long, linted } = *chosen;
     let mut failed = Vec::new();
     for program in programs.iter().filter(|program| !program.is_whole_system) {
         let mut command = command(program, long);
@@ -82,6 +89,9 @@ pub(crate) fn run(workspace: &Workspace, chosen: &Chosen<'_>, tally: &mut Tally)
     }
     let mut doc = process::cargo(workspace);
     doc.args(["test", "--doc", "--quiet", "--"]).args(names);
+    if linted {
+        lint::beside_the_compiler(&mut doc, workspace);
+    }
     if !aloud(&mut doc, "documentation", !names.is_empty(), tally)? {
         failed.push("documentation".to_owned());
     }

@@ -10,6 +10,11 @@ pub(crate) fn progress(command: &str, text: &str) {
     eprintln!("{command}: {text}");
 }
 
+/// What a compiler has to say of a source, with its own line breaks.
+pub(crate) fn diagnostic(text: &str) {
+    eprint!("{text}");
+}
+
 /// Why a command failed or was not understood; `text` already says which one.
 pub(crate) fn error(text: &str) {
     eprintln!("xtask: {text}");

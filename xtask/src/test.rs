@@ -2,7 +2,7 @@
 use std::process::ExitCode;
 use std::thread;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::args::{Args, Command, Opt};
 use crate::build_ebpf;
@@ -11,13 +11,14 @@ use crate::cluster;
 use crate::fuzz;
 use crate::gates::Gates;
 use crate::kernels;
-use crate::lint;
+use crate::lint::{self, Warnings};
 use crate::needs::Purpose;
 use crate::process;
 use crate::runner::{self, Chosen};
 use crate::say;
 use crate::setup;
 use crate::tally::Tally;
+use crate::test_programs;
 use crate::workspace::Workspace;
 
 pub(crate) const COMMAND: Command = Command {
@@ -61,6 +62,9 @@ fn run(args: &Args) -> Result<ExitCode> {
     if args.has("--kernels") {
         return kernels::test(&workspace, names);
     }
+    let at_once = std::env::var("RUST_TEST_THREADS").ok().map(|number| number.parse());
+    let at_once = at_once.transpose().context("RUST_TEST_THREADS is no number")?;
+    let at_once: usize = at_once.unwrap_or(AT_ONCE).max(1);
     let everything = names.is_empty();
     let lint = everything && !args.has("--no-lint");
     setup::ensure(
@@ -80,18 +84,31 @@ fn run(args: &Args) -> Result<ExitCode> {
         let cluster = everything
             .then(|| gates.begin(scope, "build for the cluster", || cluster::build(&workspace)));
         if lint {
-            lint::all(&workspace, &mut gates);
+            lint::apart_from_the_host(&workspace, &mut gates);
             gates.run("licences and sources", || deny(&workspace));
         }
         // Tests of an agent that does not match the sources would prove nothing.
+        let mut warnings = lint.then(Warnings::default);
+        let mut programs = Vec::new();
         let built = gates.run("build for eBPF", || build_ebpf::build(&workspace))
-            && gates.run("build for the host", || programs_and_tests(&workspace));
+            && gates.run("build for the host", || {
+                programs = test_programs::build(&workspace, warnings.as_mut())?;
+                Ok(())
+            });
+        if let Some(warnings) = &warnings {
+            gates.run(lint::HOST, || {
+                warnings.none()?;
+                ensure!(built, "not all was compiled, so not all was read");
+                Ok(())
+            });
+        }
         let can_fuzz =
             built && lint && gates.run("build for fuzzing", || fuzz::build(Workspace::here()));
         if !cluster.is_none_or(|cluster| gates.end(cluster)) || !built {
             return;
         }
-        gates.run("tests", || tests(&workspace, names, args.has("--long"), &mut tally));
+        let chosen = Chosen { names, at_once, long: args.has("--long"), linted: lint };
+        gates.run("tests", || runner::run(&workspace, &programs, &chosen, &mut tally));
         if everything {
             gates.run("few tests skipped", || few_skipped(&tally));
         }
@@ -113,19 +130,6 @@ fn deny(workspace: &Workspace) -> Result<()> {
     deny.current_dir(&workspace.root);
     deny.args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
     process::run(&mut deny)
-}
-
-/// The tests with the programs, in one go.
-fn programs_and_tests(workspace: &Workspace) -> Result<()> {
-    process::run(process::cargo(workspace).args(["build", "--all-targets"]))
-}
-
-/// Unit, property, whole-system and documentation tests.
-fn tests(workspace: &Workspace, names: &[String], long: bool, tally: &mut Tally) -> Result<()> {
-    let at_once = std::env::var("RUST_TEST_THREADS").ok().map(|number| number.parse());
-    let at_once = at_once.transpose().context("RUST_TEST_THREADS is no number")?;
-    let chosen = Chosen { names, at_once: at_once.unwrap_or(AT_ONCE).max(1), long };
-    runner::run(workspace, &chosen, tally)
 }
 
 /// What libtest prints for a program without a test of that name. There are a dozen of them.

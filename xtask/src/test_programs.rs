@@ -1,9 +1,12 @@
-//! The programs of tests that cargo builds.
+//! The programs of tests that cargo builds, and what the compiler or clippy says meanwhile.
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::PathBuf;
+use std::process::Stdio;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::lint::{self, Warnings};
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -29,21 +32,46 @@ impl TestProgram {
 /// Builds all programs, of tests and others, in one go. One package at a time, dependencies would
 /// get other features and be compiled again. Returns those of tests, in the order of their sources.
 ///
+/// With `warnings`, clippy reads what is compiled, and they are added to.
+///
 /// # Errors
 /// Something could not be built.
-pub(crate) fn build(workspace: &Workspace) -> Result<Vec<TestProgram>> {
+pub(crate) fn build(
+    workspace: &Workspace,
+    warnings: Option<&mut Warnings>,
+) -> Result<Vec<TestProgram>> {
     let mut cargo = process::cargo(workspace);
-    cargo.args(["build", "--all-targets", "--message-format=json-render-diagnostics"]);
-    let messages = process::read_aloud(&mut cargo)?;
-    let mut programs: Vec<_> =
-        messages.lines().filter_map(|message| test_program(message, workspace)).collect();
+    let terminal = std::io::stderr().is_terminal();
+    let format = if terminal { "json-diagnostic-rendered-ansi" } else { "json" };
+    // What does not depend on a crate that is broken is built, and linted, too.
+    cargo.args(["build", "--all-targets", "--keep-going", "--message-format", format]);
+    let mut unasked = Warnings::default();
+    let warnings = match warnings {
+        Some(warnings) => {
+            lint::beside_the_compiler(&mut cargo, workspace);
+            warnings
+        }
+        None => &mut unasked,
+    };
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let output = child.stdout.take().context("cargo without an output")?;
+    let mut programs = Vec::new();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cannot read what cargo prints")?;
+        let Ok(message) = serde_json::from_str(&line) else { continue };
+        warnings.hear(&message);
+        programs.extend(test_program(&message, workspace));
+    }
+    let status = child.wait().context("cargo got lost")?;
+    if !status.success() {
+        bail!("`cargo build --all-targets` ended with {status}");
+    }
     programs.sort_by(|a, b| a.source.cmp(&b.source));
     Ok(programs)
 }
 
 /// The program of tests that one of cargo's messages tells of.
-fn test_program(message: &str, workspace: &Workspace) -> Option<TestProgram> {
-    let message: Value = serde_json::from_str(message).ok()?;
+fn test_program(message: &Value, workspace: &Workspace) -> Option<TestProgram> {
     let is_tests = message["profile"]["test"] == true;
     let executable = message["executable"].as_str().filter(|_| is_tests)?.into();
     let source = message["target"]["src_path"].as_str()?;
@@ -66,7 +94,7 @@ mod tests {
                 "target":{{"kind":["{kind}"],"src_path":"{source}"}},"profile":{{"test":{tests}}},
                 "executable":{executable}}}"#
             );
-            test_program(&message, &workspace)
+            test_program(&serde_json::from_str(&message).unwrap(), &workspace)
         };
         let built = r#""/w/target/debug/deps/cli-1""#;
         let cli = found("test", "/w/tests/tests/cli.rs", true, built).unwrap();
@@ -78,6 +106,5 @@ mod tests {
         assert_eq!((lib.name(), lib.is_whole_system), ("tests/src/lib.rs", false));
         assert!(found("bin", "/w/tests/src/bin/demo/main.rs", false, built).is_none());
         assert!(found("test", "/w/tests/tests/cli.rs", true, "null").is_none(), "checked only");
-        assert!(test_program("a line that is no message", &workspace).is_none());
     }
 }

@@ -88,7 +88,7 @@ pub(crate) fn test(workspace: &Workspace, operands: &[String]) -> Result<ExitCod
     let mut tests = Vec::new();
     let built = gates.run("build for eBPF", || build_ebpf::build(workspace))
         && gates.run("build for the host", || {
-            tests = test_programs::build(workspace)?;
+            tests = test_programs::build(workspace, None)?;
             Ok(())
         });
     let mut image = None;
