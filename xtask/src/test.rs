@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every gate that a change must pass, or the tests of some names.
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -67,22 +68,26 @@ fn run(args: &Args) -> Result<ExitCode> {
     let at_once: usize = at_once.unwrap_or(AT_ONCE).max(1);
     let everything = names.is_empty();
     let lint = everything && !args.has("--no-lint");
-    setup::ensure(
-        &workspace,
-        match (lint, everything) {
-            (true, _) => Purpose::Test,
-            (false, true) => Purpose::Cluster,
-            (false, false) => Purpose::Demo,
-        },
-    )?;
+    let purpose = match (lint, everything) {
+        (true, _) => Purpose::Test,
+        (false, true) => Purpose::Cluster,
+        (false, false) => Purpose::Demo,
+    };
 
     let mut gates = Gates::of("test");
     let mut tally = Tally::default();
+    let not_wanted = AtomicBool::new(false);
     thread::scope(|scope| {
-        // Compilers of crates leave a processor idle now and then, and half of the cluster's build
-        // is fetching.
-        let cluster = everything
-            .then(|| gates.begin(scope, "build for the cluster", || cluster::build(&workspace)));
+        // It takes what setup, which mostly fetches and unpacks, and compilers of crates leave of
+        // the processors.
+        let cluster = everything.then(|| {
+            let build = || cluster::build(&workspace, &not_wanted);
+            gates.begin(scope, "build for the cluster", build)
+        });
+        if let Err(why) = setup::ensure(&workspace, purpose) {
+            not_wanted.store(true, Ordering::Relaxed);
+            return Err(why);
+        }
         if lint {
             lint::apart_from_the_host(&workspace, &mut gates);
             gates.run("licences and sources", || deny(&workspace));
@@ -105,7 +110,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         let can_fuzz =
             built && lint && gates.run("build for fuzzing", || fuzz::build(Workspace::here()));
         if !cluster.is_none_or(|cluster| gates.end(cluster)) || !built {
-            return;
+            return Ok(());
         }
         let chosen = Chosen { names, at_once, long: args.has("--long"), linted: lint };
         gates.run("tests", || runner::run(&workspace, &programs, &chosen, &mut tally));
@@ -115,7 +120,8 @@ fn run(args: &Args) -> Result<ExitCode> {
         if can_fuzz {
             gates.run("fuzz", || fuzz::gate(Workspace::here()));
         }
-    });
+        Ok(())
+    })?;
     let code = gates.close();
     say::out(&tally.summary());
     Ok(code)

@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::go::{self, Go};
 use crate::process;
@@ -38,9 +40,15 @@ const PROGRAMS: [Program; 8] = [
 /// parts do not trust each other.
 const VERSIONS: [&str; 2] = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
 
+/// How often to ask whether a program is built, or not wanted any more.
+const POLL: Duration = Duration::from_millis(100);
+
 /// Builds what is missing or was built from something else. If that is nothing, it is silent and
 /// takes a moment.
-pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+///
+/// # Errors
+/// Something could not be built, or `stop` was set.
+pub(crate) fn build(workspace: &Workspace, stop: &AtomicBool) -> Result<()> {
     let go = go::find(workspace)?;
     let module = workspace.cluster_module();
     let read = |file: &str| {
@@ -70,7 +78,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         }
         say::progress("cluster", &format!("building {} ...", program.name));
         let start = Instant::now();
-        compile(&go, &module, &flags, program, &file)?;
+        compile(&go, &module, &flags, program, &file, stop)?;
         let took = start.elapsed().as_secs_f64();
         say::progress("cluster", &format!("{} is built ({took:.0} s)", program.name));
         fs::write(&record, &source)?;
@@ -78,7 +86,14 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-fn compile(go: &Go, module: &Path, flags: &[String], program: &Program, to: &Path) -> Result<()> {
+fn compile(
+    go: &Go,
+    module: &Path,
+    flags: &[String],
+    program: &Program,
+    to: &Path,
+    stop: &AtomicBool,
+) -> Result<()> {
     let mut command = Command::new(&go.program);
     command.arg("build").args(flags).arg("-o").arg(to).arg(program.package);
     // The user's own Go settings would change these programs; statically linked, they run in any
@@ -87,8 +102,18 @@ fn compile(go: &Go, module: &Path, flags: &[String], program: &Program, to: &Pat
     // Compilers that collect garbage less often: a fifth less processor time for etcd, measured
     // twice.
     command.env("GOGC", "400");
-    process::run(&mut process::behind(&command))
-        .with_context(|| format!("{} could not be built", program.name))
+    let mut child = process::behind(&command).spawn().context("cannot start Go")?;
+    loop {
+        match child.try_wait().context("Go got lost")? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => bail!("{} could not be built: {status}", program.name),
+            None if stop.load(Ordering::Relaxed) => {
+                child.kill().and_then(|()| child.wait()).context("Go cannot be stopped")?;
+                bail!("{} is not wanted any more", program.name);
+            }
+            None => thread::sleep(POLL),
+        }
+    }
 }
 
 fn flags(version: &str) -> Vec<String> {

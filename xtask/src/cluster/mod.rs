@@ -4,6 +4,7 @@ mod build;
 pub(crate) mod go;
 
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
 
@@ -39,12 +40,12 @@ fn run(args: &Args) -> Result<ExitCode> {
     match words[..] {
         ["build"] => {
             setup::ensure(&workspace, Purpose::Cluster)?;
-            build(&workspace)?;
+            build(&workspace, &AtomicBool::new(false))?;
             Ok(ExitCode::SUCCESS)
         }
         ["up" | "demo"] => {
             setup::ensure(&workspace, Purpose::Cluster)?;
-            build(&workspace)?;
+            build(&workspace, &AtomicBool::new(false))?;
             host::everything(&workspace, Profile::Dev)?;
             ask(&workspace, args)
         }
