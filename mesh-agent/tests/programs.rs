@@ -85,32 +85,32 @@ fn copies() -> impl Iterator<Item = ProgramInfo> {
 
 #[test]
 fn each_namespace_has_a_copy_of_its_own_that_costs_little() {
-    const NAMESPACES: u64 = 20;
+    const NAMESPACES: u32 = 20;
     let pins = PinDir(PathBuf::from(format!("/sys/fs/bpf/nodemesh-copy-{}", std::process::id())));
     let (kernel, _refusals) = Kernel::load(&pins.0, Before::Gone).expect("the programs load");
     let before: Vec<u32> = copies().map(|one| one.id()).collect();
     let namespaces: Vec<_> =
-        (1..=NAMESPACES).map(|cookie| (cookie, namespace().unwrap())).collect();
+        (1..=u64::from(NAMESPACES)).map(|cookie| (cookie, namespace().unwrap())).collect();
     let begun = Instant::now();
     for (cookie, netns) in &namespaces {
         kernel.attach_pod(netns.as_fd(), *cookie, cookie % 2 == 0).unwrap();
     }
-    let took = begun.elapsed() / 20;
+    let each = begun.elapsed() / NAMESPACES;
     // Other tests load programs of that name too, and unload them.
     let new = copies().filter(|one| !before.contains(&one.id()));
     let sizes = new.filter_map(|one| Some(one.memory_locked().ok()? + one.size_jitted()));
     let mut sizes: Vec<u32> = sizes.collect();
     sizes.sort_unstable();
-    assert!(sizes.len() as u64 >= NAMESPACES, "{} copies", sizes.len());
+    assert!(sizes.len() >= NAMESPACES as usize, "{} copies", sizes.len());
     let bytes = sizes[sizes.len() / 2];
     assert!(bytes < COPY_BYTES, "{bytes}");
-    writeln!(io::stdout(), "a copy for a namespace: {took:?}, {bytes} bytes").unwrap();
+    writeln!(io::stdout(), "a copy for a namespace: {each:?}, {bytes} bytes").unwrap();
     // A second program for a namespace replaces the first. The link is found again. It is gone once
     // it is detached, or once its namespace is gone.
     let (cookie, netns) = &namespaces[0];
     kernel.attach_pod(netns.as_fd(), *cookie, true).unwrap();
     assert!(kernel.keep_attached(*cookie).unwrap() && kernel.is_attached(*cookie));
-    assert_eq!(kernel.attached_pods().unwrap().len() as u64, NAMESPACES);
+    assert_eq!(kernel.attached_pods().unwrap().len(), NAMESPACES as usize);
     kernel.detach_pod(*cookie).unwrap();
     assert!(!kernel.is_attached(*cookie) && !kernel.keep_attached(*cookie).unwrap());
     drop(namespaces);

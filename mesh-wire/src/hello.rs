@@ -1,8 +1,8 @@
 //! Looks at the first bytes of a connection without taking them: does an agent call?
 //!
 //! Needed where a connection comes from a mesh source port of a peer that we have not heard of
-//! (DESIGN.md, "How a receiver knows that TLS follows"). An application may speak TLS itself; the
-//! ALPN in its `ClientHello` identifies an agent (RFC 8446 §4.1.2, RFC 7301 §3.1).
+//! (docs/wire.md). An application may speak TLS itself; the ALPN in its `ClientHello` identifies an
+//! agent (RFC 8446 §4.1.2, RFC 7301 §3.1).
 
 use crate::identity::tls::ALPN;
 

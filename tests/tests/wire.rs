@@ -15,7 +15,7 @@ use tests::{
 /// The client says it and the server says it back, so that it would show in either direction.
 const MARKER: &str = "plainly-to-be-seen-marker";
 
-/// The first source port of agents' dials (DESIGN.md, "On the wire").
+/// The first source port of agents' dials (docs/wire.md).
 const MESH_PORTS: u16 = 61_000;
 
 /// Dials these addresses, one after the other, each with the marker. Returns what went over the
