@@ -137,6 +137,8 @@ pub struct Counters {
     pub judged: u64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
     pub table_writes: u64,
+    /// Reports of the kernel's refusals that found their buffer full.
+    pub events_lost: u64,
 }
 
 /// Something that is wrong.

@@ -29,10 +29,19 @@ use tests::{
     probe::{self, DialSpec, End, ServeSpec, Server, Talk},
 };
 
-/// Memory that the agent may need for each connection that is not busy, and besides all
-/// connections: docs/security.md.
-const CONNECTION_KIB: u64 = 64;
-const BESIDE_KIB: u64 = 64 * 1024;
+/// When an attack is under way, and what it may cost.
+#[derive(Clone, Copy)]
+struct Expected {
+    /// How many connections it has made then.
+    going: u64,
+    /// By how much the agent's memory may have grown, in KiB: half as much again as the most that
+    /// was measured, or [`NOISE_KIB`].
+    most_kib: u64,
+}
+
+/// What the allocator keeps after some hundreds of requests, in KiB. Attacks that hold no connection
+/// measured up to 1,200.
+const NOISE_KIB: u64 = 4_096;
 
 /// By how much an attack may slow others down.
 struct Bound {
@@ -41,10 +50,11 @@ struct Bound {
     more_us: u64,
 }
 
-/// Where other tests run at the same time, on two cores.
-const BUSY: Bound = Bound { times: 3, more_us: 20_000 };
-/// What is promised: docs/security.md.
+/// What is promised: docs/security.md. Half of the requests keep to it wherever they are measured.
 const QUIET: Bound = Bound { times: 2, more_us: 2_000 };
+/// For the slowest hundredth, where another attack's test runs at the same time on two cores: what
+/// computes there takes some milliseconds from a request now and then.
+const BUSY: Bound = Bound { times: 3, more_us: 10_000 };
 
 impl Bound {
     fn of(&self, quiet_us: u64) -> u64 {
@@ -130,13 +140,11 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// Whether the memory used since is within the stated bound.
-fn within_bound(before: &Usage, now: &Usage) -> Result<()> {
+/// Whether the agent's memory has grown by no more than that since.
+fn within_bound(name: &str, before: &Usage, now: &Usage, most_kib: u64) -> Result<()> {
     let grown = now.rss_kib.saturating_sub(before.rss_kib);
-    // Those that wait for their handshake have no record yet, but a descriptor.
-    let connections = now.descriptors.saturating_sub(before.descriptors) as u64;
-    let bound = BESIDE_KIB + CONNECTION_KIB * connections;
-    ensure!(grown <= bound, "{grown} KiB more, {bound} KiB may be: {before:?}, {now:?}");
+    println!("{name}: the agent's memory has grown by {grown} KiB, {most_kib} may be");
+    ensure!(grown <= most_kib, "{grown} KiB more, {most_kib} may be: {before:?}, {now:?}");
     Ok(())
 }
 
@@ -153,17 +161,17 @@ fn others_are_served(
     before: &Usage,
     from: &Place,
     spec: &AttackSpec,
-    going: u64,
+    expected: Expected,
 ) -> Result<()> {
     let (mut quiet, mut under) = (Vec::new(), Vec::new());
     for _ in 0..plan()?.0 {
         quiet.push(scene.others(REQUESTS)?);
         let attack = attack::start(from, spec)?;
-        attack.wait("under way", |tally| tally.connected >= going)?;
+        attack.wait("under way", |tally| tally.connected >= expected.going)?;
         under.push(scene.others(REQUESTS)?);
         let usage = Usage::of(scene.agent())?;
         println!("{name}: {:?}, {usage:?}", attack.stop()?);
-        within_bound(before, &usage)?;
+        within_bound(name, before, &usage, expected.most_kib)?;
     }
     let p99 = |times: &[Times]| median(times.iter().map(|times| times.p99_us).collect());
     let p50 = |times: &[Times]| median(times.iter().map(|times| times.p50_us).collect());
@@ -177,6 +185,9 @@ fn others_are_served(
 fn not_much_slower(quiet: &[Times], under: &[Times]) -> Result<()> {
     let failed: u64 = quiet.iter().chain(under).map(|times| times.failed).sum();
     ensure!(failed == 0, "{failed} requests of others failed: {quiet:?} {under:?}");
+    let p50 = |times: &[Times]| median(times.iter().map(|times| times.p50_us).collect());
+    let (is, most) = (p50(under), QUIET.of(p50(quiet)));
+    ensure!(is <= most, "half take more than {is} µs, {most} may be: {quiet:?} {under:?}");
     let p99 = |times: &[Times]| times.iter().map(|times| times.p99_us).collect::<Vec<_>>();
     let (quiet, under) = (p99(quiet), p99(under));
     if plan()?.1 {
@@ -185,11 +196,9 @@ fn not_much_slower(quiet: &[Times], under: &[Times]) -> Result<()> {
         let shares = pairs.map(|(quiet, under)| under * 100 / QUIET.of(*quiet)).collect();
         ensure!(median(shares) <= 100, "slower, in µs: {quiet:?} {under:?}");
     } else {
-        // Other programs make a round slower, never faster: the best round shows what the attack
-        // does.
-        let best = |all: &[u64]| all.iter().copied().min().unwrap_or(0);
-        let most = BUSY.of(best(&quiet));
-        ensure!(best(&under) <= most, "slower than {most} µs: {quiet:?} {under:?}");
+        let most = BUSY.of(median(quiet.clone()));
+        let is = median(under.clone());
+        ensure!(is <= most, "{is} µs, {most} may be: {quiet:?} {under:?}");
     }
     Ok(())
 }

@@ -19,15 +19,18 @@ use tests::{
 
 use crate::{Bound, Scene, not_much_slower, plan, served, within_bound};
 
-/// What the kernel may hold for each agent's sockets if one pod does all it can: the budget, what
-/// arrives until that is noticed, and a little for each connection (`proxy/socket_memory.rs`).
-const SOCKET_MIB: u64 = 512;
+/// What the kernel may hold for each agent's sockets if one pod does all it can: the budget of 256
+/// MiB, what arrives until that is noticed, and a little for each connection
+/// (`proxy/socket_memory.rs`). Measured up to 236 MiB.
+const SOCKET_MIB: u64 = 384;
 
 #[test]
 fn servers_that_do_not_read_leave_the_kernel_its_memory() {
     const CONNECTIONS: u64 = 600;
     /// Full once nothing has been taken for so long.
     const STILL: Duration = Duration::from_secs(2);
+    /// By how much the agent's memory may grow: half as much again as the 57 MiB that were measured.
+    const FILL_KIB: u64 = 88_000;
     /// What the first buffers hold is more.
     const FILLED: u64 = CONNECTIONS * 64 * 1024;
     scenario("attack-fill", |net| {
@@ -69,7 +72,7 @@ fn servers_that_do_not_read_leave_the_kernel_its_memory() {
         not_much_slower(&quiet, &under)?;
         let most = if plan()?.1 { STREAM } else { STREAM_BUSY }.of(micros(quiet_stream));
         ensure!(micros(under_stream) <= most, "{quiet_stream:?}, beside it {under_stream:?}");
-        within_bound(&before, &Usage::of(scene.agent())?)?;
+        within_bound("attack-fill", &before, &Usage::of(scene.agent())?, FILL_KIB)?;
         attack.stop()?;
         for agent in &scene.pair.agents {
             eventually(SOON, || {
@@ -86,7 +89,7 @@ fn servers_that_do_not_read_leave_the_kernel_its_memory() {
 const STREAM_BYTES: u64 = 128 << 20;
 /// By how much it may get slower.
 const STREAM: Bound = Bound { times: 2, more_us: 20_000 };
-const STREAM_BUSY: Bound = Bound { times: 3, more_us: 1_000_000 };
+const STREAM_BUSY: Bound = Bound { times: 2, more_us: 500_000 };
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)

@@ -14,7 +14,7 @@ use tests::{
     scenario,
 };
 
-use crate::{Scene, not_much_slower, others_are_served, says, served};
+use crate::{Expected, NOISE_KIB, Scene, not_much_slower, others_are_served, says, served};
 
 /// One of the ports that redirected connections carry.
 const MAGIC: u16 = 60_990;
@@ -29,7 +29,8 @@ fn dials_without_end_through_the_pods_own_agent() {
         scene.others(50)?;
         let before = Usage::of(scene.agent())?;
         let spec = AttackSpec { workers: 4, ..AttackSpec::new(Kind::Dial, scene.victim.at(PORT)) };
-        others_are_served("attack-dials", &scene, &before, &greedy, &spec, 100)?;
+        let expected = Expected { going: 100, most_kib: NOISE_KIB };
+        others_are_served("attack-dials", &scene, &before, &greedy, &spec, expected)?;
         ensure!(scene.application.conns().iter().all(|conn| conn.received == 0));
         scene.recovered(&before)
     });
@@ -259,7 +260,8 @@ fn listeners_destroyed_by_a_pod() {
         // Its own listeners, as often as they are made anew.
         let own = AttackSpec { per_second: 200, ..AttackSpec::new(Kind::Destroy, thief.at(PORT)) };
         let own = own.from(stranger);
-        others_are_served("attack-destroy", &scene, &before, &thief, &own, 2)?;
+        let expected = Expected { going: 2, most_kib: NOISE_KIB };
+        others_are_served("attack-destroy", &scene, &before, &thief, &own, expected)?;
         let attack = attack::start(&thief, &own)?;
         scene.agent().wait_problem("the thief", |problem| {
             problem.code == "listener_lost" && problem.message.contains("shop/thief")
