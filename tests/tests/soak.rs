@@ -13,13 +13,13 @@ use tests::{
     scenario,
 };
 
-/// The promise: what a connection with a reader that does not read may take more than an idle one.
-const SLOW_READER_KIB: u64 = 1024;
-/// And what is used besides all connections.
-const BESIDE_KIB: u64 = 16 * 1024;
+/// What a connection with a reader that does not read may take of each agent's memory: half as much
+/// again as the most that was measured (docs/security.md).
+const SLOW_READER_KIB: u64 = 285;
 
-/// What an open and quiet connection may take of each agent's memory: twice what was measured.
-const QUIET_BYTES: u64 = 24 * 1024;
+/// The same of an open and quiet connection. Measured: 9 KiB of the dialling agent, 13 KiB of the
+/// other.
+const QUIET_BYTES: u64 = 20 * 1024;
 /// What thousands of connections may leave behind when they are closed, once the allocator has
 /// given back the rest.
 const LEFT_KIB: u64 = 48 * 1024;
@@ -62,7 +62,7 @@ fn readers_that_do_not_read() {
             let grown = now.rss_kib.saturating_sub(idle.rss_kib);
             println!("a reader that does not read: {} KiB of the agent's memory", grown / READERS);
             ensure!(now.open == READERS, "{now:?}");
-            ensure!(grown <= READERS * SLOW_READER_KIB + BESIDE_KIB, "{idle:?} {now:?}");
+            ensure!(grown <= READERS * SLOW_READER_KIB, "{idle:?} {now:?}");
         }
         let others = served(&pair.client, pair.server.at(PORT));
         ensure!(others.is_err(), "that server answers no lines");
@@ -156,8 +156,9 @@ fn connections_without_end_one_after_the_other() {
     /// A pod has 28,000 ephemeral ports, and each stays in `TIME_WAIT` for a minute.
     const CLIENTS: usize = 4;
     const WARM_UP: u64 = 2_000;
-    /// More is a leak; what the allocator keeps is most of it.
-    const GROWTH_BYTES: u64 = 90;
+    /// Of memory, for each connection that was: less than the smallest allocation with something in
+    /// it, so that what leaks one a connection fails. Measured 0 to 5, by what the allocator keeps.
+    const GROWTH_BYTES: u64 = 40;
     let each: u64 = if is_long() { 25_000 } else { 10_000 };
     scenario("soak-short", |net| {
         let pair = Pair::new(net)?;
