@@ -9,6 +9,8 @@ use crate::Pod;
 /// One connection, as one agent saw it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Flow {
+    /// Its number, which the agent gives to no other.
+    pub id: u64,
     /// `outbound` or `inbound`.
     pub direction: String,
     /// How long it took in microseconds, if it is over.

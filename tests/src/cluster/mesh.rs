@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{Cluster, test_name};
@@ -106,6 +106,13 @@ impl<'a> Mesh<'a> {
     pub fn wait_ready(&self) -> Result<()> {
         let rollout = ["-n", &self.namespace, "rollout", "status", "ds/mesh-agent", READY_LIMIT];
         self.cluster.kubectl(rollout).map(drop).with_context(|| self.told())
+    }
+
+    /// Waits until agents (`pod/NAME`) that have been replaced are gone. A rollout is done when the
+    /// new agents are ready; the old ones then still drain.
+    pub fn wait_gone(&self, agents: &[String]) -> Result<()> {
+        let wait = ["-n", &self.namespace, "wait", "--for=delete", READY_LIMIT];
+        self.cluster.kubectl(wait.into_iter().chain(agents.iter().map(String::as_str))).map(drop)
     }
 
     /// The pod of a node's agent.
@@ -241,17 +248,34 @@ impl<'a> Mesh<'a> {
         Ok(killed.lines().count())
     }
 
-    /// Whether one of the mesh's service accounts may do something, in any namespace, by the API
-    /// server's answer; an error if there is none.
+    /// Whether one of the mesh's service accounts may do something to a resource of the core API
+    /// group: in all namespaces or in a single one, to all objects or to a single one by its name.
+    /// The API server lists the account's rights in each namespace, so that rights by a
+    /// `RoleBinding` count, and those for certain names.
     pub fn account_may(&self, account: &str, verb: &str, resource: &str) -> Result<bool> {
-        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
-            "user": format!("system:serviceaccount:{}:{account}", self.namespace),
-            "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{}", self.namespace), "system:authenticated"],
-            "resourceAttributes": {"verb": verb, "resource": resource}}});
-        let to = "--raw=/apis/authorization.k8s.io/v1/subjectaccessreviews";
-        let said = self.cluster.kubectl_with(&review.to_string(), ["create", to, "-f", "-"])?;
-        let said: Value = serde_json::from_str(&said)?;
-        said["status"]["allowed"].as_bool().with_context(|| format!("no answer: {said:#}"))
+        let names = "jsonpath={.items[*].metadata.name}";
+        let namespaces = self.cluster.kubectl(["get", "namespaces", "-o", names])?;
+        for namespace in namespaces.split_whitespace() {
+            let rules = self.rules_of(account, namespace)?;
+            ensure!(!rules.is_empty(), "{account} has no rights at all in {namespace}");
+            if rules.iter().any(|rule| rule.allows(verb, resource)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What an account may do in a namespace, by the API server's answer.
+    fn rules_of(&self, account: &str, namespace: &str) -> Result<Vec<Rule>> {
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": namespace}});
+        let to = "--raw=/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+        let account = format!("--as=system:serviceaccount:{}:{account}", self.namespace);
+        let ask = ["create", to, &account, "-f", "-"];
+        let said: Value =
+            serde_json::from_str(&self.cluster.kubectl_with(&review.to_string(), ask)?)?;
+        let rules = said["status"]["resourceRules"].clone();
+        serde_json::from_value(rules).with_context(|| format!("no rules in {said:#}"))
     }
 
     /// Makes connections until the newest that the node's agent knows is mutual TLS to that pod:
@@ -283,6 +307,25 @@ impl<'a> Mesh<'a> {
         let logs = ["-n", &self.namespace, "logs", "-l", "app.kubernetes.io/part-of=nodemesh"];
         let all = [self.cluster.kubectl(get), self.cluster.kubectl(logs)];
         all.map(|told| told.unwrap_or_else(|error| error.to_string())).join("\n")
+    }
+}
+
+/// A right, as the API server lists it. It may be for objects of certain names only, which does not
+/// make it less of a right here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rule {
+    verbs: Vec<String>,
+    #[serde(default)]
+    api_groups: Vec<String>,
+    #[serde(default)]
+    resources: Vec<String>,
+}
+
+impl Rule {
+    fn allows(&self, verb: &str, resource: &str) -> bool {
+        let has = |all: &[String], one: &str| all.iter().any(|it| it == one || it == "*");
+        has(&self.verbs, verb) && has(&self.api_groups, "") && has(&self.resources, resource)
     }
 }
 
@@ -328,4 +371,23 @@ fn image(arguments: &[&str]) -> Result<PathBuf> {
     let output = xtask.output().context("starting `xtask` (cargo build -p xtask)")?;
     Output::of(&["xtask".into(), "image".into()], &output).success()?;
     archive()?.with_context(|| format!("no image in {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_right_for_a_single_name_is_a_right() -> Result<()> {
+        let rules = json!([
+            {"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["nodemesh-ca"]},
+            {"verbs": ["*"], "apiGroups": ["apps"], "resources": ["*"]},
+            {"verbs": ["create"], "apiGroups": ["", "events.k8s.io"], "resources": ["events"]},
+        ]);
+        let rules: Vec<Rule> = serde_json::from_value(rules)?;
+        let may = |verb: &str, resource: &str| rules.iter().any(|it| it.allows(verb, resource));
+        ensure!(may("get", "secrets") && may("create", "events"));
+        ensure!(!may("list", "secrets") && !may("create", "pods"), "of another API group");
+        Ok(())
+    }
 }

@@ -239,6 +239,38 @@ impl Cluster {
         self.kubectl_with(input, all)
     }
 
+    /// The objects that an installation could leave behind, a line for each: all that
+    /// belong to no namespace, and those of each namespace that give rights, run programs or keep
+    /// secrets.
+    pub fn objects(&self) -> Result<Vec<String>> {
+        // Their names change by themselves, or they only report.
+        const SKIPPED: [&str; 2] =
+            ["componentstatuses", "certificatesigningrequests.certificates.k8s.io"];
+        const IN_NAMESPACES: &str = "configmaps,daemonsets.apps,deployments.apps,rolebindings.rbac.authorization.k8s.io,\
+                                     roles.rbac.authorization.k8s.io,secrets,serviceaccounts,services";
+        let kinds =
+            ["api-resources", "--namespaced=false", "--verbs=list", "-o", "name", "--cached=false"];
+        let kinds = self.kubectl(kinds)?;
+        let kinds: Vec<&str> = kinds.lines().filter(|kind| !SKIPPED.contains(kind)).collect();
+        // An answer without these would find nothing left of anything.
+        for kind in [
+            "clusterroles",
+            "clusterrolebindings",
+            "customresourcedefinitions",
+            "validatingadmissionpolicies",
+        ] {
+            ensure!(kinds.iter().any(|known| known.starts_with(kind)), "no {kind} in {kinds:?}");
+        }
+        let line = "jsonpath={range .items[*]}{.metadata.namespace} {.kind} {.apiVersion} {.metadata.name}{\"\\n\"}{end}";
+        let mut all = Vec::new();
+        for kinds in [&*kinds.join(","), IN_NAMESPACES] {
+            let found = self.kubectl(["get", kinds, "--all-namespaces", "-o", line])?;
+            all.extend(found.lines().map(str::to_owned));
+        }
+        all.sort();
+        Ok(all)
+    }
+
     /// Where its files are.
     pub fn dir(&self) -> PathBuf {
         self.plan.dir()

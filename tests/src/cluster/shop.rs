@@ -125,6 +125,16 @@ impl<'a> Load<'a> {
             Ok((answers.len(), bad.collect()))
         })
     }
+
+    /// Waits until 50 answers in a row are good. Returns how many there are then, and the failures.
+    pub fn settled(&self, than: usize) -> Result<(usize, Vec<String>)> {
+        eventually(PATIENCE, || {
+            let (count, failed) = self.more(than)?;
+            let (count, later) = self.more(count)?;
+            ensure!(failed == later, "the load still fails");
+            Ok((count, later))
+        })
+    }
 }
 
 /// The script of a client that asks a URL again and again, with a pause (`sleep` of busybox) or
