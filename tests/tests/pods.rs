@@ -39,10 +39,11 @@ const SECRET: &str = "said-in-the-first-millisecond";
 const KNOCK: &str = "knock-from-outside";
 
 /// From a pod's first process to enrolled, for half of the pods and for nearly all, on two cores
-/// that also run the cluster and other tests. The kubelet alone reports no address within the first
-/// limit. The aim is a p95 of 100 ms: that figure is printed.
-const HALF_WITHIN: Duration = Duration::from_millis(500);
-const NEARLY_ALL_WITHIN: Duration = Duration::from_secs(5);
+/// that also run the cluster and other tests. The kubelet reports no address within the first
+/// limit, so the agent must have found it by itself. Measured 28 ms and 95 ms; the aim is a p95 of
+/// 100 ms, and that figure is printed.
+const HALF_WITHIN: Duration = Duration::from_millis(150);
+const NEARLY_ALL_WITHIN: Duration = Duration::from_secs(1);
 
 /// The pods that are measured.
 const MEASURED: usize = 50;
@@ -214,10 +215,17 @@ fn a_node_that_is_not_ready_gets_no_pods(cluster: &Cluster) -> Result<Mesh<'_>> 
         let refused = patch(wrong).unwrap_err().to_string();
         ensure!(refused.contains("untaint may") && refused.contains(field), "{refused}");
     }
-    for (verb, what) in [("delete", "nodes"), ("get", "secrets"), ("patch", "pods")] {
+    for (verb, what) in [
+        ("delete", "nodes"),
+        ("get", "secrets"),
+        ("list", "secrets"),
+        ("watch", "secrets"),
+        ("patch", "pods"),
+        ("create", "pods"),
+    ] {
         ensure!(!mesh.account_may("untaint", verb, what)?, "{verb} {what}");
     }
-    ensure!(mesh.account_may("untaint", "patch", "nodes")?, "whoever is asked about may nothing");
+    ensure!(mesh.account_may("untaint", "patch", "nodes")?, "an account's rights are not seen");
     Ok(mesh)
 }
 

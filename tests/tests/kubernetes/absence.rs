@@ -17,6 +17,7 @@ use tests::{
     },
     eventually,
     flow::Flow,
+    probe::{self, DialSpec, End},
 };
 
 use super::WEB_AND_CART;
@@ -60,7 +61,7 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
     mesh.wait_strict(&WEB_AND_CART)?;
     mesh.wait_strict(&[(1, "shop/near"), (1, "shop/load")])?;
-    settled(&load, 0)?;
+    load.settled(0)?;
     let (start, before) = load.more(0)?; // some may have failed while all became strict
 
     let agents = [mesh.agent_address(1)?, mesh.agent_address(2)?];
@@ -71,7 +72,7 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
     }
     let (seen, failed) = load.more(start)?;
     ensure!(failed == before, "{failed:?}");
-    is_closed(&cluster, 1, cart)?;
+    is_closed(&cluster, &mesh, 1, cart)?;
     let fixed = a_static_pod_is_neither_enrolled_nor_held(&cluster, &mesh, cart)?;
 
     thread::sleep(OUTAGE.saturating_sub(away.elapsed()));
@@ -92,14 +93,14 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
         end - start,
         away.elapsed()
     );
-    is_closed(&cluster, 1, cart)?;
+    is_closed(&cluster, &mesh, 1, cart)?;
     agents_begin_without_it(&cluster, &mesh, &load, [cart, near], away)?;
 
     cluster.start_api_server()?;
     println!("the API server was away for {:.0?}", away.elapsed());
     what_changes_at_once_takes_effect(&cluster, &mesh, cart)?;
     mesh.wait_state(&WEB_AND_CART, "enrolled")?;
-    settled(&load, 0)?;
+    load.settled(0)?;
     eventually(PATIENCE, || {
         let known = mesh.status_on_node(1)?["knowledge"].clone();
         ensure!(known == json!({"from": "source", "as_of": null, "age_s": 0}), "{known:#}");
@@ -114,14 +115,14 @@ fn api_server_stopped_for_minutes_under_load() -> Result<()> {
         ensure!(newest.as_deref() == Some("200 0"), "a pod that is known is answered {newest:?}");
         Ok(())
     })?;
-    is_closed(&cluster, 2, fixed)?;
+    is_closed(&cluster, &mesh, 2, fixed)?;
     let late = eventually(KUBELET_PATIENCE, || {
         let found = mesh.state_of(2, "shop/late")?;
         ensure!(found["state"] == "enrolled" && found["mode"] == "strict", "{found:#}");
         address(&cluster, "late")
     })?;
     web_is_carried(&cluster, &mesh, "late", &format!("http://{late}:8080/"))?;
-    is_closed(&cluster, 1, late)?;
+    is_closed(&cluster, &mesh, 1, late)?;
 
     cluster.kubectl(["label", "namespace", "shop", "nodemesh.dev/mesh-"])?;
     mesh.wait_state(&WEB_AND_CART, "not_enrolled")?;
@@ -195,8 +196,8 @@ fn agents_begin_without_it(
         }
         Ok(())
     })?;
-    is_closed(cluster, 2, near)?;
-    let (start, failed) = settled(load, end)?;
+    is_closed(cluster, mesh, 2, near)?;
+    let (start, failed) = load.settled(end)?;
     let (_, later) = load.more(start)?;
     ensure!(later == failed, "the load still fails: {later:?}");
     println!(
@@ -206,7 +207,7 @@ fn agents_begin_without_it(
     let flows = mesh.flows_on_node(1)?;
     let ended: Vec<_> = flows.iter().filter(|flow| flow.outcome == "closed").collect();
     ensure!(ended.len() > 50 && ended.iter().all(|flow| flow.is_mtls()), "{} flows", ended.len());
-    is_closed(cluster, 1, cart)?;
+    is_closed(cluster, mesh, 1, cart)?;
 
     // An agent that finds nothing, or nothing usable, leaves all as it is: no pod talks in
     // plaintext instead.
@@ -225,7 +226,7 @@ fn agents_begin_without_it(
     let (end, after) = load.more(now)?;
     ensure!(after.len() - before.len() == end - now, "an agent that knows nothing carries");
     ensure!(!capture.stop()?.contains(GREETING), "plaintext");
-    is_closed(cluster, 1, cart)
+    is_closed(cluster, mesh, 1, cart)
 }
 
 /// Keeps what the agent of node 1 writes down while no pod is strict, and near has a port that
@@ -296,7 +297,7 @@ fn what_changes_at_once_takes_effect(
         Ok(())
     })?;
     println!("strict again after {:.1?}", since.elapsed());
-    is_closed(cluster, 1, cart)
+    is_closed(cluster, mesh, 1, cart)
 }
 
 #[test]
@@ -412,7 +413,7 @@ fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     mesh.wait_strict(&WEB_AND_CART)?;
     let (late, cart) = (address(cluster, "late")?, address(cluster, "cart")?);
     let load = Load::start(cluster, mesh)?;
-    let (start, before) = settled(&load, 0)?;
+    let (start, before) = load.settled(0)?;
 
     cluster.kubectl(["delete", "clusterrolebinding", "nodemesh-mesh-agent"])?;
     eventually(PATIENCE, || {
@@ -425,8 +426,8 @@ fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     }
     let (end, failed) = load.more(start)?;
     ensure!(failed == before, "{failed:?}");
-    is_closed(cluster, 1, cart)?;
-    is_closed(cluster, 2, late)?;
+    is_closed(cluster, mesh, 1, cart)?;
+    is_closed(cluster, mesh, 2, late)?;
 
     let killed = mesh.kill_agent(1)?;
     eventually(PATIENCE, || {
@@ -440,8 +441,8 @@ fn without_rights(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     mesh.wait_problem(1, "api_server_away", "forbidden")?;
     mesh.wait_problem(1, "world_from_disk", "")?;
     what_is_missing_is_told_seldom_and_in_words(cluster, mesh)?;
-    is_closed(cluster, 2, late)?;
-    settled(&load, end)?;
+    is_closed(cluster, mesh, 2, late)?;
+    load.settled(end)?;
     cluster.kubectl(["-n", "shop", "label", "pod", "late", "nodemesh.dev/mesh=disabled"])?;
 
     mesh.apply()?;
@@ -478,6 +479,9 @@ fn what_is_missing_is_told_seldom_and_in_words(cluster: &Cluster, mesh: &Mesh<'_
 /// 401: the API server does not accept the agents' tokens any more. They need others, so new pods.
 fn without_an_account(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let cart = address(cluster, "cart")?;
+    let agents = [mesh.agent(1)?, mesh.agent(2)?];
+    let load = Load::start(cluster, mesh)?; // it runs already
+    let (start, before) = load.settled(0)?;
     cluster.kubectl(["-n", "nodemesh", "delete", "serviceaccount", "mesh-agent"])?;
     // The API server caches a token's account for some seconds.
     eventually(PATIENCE, || {
@@ -492,16 +496,20 @@ fn without_an_account(cluster: &Cluster, mesh: &Mesh<'_>) -> Result<()> {
     let found = Mesh::state_in(&mesh.status_on_node(2)?, "shop/cart")?;
     ensure!(found["state"] == "enrolled" && found["mode"] == "strict", "{found:#}");
     ensure!(curl(cluster, "web", "http://cart/")?.contains(GREETING));
-    is_closed(cluster, 1, cart)?;
+    is_closed(cluster, mesh, 1, cart)?;
 
     mesh.apply()?;
     cluster.kubectl(["-n", "nodemesh", "rollout", "restart", "ds/mesh-agent"])?;
     mesh.wait_ready()?;
     mesh.wait_strict(&WEB_AND_CART)?;
+    mesh.wait_gone(&agents)?;
     for node in [1, 2] {
         mesh.wait_no_problem(node)?;
     }
-    is_closed(cluster, 1, cart)
+    let (end, _) = load.more(start)?;
+    let (_, failed) = load.more(end)?;
+    ensure!(failed == before, "{failed:?}");
+    is_closed(cluster, mesh, 1, cart)
 }
 
 /// Waits until what a pod of node 1 asks of another goes over mutual TLS.
@@ -535,26 +543,24 @@ fn from_node(cluster: &Cluster, node: u8, pod: IpAddr) -> Result<String> {
     cluster.node(node).place()?.run(curl)?.success()
 }
 
-/// That it gets nothing.
-fn is_closed(cluster: &Cluster, node: u8, pod: IpAddr) -> Result<()> {
-    let got = from_node(cluster, node, pod);
-    ensure!(got.is_err(), "strict is open: {got:?}");
+/// A strict pod of the other node refuses a client on a node, outside the mesh: the kernel answers
+/// the SYN with a reset, and counts that it did so since the pod is strict.
+fn is_closed(cluster: &Cluster, mesh: &Mesh<'_>, node: u8, pod: IpAddr) -> Result<()> {
+    let refused = || -> Result<u64> {
+        let status = mesh.status_on_node(3 - node)?;
+        Ok(status["verdicts"]["refused_strict"].as_u64().unwrap_or(0))
+    };
+    let before = refused()?;
+    let dial = DialSpec::say((pod, 8080).into(), "plaintext");
+    let seen = probe::dial(&cluster.node(node).place()?, &dial)?;
+    ensure!(!seen.connected && seen.end == End::Refused, "strict is not closed: {seen:?}");
+    ensure!(refused()? > before, "it is not refused as strict: {seen:?}");
     Ok(())
 }
 
 /// What a pod of node 1 has said, asked on the node.
 fn said(cluster: &Cluster, pod: &str) -> Result<Vec<String>> {
     shop::log(cluster, 1, "shop", pod, "main")
-}
-
-/// Waits until 50 answers in a row are good. Returns how many there are then, and the failures.
-fn settled(load: &Load<'_>, than: usize) -> Result<(usize, Vec<String>)> {
-    eventually(PATIENCE, || {
-        let (count, failed) = load.more(than)?;
-        let (count, later) = load.more(count)?;
-        ensure!(failed == later, "the load still fails");
-        Ok((count, later))
-    })
 }
 
 /// Node 1's agent and the API server live, and nothing goes between them. Ends when dropped.

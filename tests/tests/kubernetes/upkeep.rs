@@ -170,7 +170,7 @@ fn a_ca_that_is_gone_or_replaced_fails_nobody(cluster: &Cluster, mesh: &Mesh<'_>
     mesh.wait_no_problem(2)?;
     let (_, failed) = load.more(middle)?;
     ensure!(failed == before, "{failed:?}");
-    cluster.kubectl(["-n", "shop", "delete", "pod", "load", "--wait=false"]).map(drop)
+    cluster.kubectl(["-n", "shop", "delete", "pod", "load"]).map(drop)
 }
 
 fn images_come_from_nobody_and_can_be_exchanged(
@@ -179,6 +179,8 @@ fn images_come_from_nobody_and_can_be_exchanged(
 ) -> Result<()> {
     // The image was not loaded on the node. It is not pulled, and the running agents go on.
     let agents = [mesh.agent(1)?, mesh.agent(2)?];
+    let load = Load::start(cluster, mesh)?;
+    let (start, failed_before) = load.settled(0)?;
     mesh.choose(&["--image", NOT_LOADED])?;
     mesh.apply()?;
     eventually(PATIENCE, || {
@@ -203,6 +205,10 @@ fn images_come_from_nobody_and_can_be_exchanged(
     mesh.choose(&["--image", NEXT])?;
     mesh.apply()?;
     mesh.wait_ready()?;
+    mesh.wait_gone(&agents)?;
+    let (end, _) = load.more(start)?;
+    let (end, failed) = load.more(end)?;
+    ensure!(failed == failed_before, "{failed:?}");
     // Without the policy one agent could speak for all. An agent that starts reports that, and when
     // it is back.
     let policy = "validatingadmissionpolicybinding/nodemesh-agents-speak-for-their-own-node";
@@ -223,6 +229,8 @@ fn images_come_from_nobody_and_can_be_exchanged(
     mesh.diff().context("after an upgrade")?;
     ensure!(mesh.agent(1)? != agents[0] && mesh.agent(2)? != agents[1], "the same agents");
     mesh.wait_mtls(1, "shop/cart", || curl(cluster, "web", "http://cart/").map(drop))?;
+    // Some have failed since an agent was killed.
+    let (start, failed_before) = load.settled(end)?;
 
     // Another trust domain does not fit this CA: `make-ca`, which keeps it, says so, and the
     // running agents go on.
@@ -244,5 +252,9 @@ fn images_come_from_nobody_and_can_be_exchanged(
     ensure!(curl(cluster, "web", "http://cart/")?.contains(GREETING));
     mesh.choose(&["--image", NEXT])?;
     mesh.apply()?;
-    mesh.wait_ready()
+    mesh.wait_ready()?;
+    let (end, _) = load.more(start)?;
+    let (_, failed) = load.more(end)?;
+    ensure!(failed == failed_before, "{failed:?}");
+    Ok(())
 }
