@@ -1,6 +1,7 @@
 //! What a strict pod takes in plaintext although it is strict, in a real Kubernetes: its own node's
 //! kubelet, known by its sockets and not by its address, and whatever comes to ports that an
 //! annotation leaves open.
+#![expect(clippy::print_stdout, reason = "figures are printed")]
 
 use std::{io::Write as _, net::IpAddr};
 
@@ -30,6 +31,13 @@ const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
 
 /// A port of the nodes' own range, from which nothing is dialled.
 const FORGED_PORT: u16 = 40_001;
+
+/// How many times in a second the kubelet probes `shop/guarded` over the network: see [`guarded`].
+const PROBES_PER_SECOND: u64 = 5;
+
+/// How many of them may fail until the agent has found another kubelet, or one that has moved to
+/// another cgroup. It looks every two seconds. The third second is for a busy machine.
+const UNTIL_FOUND: u64 = 3 * PROBES_PER_SECOND;
 
 /// Tells in its log what it was asked for.
 fn server(port: u16) -> String {
@@ -102,6 +110,13 @@ fn hooks_seen(cluster: &Cluster, pod: &str, container: &str) -> Result<usize> {
     Ok(log.iter().filter(|line| line.ends_with("url:/hook")).count())
 }
 
+/// Probes of a pod, as its kubelet counts them.
+#[derive(Debug, Default)]
+struct Probed {
+    passed: u64,
+    failed: u64,
+}
+
 /// `shop/guarded`, strict, on node 1, with `shop/web` in the mesh on node 2. Outside the mesh:
 /// `other/host` with the network of node 1, `other/stranger` on node 1, `other/far` on node 2.
 struct Stage<'a> {
@@ -156,22 +171,79 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until the kubelet was let in another few times. Then the pod has to be well, and never
-    /// to have been restarted.
-    fn probes_pass(&self, when: &str) -> Result<()> {
-        let before = self.verdicts("inbound_kubelet")?;
-        let more = eventually(PATIENCE, || {
-            let now = self.verdicts("inbound_kubelet")?;
-            ensure!(now > before + 5, "{before} probes before, {now} now");
-            Ok(())
-        });
-        more.with_context(|| when.to_owned())?;
+    /// The kubelet's own count of its probes of the strict pod over the network, since it started
+    /// or the pod did. Startup probes are left out: they begin before the servers listen.
+    fn probed(&self) -> Result<Probed> {
+        let page = ["get", "--raw", "/api/v1/nodes/node1/proxy/metrics/probes"];
+        let page = self.cluster.kubectl(page)?;
+        let mut probed = Probed::default();
+        for line in page.lines().filter(|line| line.starts_with("prober_probe_total{")) {
+            let is = |label: &str, value: &str| line.contains(&format!("{label}=\"{value}\""));
+            let is_startup = is("probe_type", "Startup");
+            // This one runs a program in the container.
+            let is_exec = is("container", "metrics") && is("probe_type", "Readiness");
+            if !is("namespace", "shop") || !is("pod", "guarded") || is_startup || is_exec {
+                continue;
+            }
+            let count = line.rsplit_once(' ').context("no count")?.1.parse::<f64>()?;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it counts"
+            )]
+            let count = count as u64;
+            *if is("result", "successful") { &mut probed.passed } else { &mut probed.failed } +=
+                count;
+        }
+        Ok(probed)
+    }
+
+    /// Waits for some seconds of probes that pass, by the kubelet's count and by the mesh's. By
+    /// then, no more than `most` may have failed since the kubelet started, and none meanwhile. The
+    /// pod is well, and was never restarted. Returns how many have failed.
+    fn probes_pass(&self, when: &str, most: u64) -> Result<u64> {
+        let let_in = self.verdicts("inbound_kubelet")?;
+        let before = self.probed()?;
+        let now = self.wait_passed(&before, 3 * PROBES_PER_SECOND).context(when.to_owned())?;
+        println!("{when}: {before:?}, then {now:?}");
+        ensure!(before.failed <= most, "{when}: {before:?}, {most} may have failed");
+        ensure!(now.failed == before.failed, "{when}: probes fail: {before:?}, then {now:?}");
+        let more = self.verdicts("inbound_kubelet")? - let_in;
+        ensure!(more > PROBES_PER_SECOND, "{when}: the mesh has let the kubelet in {more} times");
         eventually(PATIENCE, || {
             let of = "jsonpath={.status.conditions[?(@.type=='Ready')].status} {.status.containerStatuses[*].restartCount}";
             let state = self.cluster.kubectl(["-n", "shop", "get", "pod", "guarded", "-o", of])?;
             ensure!(state == "True 0 0 0", "{when}: {state}");
             Ok(())
+        })?;
+        Ok(now.failed)
+    }
+
+    /// Waits until so many more probes have passed.
+    fn wait_passed(&self, before: &Probed, more: u64) -> Result<Probed> {
+        eventually(PATIENCE, || {
+            let now = self.probed()?;
+            ensure!(now.passed >= before.passed + more, "{before:?}, then {now:?}");
+            Ok(now)
         })
+    }
+
+    /// No agent runs on the node, and probes pass: the kernel lets the kubelet in.
+    fn probes_pass_while_the_agent_is_away(&self) -> Result<()> {
+        let killed = self.mesh.kill_agent(1)?;
+        eventually(PATIENCE, || {
+            let status = self.mesh.status_on_node(1)?;
+            ensure!(status["pid"] != killed, "not yet another one");
+            Ok(())
+        })?;
+        // A container that ends again so soon is started after 10 s.
+        self.mesh.kill_agent(1)?;
+        let before = self.probed()?;
+        let now = self.wait_passed(&before, 4 * PROBES_PER_SECOND)?;
+        ensure!(self.mesh.status_on_node(1).is_err(), "the agent was not away for so long");
+        println!("while no agent runs: {before:?}, then {now:?}");
+        ensure!(now.failed == before.failed, "probes fail: {before:?}, then {now:?}");
+        Ok(())
     }
 
     /// What a client in a pod gets from a port of the strict pod.
@@ -223,7 +295,7 @@ impl<'a> Stage<'a> {
 fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     let cluster = Mesh::cluster()?;
     let stage = Stage::new(&cluster)?;
-    stage.probes_pass("from the start")?;
+    stage.probes_pass("from the start", 0)?;
     stage.probes_are_no_plaintext()?;
     hooks_pass(&stage)?;
     stage.is_refused("other/host", APP)?;
@@ -235,14 +307,15 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     cluster.wait_nodes()?;
     // A new kubelet does not know all pods at once.
     stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?;
-    stage.probes_pass("after the kubelet was restarted")?;
-    stage.mesh.kill_agent(1)?;
+    stage.wait_passed(&Probed::default(), PROBES_PER_SECOND)?; // it counts anew
+    let failed = stage.probes_pass("after the kubelet was restarted", UNTIL_FOUND)?;
+    stage.probes_pass_while_the_agent_is_away()?;
     // Before, its counters belong to no pod.
     stage.mesh.wait_state(&[(1, "shop/guarded")], "enrolled")?;
-    stage.probes_pass("after the agent was restarted")?;
+    let failed = stage.probes_pass("after the agent was restarted", failed)?;
 
     permissive_ports(&stage)?;
-    kubelet_in_the_root(&stage)?;
+    let failed = kubelet_in_the_root(&stage, failed)?;
 
     // These programs alone let the kubelet in.
     cluster.node(1).run(["sh", "-c", "rm /sys/fs/bpf/nodemesh/v*/links/nm_kubelet_*"])?;
@@ -250,6 +323,8 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     eventually(PATIENCE, || {
         let now = stage.verdicts("refused_strict")?;
         ensure!(now > refused + 5, "{refused} refused before, {now} now");
+        let now = stage.probed()?;
+        ensure!(now.failed > failed + 5, "what is refused does not count as failed: {now:?}");
         Ok(())
     })?;
     let unheard = hooked("unheard", "postStart");
@@ -287,17 +362,21 @@ fn hooks_pass(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// A kubelet without a cgroup of its own is in one above all pods.
-fn kubelet_in_the_root(stage: &Stage<'_>) -> Result<()> {
+fn kubelet_in_the_root(stage: &Stage<'_>, failed: u64) -> Result<u64> {
     let root = "for dir in /sys/fs/cgroup /sys/fs/cgroup/unified; do test -e $dir/cgroup.controllers && echo $(pgrep -o -x kubelet) > $dir/cgroup.procs; done; cat /proc/$(pgrep -o -x kubelet)/cgroup";
     let cgroups = stage.cluster.node(1).run(["sh", "-c", root])?;
     if !cgroups.lines().any(|line| line == "0::/") {
         let why = "the root of cgroup v2 takes no process where it passes controllers on";
         writeln!(std::io::stdout(), "skip: a kubelet in the root: {why}")?;
-        return Ok(());
+        return Ok(failed);
     }
-    stage.probes_pass("with the kubelet in the root of the cgroups")?;
+    // Those that fail until it is found there are over when others pass.
+    stage.wait_passed(&stage.probed()?, PROBES_PER_SECOND)?;
+    let when = "with the kubelet in the root of the cgroups";
+    let failed = stage.probes_pass(when, failed + UNTIL_FOUND)?;
     stage.is_refused("other/host", APP)?;
-    stage.is_refused("other/stranger", APP)
+    stage.is_refused("other/stranger", APP)?;
+    Ok(failed)
 }
 
 /// `nodemesh.dev/permissive-ports` opens one port to plaintext, and only while it can be read.
@@ -315,7 +394,12 @@ fn permissive_ports(stage: &Stage<'_>) -> Result<()> {
     // From the ports that agents use, the agent has to look first.
     let agents_ports = ["--local-port", "62000-62999"];
     stage.get("other/far", METRICS, &agents_ports)?;
-    ensure!(stage.get("other/far", APP, &agents_ports).is_err(), "strict is open to the look");
+    let got = stage.get("other/far", APP, &agents_ports);
+    ensure!(got.is_err(), "strict is open to the look: {got:?}");
+    let looked_at = |flow: &Flow| {
+        flow.server.port == APP && flow.client.port >= 62_000 && flow.outcome == "refused_strict"
+    };
+    ensure!(stage.mesh.flows(1)?.iter().any(looked_at), "no record of the refusal: {got:?}");
     let guarded = stage.mesh.state_of(1, "shop/guarded")?;
     ensure!(guarded["mode"] == "strict" && guarded["permissive_ports"] == "9102", "{guarded:#}");
     // The mesh still comes over mutual TLS.
