@@ -74,19 +74,28 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
 
     // Step 2 besides, as in a cluster to which the released image has been brought. It is an
     // upgrade then.
-    let [dev, released] =
-        ["dev", env!("CARGO_PKG_VERSION")].map(|tag| format!("nodemesh.dev/mesh-agent:{tag}"));
+    let [dev, released, next] = ["dev", env!("CARGO_PKG_VERSION"), "next"]
+        .map(|tag| format!("nodemesh.dev/mesh-agent:{tag}"));
+    load_by_hand(&cluster, &page, &dev)?;
     cluster.tag_image(&dev, &released)?;
     for command in commands(&page, "2. Apply")? {
         run(command)?;
     }
-    let image = "jsonpath={.items[*].spec.containers[*].image}";
-    let agents = ["-n", "nodemesh", "get", "pods", "-l", "app.kubernetes.io/name=mesh-agent"];
-    tests::eventually(cluster::PATIENCE, || {
-        let images = cluster.kubectl(agents.into_iter().chain(["-o", image]))?;
-        ensure!(images.split(' ').eq([&released, &released]), "{images}");
-        Ok(())
-    })?;
+    agents_are_of(&cluster, &released)?;
+
+    // The image has "a tag of its own", and was "loaded on all nodes".
+    cluster.tag_image(&dev, &next)?;
+    let upgrade = commands(&page, "Upgrade")?;
+    ensure!(upgrade[0].contains("REGISTRY/mesh-agent:TAG --trust-domain NAME"), "{upgrade:?}");
+    let agent = bin_dir().join("mesh-agent");
+    for command in upgrade {
+        let chosen = command
+            .replace("target/release/mesh-agent", &agent.to_string_lossy())
+            .replace("REGISTRY/mesh-agent:TAG", &next)
+            .replace("NAME", "cluster.local");
+        run(&chosen)?;
+    }
+    agents_are_of(&cluster, &next)?;
 
     // "With pods of yours in a namespace `shop`."
     let mut pods = [shop::pod("web", 1, shop::IDLE), shop::pod("cart", 2, &server())];
@@ -117,8 +126,12 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
     for command in commands(&page, "Remove")? {
         run(command)?;
     }
-    let left = cluster.kubectl(["get", "namespaces", "-o", "name"])?;
-    ensure!(!left.contains("nodemesh"), "{left}");
+    tests::eventually(cluster::PATIENCE, || {
+        let left = cluster.objects()?;
+        let left: Vec<_> = left.iter().filter(|object| object.contains("mesh")).collect();
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })?;
     // As on a node that has not heard of the removal, where something would be left to take away.
     for command in block(&page, "Remove", 1)? {
         cluster.node(1).run(["sh", "-c", command]).with_context(|| command.to_owned())?;
@@ -128,6 +141,34 @@ fn the_install_page_is_followed_to_the_letter() -> Result<()> {
     run("cargo xtask cluster down")?;
     ensure!(Cluster::existing(&name)?.is_none(), "it is still there");
     Ok(())
+}
+
+/// Step 1 as it is done on nodes without `xtask`: by the command that the page gives
+/// for each node. The archive is that of the programs that are tested.
+fn load_by_hand(cluster: &Cluster, page: &str, image: &str) -> Result<()> {
+    const IMPORT: &str = "ctr -n k8s.io images import ";
+    let (_, after) = page.split_once(&format!("`{IMPORT}")).context("no import on the page")?;
+    let (archive, _) = after.split_once('`').context("the command does not end")?;
+    ensure!(archive == concat!("mesh-agent-", env!("CARGO_PKG_VERSION"), ".tar"), "{archive}");
+    let file = Path::new(ROOT).join("target/image/mesh-agent-dev.tar").canonicalize()?;
+    for node in cluster.nodes() {
+        node.run(["ctr", "-n", "k8s.io", "images", "rm", image])?;
+        let import = format!("{IMPORT}{}", file.display());
+        let said = node.run(["sh", "-c", &import]).context(import)?;
+        ensure!(said.contains(image), "{said}");
+    }
+    Ok(())
+}
+
+/// Waits until both nodes' agents, and no others, are of an image.
+fn agents_are_of(cluster: &Cluster, image: &str) -> Result<()> {
+    let images = "jsonpath={.items[*].spec.containers[*].image}";
+    let agents = ["-n", "nodemesh", "get", "pods", "-l", "app.kubernetes.io/name=mesh-agent"];
+    tests::eventually(cluster::PATIENCE, || {
+        let images = cluster.kubectl(agents.into_iter().chain(["-o", images]))?;
+        ensure!(images.split(' ').eq([image, image]), "{images}");
+        Ok(())
+    })
 }
 
 /// The shop's server, of what is in the busybox image.
