@@ -24,8 +24,9 @@ use crate::workspace::Workspace;
 /// More flaky tests than these fail the run.
 const MAX_FLAKY: usize = 2;
 
-/// Programs whose tests run beside no other program's: they measure, or take the whole machine.
-const BY_THEMSELVES: [&str; 5] = ["attacks", "races", "scale", "soak", "under_load"];
+/// The program whose modules run one after the other, and beside no other program: their tests
+/// measure, or take the whole machine.
+const BY_THEMSELVES: &str = "load";
 
 /// Which tests run, and how.
 pub(crate) struct Chosen<'a> {
@@ -77,11 +78,12 @@ pub(crate) fn run(
     let whole_system = programs.iter().filter(|program| program.is_whole_system);
     let tests: Vec<(&TestProgram, Vec<String>)> =
         whole_system.map(|it| Ok((it, list(it, names)?))).collect::<Result<_>>()?;
-    let alone = |program: &TestProgram| BY_THEMSELVES.iter().find(|name| **name == program.name());
-    let mut queues: BTreeMap<Option<&&str>, VecDeque<Job<'_>>> = BTreeMap::new();
-    for (program, tests) in &tests {
-        let jobs = tests.iter().map(|test| Job { program, test, long });
-        queues.entry(alone(program)).or_default().extend(jobs);
+    let jobs = tests
+        .iter()
+        .flat_map(|(program, tests)| tests.iter().map(|test| Job { program, test, long }));
+    let mut queues: BTreeMap<Option<&str>, VecDeque<Job<'_>>> = BTreeMap::new();
+    for job in jobs {
+        queues.entry(job.alone()).or_default().push_back(job);
     }
     let mut flaky = Vec::new();
     for jobs in queues.into_values() {
@@ -182,9 +184,15 @@ fn list(program: &TestProgram, names: &[String]) -> Result<Vec<String>> {
     Ok(list.lines().filter_map(test).collect())
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
     fn name(&self) -> String {
         format!("{}::{}", self.program.name(), self.test)
+    }
+
+    /// The module whose tests alone may run beside this one; `None` if any may.
+    fn alone(&self) -> Option<&'a str> {
+        let module = self.test.split_once("::").map_or("", |(module, _)| module);
+        (self.program.name() == BY_THEMSELVES).then_some(module)
     }
 
     fn run(&self) -> Result<Outcome> {
@@ -240,6 +248,21 @@ mod tests {
         std::fs::set_permissions(&executable, mode).unwrap();
         let source = "tests/tests/scripted.rs".to_owned();
         TestProgram { source, executable, package: dir, is_whole_system: true }
+    }
+
+    #[test]
+    fn only_tests_that_measure_are_apart() {
+        let program = |source: &str| TestProgram {
+            source: source.to_owned(),
+            executable: "".into(),
+            package: "".into(),
+            is_whole_system: true,
+        };
+        let (load, trust) =
+            (program("tests/tests/load/main.rs"), program("tests/tests/trust/main.rs"));
+        let alone = |program, test| Job { program, test, long: false }.alone().map(str::to_owned);
+        assert_eq!(alone(&load, "attacks::clients::cut").as_deref(), Some("attacks"));
+        assert_eq!(alone(&trust, "strict::one"), None);
     }
 
     const PASSED: &str = "test result: ok. 1 passed; 0 failed; 0 ignored;";

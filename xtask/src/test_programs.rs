@@ -12,7 +12,7 @@ use crate::workspace::Workspace;
 
 /// A compiled program of tests.
 pub(crate) struct TestProgram {
-    /// Its main file, relative to the work tree: `tests/tests/kernels.rs`.
+    /// Its main file, relative to the work tree: `tests/tests/trust/main.rs`.
     pub(crate) source: String,
     pub(crate) executable: PathBuf,
     /// Its package's directory, in which cargo starts it.
@@ -22,10 +22,10 @@ pub(crate) struct TestProgram {
 }
 
 impl TestProgram {
-    /// What the command line calls it: `kernels`, or by its file if it is not in `tests/tests`.
+    /// What the command line calls it: `trust`, or by its file if it is not in `tests/tests`.
     pub(crate) fn name(&self) -> &str {
         let name = self.source.strip_prefix("tests/tests/").and_then(|it| it.strip_suffix(".rs"));
-        name.unwrap_or(&self.source)
+        name.map_or(&self.source, |name| name.strip_suffix("/main").unwrap_or(name))
     }
 }
 
@@ -96,15 +96,17 @@ mod tests {
             );
             test_program(&serde_json::from_str(&message).unwrap(), &workspace)
         };
-        let built = r#""/w/target/debug/deps/cli-1""#;
-        let cli = found("test", "/w/tests/tests/cli.rs", true, built).unwrap();
-        assert_eq!((cli.name(), cli.is_whole_system), ("cli", true));
-        assert_eq!(cli.source, "tests/tests/cli.rs");
-        assert_eq!(cli.executable, PathBuf::from("/w/target/debug/deps/cli-1"));
-        assert_eq!(cli.package, PathBuf::from("/w/tests"));
+        let built = r#""/w/target/debug/deps/trust-1""#;
+        let trust = found("test", "/w/tests/tests/trust/main.rs", true, built).unwrap();
+        assert_eq!((trust.name(), trust.is_whole_system), ("trust", true));
+        assert_eq!(trust.source, "tests/tests/trust/main.rs");
+        assert_eq!(trust.executable, PathBuf::from("/w/target/debug/deps/trust-1"));
+        assert_eq!(trust.package, PathBuf::from("/w/tests"));
+        let kernels = found("test", "/w/tests/tests/kernels.rs", true, built).unwrap();
+        assert_eq!(kernels.name(), "kernels");
         let lib = found("lib", "/w/tests/src/lib.rs", true, built).unwrap();
         assert_eq!((lib.name(), lib.is_whole_system), ("tests/src/lib.rs", false));
         assert!(found("bin", "/w/tests/src/bin/demo/main.rs", false, built).is_none());
-        assert!(found("test", "/w/tests/tests/cli.rs", true, "null").is_none(), "checked only");
+        assert!(found("test", "/w/tests/tests/kernels.rs", true, "null").is_none(), "checked only");
     }
 }

@@ -2,7 +2,7 @@
 //! heard or spoken to in plaintext. This holds however late the nodes hear of each other, and
 //! whichever agent dies meanwhile.
 //!
-//! `NODEMESH_SEED=N cargo test -p tests --test races` plays one schedule again;
+//! `NODEMESH_SEED=N cargo test --test load races` plays one schedule again;
 //! `NODEMESH_RACES=5000` is for a night.
 
 use std::{

@@ -3,14 +3,11 @@
 //! before when the attack stops.
 //!
 //! How much slower other pods get is promised for a machine that does nothing else.
-//! `NODEMESH_ATTACK_ROUNDS=5 cargo test --test attacks -- --test-threads 1` asserts it so.
+//! `NODEMESH_ATTACK_ROUNDS=5 cargo test --test load attacks -- --test-threads 1` asserts it so.
 #![expect(clippy::print_stdout, reason = "figures, for who reads the output")]
 
-#[path = "attacks/clients.rs"]
 mod clients;
-#[path = "attacks/crowds.rs"]
 mod crowds;
-#[path = "attacks/members.rs"]
 mod members;
 
 use std::{

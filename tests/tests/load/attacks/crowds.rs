@@ -17,7 +17,7 @@ use tests::{
     scenario,
 };
 
-use crate::{Bound, Scene, not_much_slower, plan, served, within_bound};
+use super::{Bound, Scene, not_much_slower, plan, served, within_bound};
 
 /// What the kernel may hold for each agent's sockets if one pod does all it can: the budget of 256
 /// MiB, what arrives until that is noticed, and a little for each connection

@@ -14,7 +14,7 @@ use tests::{
     scenario,
 };
 
-use crate::{Expected, NOISE_KIB, Scene, not_much_slower, others_are_served, says, served};
+use super::{Expected, NOISE_KIB, Scene, not_much_slower, others_are_served, says, served};
 
 /// One of the ports that redirected connections carry.
 const MAGIC: u16 = 60_990;

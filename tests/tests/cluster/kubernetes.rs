@@ -4,9 +4,7 @@
 
 // Tests begin in the order of their names: the longest, which mostly sleeps, is in here, and all
 // others run beside it.
-#[path = "kubernetes/absence.rs"]
 mod absence;
-#[path = "kubernetes/upkeep.rs"]
 mod upkeep;
 
 use std::{

@@ -24,7 +24,7 @@ use tests::{
     scenario,
 };
 
-use crate::{Expected, NOISE_KIB, Scene, not_much_slower, others_are_served, says};
+use super::{Expected, NOISE_KIB, Scene, not_much_slower, others_are_served, says};
 
 /// An attack on the victim: what it may not do to the others, to the agent and to the victim.
 fn withstands(name: &str, spec: impl Fn(&Scene<'_>) -> AttackSpec, expected: Expected) {

@@ -1,0 +1,9 @@
+//! An agent's own life: start, restart, hand-over, and what it tells of itself.
+
+mod cli;
+mod handover;
+mod harness;
+mod lifecycle;
+mod metrics;
+mod regressions;
+mod restarts;

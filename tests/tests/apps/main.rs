@@ -1,0 +1,10 @@
+//! What applications and their users observe of the mesh.
+
+mod behaviour;
+mod behaviour_doc;
+mod bytes;
+mod dialling;
+mod masquerade;
+mod programs;
+mod services;
+mod untouched;
