@@ -161,7 +161,7 @@ mod tests {
         node.process(31, "k3s-server", 0, "node", "", 8);
         assert_eq!(node.found(), Some(31), "the older one, in the root");
         let all = Search { pods: node.0.path().join("cgroup"), ..node.search() };
-        assert_eq!(all.look_here(), None, "nobody can be told from pods");
+        assert_eq!(all.look_here(), None, "no process can be told from pods");
     }
 
     #[test]

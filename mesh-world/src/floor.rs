@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(in_force(&objects, "closed"), is(Mode::Permissive, "22,5000-5002", "9102-9103"));
         assert_eq!(in_force(&lifted, "closed"), is(Mode::Strict, "5001", "9102"));
         assert_eq!(in_force(&lifted, "unknown"), in_force(&objects, "unknown"));
-        assert_eq!(in_force(&lifted, "out"), None, "nobody is taken in by it");
+        assert_eq!(in_force(&lifted, "out"), None, "it takes no pod in");
         assert_eq!(in_force(&lifted, "strict"), is(Mode::Strict, "22", ""), "nor opened");
         assert_eq!(lifted.above(&floors, |_| false), lifted);
     }

@@ -129,7 +129,7 @@ mod tests {
             before = now;
             incumbents.of("10.0.9.1".parse().unwrap()).map(ToString::to_string)
         };
-        assert_eq!(hear(&["node9"]), None, "nobody contests it");
+        assert_eq!(hear(&["node9"]), None, "uncontested");
         assert_eq!(hear(&["node2", "node9"]).as_deref(), Some("node9"));
         assert_eq!(hear(&["node2", "node3", "node9", "node1"]).as_deref(), Some("node9"));
         assert_eq!(hear(&["node2", "node3"]).as_deref(), Some("node2"), "passed on");

@@ -427,7 +427,11 @@ mod tests {
             assert_eq!(membership.means_strict(), strict, "{on_pod:?} {on_namespace:?}");
             pod.host_network = true;
             let membership = Membership::decide(&pod, Some(&namespace));
-            assert_eq!(membership.code(), "host_network", "nobody may hold the node's own");
+            assert_eq!(
+                membership.code(),
+                "host_network",
+                "the node's own connections are never held"
+            );
         }
     }
 }

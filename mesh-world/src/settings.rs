@@ -323,7 +323,7 @@ mod tests {
         let all = Declaration::parse(Some(&labels), Some(&annotations));
         assert_eq!(written(&all), all);
         let mut slip = declaration("strikt");
-        assert!(written(&slip).mode.in_force().is_err(), "nobody may take it for permissive");
+        assert!(written(&slip).mode.in_force().is_err(), "it must not be read as permissive");
         slip.carry_over(&declaration("strict"));
         assert_eq!(written(&slip).mode.in_force(), Ok(Some(&Mode::Strict)));
     }

@@ -63,7 +63,7 @@ pub struct Dispute {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimant {
     /// The pod, and the source of the claim.
-    pub who: String,
+    pub name: String,
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its service account.
@@ -73,9 +73,9 @@ pub struct Claimant {
 impl fmt::Display for Dispute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, claimant) in self.claimants.iter().take(NAMED).enumerate() {
-            let Claimant { who, namespace, service_account } = claimant;
+            let Claimant { name, namespace, service_account } = claimant;
             let and = if i == 0 { "" } else { " and " };
-            write!(f, "{and}{who} (service account {namespace}/{service_account})")?;
+            write!(f, "{and}{name} (service account {namespace}/{service_account})")?;
         }
         match self.claimants.len().saturating_sub(NAMED) {
             0 => Ok(()),

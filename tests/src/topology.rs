@@ -267,7 +267,7 @@ impl Net {
             let links = String::from_utf8_lossy(&links.stdout).into_owned();
             ensure!(
                 !links.contains(&format!(" {veth}@")),
-                "somebody holds the namespace of {}",
+                "a process holds the namespace of {}",
                 pod.name
             );
             Ok(())

@@ -23,7 +23,7 @@ use tests::{
 };
 
 /// What must not be readable on the link.
-const SAID: &str = "nobody on the link reads this";
+const SAID: &str = "not to be read on the link";
 
 #[test]
 fn the_life_of_a_mesh() {

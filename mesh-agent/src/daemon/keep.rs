@@ -241,10 +241,10 @@ impl Keeper {
     async fn let_everybody_go(&mut self, stop: &CancellationToken) -> Option<Over> {
         let knowledge = Knowledge::Current;
         let nothing = SourceState { complete: true, knowledge, ..SourceState::default() };
-        let nobody = Arc::default();
+        let none = Arc::default();
         loop {
             let cgroups = self.feeds.cgroups.now();
-            self.enroller.step(&nothing, &nobody, &cgroups).await;
+            self.enroller.step(&nothing, &none, &cgroups).await;
             if !self.enroller.is_anyone_leaving() {
                 return Some(Over::Removed);
             }
@@ -333,7 +333,7 @@ fn of_kernel(error: &KernelError) -> ProblemFacts {
 }
 
 fn of_excess(excess: &Excess) -> ProblemFacts {
-    ProblemFacts { code: excess.who.code().to_owned(), message: excess.to_string() }
+    ProblemFacts { code: excess.by.code().to_owned(), message: excess.to_string() }
 }
 
 /// The problem of a table that is nearly full, while there is time.

@@ -280,7 +280,7 @@ mod tests {
             Some(vec![address("10.244.1.9"), address("fd00:1::9")])
         );
         assert_eq!(of(&ordinary, &[v4]), Some(vec![address("10.244.1.9")]));
-        assert_eq!(of(&ordinary, &[]), None, "nobody says where pods' addresses are from");
+        assert_eq!(of(&ordinary, &[]), None, "nothing says where pods' addresses are from");
         assert_eq!(of(&ordinary, &["10.244.2.0/24"]), None);
         assert_eq!(of(&["127.0.0.1", "10.244.1.9"], &[v4, v6]), None, "not all are there yet");
         assert_eq!(of(&["10.244.1.9", "10.244.1.10"], &[v4]), None, "two, and no telling which");
@@ -338,6 +338,6 @@ mod tests {
             sightings.found(&uid(name), vec![address("10.244.1.9")]);
         }
         assert!(seen(&mut sightings, &both, "a").is_empty());
-        assert!(seen(&mut sightings, &both, "b").is_empty(), "of two nobody has it");
+        assert!(seen(&mut sightings, &both, "b").is_empty(), "of two, neither has it");
     }
 }

@@ -348,7 +348,7 @@ mod tests {
         assert!(limits.admit(&Arc::default(), None).is_ok(), "and the pod may dial");
         drop(taken);
         assert_eq!(limits.room(), 1000);
-        assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
+        assert!(inbound.lock().sources.is_empty(), "no client is remembered");
     }
 
     /// Takes, as one of the pods behind a source, until it is refused.
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(modest.count_behind(client(2)), Ok(()));
         drop((greedy, modest));
         assert_eq!(limits.room(), 1000);
-        assert!(inbound.lock().sources.is_empty(), "nobody is remembered");
+        assert!(inbound.lock().sources.is_empty(), "no client is remembered");
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub(crate) fn announcements(data: &[u8]) {
     let shop = Snapshot::build(&SHOP, &Announcements::new(), &local, &Incumbents::default());
     for row in snapshot.kernel_addresses() {
         let Some(standing) = snapshot.standing(row.address) else { continue };
-        assert!(shop.service(row.address, 80).is_none(), "a service's address is nobody's");
+        assert!(shop.service(row.address, 80).is_none(), "a service's address is no pod's");
         let Some(peer) = standing.believed() else { continue };
         if peer.local {
             assert_eq!(shop.standing(row.address), Some(standing), "others decide about our pod");

@@ -205,7 +205,11 @@ mod tests {
         old.objects.send_replace(Arc::new(world(&["shop", "new"])));
         old.stop.cancel();
         old.running.wait().await;
-        assert_eq!(namespaces(&dir), Some(2), "the heir, or who was never in charge, has written");
+        assert_eq!(
+            namespaces(&dir),
+            Some(2),
+            "the successor, or an agent never in charge, has written"
+        );
         heir.in_charge.cancel();
         until_namespaces(&dir, 3).await;
         heir.stop.cancel();

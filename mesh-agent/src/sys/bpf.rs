@@ -46,7 +46,7 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
     let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    // SAFETY: the kernel just returned this descriptor, and nothing else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn load_sk_lookup(name: &str, code: &[bpf_insn], license: &CStr) -> i
         *to = libc::c_char::from_ne_bytes([from]);
     }
     let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    // SAFETY: the kernel just returned this descriptor, and nothing else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn attach_sk_lookup(
     attr.link_create.__bindgen_anon_2.target_fd = netns.as_raw_fd().cast_unsigned();
     attr.link_create.attach_type = BPF_SK_LOOKUP as u32;
     let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    // SAFETY: the kernel just returned this descriptor, and nothing else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 

@@ -68,7 +68,7 @@ pub(crate) fn receive(socket: impl AsFd) -> io::Result<Vec<OwnedFd>> {
     }
     let numbers = length.and_then(|length| control.get(HEADER..length)).unwrap_or_default();
     let fds = numbers.chunks_exact(FD).filter_map(|number| number.try_into().ok());
-    // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+    // SAFETY: the kernel has just made these descriptors for us, and nothing else knows them.
     Ok(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(i32::from_ne_bytes(fd)) }).collect())
 }
 

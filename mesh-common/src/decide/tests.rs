@@ -166,7 +166,7 @@ fn a_node_may_refuse_whom_nobody_has_classified() {
     let itself = World { to: Endpoint::new(Addr::LOCALHOST_V6, 80), ..unknown };
     assert_eq!(verdict(&itself), Verdict::NotEnrolled);
     let enrolled = World { unclassified: true, ..world(B, 8080) };
-    assert_eq!(verdict(&enrolled), Verdict::RedirectPeer, "whoever is enrolled is classified");
+    assert_eq!(verdict(&enrolled), Verdict::RedirectPeer, "an enrolled pod is classified");
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn the_kubelets_connections_are_told_from_other_plaintext_in_any_mode() {
         let kubelets = Packet { flags: Some(flags), kubelets: true, ..packet(8080, A, 40_000) };
         assert_eq!(arrival(&kubelets), Verdict::InboundKubelet);
         let excluded = Packet { excluded: true, ..kubelets };
-        assert_eq!(arrival(&excluded), Verdict::InboundExcluded, "nobody judges that port");
+        assert_eq!(arrival(&excluded), Verdict::InboundExcluded, "that port is not judged");
     }
     assert_eq!(arrival(&packet(8080, A, 40_000)), Verdict::InboundPlaintext);
 }

@@ -9,7 +9,7 @@ use crate::frame::{FrameError, Refused};
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// One of the two sides did not accept the other.
-    #[error("{} refused TLS: {reason}{}", who(*.judged_by), colon(.detail))]
+    #[error("{} refused TLS: {reason}{}", judge(*.judged_by), colon(.detail))]
     Tls {
         /// Why.
         reason: TlsReason,
@@ -70,7 +70,7 @@ pub enum SessionError {
     #[error("the session was cut off; the peer's agent may have died")]
     Truncated,
     /// A TLS alert, or a record that TLS does not allow.
-    #[error("{} ended the session: {reason}", who(*.judged_by))]
+    #[error("{} ended the session: {reason}", judge(*.judged_by))]
     Tls {
         /// Why.
         reason: TlsReason,
@@ -158,7 +158,7 @@ pub enum StateError {
     Close,
 }
 
-fn who(judged_by: JudgedBy) -> &'static str {
+fn judge(judged_by: JudgedBy) -> &'static str {
     match judged_by {
         JudgedBy::Us => "we",
         JudgedBy::Peer => "the peer",

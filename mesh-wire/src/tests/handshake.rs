@@ -200,12 +200,12 @@ async fn during_rotation_either_of_two_anchors_will_do() {
 #[tokio::test]
 async fn a_client_without_certificate_is_refused() {
     let mesh = Mesh::new().await;
-    let nobody = altered_client(&mesh.client(), |config| {
+    let without_key = altered_client(&mesh.client(), |config| {
         config.client_auth_cert_resolver = Arc::new(NoCertificate);
     });
     let reason = TlsReason::NoCertificate;
     assert_eq!(
-        attempt(nobody, mesh.server()).await,
+        attempt(without_key, mesh.server()).await,
         (Err((reason, JudgedBy::Peer)), Err((reason, JudgedBy::Us)))
     );
 }

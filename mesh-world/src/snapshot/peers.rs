@@ -137,7 +137,7 @@ impl Known<'_> {
             };
             let is_other = *namespace != peer.namespace || *service_account != peer.service_account;
             let other = is_other.then(|| Claimant {
-                who: format!("the object of pod {namespace}/{name}"),
+                name: format!("the object of pod {namespace}/{name}"),
                 namespace: Arc::clone(namespace),
                 service_account: Arc::clone(service_account),
             });
@@ -334,7 +334,7 @@ fn merged(peer: &Arc<Peer>, claims: &[Claim<'_>]) -> Arc<Peer> {
 fn claimant(peer: &Peer) -> Claimant {
     let Peer { namespace, service_account, .. } = peer;
     let (namespace, service_account) = (Arc::clone(namespace), Arc::clone(service_account));
-    Claimant { who: describe(peer), namespace, service_account }
+    Claimant { name: describe(peer), namespace, service_account }
 }
 
 /// How a pod is named in a problem.

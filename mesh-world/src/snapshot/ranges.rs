@@ -284,7 +284,7 @@ mod tests {
             let endpoints = json!([{"addresses": ["10.99.0.1"], "nodeName": "node2"}]);
             objects.insert_slice(slice("s", "s", &json!([]), &endpoints));
         });
-        assert!(problems.is_empty(), "an endpoint on node 2 has one from nobody's");
+        assert!(problems.is_empty(), "an endpoint on node 2 has one from no node's range");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use mesh_common::maps::{
     ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE,
 };
 
+pub use self::shares::{By, Excess};
 use self::shares::{Claim, Ports, level, share_out};
-pub use self::shares::{Excess, Who};
 use crate::cidr::{Cidr, Cover};
 use crate::names::NodeName;
 use crate::snapshot::{KernelAddress, KernelService, Snapshot};
@@ -201,7 +201,7 @@ fn share_out_addresses(
     let greedy = asked.into_iter().filter(|(_, wanted)| *wanted > most);
     let excess = greedy.map(|(node, wanted)| {
         let node = node.map_or("several", NodeName::as_str).into();
-        Excess { who: Who::Node(node), wanted, given: most }
+        Excess { by: By::Node(node), wanted, given: most }
     });
     let excess = excess.collect();
     (left_out, excess)
@@ -272,7 +272,7 @@ mod tests {
         assert!((1..=5).all(is_captured), "{:?}", wanted.addresses);
         assert!(wanted.addresses.len() <= ROOM.addresses && wanted.incomplete);
         let lost: Vec<_> =
-            wanted.lost.iter().map(|it| (it.who.code(), it.wanted, it.given)).collect();
+            wanted.lost.iter().map(|it| (it.by.code(), it.wanted, it.given)).collect();
         assert_eq!(lost, [("addresses_over_share", 50, 5); 16]);
     }
 

@@ -20,7 +20,7 @@ use mesh_common::{addr::Endpoint, maps::PORT_SERVICE};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excess {
     /// Its name, and its table.
-    pub who: Who,
+    pub by: By,
     /// How many entries it asks for.
     pub wanted: usize,
     /// And how many it gets.
@@ -29,14 +29,14 @@ pub struct Excess {
 
 /// What has a share of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
+pub enum By {
     /// A namespace, of `PORTS`.
     Namespace(Arc<str>),
     /// A node, of `ADDRESSES`.
     Node(Arc<str>),
 }
 
-impl Who {
+impl By {
     /// The stable code of the problem.
     pub fn code(&self) -> &'static str {
         match self {
@@ -48,13 +48,13 @@ impl Who {
 
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { who, wanted, given } = self;
-        match who {
-            Who::Namespace(namespace) => write!(
+        let Self { by, wanted, given } = self;
+        match by {
+            By::Namespace(namespace) => write!(
                 f,
                 "Namespace {namespace}: its services and the ports in its annotations ask for {wanted} entries of the kernel's table PORTS, which is full; {given} are in force on this node. Hint: name fewer ports in nodemesh.dev/exclude-ports and nodemesh.dev/permissive-ports, or have fewer service ports."
             ),
-            Who::Node(node) => write!(
+            By::Node(node) => write!(
                 f,
                 "Node {node}: the addresses that it announces ask for {wanted} entries of the kernel's table ADDRESSES, which is full; {given} are in force on this node, and pods of the mesh cannot dial addresses that may be among the others. Hint: find out what runs as that node's agent; the cluster may be too large."
             ),
@@ -119,7 +119,7 @@ pub(super) fn share_out(
     let greedy = asked.into_iter().filter(|(_, wanted)| *wanted > most);
     let lost: Vec<_> = greedy
         .map(|(namespace, wanted)| Excess {
-            who: Who::Namespace(Arc::clone(namespace)),
+            by: By::Namespace(Arc::clone(namespace)),
             wanted,
             given: most,
         })
@@ -129,7 +129,7 @@ pub(super) fn share_out(
     }
     let mut left: HashMap<&str, usize> = HashMap::new();
     for excess in &lost {
-        if let Who::Namespace(namespace) = &excess.who {
+        if let By::Namespace(namespace) = &excess.by {
             left.insert(namespace, most);
         }
     }
@@ -194,10 +194,10 @@ mod tests {
     }
 
     fn lost(excess: &[Excess]) -> Vec<(Arc<str>, usize, usize)> {
-        let name = |who: &'_ Who| match who {
-            Who::Namespace(name) | Who::Node(name) => Arc::clone(name),
+        let name = |by: &'_ By| match by {
+            By::Namespace(name) | By::Node(name) => Arc::clone(name),
         };
-        excess.iter().map(|it| (name(&it.who), it.wanted, it.given)).collect()
+        excess.iter().map(|it| (name(&it.by), it.wanted, it.given)).collect()
     }
 
     fn of(ports: &HashMap<Endpoint, u32>, address: IpAddr) -> usize {

@@ -302,7 +302,7 @@ impl Cluster {
     pub fn start_api_server(&self) -> Result<()> {
         control::start(&self.control, &self.plan, control::API_SERVER)?;
         self.wait_until("the API server's port", || {
-            ensure!(control::is_listening(&self.plan), "nobody listens");
+            ensure!(control::is_listening(&self.plan), "nothing listens");
             Ok(())
         })?;
         self.wait_until("the API server", || self.kubectl(["get", "--raw=/readyz"]))

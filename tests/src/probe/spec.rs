@@ -123,10 +123,10 @@ pub struct RawSpec {
 
 impl Default for RawSpec {
     fn default() -> Self {
-        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
         Self {
-            from: nobody,
-            to: nobody,
+            from: unspecified,
+            to: unspecified,
             device: String::new(),
             gateway: String::new(),
             say: String::new(),

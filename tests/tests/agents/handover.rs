@@ -312,8 +312,8 @@ fn what_an_agent_could_not_reach_goes_with_it() {
         let _service = pair.serve(Talk::Lines)?;
         let (node, agent) = (&pair.nodes[0], &pair.agents[0]);
         for port in 9_000..9_010 {
-            let nobody = DialSpec::say(pair.server.at(port), "hello");
-            let seen = probe::dial(&pair.client, &nobody)?;
+            let dial = DialSpec::say(pair.server.at(port), "hello");
+            let seen = probe::dial(&pair.client, &dial)?;
             ensure!(matches!(seen.end, End::Reset | End::Refused), "{seen:?}");
         }
         let remembered = || -> Result<usize> { Ok(kernel::entries(node, "FAILED")?.len()) };

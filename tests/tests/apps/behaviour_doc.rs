@@ -45,7 +45,7 @@ enum Program {
 /// The sections of the document with a table each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Section {
-    NobodyListens,
+    NothingListens,
     NoWay,
     NoAnswer,
     Reset,
@@ -57,7 +57,7 @@ enum Section {
 impl Section {
     fn heading(self) -> &'static str {
         match self {
-            Self::NobodyListens => "## Nobody listens",
+            Self::NothingListens => "## Nothing listens",
             Self::NoWay => "## No way to the host",
             Self::NoAnswer => "## No answer from the host",
             Self::Reset => "## Reset in mid-stream",
@@ -297,7 +297,7 @@ fn failures_of_the_network(doc: &mut Doc, pair: &Pair<'_>, cells: &Range<usize>)
     let host = &*pair.server.v4.to_string();
     let (client, server, router): (&Place, &Place, &Place) =
         (&pair.client, &pair.server, &pair.nodes[1]);
-    doc.observe(Section::NobodyListens, cells.clone(), client, host, |_, _| Ok(None))?;
+    doc.observe(Section::NothingListens, cells.clone(), client, host, |_, _| Ok(None))?;
     // In the pod's own table, since a router says "unreachable" five times and then once a second.
     for (section, at, what) in
         [(Section::NoWay, client, "unreachable"), (Section::NoAnswer, router, "blackhole")]

@@ -273,7 +273,7 @@ fn programs_can_be_stopped_and_started(cluster: &Cluster, pods: &[WebPod; 2]) ->
     cluster.start_api_server()?;
     cluster.stop_kubelet(2)?;
     page(cluster.node(1), &pods[1])?;
-    ensure!(exec(cluster, &pods[1].name, ["true"]).is_err(), "nobody to do it");
+    ensure!(exec(cluster, &pods[1].name, ["true"]).is_err(), "no process to do it");
     cluster.start_kubelet(2)?;
     eventually(LONG, || exec(cluster, &pods[1].name, ["true"]))?;
     cluster.wait_nodes()?;

@@ -397,8 +397,8 @@ fn an_agent_speaks_for_its_own_node_alone() -> Result<()> {
     let refused = cluster.kubectl_by_token(untaint.trim(), "", &patch).unwrap_err().to_string();
     ensure!(refused.contains("untaint may not write metadata.labels"), "{refused}");
     // Users write what their rights allow, and a MeshNode is deleted with its Node.
-    cluster.kubectl_with(&mesh_node("of-nobody"), ["create", "-f", "-"])?;
-    cluster.kubectl(["delete", "meshnode", "of-nobody"])?;
+    cluster.kubectl_with(&mesh_node("of-no-node"), ["create", "-f", "-"])?;
+    cluster.kubectl(["delete", "meshnode", "of-no-node"])?;
     // An agent says what is wrong in its own name, and changes nothing that other agents say.
     let event = |name: &str, controller: &str, instance: &str| {
         json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
@@ -509,7 +509,7 @@ fn killed_under_load(
         let answers = load.answers()?;
         let failed = answers.iter().filter(|answer| *answer != "200 0").count();
         let last = answers.iter().rev().take(20);
-        ensure!(failed > failed_before.len(), "nobody has noticed yet");
+        ensure!(failed > failed_before.len(), "no failure has been noticed yet");
         ensure!(last.clone().count() == 20 && last.clone().all(|answer| answer == "200 0"));
         Ok(answers.len())
     })?;

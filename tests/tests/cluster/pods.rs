@@ -134,7 +134,7 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
             ensure!(!recording.contains(word), "{:?}", recording.quote(word));
         }
     }
-    ensure!(outside.answers() == 0, "who is not in the mesh was answered");
+    ensure!(outside.answers() == 0, "a pod outside the mesh was answered");
     let told: Vec<_> = mesh.flows(1)?;
     let of_early =
         |pod: &Option<String>| pod.as_deref().is_some_and(|pod| pod.starts_with("shop/early-"));
@@ -149,7 +149,7 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
     for flow in told.iter().filter(|flow| flow.client.address == outsider) {
         *refusals.entry(flow.verdict.clone()).or_default() += 1;
     }
-    println!("who knocked from outside was told: {refusals:?}");
+    println!("dials from outside were told: {refusals:?}");
     ensure!(
         !refusals.is_empty() && refusals.keys().all(|code| code.starts_with("refused_")),
         "{refusals:?}"
@@ -252,7 +252,7 @@ fn a_reboot(cluster: &Cluster, mesh: &Mesh<'_>, outside: &Knocks, early: &[Strin
     eventually(PATIENCE, || {
         let before = outside.answers();
         thread::sleep(Duration::from_secs(1)); // longer than a knock waits for its answer
-        ensure!(outside.answers() == before, "strict pods answer who is not in the mesh");
+        ensure!(outside.answers() == before, "strict pods answer a pod outside the mesh");
         Ok(())
     })?;
     let before = outside.answers();
@@ -262,7 +262,7 @@ fn a_reboot(cluster: &Cluster, mesh: &Mesh<'_>, outside: &Knocks, early: &[Strin
         eventually(PATIENCE, || {
             let said = log(cluster, 1, name, "main")?;
             let succeeded = said.iter().skip(asked).any(|line| line == "200 0");
-            ensure!(succeeded, "{name} reaches nobody: {:?}", said.last());
+            ensure!(succeeded, "{name} reaches no pod: {:?}", said.last());
             Ok(())
         })?;
     }
@@ -271,7 +271,7 @@ fn a_reboot(cluster: &Cluster, mesh: &Mesh<'_>, outside: &Knocks, early: &[Strin
             ensure!(!recording.contains(word), "{:?}", recording.quote(word));
         }
     }
-    ensure!(outside.answers() == before, "strict pods answer who is not in the mesh");
+    ensure!(outside.answers() == before, "strict pods answer a pod outside the mesh");
     Ok(())
 }
 

@@ -332,7 +332,7 @@ fn probes_of_strict_pods_pass_and_nobody_passes_for_one() -> Result<()> {
     eventually(PATIENCE, || {
         let of = "--field-selector=reason=FailedPostStartHook,involvedObject.name=unheard";
         let events = cluster.kubectl(["-n", "shop", "get", "events", of, "-o", "name"])?;
-        ensure!(!events.is_empty(), "a hook passes that is nobody's");
+        ensure!(!events.is_empty(), "a hook passes that is not the kubelet's");
         Ok(())
     })?;
     cluster.down()

@@ -75,9 +75,9 @@ fn only_what_may_be_a_pod_is_taken_for_an_agent() {
         let before = looked_at()?;
         answered(&dial_from_range(&outsider, address, &pair.server, 61_500)?)?;
         answered(&dial_from_range(node, at_node, &pair.server, 61_500)?)?;
-        ensure!(looked_at()? == before, "who cannot be a pod was looked at");
+        ensure!(looked_at()? == before, "a client that cannot be a pod was looked at");
         answered(&dial_from_range(&unknown, unknown.v4, &pair.server, 61_500)?)?;
-        ensure!(looked_at()? == before + 1, "who may be a pod was not looked at");
+        ensure!(looked_at()? == before + 1, "a client that may be a pod was not looked at");
         // With no agent to look, what may be TLS does not reach the application; the pod is
         // permissive.
         pair.agents[1].kill9()?;
@@ -89,7 +89,7 @@ fn only_what_may_be_a_pod_is_taken_for_an_agent() {
 
 #[test]
 fn where_no_node_is_known_everybody_may_be_a_pod() {
-    scenario("arrivals-anybody", |net| {
+    scenario("arrivals-any", |net| {
         let pair = Pair::new(net)?;
         let (outsider, address) = (net.outsider()?, Ipv4Addr::new(192, 168, 100, 200));
         pair.join()?;

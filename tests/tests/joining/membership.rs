@@ -191,8 +191,8 @@ fn a_connection_from_before_strict_is_listed_and_can_be_reset() {
             ensure!(listed.contains(&words), "no {words} in:\n{listed}");
         }
         older.iter().chain([&carried]).try_for_each(|client| client.wait_more(STEADY))?;
-        let unknown = reset(&["shop/nobody"])?;
-        ensure!(!unknown.status.success() && unknown.stderr.contains("shop/nobody"), "{unknown}");
+        let unknown = reset(&["shop/none"])?;
+        ensure!(!unknown.status.success() && unknown.stderr.contains("shop/none"), "{unknown}");
         let done = reset(&["shop/server", "-o", "json"])?.success()?;
         ensure!(done.contains("\"found\":2,\"reset\":2"), "{done}");
         for client in older {

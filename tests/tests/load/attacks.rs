@@ -4,7 +4,7 @@
 //!
 //! How much slower other pods get is promised for a machine that does nothing else.
 //! `NODEMESH_ATTACK_ROUNDS=5 cargo test --test load attacks -- --test-threads 1` asserts it so.
-#![expect(clippy::print_stdout, reason = "figures, for who reads the output")]
+#![expect(clippy::print_stdout, reason = "figures, for a reader of the output")]
 
 mod clients;
 mod crowds;

@@ -45,6 +45,6 @@ fn the_three_races_are_lost_by_nobody() -> Result<()> {
     writeln!(io::stdout(), "races: {played}")?;
     ensure!(played.schedules == plan.seeds.end - plan.seeds.start, "{played}");
     ensure!(played.records > 0, "no link was listened to: {played}");
-    ensure!(played.ok > played.connections / 3, "hardly anybody was answered: {played}");
+    ensure!(played.ok > played.connections / 3, "hardly any dial was answered: {played}");
     Ok(())
 }

@@ -252,7 +252,7 @@ fn a_deployment_is_scaled_and_rolled_under_load() -> Result<()> {
     scale(0)?;
     eventually(PATIENCE, || {
         let newest = answers(&cluster, PAIR[0], "client")?.pop().context("no answer")?;
-        ensure!(newest != "200 0", "somebody answers for nobody");
+        ensure!(newest != "200 0", "an answer where no pod is");
         Ok(())
     })?;
     cluster.down()

@@ -54,8 +54,8 @@ fn names(text: &str, words: &[&str]) -> Result<()> {
 fn not_root() {
     scenario("inputs-root", |net| {
         let node = node(net)?;
-        let nobody = ["setpriv", "--reuid", "65534", "--clear-groups", "--"];
-        names(&refused(net, &node, &nobody, &[])?, &["root", "65534"])
+        let unprivileged = ["setpriv", "--reuid", "65534", "--clear-groups", "--"];
+        names(&refused(net, &node, &unprivileged, &[])?, &["root", "65534"])
     });
 }
 

@@ -94,7 +94,7 @@ fn what_cannot_be_read_when_an_agent_begins_is_as_an_earlier_one_read_it() {
     let mut now = told([declaring("slip", "strikt"), broken]);
     assert_eq!(in_force(&now), ["slip=slip"]);
     now.inherit(earlier.objects());
-    assert_eq!(in_force(&now), ["broken=2", "slip=slip"], "and nobody else comes back");
+    assert_eq!(in_force(&now), ["broken=2", "slip=slip"], "and no other comes back");
     let slip = now.objects().pods().find(|pod| *pod.name.name == *"slip").unwrap();
     assert!(format!("{slip:?}").contains("Strict"), "{slip:?}");
     now.apply(Change::Gone(named("broken")));

@@ -155,6 +155,6 @@ mod tests {
         let in_foreground = [Ok(Event::Apply(daemon_set(true)))];
         assert_eq!(signs(there().chain(in_foreground).collect()).await, 1);
         let missed = there().chain(refused()).chain(lists(None));
-        assert_eq!(signs(missed.collect()).await, 1, "deleted while nobody watched");
+        assert_eq!(signs(missed.collect()).await, 1, "deleted while not watched");
     }
 }

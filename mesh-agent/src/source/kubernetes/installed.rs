@@ -31,7 +31,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How long the API server may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// A node that does not exist: no account may write its `MeshNode`.
-const NOBODY: &str = "nodemesh-asks-whether-it-may";
+const NO_NODE: &str = "nodemesh-asks-whether-it-may";
 
 /// Looks after the installation.
 pub(super) struct Installed {
@@ -83,15 +83,15 @@ impl Installed {
     /// Tries a write that must be refused, as a dry run.
     async fn ask(&mut self) {
         let false_claim = Patch::Apply(json!({
-            "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": NOBODY},
+            "apiVersion": "nodemesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": NO_NODE},
             "spec": {"bootId": "", "trustDomain": "none.invalid", "pods": []},
         }));
-        let only_try = PatchParams { dry_run: true, ..PatchParams::apply(NOBODY) };
-        let tried = self.mesh_nodes.patch(NOBODY, &only_try, &false_claim);
+        let only_try = PatchParams { dry_run: true, ..PatchParams::apply(NO_NODE) };
+        let tried = self.mesh_nodes.patch(NO_NODE, &only_try, &false_claim);
         match timeout(ANSWER, tried).await {
             Ok(Ok(_allowed)) => self.is_open = true,
             Ok(Err(kube::Error::Api(status)))
-                if status.message.contains(NOBODY) && status.is_forbidden() =>
+                if status.message.contains(NO_NODE) && status.is_forbidden() =>
             {
                 self.is_open = false;
                 self.next = Instant::now() + ASK_EVERY;

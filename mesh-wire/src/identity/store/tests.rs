@@ -126,8 +126,8 @@ async fn accounts_that_leave_are_forgotten_and_their_keys_with_them() {
     assert!(key.upgrade().is_some());
     identities.retain(&BTreeSet::from([cart.clone()]));
     assert!(identities.current(&web).is_none());
-    assert!(gone.upgrade().is_none(), "somebody still holds the identity");
-    assert!(key.upgrade().is_none(), "somebody still holds the key");
+    assert!(gone.upgrade().is_none(), "the identity is still held");
+    assert!(key.upgrade().is_none(), "the key is still held");
     assert!(configs.client(&web, None).is_err());
     assert!(configs.server(&cart).is_ok());
 }

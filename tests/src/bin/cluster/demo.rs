@@ -58,7 +58,7 @@ fn request(cluster: &Cluster, tell: &Teller) -> Result<Recording> {
 }
 
 fn plaintext(cluster: &Cluster, tell: &mut Teller) -> Result<()> {
-    tell.chapter("Before: whoever is on the link between the nodes can read along");
+    tell.chapter("Before: anything on the link between the nodes can read along");
     let recording = request(cluster, tell)?;
     let read = recording.quote(SECRET).context("the secret is not on the link")?;
     tell.saw("tcpdump on node1's link:");
@@ -99,7 +99,7 @@ fn encrypted(cluster: &Cluster, mesh: &Mesh<'_>, tell: &mut Teller) -> Result<()
 }
 
 fn strict(cluster: &Cluster, mesh: &Mesh<'_>, tell: &mut Teller) -> Result<()> {
-    tell.chapter("Strict: who is not in the mesh does not get in");
+    tell.chapter("Strict: a pod outside the mesh does not get in");
     tell.command("kubectl annotate namespace shop nodemesh.dev/mode=strict");
     cluster.kubectl(["annotate", "namespace", "shop", "nodemesh.dev/mode=strict"])?;
     mesh.wait_strict(&PODS)?;

@@ -15,13 +15,13 @@ pub(crate) fn tell(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
     plaintext(shop, tell)?;
     label(shop, tell)?;
     encrypted(shop, tell)?;
-    who(shop, tell)?;
+    callers(shop, tell)?;
     untouched(shop, tell)?;
     strict(shop, tell)
 }
 
 fn cast(shop: &Shop<'_>, tell: &mut Teller) {
-    tell.chapter("Two nodes, five pods, two agents; nobody is in the mesh yet");
+    tell.chapter("Two nodes, five pods, two agents; no pod is in the mesh yet");
     let [one, two] = &shop.nodes;
     for (node, pods) in
         [(one, vec![&shop.web, &shop.db, &shop.legacy]), (two, vec![&shop.cart, &shop.stranger])]
@@ -106,7 +106,7 @@ fn encrypted(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
     Ok(())
 }
 
-fn who(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
+fn callers(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
     tell.chapter("Who talked to whom");
     tell.command("redis-cli -h db SET pears 2                              # in pod shop/cart");
     let answer = shop.redis(&shop.cart, &["SET", "pears", "2"])?.success()?;
@@ -180,7 +180,7 @@ fn strict(shop: &Shop<'_>, tell: &mut Teller) -> Result<()> {
     tell.quote(&flow.reason);
     let pears = shop.redis(&shop.cart, &["GET", "pears"])?.success()?;
     ensure!(pears.trim() == "2", "redis answered {pears:?}");
-    tell.saw("cart, which can prove who it is, reads it as before: 2");
+    tell.saw("cart, which can prove its identity, reads it as before: 2");
     Ok(())
 }
 

@@ -15,10 +15,10 @@ use socket2::{SockAddr, Socket};
 /// Takes a socket's connection away, so that it can connect again (connect(2), `AF_UNSPEC`).
 pub(crate) fn disconnect(socket: &Socket) -> io::Result<()> {
     // SAFETY: plain integers; all zeroes is AF_UNSPEC.
-    let nobody: libc::sockaddr = unsafe { zeroed() };
+    let unspecified: libc::sockaddr = unsafe { zeroed() };
     let length = size_of::<libc::sockaddr>() as libc::socklen_t;
     // SAFETY: the address lives, and has that length.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -183,7 +183,7 @@ fn connections_without_end() {
                 flow.outcome.starts_with("limit_connections")
                     && flow.client.pod.as_deref() == Some("shop/greedy")
             };
-            ensure!(flows.iter().any(told), "nobody says why");
+            ensure!(flows.iter().any(told), "no record says why");
             Ok(())
         })?;
         ensure!(Usage::of(&outbound)?.open <= 81, "{:?}", Usage::of(&outbound)?);
