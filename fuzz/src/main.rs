@@ -1,5 +1,5 @@
-//! libFuzzer's program, with the fuzz targets of all crates in it. `cargo xtask fuzz` builds and runs
-//! it.
+//! libFuzzer's program, with the fuzz targets of all crates in it. `cargo xtask fuzz` builds and
+//! runs it.
 //!
 //! `MESH_FUZZ_TARGET` names the target; the arguments are libFuzzer's.
 #![no_main]

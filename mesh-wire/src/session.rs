@@ -21,8 +21,8 @@ use crate::identity::{ClientTls, ServerTls, SpiffeId};
 pub struct Session {
     /// The connection to the peer's agent.
     pub tcp: TcpStream,
-    /// Its records. Boxed, because a session is moved from task to task, and a connection's future is its
-    /// memory.
+    /// Its records. Boxed, because a session is moved from task to task, and a connection's future
+    /// is its memory.
     pub channel: Box<Channel>,
     own: SpiffeId,
     peer: SpiffeId,
