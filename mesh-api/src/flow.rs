@@ -8,6 +8,8 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::{Fault, PlaintextReason};
+
 /// One connection, as one agent saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRecord {
@@ -29,12 +31,15 @@ pub struct FlowRecord {
     pub original_destination: SocketAddr,
     /// The service that the application dialled, as `namespace/name`, if it dialled one.
     pub service: Option<String>,
-    /// Code of the kernel's verdict (`mesh_common::verdict`).
+    /// Code of the kernel's verdict ([`Verdict`](mesh_common::verdict::Verdict)).
     pub verdict: String,
     /// How the bytes went between the nodes.
     pub security: Security,
-    /// Code of how it ended; `open` while it has not ended.
+    /// Code of how it ended ([`Outcome`](crate::Outcome)); [`FlowRecord::OPEN`] while it has not.
     pub outcome: String,
+    /// The party at fault, if there is a fault. A record of an earlier version has no such field.
+    #[serde(default)]
+    pub fault: Option<Fault>,
     /// The same as a sentence, with the likely cause.
     pub reason: String,
     /// Bytes of the applications.
@@ -43,6 +48,11 @@ pub struct FlowRecord {
     /// to nothing in the seconds after it, and were too many to be recorded one by one.
     #[serde(default)]
     pub alike: u64,
+}
+
+impl FlowRecord {
+    /// The outcome of a connection that has not ended.
+    pub const OPEN: &'static str = "open";
 }
 
 /// Which way a connection went, seen from the node of the record.
@@ -98,11 +108,18 @@ pub enum Security {
     Mtls(TlsFacts),
     /// Plaintext, as the application sent the bytes, and why.
     Plaintext {
-        /// Code of the reason.
+        /// Code of the reason ([`PlaintextReason`](crate::PlaintextReason)).
         why: String,
     },
     /// No bytes went.
     None,
+}
+
+impl Security {
+    /// Plaintext for this reason.
+    pub fn plaintext(why: PlaintextReason) -> Self {
+        Self::Plaintext { why: why.code().to_owned() }
+    }
 }
 
 /// What TLS agreed on.

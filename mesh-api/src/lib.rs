@@ -4,6 +4,7 @@
 //! Nothing here asks the kernel, the network or a clock.
 #![warn(missing_docs)]
 
+mod codes;
 mod flow;
 mod handover;
 mod mode;
@@ -14,6 +15,7 @@ mod problem;
 mod request;
 mod status;
 
+pub use codes::{About, Fault, Outcome, PlaintextReason, Reason, about_verdict};
 pub use flow::{Bytes, Direction, FlowRecord, Party, Security, TlsFacts, WirePort};
 pub use handover::{Ask, Estate, HANDOVER_VERSION, Listener};
 pub use mode::Mode;

@@ -118,9 +118,9 @@ verdicts! {
     /// An agent dials but no socket listens: this node's agent is away.
     RefusedNoListener = 37, Refuse, "refused_no_listener", "A peer's agent dialled while this node's agent was not listening; it is stopped or being replaced.";
     /// A client outside the pod dialled an internal port.
-    RefusedForeignMagicPort = 38, Refuse, "refused_foreign_magic_port", "Somebody outside the pod dialled a port that only redirected connections may carry.";
+    RefusedForeignMagicPort = 38, Refuse, "refused_foreign_magic_port", "A client outside the pod dialled a port that only redirected connections may carry.";
     /// A client dialled the agent's listener itself.
-    RefusedAgentListener = 39, Refuse, "refused_agent_listener", "Somebody dialled the agent's listener directly.";
+    RefusedAgentListener = 39, Refuse, "refused_agent_listener", "A client dialled the agent's listener directly.";
     /// A peer's agent dials a pod that has left the mesh.
     RefusedLeft = 40, Refuse, "refused_left", "A peer's agent dialled a pod that has left the mesh; its news is stale.";
     /// The agent's leg to the application, or the pod dialling itself.

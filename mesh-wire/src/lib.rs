@@ -1,8 +1,8 @@
 //! Identities, and `nodemesh/1`, the protocol between two agents, as docs/wire.md specifies it.
 //!
 //! [`frame`] is the pure encoding, [`reason`] every way to fail and its code, [`Session`] a TLS
-//! session that carries one application connection at a time, [`identity`] certificates and
-//! their verifier.
+//! session that carries one application connection at a time, [`identity`] certificates and the
+//! verifier.
 //!
 //! rustls does the handshake and keeps the key schedule. Records are sealed and opened here, in
 //! place, in our own buffers (`record`). rustls' own record layer copies each record at least once
@@ -32,7 +32,7 @@ pub use channel::{Channel, Received};
 pub use frame::{Accepted, Frame, FrameError, Open, Refused, SourcePod};
 pub use outbox::MAX_RECORDS;
 pub use reason::{
-    Fault, HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
+    HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
 };
 pub use session::{Session, TlsInfo};
 

@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str], &[&str]); 4] = [
         &["mesh-api", "mesh-common"],
         &["aya", "tokio", "rustls", "kube", "k8s-openapi"],
     ),
-    ("mesh-wire", &[], &["aya", "kube", "k8s-openapi"]),
+    ("mesh-wire", &["mesh-api", "mesh-common"], &["aya", "kube", "k8s-openapi"]),
 ];
 
 /// The names of all crates that a crate's library pulls in, itself aside.

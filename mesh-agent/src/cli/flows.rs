@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::bail;
 use clap::Args;
 use jiff::tz::TimeZone;
-use mesh_api::{Direction, FlowRecord, Party, Request, Response, Security, WirePort};
+use mesh_api::{Direction, FlowRecord, Party, Reason, Request, Response, Security, WirePort};
 use mesh_wire::identity::SpiffeId;
 
 use super::{
@@ -125,7 +125,7 @@ fn line(record: &FlowRecord) -> anyhow::Result<()> {
     print_line(&format!(
         "{time} {direction:8} {from} → {to}{service}  {security}{identities}  {outcome}  {sent} / {received}  {took}"
     ))?;
-    if !matches!(record.outcome.as_str(), "closed" | "open") {
+    if ![Reason::Closed.code(), FlowRecord::OPEN].contains(&&*record.outcome) {
         print_line(&format!("    {}", record.reason))?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use mesh_api::Reason;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -67,7 +68,7 @@ pub(super) async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore
         let sentence = format!(
             "The agent was told to stop, and the connection was still open when {deadline:?} were over."
         );
-        flows.cut(Ended::new("drain_deadline", sentence));
+        flows.cut(Ended::new(Reason::DrainDeadline, sentence));
         let open = flows.list_open();
         tracing::warn!(
             cut = open.len(),

@@ -17,14 +17,15 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
     let each = |refusal: Refusal| {
         let inbound = refusal.verdict.is_inbound();
         let direction = if inbound { Direction::Inbound } else { Direction::Outbound };
-        let (server, code) = (refusal.server, refusal.verdict.code());
+        let (server, verdict) = (refusal.server, refusal.verdict);
         let client = dialling(&refusal, &mesh);
         let netns = refusal.netns;
-        let refused = Refused { netns, direction, client, server, verdict: code, code };
+        let outcome = verdict.into();
+        let refused = Refused { netns, direction, client, server, verdict, outcome };
         mesh.flows.refuse(refused, |client, server| {
             client.pod = mesh.pod_at(client.address);
             server.pod = mesh.pod_at(server.address);
-            refusal.verdict.sentence().to_owned()
+            verdict.sentence().to_owned()
         });
     };
     if let Err(error) = refusals.run(each).await {

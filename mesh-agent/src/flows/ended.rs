@@ -1,17 +1,34 @@
 //! How a connection ended.
 
+use mesh_api::{Fault, Outcome, Reason};
+use mesh_common::verdict::Verdict;
+
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Stable `snake_case` code.
-    pub code: &'static str,
-    /// One sentence for people.
+    /// The outcome, which has a code.
+    pub outcome: Outcome,
+    /// One sentence for people, with the details.
     pub sentence: String,
+    /// The party at fault, if there is a fault.
+    pub fault: Option<Fault>,
 }
 
 impl Ended {
-    /// An end with its code and sentence.
-    pub fn new(code: &'static str, sentence: impl Into<String>) -> Self {
-        Self { code, sentence: sentence.into() }
+    /// An end for this reason, with its sentence. The fault is the reason's.
+    pub fn new(reason: Reason, sentence: impl Into<String>) -> Self {
+        Self { outcome: reason.into(), sentence: sentence.into(), fault: reason.fault() }
+    }
+
+    /// An end by this verdict.
+    pub fn refused(verdict: Verdict) -> Self {
+        let outcome = Outcome::from(verdict);
+        Self { outcome, sentence: verdict.sentence().to_owned(), fault: outcome.fault() }
+    }
+
+    /// The same, with the fault as this agent knows it of this connection.
+    #[must_use]
+    pub fn with_fault(self, fault: Option<Fault>) -> Self {
+        Self { fault, ..self }
     }
 }

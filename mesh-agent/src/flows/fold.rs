@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_api::{Direction, FlowRecord};
+use mesh_api::{Direction, FlowRecord, Outcome};
 
 /// Alike connections that are recorded one by one in a [`WINDOW`].
 pub(super) const SINGLY: u32 = 32;
@@ -16,14 +16,14 @@ pub(super) const SINGLY: u32 = 32;
 const WINDOW: Duration = Duration::from_secs(5);
 /// Kinds of one pod that are told apart at once. With more (a scan from forged addresses) the
 /// client is ignored; with twice as many (dials to ever new addresses) the server is ignored too.
-/// There are few directions and codes.
+/// There are few directions and outcomes.
 const KINDS: usize = 64;
 
 /// What makes two connections of one pod alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
     pub(super) direction: Direction,
-    pub(super) code: &'static str,
+    pub(super) outcome: Outcome,
     pub(super) client: Option<IpAddr>,
     pub(super) server: Option<IpAddr>,
 }
@@ -129,6 +129,8 @@ impl Fold {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use mesh_common::verdict::Verdict;
+
     use super::*;
 
     #[test]
@@ -161,7 +163,7 @@ mod tests {
     fn to(number: u32) -> Kind {
         Kind {
             direction: Direction::Outbound,
-            code: "refused_magic_port",
+            outcome: Outcome::Refused(Verdict::RefusedMagicPort),
             client: Some(Ipv4Addr::from_bits(number % 7).into()),
             server: Some(Ipv4Addr::from_bits(number).into()),
         }

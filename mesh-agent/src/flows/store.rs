@@ -12,7 +12,8 @@ use std::{
 };
 
 use jiff::Timestamp;
-use mesh_api::{Bytes, Direction, FlowRecord, Party, Security};
+use mesh_api::{Bytes, Direction, FlowRecord, Outcome, Party, Reason, Security};
+use mesh_common::verdict::Verdict;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +51,7 @@ struct Records {
 
 /// A connection that was refused before anything was done for it.
 #[derive(Clone, Copy, Debug)]
-pub struct Refused<'a> {
+pub struct Refused {
     /// The network namespace of this node's pod that dialled or was dialled, by its cookie.
     pub netns: u64,
     /// Which way it went.
@@ -59,10 +60,10 @@ pub struct Refused<'a> {
     pub client: SocketAddr,
     /// The address that was dialled.
     pub server: SocketAddr,
-    /// Code of the kernel's verdict.
-    pub verdict: &'a str,
-    /// Stable code of the reason.
-    pub code: &'static str,
+    /// The kernel's verdict.
+    pub verdict: Verdict,
+    /// What refused it: that verdict, or a limit of the agent's.
+    pub outcome: Outcome,
 }
 
 /// A connection that is not over. If dropped without [`Flow::end`], it counts as cut off by the
@@ -145,7 +146,7 @@ impl FlowStore {
         direction: Direction,
         client: Party,
         server: Party,
-        verdict: &str,
+        verdict: Verdict,
     ) -> Flow {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let original_destination = (server.address, server.port).into();
@@ -159,9 +160,10 @@ impl FlowStore {
             server,
             original_destination,
             service: None,
-            verdict: verdict.to_owned(),
+            verdict: verdict.code().to_owned(),
             security: Security::None,
-            outcome: "open".to_owned(),
+            outcome: FlowRecord::OPEN.to_owned(),
+            fault: None,
             reason: String::new(),
             bytes: Bytes::default(),
             alike: 0,
@@ -173,21 +175,21 @@ impl FlowStore {
 
     /// Records a refusal. If there are too many of its kind, it is only counted. Only if it is
     /// recorded, `tell` is called: it returns the sentence and fills in the pods at the addresses.
-    pub fn refuse(
-        &self,
-        refused: Refused<'_>,
-        tell: impl FnOnce(&mut Party, &mut Party) -> String,
-    ) {
-        let Refused { netns, direction, client, server, verdict, code } = refused;
+    pub fn refuse(&self, refused: Refused, tell: impl FnOnce(&mut Party, &mut Party) -> String) {
+        let Refused { netns, direction, client, server, verdict, outcome } = refused;
         let (mut client, mut server) = (Party::at(client), Party::at(server));
         let kind =
-            Kind { direction, code, client: Some(client.address), server: Some(server.address) };
+            Kind { direction, outcome, client: Some(client.address), server: Some(server.address) };
         if self.count(netns, kind.clone()) == Recorded::Folded {
             return;
         }
         let sentence = tell(&mut client, &mut server);
         let flow = self.begin(netns, direction, client, server, verdict);
-        flow.close(&Ended::new(code, sentence), Bytes::default(), Some(&kind));
+        flow.close(
+            &Ended { outcome, sentence, fault: outcome.fault() },
+            Bytes::default(),
+            Some(&kind),
+        );
     }
 
     /// Records the refusals that were only counted and whose window is over. Call it about once a
@@ -279,8 +281,9 @@ impl Flow {
     /// Completes the record. If many connections came to nothing and are alike, further ones are
     /// only counted.
     pub fn end(self, ended: &Ended, bytes: Bytes) {
-        let came_to_nothing = bytes.sent + bytes.received == 0 && ended.code != "closed";
-        let kind = came_to_nothing.then(|| self.kind(ended.code));
+        let is_closed = ended.outcome == Reason::Closed.into();
+        let came_to_nothing = bytes.sent + bytes.received == 0 && !is_closed;
+        let kind = came_to_nothing.then(|| self.kind(ended.outcome));
         let is_folded = |kind| self.store.count(self.netns, kind) == Recorded::Folded;
         if kind.clone().is_some_and(is_folded) {
             return self.forget();
@@ -288,10 +291,10 @@ impl Flow {
         self.close(ended, bytes, kind.as_ref());
     }
 
-    fn kind(&self, code: &'static str) -> Kind {
+    fn kind(&self, outcome: Outcome) -> Kind {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         let (client, server) = (Some(record.client.address), Some(record.server.address));
-        Kind { direction: record.direction, code, client, server }
+        Kind { direction: record.direction, outcome, client, server }
     }
 
     /// Leaves no record: it was no application's connection.
@@ -310,7 +313,8 @@ impl Flow {
             let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
             record.duration_us =
                 Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
-            ended.code.clone_into(&mut record.outcome);
+            ended.outcome.code().clone_into(&mut record.outcome);
+            record.fault = ended.fault;
             record.reason.clone_from(&ended.sentence);
             if let Some(bytes) = bytes {
                 record.bytes = bytes;
@@ -341,14 +345,14 @@ impl Drop for Flow {
         }
         let ended = if panicking() {
             Ended::new(
-                "agent_panicked",
+                Reason::AgentPanicked,
                 "The agent failed at this connection, and it alone was cut; the agent's log has the panic. Please report it.",
             )
         } else if let Some(cut) = self.store.inner.cut.get() {
             cut.clone()
         } else {
             Ended::new(
-                "agent_stopped",
+                Reason::AgentStopped,
                 "The agent ended the connection: it is stopping, or the pod is gone.",
             )
         };
@@ -367,7 +371,7 @@ mod tests {
     fn begin(store: &FlowStore) -> Flow {
         let client = Party::at("10.0.0.1:40000".parse().unwrap());
         let server = Party::at("10.0.0.2:80".parse().unwrap());
-        store.begin(1, Direction::Outbound, client, server, "redirect_peer")
+        store.begin(1, Direction::Outbound, client, server, Verdict::RedirectPeer)
     }
 
     #[tokio::test]
@@ -377,11 +381,11 @@ mod tests {
         let flow = begin(&store);
         assert_eq!(store.list().first().unwrap().outcome, "open");
         flow.note(|record| record.service = Some("shop/cart".to_owned()));
-        flow.end(&Ended::new("finished", "Both ended."), Bytes { sent: 3, received: 4 });
+        flow.end(&Ended::new(Reason::Closed, "Both ended."), Bytes { sent: 3, received: 4 });
         let Some(Followed::Finished(record)) = follower.next().await else {
             panic!("nothing to follow")
         };
-        assert_eq!((record.outcome.as_str(), record.bytes.received), ("finished", 4));
+        assert_eq!((record.outcome.as_str(), record.bytes.received), ("closed", 4));
         assert_eq!(record.service.as_deref(), Some("shop/cart"));
         assert!(record.duration_us.is_some());
         assert_eq!(store.list(), [FlowRecord::clone(&record)]);
@@ -400,7 +404,7 @@ mod tests {
         let mut follower = store.follow();
         let mut flow = begin(&store);
         flow.measure(|| Bytes { sent: 3, received: 4 });
-        store.cut(Ended::new("drain_deadline", ""));
+        store.cut(Ended::new(Reason::DrainDeadline, ""));
         drop(flow);
         store.close();
         let Some(Followed::Finished(record)) = follower.next().await else {
@@ -427,31 +431,31 @@ mod tests {
     fn only_the_newest_are_kept() {
         let store = FlowStore::new("node1");
         for _ in 0..KEPT + 5 {
-            begin(&store).end(&Ended::new("finished", ""), Bytes { sent: 1, received: 0 });
+            begin(&store).end(&Ended::new(Reason::Closed, ""), Bytes { sent: 1, received: 0 });
         }
         let list = store.list();
         assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 6));
     }
 
     /// Ends one connection of a pod that dialled.
-    fn end(store: &FlowStore, pod: &str, code: &'static str, sent: u64) {
+    fn end(store: &FlowStore, pod: &str, reason: Reason, sent: u64) {
         let at = Party::at(pod.parse().unwrap());
         let name = at.address.to_string();
-        end_of(store, Party { pod: Some(name), ..at }, code, sent);
+        end_of(store, Party { pod: Some(name), ..at }, reason, sent);
     }
 
-    fn end_of(store: &FlowStore, client: Party, code: &'static str, sent: u64) {
+    fn end_of(store: &FlowStore, client: Party, reason: Reason, sent: u64) {
         let server = Party::at("10.0.0.2:80".parse().unwrap());
-        let flow = store.begin(1, Direction::Outbound, client, server, "redirect_peer");
-        flow.end(&Ended::new(code, ""), Bytes { sent, received: 0 });
+        let flow = store.begin(1, Direction::Outbound, client, server, Verdict::RedirectPeer);
+        flow.end(&Ended::new(reason, ""), Bytes { sent, received: 0 });
     }
 
     #[test]
     fn a_pod_with_many_connections_pushes_out_its_own() {
         let store = FlowStore::new("node1");
-        end(&store, "10.0.0.1:1", "closed", 1);
+        end(&store, "10.0.0.1:1", Reason::Closed, 1);
         for _ in 0..KEPT * 2 {
-            end(&store, "10.0.0.9:1", "finished", 1);
+            end(&store, "10.0.0.9:1", Reason::ApplicationReset, 1);
         }
         let list = store.list();
         assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 1));
@@ -461,11 +465,11 @@ mod tests {
     fn a_pod_with_many_addresses_pushes_out_its_own() {
         let store = FlowStore::new("node1");
         for _ in 0..10 {
-            end(&store, "10.0.0.1:1", "closed", 1);
+            end(&store, "10.0.0.1:1", Reason::Closed, 1);
         }
         for number in 0..2 * KEPT as u32 {
             let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + number);
-            end_of(&store, Party::at((address, 1).into()), "finished", 1);
+            end_of(&store, Party::at((address, 1).into()), Reason::ApplicationReset, 1);
         }
         let ours = store.list().iter().filter(|record| record.outcome == "closed").count();
         assert_eq!((store.list().len(), ours), (KEPT, 10));
@@ -475,12 +479,13 @@ mod tests {
     fn a_flood_that_comes_to_nothing_is_counted_and_pushes_out_nothing() {
         let (store, flood) = (FlowStore::new("node1"), 100_000);
         let (client, server) = ("10.9.0.1:7".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
-        let (direction, verdict, code) = (Direction::Inbound, "refused_strict", "refused_strict");
-        let refused = Refused { netns: 1, direction, client, server, verdict, code };
-        end(&store, "10.0.0.1:1", "closed", 1);
+        let (direction, verdict) = (Direction::Inbound, Verdict::RefusedStrict);
+        let outcome = verdict.into();
+        let refused = Refused { netns: 1, direction, client, server, verdict, outcome };
+        end(&store, "10.0.0.1:1", Reason::Closed, 1);
         for _ in 0..flood {
             store.refuse(refused, |_, _| "strict".to_owned());
-            end(&store, "10.0.0.1:1", "connection_refused", 0);
+            end(&store, "10.0.0.1:1", Reason::ConnectionRefused, 0);
         }
         let list = store.list();
         assert_eq!((list.len(), store.open()), (1 + 2 * SINGLY as usize, 0));

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_api::Reason;
 use mesh_common::{
     addr::Endpoint,
     maps::{FlowKey, Named},
@@ -69,7 +70,7 @@ pub enum DialError {
     },
     /// Every source port is in use.
     #[error(
-        "all {} source ports from this pod to {to} are in use, or somebody in the pod holds them; let the application keep fewer connections open to it",
+        "all {} source ports from this pod to {to} are in use, or a process in the pod holds them; let the application keep fewer connections open to it",
         ports::MESH_COUNT
     )]
     NoSourcePort {
@@ -89,22 +90,22 @@ pub enum DialError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// The kernel could not be told the client's address.
-    #[error("the kernel could not be told who the client is: {0}")]
+    #[error("the kernel could not be told the client's address: {0}")]
     Leg(#[source] io::Error),
 }
 
 impl DialError {
-    /// Stable `snake_case` code.
-    pub fn code(&self) -> &'static str {
+    /// Its code, sentence and the rest.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Refused { .. } => "connection_refused",
-            Self::TimedOut { .. } => "connection_timed_out",
-            Self::Unreachable { .. } => "unreachable",
-            Self::NoSourcePort { .. } => "no_source_port",
-            Self::NoAddress { .. } => "no_address_of_family",
-            Self::Socket(_) => "no_socket",
-            Self::Netns(_) => "no_network_namespace",
-            Self::Leg(_) => "leg_not_announced",
+            Self::Refused { .. } => Reason::ConnectionRefused,
+            Self::TimedOut { .. } => Reason::ConnectionTimedOut,
+            Self::Unreachable { .. } => Reason::Unreachable,
+            Self::NoSourcePort { .. } => Reason::NoSourcePort,
+            Self::NoAddress { .. } => Reason::NoAddressOfFamily,
+            Self::Socket(_) => Reason::NoSocket,
+            Self::Netns(_) => Reason::NoNetworkNamespace,
+            Self::Leg(_) => Reason::LegNotAnnounced,
         }
     }
 

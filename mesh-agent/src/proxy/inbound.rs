@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::{Bytes, Direction, Party, Security, WirePort};
+use mesh_api::{Bytes, Direction, Party, PlaintextReason, Reason, Security, WirePort};
 use mesh_common::{ports, verdict::Verdict};
 use mesh_wire::{Accepted, Refusal, Refused, Session, SessionError};
 use mesh_world::Peer;
@@ -54,10 +54,10 @@ pub(super) fn refuse(
         return; // reset before we came
     };
     dial::reset(stream);
-    let (direction, code) = (Direction::Inbound, reached.code());
-    let (netns, verdict) = (pod.netns.cookie(), Verdict::InboundMesh.code());
+    let (direction, outcome) = (Direction::Inbound, reached.reason().into());
+    let (netns, verdict) = (pod.netns.cookie(), Verdict::InboundMesh);
     mesh.flows.refuse(
-        flows::Refused { netns, direction, client, server, verdict, code },
+        flows::Refused { netns, direction, client, server, verdict, outcome },
         |client, server| {
             mesh.name(client);
             server.pod = Some(pod.name.to_string());
@@ -96,8 +96,7 @@ pub(super) async fn serve(
         let (mut client, mut server) = (Party::at(from), Party::at(to));
         mesh.name(&mut client);
         server.pod = Some(pod.name.to_string());
-        let (netns, verdict) = (pod.netns.cookie(), verdict.code());
-        mesh.flows.begin(netns, Direction::Inbound, client, server, verdict)
+        mesh.flows.begin(pod.netns.cookie(), Direction::Inbound, client, server, verdict)
     };
     if is_agents_port {
         return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;
@@ -120,8 +119,7 @@ pub(super) async fn serve(
         Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, arrival, slot, flow)).await,
         Ok(Looks::LikePlaintext | Looks::Silent) if closed => {
             dial::reset(arrival.stream);
-            let verdict = Verdict::RefusedStrict;
-            flow.end(&Ended::new(verdict.code(), verdict.sentence()), Bytes::default());
+            flow.end(&Ended::refused(Verdict::RefusedStrict), Bytes::default());
             rest(slot).await;
         }
         Ok(looks) => {
@@ -158,7 +156,8 @@ fn is_excluded(mesh: &Mesh, to: SocketAddr) -> bool {
 }
 
 fn client_gone(error: &std::io::Error) -> Ended {
-    Ended::new("client_gone", format!("the client was gone before it said anything: {error}"))
+    let sentence = format!("the client was gone before it said anything: {error}");
+    Ended::new(Reason::ClientGone, sentence)
 }
 
 async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlot, mut flow: Flow) {
@@ -171,7 +170,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         Ok(tls) => tls,
         Err(error) => {
             dial::reset(stream);
-            return flow.end(&Ended::new("no_certificate", error.to_string()), Bytes::default());
+            let ended = Ended::new(Reason::NoCertificate, error.to_string());
+            return flow.end(&ended, Bytes::default());
         }
     };
     let until = Instant::now() + HANDSHAKE_TIMEOUT;
@@ -181,7 +181,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     let mut session = match accepted {
         Ok(session) => session,
         Err(error) => {
-            flow.end(&Ended::new(error.as_code(), error.to_string()), Bytes::default());
+            let ended = Ended::new(error.reason(), error.to_string()).with_fault(error.fault());
+            flow.end(&ended, Bytes::default());
             return rest(slot).await;
         }
     };
@@ -229,14 +230,14 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     {
         let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
         drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
-        return flow.end(&Ended::new(reached.code(), reached.to_string()), Bytes::default());
+        return flow.end(&limited(reached), Bytes::default());
     }
     let Leg { stream: app, held: _held } = match dial::application(mesh, pod, to, client).await {
         Ok(leg) => leg,
         Err(error) => {
             let reason = refusal(&error);
             drop(session.refuse(Refused { reason, text: error.to_string() }).await);
-            return flow.end(&Ended::new(reason.as_code(), error.to_string()), Bytes::default());
+            return flow.end(&Ended::new(reason.reason(), error.to_string()), Bytes::default());
         }
     };
     let accepted =
@@ -268,8 +269,8 @@ fn counted(flow: &mut Flow) -> Arc<Counters> {
 
 /// Tells the peer why its OPEN is refused.
 async fn refuse_open(session: Session, refused: Refused, flow: Flow) {
-    let ended =
-        Ended::new(refused.reason.as_code(), format!("{}: {}", refused.reason, refused.text));
+    let sentence = format!("{}: {}", refused.reason, refused.text);
+    let ended = Ended::new(refused.reason.reason(), sentence);
     drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
     flow.end(&ended, Bytes::default());
 }
@@ -288,8 +289,12 @@ fn refusal(error: &DialError) -> Refusal {
     }
 }
 
+fn limited(reached: LimitReached) -> Ended {
+    Ended::new(reached.reason(), reached.to_string())
+}
+
 fn session_ended(error: &SessionError) -> Ended {
-    Ended::new(error.as_code(), error.to_string())
+    Ended::new(error.reason(), error.to_string()).with_fault(error.fault())
 }
 
 /// A connection from the mesh's source ports that, as far as can be seen, comes from an ordinary
@@ -307,7 +312,7 @@ async fn perhaps_plaintext(
         Ok(leg) => leg,
         Err(error) => {
             dial::reset(arrival.stream);
-            return flow.end(&Ended::new(error.code(), error.to_string()), Bytes::default());
+            return flow.end(&Ended::new(error.reason(), error.to_string()), Bytes::default());
         }
     };
     if looks == Looks::Silent && client_speaks_first(&arrival.stream, leg.stream.tcp()).await {
@@ -315,8 +320,7 @@ async fn perhaps_plaintext(
             Ok(slot) => slot,
             Err(reached) => {
                 dial::reset(arrival.stream);
-                return flow
-                    .end(&Ended::new(reached.code(), reached.to_string()), Bytes::default());
+                return flow.end(&limited(reached), Bytes::default());
             }
         };
         match look(&arrival.stream, SILENCE).await {
@@ -334,7 +338,7 @@ async fn perhaps_plaintext(
         Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
     };
     flow.note(|record| {
-        record.security = Security::Plaintext { why: "client_not_meshed".to_owned() };
+        record.security = Security::plaintext(PlaintextReason::ClientNotMeshed);
     });
     let counters = counted(&mut flow);
     let options = CarryOptions { memory: Some(mesh.memory(pod)), ..CarryOptions::default() };

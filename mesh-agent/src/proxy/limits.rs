@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_api::Reason;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -116,12 +117,12 @@ pub enum LimitReached {
 }
 
 impl LimitReached {
-    /// Stable `snake_case` code.
-    pub const fn code(self) -> &'static str {
+    /// Its code, sentence and the rest.
+    pub const fn reason(self) -> Reason {
         match self {
-            Self::Pod => "limit_connections",
-            Self::Source => "limit_connections_of_client",
-            Self::Handshakes => "limit_handshakes",
+            Self::Pod => Reason::LimitConnections,
+            Self::Source => Reason::LimitConnectionsOfClient,
+            Self::Handshakes => Reason::LimitHandshakes,
         }
     }
 }

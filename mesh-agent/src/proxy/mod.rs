@@ -217,7 +217,7 @@ impl Mesh {
 
 /// A relay's end, for the record.
 fn ended(end: &relay::End) -> Ended {
-    Ended::new(end.as_code(), end.to_string())
+    Ended::new(end.reason(), end.to_string()).with_fault(end.fault())
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::{Bytes, Direction, Mode, Party, Security, TlsFacts, WirePort};
+use mesh_api::{
+    Bytes, Direction, Mode, Party, PlaintextReason, Reason, Security, TlsFacts, WirePort,
+};
 use mesh_common::{
     errno,
     maps::{FailedKey, FlowKey, Named},
@@ -62,7 +64,7 @@ enum Failure {
     Dial(#[from] DialError),
     #[error(transparent)]
     Peer(#[from] PeerError),
-    #[error("the names of the destination's namespace and service account make no SPIFFE id")]
+    #[error("{}", Reason::NoPeerIdentity.sentence())]
     NoIdentity,
     #[error(
         "{address} is said to be that of {dispute}; nothing decides between them, and it is not dialled; `status` says more"
@@ -82,15 +84,17 @@ impl Failure {
     }
 
     fn ended(&self) -> Ended {
-        let code = match self {
-            Self::NoEndpoint(_) => "no_endpoint",
-            Self::ClientGone => "client_gone",
-            Self::Dial(error) => error.code(),
-            Self::Peer(error) => error.code(),
-            Self::NoIdentity => "no_peer_identity",
-            Self::Disputed { .. } => "disputed_address",
+        let reason = match self {
+            Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::ClientGone => Reason::ClientGone,
+            Self::Dial(error) => error.reason(),
+            Self::Peer(error) => {
+                return Ended::new(error.reason(), self.to_string()).with_fault(error.fault());
+            }
+            Self::NoIdentity => Reason::NoPeerIdentity,
+            Self::Disputed { .. } => Reason::DisputedAddress,
         };
-        Ended::new(code, self.to_string())
+        Ended::new(reason, self.to_string())
     }
 
     /// The errno that the network would have given, and how long to remember it. `None` if the
@@ -159,10 +163,10 @@ pub(super) fn refuse(
 ) {
     let original = original_destination(mesh, pod, app.tcp(), client);
     let server = original.map_or(client, |original| SocketAddr::from(original.endpoint));
-    let (direction, code) = (Direction::Outbound, reached.code());
-    let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundSteered.code());
+    let (direction, outcome) = (Direction::Outbound, reached.reason().into());
+    let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundSteered);
     mesh.flows.refuse(
-        flows::Refused { netns, direction, client, server, verdict, code },
+        flows::Refused { netns, direction, client, server, verdict, outcome },
         |client, server| {
             client.pod = Some(pod.name.to_string());
             mesh.name(server);
@@ -182,14 +186,14 @@ pub(super) async fn serve(
     let original = original_destination(&mesh, &pod, app.tcp(), from);
     let to = original.map_or(from, |original| SocketAddr::from(original.endpoint));
     let verdict = original.and_then(|original| Verdict::from_number(original.verdict));
-    let verdict = verdict.unwrap_or(Verdict::OutboundSteered).code();
+    let verdict = verdict.unwrap_or(Verdict::OutboundSteered);
     let mut client = Party::at(from);
     client.pod = Some(pod.name.to_string());
     let netns = pod.netns.cookie();
     let flow = mesh.flows.begin(netns, Direction::Outbound, client, Party::at(to), verdict);
     if original.is_none() {
-        let sentence = "the kernel does not know what was dialled; the application may have given up before the agent came";
-        return flow.end(&Ended::new("original_destination_unknown", sentence), Bytes::default());
+        let reason = Reason::OriginalDestinationUnknown;
+        return flow.end(&Ended::new(reason, reason.sentence()), Bytes::default());
     }
     Box::pin(carry(&mesh, &pod, app, Dialled { from, to }, flow)).await;
 }
@@ -376,16 +380,16 @@ async fn reach_one(
     });
     let way = if pod.addresses().any(|own| own == target.ip()) {
         // A service that led back to the pod that dialled it.
-        let why = "own_address".to_owned();
-        flow.note(|record| record.security = Security::Plaintext { why });
+        let security = Security::plaintext(PlaintextReason::OwnAddress);
+        flow.note(|record| record.security = security);
         let client = canonical(dialled.from);
         let Leg { stream, held } = dial::application(mesh, pod, target, client).await?;
         Way::Plain(stream, Some(held))
     } else if let Some(peer) = meshed_peer(mesh, target)? {
         to_meshed(mesh, pod, dialled, &peer, flow).await?
     } else {
-        let why = "endpoint_not_meshed".to_owned();
-        flow.note(|record| record.security = Security::Plaintext { why });
+        let security = Security::plaintext(PlaintextReason::EndpointNotMeshed);
+        flow.note(|record| record.security = security);
         Way::Plain(dial::plain(mesh, pod, target).await?, None)
     };
     Ok(Reached { way, nothing_else: true, _counted: counted })

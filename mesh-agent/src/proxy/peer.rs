@@ -1,6 +1,7 @@
 //! What can go wrong between us and a peer's agent, for an application's connection and for a path
 //! probe.
 
+use mesh_api::{Fault, Reason};
 use mesh_wire::{HandshakeError, SessionError, identity::tls::TlsConfigError};
 
 use super::dial::DialError;
@@ -23,13 +24,22 @@ pub(super) enum PeerError {
 }
 
 impl PeerError {
-    /// Stable `snake_case` code.
-    pub(super) fn code(&self) -> &'static str {
+    /// Its code, sentence and the rest.
+    pub(super) fn reason(&self) -> Reason {
         match self {
-            Self::Dial(error) => error.code(),
-            Self::Config(_) => "no_certificate",
-            Self::Handshake(error) => error.as_code(),
-            Self::Session(error) => error.as_code(),
+            Self::Dial(error) => error.reason(),
+            Self::Config(_) => Reason::NoCertificate,
+            Self::Handshake(error) => error.reason(),
+            Self::Session(error) => error.reason(),
+        }
+    }
+
+    /// The party at fault.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Dial(_) | Self::Config(_) => self.reason().fault(),
+            Self::Handshake(error) => error.fault(),
+            Self::Session(error) => error.fault(),
         }
     }
 }

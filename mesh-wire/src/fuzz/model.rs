@@ -120,7 +120,7 @@ impl Model {
             [_, 0] if self.open && !self.over && !unanswered => Heard::Fails("unexpected_frame"),
             [_, 0] => Heard::Closed,
             [_, 90] => Heard::Nothing,
-            [_, number] => Heard::Fails(TlsReason::from_alert(*number).as_code()),
+            [_, number] => Heard::Fails(TlsReason::from_alert(*number).reason().code()),
             _ => Heard::Fails("malformed_message"),
         }
     }

@@ -287,10 +287,10 @@ impl Talk {
     fn failed(&mut self, error: &SessionError) {
         self.ended = true;
         match self.next_expected() {
-            Some(Heard::Fails(code)) => assert_eq!(error.as_code(), code),
+            Some(Heard::Fails(code)) => assert_eq!(error.reason().code(), code),
             Some(Heard::Damaged) => {
                 let codes = ["bad_record", "unexpected_message", "oversized_record"];
-                assert!(codes.contains(&error.as_code()), "{error}");
+                assert!(codes.contains(&error.reason().code()), "{error}");
             }
             other => panic!("{error}, and expected was {other:?}"),
         }

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use super::{Fault, JudgedBy, Refusal, TlsReason};
+use mesh_api::{Fault, Reason};
+
+use super::{JudgedBy, TlsReason};
 use crate::frame::{FrameError, Refused};
 
 /// Why there is no session.
@@ -27,12 +29,10 @@ pub enum HandshakeError {
         first: Vec<u8>,
     },
     /// The peer did not finish in time.
-    #[error(
-        "the TLS handshake did not finish in time; the peer's agent may be overloaded or stuck"
-    )]
+    #[error("{}", Reason::HandshakeTimedOut.sentence())]
     TimedOut,
     /// The peer closed the connection in the middle.
-    #[error("the peer closed the connection during the handshake")]
+    #[error("{}", Reason::ClosedInHandshake.sentence())]
     PeerClosed,
     /// The connection failed in the middle.
     #[error("the connection failed during the handshake: {0}")]
@@ -40,22 +40,22 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// Stable code, for metrics and flows.
-    pub fn as_code(&self) -> &'static str {
+    /// Its code, sentence and the rest.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Tls { reason, .. } => reason.as_code(),
-            Self::NotTls { .. } => "not_tls",
-            Self::TimedOut => "handshake_timed_out",
-            Self::PeerClosed => "closed_in_handshake",
-            Self::Io(_) => "connection_failed_in_handshake",
+            Self::Tls { reason, .. } => reason.reason(),
+            Self::NotTls { .. } => Reason::NotTls,
+            Self::TimedOut => Reason::HandshakeTimedOut,
+            Self::PeerClosed => Reason::ClosedInHandshake,
+            Self::Io(_) => Reason::ConnectionFailedInHandshake,
         }
     }
 
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> Option<Fault> {
         match self {
             Self::Tls { reason, judged_by, .. } => reason.fault(*judged_by),
-            Self::NotTls { .. } | Self::TimedOut | Self::PeerClosed | Self::Io(_) => Fault::Peer,
+            other => other.reason().fault(),
         }
     }
 }
@@ -64,10 +64,10 @@ impl HandshakeError {
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The peer ended it properly (`close_notify`) between two connections.
-    #[error("the peer has closed the session")]
+    #[error("{}", Reason::SessionClosed.sentence())]
     Closed,
     /// It ended without being closed: the peer's agent died, or something on the path cut it.
-    #[error("the session was cut off; the peer's agent may have died")]
+    #[error("{}", Reason::SessionTruncated.sentence())]
     Truncated,
     /// A TLS alert, or a record that TLS does not allow.
     #[error("{} ended the session: {reason}", judge(*.judged_by))]
@@ -87,7 +87,7 @@ pub enum SessionError {
     #[error("refused: {}{}", .0.reason, colon(&.0.text))]
     Refused(Refused),
     /// The peer did not answer in time.
-    #[error("the peer did not answer in time")]
+    #[error("{}", Reason::SessionTimedOut.sentence())]
     TimedOut,
     /// The connection below failed.
     #[error("the connection to the peer failed: {0}")]
@@ -95,17 +95,17 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// Stable code, for metrics and flows.
-    pub fn as_code(&self) -> &'static str {
+    /// Its code, sentence and the rest.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Closed => "session_closed",
-            Self::Truncated => "session_truncated",
-            Self::Tls { reason, .. } => reason.as_code(),
-            Self::Frame(_) => "malformed_frame",
-            Self::State(_) => "unexpected_frame",
-            Self::Refused(refused) => refused.reason.as_code(),
-            Self::TimedOut => "session_timed_out",
-            Self::Io(_) => "session_connection_failed",
+            Self::Closed => Reason::SessionClosed,
+            Self::Truncated => Reason::SessionTruncated,
+            Self::Tls { reason, .. } => reason.reason(),
+            Self::Frame(_) => Reason::MalformedFrame,
+            Self::State(_) => Reason::UnexpectedFrame,
+            Self::Refused(refused) => refused.reason.reason(),
+            Self::TimedOut => Reason::SessionTimedOut,
+            Self::Io(_) => Reason::SessionConnectionFailed,
         }
     }
 
@@ -117,20 +117,11 @@ impl SessionError {
     }
 
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> Option<Fault> {
         match self {
             Self::Tls { reason, judged_by } => reason.fault(*judged_by),
-            Self::Refused(refused) => match refused.reason.fault() {
-                Fault::Us => Fault::Peer,
-                Fault::Peer if refused.reason == Refusal::SourceMismatch => Fault::Us,
-                other => other,
-            },
-            Self::Closed
-            | Self::Truncated
-            | Self::Frame(_)
-            | Self::State(_)
-            | Self::TimedOut
-            | Self::Io(_) => Fault::Peer,
+            Self::Refused(refused) => refused.reason.fault_at_client(),
+            other => other.reason().fault(),
         }
     }
 }

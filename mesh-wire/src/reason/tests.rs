@@ -3,19 +3,6 @@
 use super::*;
 
 #[test]
-fn codes_are_stable_distinct_and_snake_case() {
-    let mut codes: Vec<&str> = Vec::new();
-    codes.extend(Refusal::ALL.iter().map(|r| r.as_code()));
-    codes.extend(ResetCode::ALL.iter().map(|r| r.as_code()));
-    codes.extend(TlsReason::ALL.iter().map(|r| r.as_code()));
-    for code in &codes {
-        assert!(code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");
-    }
-    let distinct: std::collections::BTreeSet<_> = codes.iter().collect();
-    assert_eq!(distinct.len(), codes.len());
-}
-
-#[test]
 fn numbers_come_back_as_the_reason_they_were() {
     for number in 0..=u16::MAX {
         assert_eq!(Refusal::from_wire(number).to_wire(), number);
@@ -24,21 +11,10 @@ fn numbers_come_back_as_the_reason_they_were() {
     for number in 0..=u8::MAX {
         assert_eq!(TlsReason::from_alert(number).alert(), number);
     }
-    for reason in TlsReason::ALL {
+    for &reason in TlsReason::ALL {
         let heard = TlsReason::from_alert(reason.alert());
         let coarser = (TlsReason::CertificateNotYetValid, TlsReason::CertificateExpired);
         assert!(heard == reason || (reason, heard) == coarser, "{reason:?} is heard as {heard:?}");
-    }
-}
-
-#[test]
-fn every_reason_is_explained_in_a_sentence() {
-    let mut sentences: Vec<String> = Vec::new();
-    sentences.extend(Refusal::ALL.iter().map(ToString::to_string));
-    sentences.extend(ResetCode::ALL.iter().map(ToString::to_string));
-    sentences.extend(TlsReason::ALL.iter().map(ToString::to_string));
-    for sentence in sentences {
-        assert!(sentence.len() > 25 && !sentence.ends_with('.'), "{sentence}");
     }
 }
 
@@ -52,15 +28,15 @@ fn the_specification_lists_every_reason() {
     };
     let row = |number: u32, code: &str| format!("| {number} | `{code}` |");
     for reason in Refusal::ALL {
-        let row = row(reason.to_wire().into(), reason.as_code());
+        let row = row(reason.to_wire().into(), reason.reason().code());
         assert!(text.contains(&row), "docs/wire.md lacks {row}");
     }
     for code in ResetCode::ALL {
-        let row = row(code.to_wire().into(), code.as_code());
+        let row = row(code.to_wire().into(), code.reason().code());
         assert!(text.contains(&row), "docs/wire.md lacks {row}");
     }
-    for reason in TlsReason::ALL {
-        let row = row(reason.alert().into(), reason.as_code());
+    for &reason in TlsReason::ALL {
+        let row = row(reason.alert().into(), reason.reason().code());
         assert!(text.contains(&row), "docs/wire.md lacks {row}");
     }
 }

@@ -72,8 +72,8 @@ async fn a_server_that_is_another_service_account_is_refused() {
     let (client, server) =
         tokio::join!(Session::connect(near, &client, soon()), Session::accept(far, &tls, soon()));
     let (client, server) = (client.unwrap_err(), server.unwrap_err());
-    assert_eq!(client.as_code(), "wrong_identity");
-    assert_eq!(server.as_code(), "wrong_identity");
+    assert_eq!(client.reason().code(), "wrong_identity");
+    assert_eq!(server.reason().code(), "wrong_identity");
     let text = client.to_string();
     assert!(text.contains(mesh.cart.as_str()) && text.contains(db.as_str()), "{text}");
     assert_eq!(handshake_tls(client).1, JudgedBy::Us);
@@ -310,7 +310,7 @@ async fn what_is_no_tls_is_named_so() {
         let (near, mut far) = tcp_pair().await;
         far.write_all(first).await.unwrap();
         let error = Session::connect(near, &mesh.client(), soon()).await.unwrap_err();
-        assert_eq!(error.as_code(), "not_tls");
+        assert_eq!(error.reason().code(), "not_tls");
     }
 }
 

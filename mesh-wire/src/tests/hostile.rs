@@ -304,7 +304,7 @@ async fn a_peer_that_says_anything_is_understood_or_refused() {
                     }
                     Ok(Received::Closed) => break "closed",
                     Ok(_) => {}
-                    Err(error) => break error.as_code(),
+                    Err(error) => break error.reason().code(),
                 }
             }
         })

@@ -3,6 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use mesh_api::Fault;
 use tokio::time::Instant;
 
 use super::*;
@@ -72,7 +73,10 @@ async fn a_refusal_carries_reason_and_rule_and_ends_the_session() {
     done.unwrap();
     assert_eq!(heard, refused);
     let error = SessionError::Refused(heard);
-    assert_eq!((error.as_code(), error.fault()), ("policy_denied", Fault::Configuration));
+    assert_eq!(
+        (error.reason().code(), error.fault()),
+        ("policy_denied", Some(Fault::Configuration))
+    );
     assert!(error.to_string().contains("shop/cart-only-from-web"));
 }
 
@@ -192,6 +196,6 @@ async fn a_failed_write_reports_the_alert_behind_it() {
     };
     let server = async { Session::accept(far, &server_tls, soon()).await.unwrap_err() };
     let (error, refused) = in_time("the alert", async { tokio::join!(client, server) }).await;
-    assert_eq!(refused.as_code(), "foreign_trust_domain");
-    assert_eq!(error.as_code(), "foreign_trust_domain", "{error:?}");
+    assert_eq!(refused.reason().code(), "foreign_trust_domain");
+    assert_eq!(error.reason().code(), "foreign_trust_domain", "{error:?}");
 }

@@ -39,7 +39,8 @@ impl AppStream {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::{Bytes, Direction, Party};
+    use mesh_api::{Bytes, Direction, Party, Reason};
+    use mesh_common::verdict::Verdict;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -54,7 +55,7 @@ mod tests {
     /// What an accept loop does for each connection. The task of one that sends `!` panics.
     fn serve(connections: &Tasks, flows: &FlowStore, tcp: TcpStream) {
         let at = Party::at(tcp.peer_addr().unwrap());
-        let flow = flows.begin(1, Direction::Outbound, at.clone(), at, "redirect_peer");
+        let flow = flows.begin(1, Direction::Outbound, at.clone(), at, Verdict::RedirectPeer);
         let app = AppStream::new(tcp).unwrap();
         connections.spawn("outbound", async move {
             let mut said = [0];
@@ -63,7 +64,7 @@ mod tests {
             app.tcp().try_read(&mut said).unwrap();
             app.tcp().try_write(&said).unwrap();
             app.finish();
-            flow.end(&Ended::new("closed", ""), Bytes::default());
+            flow.end(&Ended::new(Reason::Closed, ""), Bytes::default());
         });
     }
 

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use mesh_wire::{Fault, Refused, ResetCode, SessionError};
+use mesh_api::{Fault, Reason};
+use mesh_wire::{Refused, ResetCode, SessionError};
 
 /// One of the two sides of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,18 +63,16 @@ pub enum End {
 }
 
 impl End {
-    /// Stable code, for metrics and flows.
-    pub fn as_code(&self) -> &'static str {
+    /// Its code, and the rest that is known of the reason.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Finished { .. } => "closed",
-            Self::ResetByApp(code) | Self::ResetByPeer(code) | Self::Stopped(code) => {
-                code.as_code()
-            }
-            Self::CutOff(_) => "reset_cut_off",
-            Self::Refused(refused) => refused.reason.as_code(),
-            Self::NotAnswered => "not_answered",
-            Self::LateClientHello => "late_client_hello",
-            Self::PeerFailed(error) => error.as_code(),
+            Self::Finished { .. } => Reason::Closed,
+            Self::ResetByApp(code) | Self::ResetByPeer(code) | Self::Stopped(code) => code.reason(),
+            Self::CutOff(_) => Reason::ResetCutOff,
+            Self::Refused(refused) => refused.reason.reason(),
+            Self::NotAnswered => Reason::NotAnswered,
+            Self::LateClientHello => Reason::LateClientHello,
+            Self::PeerFailed(error) => error.reason(),
         }
     }
 
@@ -92,14 +91,10 @@ impl End {
     /// The party at fault, if there is a fault.
     pub fn fault(&self) -> Option<Fault> {
         match self {
-            Self::Finished { .. } => None,
-            Self::ResetByApp(code)
-            | Self::CutOff(code)
-            | Self::ResetByPeer(code)
-            | Self::Stopped(code) => Some(code.fault()),
-            Self::Refused(refused) => Some(refused.reason.fault()),
-            Self::NotAnswered | Self::LateClientHello => Some(Fault::Peer),
-            Self::PeerFailed(error) => Some(error.fault()),
+            Self::ResetByPeer(code) => code.fault_at_receiver(),
+            Self::Refused(refused) => refused.reason.fault_at_client(),
+            Self::PeerFailed(error) => error.fault(),
+            own => own.reason().fault(),
         }
     }
 }

@@ -66,7 +66,7 @@ async fn a_close_in_the_middle_is_no_end_of_stream() {
     };
     let (kind, carried) = in_time("the close", async { tokio::join!(play, carried) }).await;
     assert_eq!(kind, Some(ErrorKind::ConnectionReset));
-    assert_eq!(carried.end.as_code(), "unexpected_frame", "{:?}", carried.end);
+    assert_eq!(carried.end.reason().code(), "unexpected_frame", "{:?}", carried.end);
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn a_record_altered_on_the_way_resets_the_application_and_tells_the_peer()
         peer.ended().await
     };
     let (told, carried) = in_time("the alert", async { tokio::join!(play, carried) }).await;
-    assert_eq!(carried.end.as_code(), "bad_record");
+    assert_eq!(carried.end.reason().code(), "bad_record");
     let reason = TlsReason::BadRecord;
     assert!(
         matches!(told, SessionError::Tls { reason: r, judged_by: JudgedBy::Peer } if r == reason),
@@ -177,7 +177,7 @@ async fn an_open_that_is_not_answered_is_given_up() {
     let ((kind, told), carried) = in_time("giving up", async { tokio::join!(play, carried) }).await;
     assert!(matches!(carried.end, End::NotAnswered), "{:?}", carried.end);
     assert_eq!(kind, Some(ErrorKind::ConnectionReset));
-    assert_eq!(told.as_code(), "unexpected_frame"); // RESET where OPEN was awaited
+    assert_eq!(told.reason().code(), "unexpected_frame"); // RESET where OPEN was awaited
 }
 
 #[tokio::test]
@@ -249,7 +249,7 @@ async fn the_reason_of_a_refusal_survives_early_data() {
         let (carried, (), kind) =
             in_time("the refusal", async { tokio::join!(carried, refusing, writer) }).await;
         assert_eq!(kind, Some(ErrorKind::ConnectionReset));
-        assert_eq!(carried.end.as_code(), "destination_not_enrolled", "{:?}", carried.end);
+        assert_eq!(carried.end.reason().code(), "destination_not_enrolled", "{:?}", carried.end);
     }
 }
 
@@ -279,7 +279,7 @@ async fn the_reason_of_a_refused_certificate_survives_early_data() {
             in_time("the refusal", async { tokio::join!(client, server, writer) }).await;
         assert_eq!(kind, Some(ErrorKind::ConnectionReset));
         assert!(matches!(refused, HandshakeError::Tls { judged_by: JudgedBy::Us, .. }));
-        assert_eq!(refused.as_code(), "foreign_trust_domain");
-        assert_eq!(carried.end.as_code(), "foreign_trust_domain", "{:?}", carried.end);
+        assert_eq!(refused.reason().code(), "foreign_trust_domain");
+        assert_eq!(carried.end.reason().code(), "foreign_trust_domain", "{:?}", carried.end);
     }
 }
