@@ -5,10 +5,16 @@
 //! than the code can still read it.
 
 mod fault;
+#[cfg(test)]
+mod page;
+mod pod;
+mod problem;
 mod reason;
 mod verdict;
 
 pub use fault::Fault;
+pub use pod::PodCode;
+pub use problem::ProblemCode;
 pub use reason::{Outcome, PlaintextReason, Reason};
 pub use verdict::about_verdict;
 

@@ -156,3 +156,36 @@ pub struct Bytes {
     /// From the server to the client.
     pub received: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json, to_value};
+
+    use super::*;
+
+    fn record() -> Value {
+        let party = json!({"address": "10.0.0.1", "port": 80, "pod": null, "identity": null});
+        json!({
+            "id": 1, "node": "node1", "direction": "outbound", "opened": "2026-01-02T03:04:05Z",
+            "duration_us": 7, "client": party, "server": party,
+            "original_destination": "10.0.0.1:80", "service": null, "verdict": "redirect_peer",
+            "security": {"kind": "none"}, "outcome": "session_truncated", "reason": "",
+            "bytes": {"sent": 0, "received": 0}, "alike": 0,
+        })
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read_and_names_no_fault() {
+        let read: FlowRecord = from_value(record()).unwrap();
+        assert_eq!(read.fault, None);
+    }
+
+    #[test]
+    fn an_earlier_version_finds_in_a_record_all_that_it_knows() {
+        let read = FlowRecord { fault: Some(Fault::Peer), ..from_value(record()).unwrap() };
+        let mut written = to_value(&read).unwrap();
+        assert_eq!(written.as_object_mut().unwrap().remove("fault"), Some(json!("peer")));
+        assert_eq!(written, record());
+        assert_eq!(from_value::<FlowRecord>(to_value(&read).unwrap()).unwrap(), read);
+    }
+}

@@ -15,7 +15,9 @@ mod problem;
 mod request;
 mod status;
 
-pub use codes::{About, Fault, Outcome, PlaintextReason, Reason, about_verdict};
+pub use codes::{
+    About, Fault, Outcome, PlaintextReason, PodCode, ProblemCode, Reason, about_verdict,
+};
 pub use flow::{Bytes, Direction, FlowRecord, Party, Security, TlsFacts, WirePort};
 pub use handover::{Ask, Estate, HANDOVER_VERSION, Listener};
 pub use mode::Mode;

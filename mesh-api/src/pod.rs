@@ -32,7 +32,7 @@ pub struct PodStatus {
     pub permissive_ports: PortSet,
     /// The identity that is shown for it, if it is enrolled.
     pub identity: Option<String>,
-    /// Stable code of why it is not enrolled; empty if it is.
+    /// Stable code of why it is not enrolled ([`PodCode`](crate::PodCode)); empty if it is.
     pub code: String,
     /// The same as a sentence, with the remedy where there is one.
     pub reason: String,

@@ -4,19 +4,26 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ProblemCode;
+
 /// How many problems of one code `status` has.
 const MAX_OF_A_CODE: usize = 100;
 
 /// Something that is wrong with the source or with an announcement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProblemFacts {
-    /// Stable code.
+    /// Stable code ([`ProblemCode`]).
     pub code: String,
     /// File, object, field, what is wrong and what to do.
     pub message: String,
 }
 
 impl ProblemFacts {
+    /// A problem with its text.
+    pub fn new(code: ProblemCode, message: impl Into<String>) -> Self {
+        Self { code: code.code().to_owned(), message: message.into() }
+    }
+
     /// At most [`MAX_OF_A_CODE`] of each code, in their order, and then how many more there are.
     pub fn bounded(problems: Vec<Self>) -> Vec<Self> {
         let mut found: BTreeMap<String, usize> = BTreeMap::new();

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
+
 use super::announcement::{AnnouncedPod, Announcements, MeshNode};
 use super::names::{NodeName, PodUid};
 use super::objects::{Objects, PodObject};
 use super::origin::{FieldError, Origin};
-use super::problem::{Problem, ProblemCode};
+use super::problem::Problem;
 
 /// The pods of a node that have not ended, with the addresses in their objects. A pod without
 /// addresses has not been given any yet, or its addresses cannot be read; it confirms whatever is
@@ -180,7 +182,7 @@ mod tests {
     fn held(in_force: &InForce<'_>) -> (Vec<String>, Vec<&'static str>) {
         let pods = in_force.announcements.values().flat_map(|said| &said.pods);
         let addresses = pods.flat_map(|pod| &pod.addresses).map(ToString::to_string).collect();
-        (addresses, in_force.problems.iter().map(|it| it.code.as_str()).collect())
+        (addresses, in_force.problems.iter().map(|it| it.code.code()).collect())
     }
 
     /// Announced in boot "b".

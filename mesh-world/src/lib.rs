@@ -42,7 +42,7 @@ pub use objects::{
     Protocol, ServiceKind, ServiceObject, ServicePortObject, SlicePort, TargetPort,
 };
 pub use origin::{FieldError, FileLines, Origin, Place};
-pub use problem::{Problem, ProblemCode};
+pub use problem::Problem;
 pub use service::{Endpoint, Outside, ServicePort, pick};
 pub use settings::{
     Declaration, Declared, EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, MeshLabel,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use mesh_api::{Mode, PortSet};
+use mesh_api::{Mode, PodCode, PortSet};
 
 use super::objects::{NamespaceObject, PodObject};
 use super::origin::FieldError;
@@ -45,7 +45,7 @@ pub(super) struct Readable {
     pub(super) permissive_ports: PortSet,
 }
 
-/// Why a pod is not in the mesh. Codes are stable: they appear in `status`, logs and metrics.
+/// Why a pod is not in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotEnabledReason {
     /// It is in the mesh's own namespace: the agents must not depend on what they keep.
@@ -76,23 +76,21 @@ pub enum NotEnabledReason {
 }
 
 impl NotEnabledReason {
-    /// The stable `snake_case` code.
-    pub fn code(&self) -> &'static str {
+    /// Its code, sentence and the rest.
+    pub fn code(&self) -> PodCode {
         match self {
-            Self::MeshNamespace => "mesh_namespace",
-            Self::NotLabelled => "not_labelled",
-            Self::PodOptedOut => "pod_opted_out",
-            Self::NamespaceOptedOut => "namespace_opted_out",
-            Self::NamespaceMissing => "namespace_missing",
-            Self::HostNetwork => "host_network",
-            Self::Completed => "completed",
-            Self::NoAddress => "no_address",
-            Self::AddressTaken { .. } => "address_taken",
+            Self::MeshNamespace => PodCode::MeshNamespace,
+            Self::NotLabelled => PodCode::NotLabelled,
+            Self::PodOptedOut => PodCode::PodOptedOut,
+            Self::NamespaceOptedOut => PodCode::NamespaceOptedOut,
+            Self::NamespaceMissing => PodCode::NamespaceMissing,
+            Self::HostNetwork => PodCode::HostNetwork,
+            Self::Completed => PodCode::Completed,
+            Self::NoAddress => PodCode::NoAddress,
+            Self::AddressTaken { .. } => PodCode::AddressTaken,
         }
     }
-}
 
-impl NotEnabledReason {
     /// Whether the reason is a label, or that there is none.
     pub(super) fn is_by_label(&self) -> bool {
         matches!(self, Self::NotLabelled | Self::PodOptedOut | Self::NamespaceOptedOut)
@@ -101,33 +99,22 @@ impl NotEnabledReason {
 
 impl fmt::Display for NotEnabledReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::MeshNamespace => {
-                "the pod is in the mesh's own namespace, whose pods are never in the mesh"
-            }
-            Self::NotLabelled => {
-                "neither the pod nor its namespace has the label nodemesh.dev/mesh=enabled"
-            }
-            Self::PodOptedOut => "the pod has the label nodemesh.dev/mesh=disabled",
-            Self::NamespaceOptedOut => "the namespace has the label nodemesh.dev/mesh=disabled",
-            Self::NamespaceMissing => "the pod's Namespace object is not known",
-            Self::HostNetwork => "the pod uses the node's network (hostNetwork)",
-            Self::Completed => "the pod has ended",
-            Self::NoAddress => "the pod has no address yet",
+        match self {
             Self::AddressTaken { address, holder } => {
-                return write!(f, "its address {address} is already that of pod {holder}");
+                write!(f, "its address {address} is already that of pod {holder}")
             }
-        })
+            other => f.write_str(other.code().sentence()),
+        }
     }
 }
 
 impl Membership {
-    /// The stable code for `status`: `enabled`, `invalid_setting`, or the reason's.
-    pub fn code(&self) -> &'static str {
+    /// The code for `status`.
+    pub fn code(&self) -> PodCode {
         match self {
-            Self::Enabled(_) => "enabled",
+            Self::Enabled(_) => PodCode::Enabled,
             Self::Disabled(reason) | Self::Waiting { reason, .. } => reason.code(),
-            Self::Invalid { .. } => "invalid_setting",
+            Self::Invalid { .. } => PodCode::InvalidSetting,
         }
     }
 
@@ -275,7 +262,7 @@ mod tests {
     const OFF: &[(&str, &str)] = &[("nodemesh.dev/mesh", "disabled")];
 
     fn code(pod: &PodObject, namespace: &NamespaceObject) -> &'static str {
-        Membership::decide(pod, Some(namespace)).code()
+        Membership::decide(pod, Some(namespace)).code().code()
     }
 
     #[test]
@@ -371,10 +358,10 @@ mod tests {
         }
         assert!(decide(&[ON, &[(MODE_ANNOTATION, "strikt")]]).means_strict());
         assert_eq!(
-            decide(&[&[("nodemesh.dev/mesh", "enable")], strict]).code(),
+            decide(&[&[("nodemesh.dev/mesh", "enable")], strict]).code().code(),
             "namespace_missing"
         );
-        assert_eq!(decide(&[OFF, strict]).code(), "pod_opted_out");
+        assert_eq!(decide(&[OFF, strict]).code().code(), "pod_opted_out");
     }
 
     #[test]
@@ -423,15 +410,11 @@ mod tests {
             let mut pod = pod("shop", "cart", "node1", "10.0.0.1", on_pod);
             let namespace = namespace("shop", on_namespace);
             let membership = Membership::decide(&pod, Some(&namespace));
-            assert_eq!(membership.code(), "invalid_setting", "{on_pod:?} {on_namespace:?}");
+            assert_eq!(membership.code().code(), "invalid_setting", "{on_pod:?} {on_namespace:?}");
             assert_eq!(membership.means_strict(), strict, "{on_pod:?} {on_namespace:?}");
             pod.host_network = true;
             let membership = Membership::decide(&pod, Some(&namespace));
-            assert_eq!(
-                membership.code(),
-                "host_network",
-                "the node's own connections are never held"
-            );
+            assert_eq!(membership.code().code(), "host_network", "the node's own may not be held");
         }
     }
 }

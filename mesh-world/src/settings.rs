@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use mesh_api::Mode;
 use mesh_api::PortSet;
+use mesh_api::{Mode, ProblemCode};
 
 use super::origin::{FieldError, Origin};
-use super::problem::{Problem, ProblemCode};
+use super::problem::Problem;
 use super::slips::{Slip, slips};
 
 /// Label on a namespace or pod: `enabled` or `disabled`. The pod's wins.

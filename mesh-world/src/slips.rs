@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use mesh_api::ProblemCode;
+
 use super::origin::{FieldError, Origin};
-use super::problem::{Problem, ProblemCode};
+use super::problem::Problem;
 use super::settings::{
     EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, NETNS_ANNOTATION,
     PERMISSIVE_PORTS_ANNOTATION,

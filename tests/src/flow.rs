@@ -29,6 +29,8 @@ pub struct Flow {
     pub security: Security,
     /// How it ended: a code.
     pub outcome: String,
+    /// The party at fault: a code.
+    pub fault: Option<String>,
     /// The same as a sentence.
     pub reason: String,
     /// The applications' bytes.

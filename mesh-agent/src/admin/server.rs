@@ -15,8 +15,8 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use mesh_api::{
-    IdentityFacts, NodeCounters, NotCarried, OpenPeer, PodStatus, ProblemFacts, Request, Response,
-    Status,
+    IdentityFacts, NodeCounters, NotCarried, OpenPeer, PodStatus, ProblemCode, ProblemFacts,
+    Request, Response, Status,
 };
 use mesh_common::verdict::Verdict;
 use mesh_wire::identity::Identities;
@@ -111,32 +111,28 @@ impl State {
         let verdicts = tables.verdicts().map(|counts| by_code(&counts, true)).unwrap_or_default();
         let mut problems: Vec<_> = self.problems.load().to_vec();
         problems.extend(world.problems().iter().map(ProblemFacts::from));
-        let ca_problem = |message| ProblemFacts { code: "bad_ca".to_owned(), message };
-        problems.extend(self.identities.ca_problem().map(ca_problem));
-        let out_of_date =
-            |message| ProblemFacts { code: "certificate_not_valid".to_owned(), message };
-        problems.extend(self.identities.problems().into_iter().map(out_of_date));
-        let clocks = |message| ProblemFacts { code: "clocks_differ".to_owned(), message };
-        problems.extend(self.identities.clock_problem().map(clocks));
-        let masqueraded = |message| ProblemFacts { code: "masqueraded_path".to_owned(), message };
-        problems.extend(mesh.masqueraded_paths().into_iter().map(masqueraded));
-        let lost = |message| ProblemFacts { code: "listener_lost".to_owned(), message };
-        problems.extend(mesh.lost_listeners().into_iter().map(lost));
+        let of = |code| move |message: String| ProblemFacts::new(code, message);
+        problems.extend(self.identities.ca_problem().map(of(ProblemCode::BadCa)));
+        let out_of_date = self.identities.problems().into_iter();
+        problems.extend(out_of_date.map(of(ProblemCode::CertificateNotValid)));
+        problems.extend(self.identities.clock_problem().map(of(ProblemCode::ClocksDiffer)));
+        let masqueraded = mesh.masqueraded_paths().into_iter();
+        problems.extend(masqueraded.map(of(ProblemCode::MasqueradedPath)));
+        problems.extend(mesh.lost_listeners().into_iter().map(of(ProblemCode::ListenerLost)));
         let pods = self.board.read();
         let of_pod =
             |pod: &PodStatus| Some((format!("{}/{}", pod.namespace, pod.name), pod.netns?));
         let greedy = tables.shares.greedy(pods.iter().filter_map(of_pod));
         problems.extend(greedy.into_iter().map(|(pod, dials)| of_share(&pod, dials)));
-        let share = |message| ProblemFacts { code: "socket_memory_share".to_owned(), message };
-        problems.extend(mesh.socket_memory_shares().into_iter().map(share));
+        let shares = mesh.socket_memory_shares().into_iter();
+        problems.extend(shares.map(of(ProblemCode::SocketMemoryShare)));
         problems.extend(self.metrics_problem.load_full().as_deref().cloned());
         let mut pods = self.board.read();
         for pod in &mut pods {
             pod.plaintext = self.plaintext.of(&pod.uid);
             let name = format!("{}/{}", pod.namespace, pod.name);
             let problem = pod.plaintext.problem(&name, pod.mode);
-            let code = "plaintext_before_strict".to_owned();
-            problems.extend(problem.map(|message| ProblemFacts { code, message }));
+            problems.extend(problem.map(of(ProblemCode::PlaintextBeforeStrict)));
         }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -181,7 +177,7 @@ fn of_share(pod: &str, Dials { own, allowed }: Dials) -> ProblemFacts {
     let message = format!(
         "pod {pod} has {own} dials under way through the mesh, of {allowed} that it may have while other pods have as many as they have; beyond that its dials are refused (refused_pending_share). Find what in it dials without end, or keeps its handshakes from ending"
     );
-    ProblemFacts { code: "pending_share".to_owned(), message }
+    ProblemFacts::new(ProblemCode::PendingShare, message)
 }
 
 /// Why the socket could not be made.

@@ -3,8 +3,6 @@
 
 mod ca;
 mod cleanup;
-#[cfg(test)]
-mod codes;
 mod flows;
 mod log;
 mod manifest;

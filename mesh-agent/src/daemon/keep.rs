@@ -5,7 +5,7 @@ use std::{
     borrow::Cow, collections::HashSet, future::pending, ops::ControlFlow, sync::Arc, time::Duration,
 };
 
-use mesh_api::ProblemFacts;
+use mesh_api::{ProblemCode, ProblemFacts};
 use mesh_wire::identity::{FileCa, NodeCa};
 use mesh_world::{
     AnnouncedCa, Announcements, Answers, InForce, Memory, NodeName, Objects, in_force,
@@ -230,9 +230,10 @@ impl Keeper {
         if self.ca.settle(others(), identities.are_renewed()) {
             identities.renew_all();
         }
-        let problem = |code: &str, message| ProblemFacts { code: code.to_owned(), message };
-        let changed = self.ca.change_problem().map(|it| problem("ca_changed", it));
-        let strangers = self.ca.strangers(others()).map(|it| problem("ca_differs", it));
+        let changed = self.ca.change_problem();
+        let changed = changed.map(|it| ProblemFacts::new(ProblemCode::CaChanged, it));
+        let strangers = self.ca.strangers(others());
+        let strangers = strangers.map(|it| ProblemFacts::new(ProblemCode::CaDiffers, it));
         changed.into_iter().chain(strangers).collect()
     }
 
@@ -316,24 +317,26 @@ impl Keeper {
 }
 
 fn of_source(error: &SourceError) -> ProblemFacts {
-    ProblemFacts { code: error.code.to_owned(), message: error.to_string() }
+    ProblemFacts::new(error.code, error.to_string())
 }
 
 fn of_kernel(error: &KernelError) -> ProblemFacts {
     let (code, message) = match error.full_table() {
         Some(table) => (
-            "table_full",
+            ProblemCode::TableFull,
             format!(
                 "the kernel's table {table} is full, and is not what it should be; it is tried again every two seconds"
             ),
         ),
-        None => ("kernel_refused", format!("the kernel's tables are not up to date: {error}")),
+        None => {
+            (ProblemCode::KernelRefused, format!("the kernel's tables are not up to date: {error}"))
+        }
     };
-    ProblemFacts { code: code.to_owned(), message }
+    ProblemFacts::new(code, message)
 }
 
 fn of_excess(excess: &Excess) -> ProblemFacts {
-    ProblemFacts { code: excess.by.code().to_owned(), message: excess.to_string() }
+    ProblemFacts::new(excess.by.code(), excess.to_string())
 }
 
 /// The problem of a table that is nearly full, while there is time.
@@ -343,13 +346,13 @@ fn of_filled(filled: &Filled) -> Option<ProblemFacts> {
         "the kernel's table {table} has {used} of {room} entries. When it is full, {when_full}. Hint: the cluster, or what is announced in it, is too large for this table."
     );
     let is_nearly_full = used.saturating_mul(100) >= room.saturating_mul(NEARLY_FULL_PERCENT);
-    is_nearly_full.then(|| ProblemFacts { code: "table_nearly_full".to_owned(), message })
+    is_nearly_full.then(|| ProblemFacts::new(ProblemCode::TableNearlyFull, message))
 }
 
 fn report_new(known: &[ProblemFacts], now: &[ProblemFacts]) {
     let known: HashSet<_> = known.iter().collect();
     let new = now.iter().filter(|problem| !known.contains(problem));
-    for problem in new.filter(|problem| problem.code != AWAY) {
+    for problem in new.filter(|problem| problem.code != AWAY.code()) {
         tracing::error!(code = problem.code, "{}", problem.message);
     }
 }

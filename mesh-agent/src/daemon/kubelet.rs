@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use mesh_api::ProblemFacts;
+use mesh_api::{ProblemCode, ProblemFacts};
 use tokio::time::Instant;
 
 use crate::{
@@ -59,9 +59,9 @@ impl KubeletFollower {
         let Some(found) = off_the_workers(&mut self.search, Search::look).await.flatten() else {
             // While the kubelet restarts, its last cgroup stays its own.
             if now - self.last_seen > MISSING {
-                self.problem = Some(problem(
-                    "kubelet_not_found",
-                    "no process of this node is known as its kubelet: strict pods refuse its probes of types httpGet, tcpSocket and grpc unless it was known before; use exec probes, or name their ports in nodemesh.dev/permissive-ports".to_owned(),
+                self.problem = Some(ProblemFacts::new(
+                    ProblemCode::KubeletNotFound,
+                    "no process of this node is known as its kubelet: strict pods refuse its probes of types httpGet, tcpSocket and grpc unless it was known before; use exec probes, or name their ports in nodemesh.dev/permissive-ports",
                 ));
             }
             return;
@@ -83,7 +83,7 @@ impl KubeletFollower {
                     "strict pods refuse the probes of the kubelet (pid {}): {error}",
                     found.pid
                 );
-                self.problem = Some(problem("kubelet_not_hooked", message));
+                self.problem = Some(ProblemFacts::new(ProblemCode::KubeletNotHooked, message));
                 self.attached = None; // some of the programs may be there
             }
         }
@@ -101,8 +101,4 @@ impl KubeletFollower {
     pub(super) fn problem(&self) -> Option<&ProblemFacts> {
         self.problem.as_ref()
     }
-}
-
-fn problem(code: &str, message: String) -> ProblemFacts {
-    ProblemFacts { code: code.to_owned(), message }
 }

@@ -29,7 +29,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use mesh_api::PodStatus;
+use mesh_api::{PodCode, PodStatus};
 use mesh_wire::identity::{Identities, IdentityError, SpiffeId, SpiffeIdError};
 use mesh_world::{
     Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodUid, Settings, Snapshot,
@@ -122,7 +122,7 @@ enum Listeners {
 /// Why a pod that should be enrolled is not.
 #[derive(Clone, Debug)]
 struct Failure {
-    code: &'static str,
+    code: PodCode,
     sentence: String,
 }
 
@@ -189,18 +189,18 @@ pub enum EnrolError {
 }
 
 impl EnrolError {
-    fn code(&self) -> &'static str {
+    fn code(&self) -> PodCode {
         match self {
-            Self::NoNetns => "no_netns_annotation",
-            Self::NoProcess { .. } => "netns_not_found",
-            Self::Netns(_) => "netns_unusable",
-            Self::NetnsTaken(_) => "netns_taken",
-            Self::Name(_) => "no_identity",
-            Self::Identity(_) => "no_certificate",
-            Self::Listen(_) => "no_listener",
-            Self::Kernel(_) => "kernel_refused",
-            Self::Sysctl(_) => "sysctl_refused",
-            Self::Note(_) => "runtime_dir_unusable",
+            Self::NoNetns => PodCode::NoNetnsAnnotation,
+            Self::NoProcess { .. } => PodCode::NetnsNotFound,
+            Self::Netns(_) => PodCode::NetnsUnusable,
+            Self::NetnsTaken(_) => PodCode::NetnsTaken,
+            Self::Name(_) => PodCode::NoIdentity,
+            Self::Identity(_) => PodCode::NoCertificate,
+            Self::Listen(_) => PodCode::NoListener,
+            Self::Kernel(_) => PodCode::KernelRefused,
+            Self::Sysctl(_) => PodCode::SysctlRefused,
+            Self::Note(_) => PodCode::RuntimeDirUnusable,
         }
     }
 }

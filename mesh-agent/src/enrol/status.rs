@@ -1,6 +1,6 @@
 //! How enrolment stands, for people.
 
-use mesh_api::{Mode, PlaintextFacts, PodState, PodStatus};
+use mesh_api::{Mode, PlaintextFacts, PodCode, PodState, PodStatus};
 use mesh_world::{LocalPod, Snapshot};
 
 use super::Enroller;
@@ -24,13 +24,13 @@ impl Enroller {
         let failed = self.failed.get(&workload.uid).map(|(failure, _)| failure.clone());
         let (code, reason) = match (enrolled, leaving, held.or(failed)) {
             (Some(_), ..) => (String::new(), String::new()),
-            (None, Some(_), _) => (
-                "leaving".to_owned(),
-                "the pod leaves the mesh; peers are given time to hear of it".to_owned(),
-            ),
-            (None, None, Some(failure)) => (failure.code.to_owned(), failure.sentence),
+            (None, Some(_), _) => {
+                let code = PodCode::Leaving;
+                (code.code().to_owned(), code.sentence().to_owned())
+            }
+            (None, None, Some(failure)) => (failure.code.code().to_owned(), failure.sentence),
             (None, None, None) => {
-                (workload.membership.code().to_owned(), workload.membership.reason())
+                (workload.membership.code().code().to_owned(), workload.membership.reason())
             }
         };
         let known = enrolled.or(leaving);

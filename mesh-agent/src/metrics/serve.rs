@@ -22,7 +22,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_api::ProblemFacts;
+use mesh_api::{ProblemCode, ProblemFacts};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -100,8 +100,8 @@ pub async fn keep_serving(address: Address, state: Arc<State>, tasks: Tasks) {
                     tracing::warn!("{message}");
                 }
                 is_told = true;
-                let code = "metrics_not_served".to_owned();
-                state.metrics_problem.store(Some(Arc::new(ProblemFacts { code, message })));
+                let problem = ProblemFacts::new(ProblemCode::MetricsNotServed, message);
+                state.metrics_problem.store(Some(Arc::new(problem)));
                 sleep(AGAIN_AFTER).await;
             }
         }
@@ -196,10 +196,10 @@ impl Office {
         let Left { client, address } = left;
         let pod = self.state.mesh.pod_at(*address).map(|pod| format!(" ({pod})"));
         let message = format!(
-            "more than {MAX_OPEN} connections at once ask for metrics; {client}{} has most of them, and its oldest are ended for others. Hint: a NetworkPolicy can say who may ask",
+            "more than {MAX_OPEN} connections at once ask for metrics; {client}{} has most of them, and its oldest are ended for others. Hint: allow only Prometheus by a NetworkPolicy",
             pod.unwrap_or_default()
         );
-        ProblemFacts { code: "metrics_crowded".to_owned(), message }
+        ProblemFacts::new(ProblemCode::MetricsCrowded, message)
     }
 
     fn page(&self) -> prometheus::Result<Bytes> {

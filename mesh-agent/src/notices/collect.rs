@@ -2,21 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use mesh_api::{PodState, PodStatus, Status};
+use mesh_api::{PodCode, PodState, PodStatus, ProblemCode, Status};
 use mesh_world::{Origin, Problem};
-
-/// Codes of pods that are not in the mesh although nothing is wrong: it was wanted, or it passes.
-const NOTHING_WRONG: [&str; 9] = [
-    "",
-    "not_labelled",
-    "pod_opted_out",
-    "namespace_opted_out",
-    "host_network",
-    "completed",
-    "mesh_namespace",
-    "no_address",
-    "leaving",
-];
 
 /// The reason of a held pod, whatever it waits for.
 const HELD: &str = "Held";
@@ -76,16 +63,16 @@ pub(super) fn collect(
                 pod.code, pod.reason
             );
             add(about(pod), HELD, note);
-        } else if pod.state == PodState::NotEnrolled && !NOTHING_WRONG.contains(&&*pod.code) {
+        } else if pod.state == PodState::NotEnrolled && is_wrong(&pod.code) {
             add(about(pod), &pod.code, format!("The pod is not in the mesh: {}", pod.reason));
         }
         let name = format!("{}/{}", pod.namespace, pod.name);
         if let Some(note) = pod.plaintext.problem(&name, pod.mode) {
-            add(about(pod), "plaintext_before_strict", note);
+            add(about(pod), ProblemCode::PlaintextBeforeStrict.code(), note);
         }
     }
     for problem in problems {
-        let (code, note) = (problem.code.as_str(), problem.to_string());
+        let (code, note) = (problem.code.code(), problem.to_string());
         let Origin { kind, namespace, name, .. } = &problem.origin;
         match *kind {
             "Pod" => {
@@ -110,6 +97,12 @@ pub(super) fn collect(
         }
     }
     found
+}
+
+/// Whether something is wrong with a pod that is not in the mesh for this reason. Else it was
+/// wanted, or it passes.
+fn is_wrong(code: &str) -> bool {
+    PodCode::ALL.iter().any(|it| it.code() == code && it.fault().is_some())
 }
 
 fn about(pod: &PodStatus) -> About {
@@ -140,5 +133,23 @@ mod tests {
         assert_eq!(camel_case("netns_not_found"), "NetnsNotFound");
         assert_eq!(camel_case("announcement_refused"), "AnnouncementRefused");
         assert_eq!(camel_case(""), "");
+    }
+
+    #[test]
+    fn a_pod_that_is_not_wanted_or_has_to_wait_is_not_wrong() {
+        let quiet: Vec<_> = PodCode::ALL.iter().filter(|it| !is_wrong(it.code())).collect();
+        let wanted = [
+            PodCode::Enabled,
+            PodCode::MeshNamespace,
+            PodCode::NotLabelled,
+            PodCode::PodOptedOut,
+            PodCode::NamespaceOptedOut,
+            PodCode::HostNetwork,
+            PodCode::Completed,
+            PodCode::Leaving,
+            PodCode::NoAddress,
+        ];
+        assert!(quiet.into_iter().eq(&wanted), "they are no Events");
+        assert!(!is_wrong(""), "a pod that is in the mesh");
     }
 }

@@ -8,6 +8,7 @@ use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::ProblemCode;
 use mesh_world::{Announcements, MeshNode, NodeName};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -230,7 +231,7 @@ impl<P: Place> Publisher<P> {
         let hint =
             "other nodes go by what this one announced before; it is tried again every second";
         let told = SourceError::whole_file(&Arc::from(""), error).hint(hint);
-        Some(SourceError { code: "announcement_not_written", ..told })
+        Some(SourceError { code: ProblemCode::AnnouncementNotWritten, ..told })
     }
 
     /// The place that it writes to.

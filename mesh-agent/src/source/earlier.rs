@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
 use mesh_world::{Memory, MeshNode, Objects};
 use tokio::time::Instant;
 
@@ -29,7 +30,7 @@ impl Earlier {
                 let name = Arc::from(file.path().display().to_string());
                 let message = format!("what an earlier agent knew is not used: {error}");
                 let told = SourceError::whole_file(&name, message);
-                (None, Some(SourceError { code: "world_file_unusable", ..told }))
+                (None, Some(SourceError { code: ProblemCode::WorldFileUnusable, ..told }))
             }
         };
         Self { kept, unusable, read_at: Instant::now() }

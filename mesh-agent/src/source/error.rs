@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
 use mesh_world::{FieldError, Place};
 
 /// Why a directory cannot be a source at all. Fault: the configuration, or the host.
@@ -41,9 +42,8 @@ pub enum OpenError {
 /// One thing that is wrong with one file. What the file said before stays in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
-    /// Stable code for `status`: `bad_file`, `bad_object`, `api_server_away`, `world_from_disk`,
-    /// `world_file_unusable`, `announcement_not_written`, `admission_not_in_force` or `ca_missing`.
-    pub code: &'static str,
+    /// The kind of problem, for `status`.
+    pub code: ProblemCode,
     /// The file's name without the directory; empty if the directory itself is meant. For the API
     /// server the object, as `Pod shop/cart`.
     pub file: Arc<str>,
@@ -62,7 +62,7 @@ impl SourceError {
     pub(super) fn whole_file(file: &Arc<str>, message: impl Into<String>) -> Self {
         let message = printable(message.into());
         Self {
-            code: "bad_file",
+            code: ProblemCode::BadFile,
             file: Arc::clone(file),
             place: None,
             field: String::new(),
@@ -83,7 +83,7 @@ impl SourceError {
             object => format!("{} (in {object})", error.message),
         };
         Self {
-            code: "bad_file",
+            code: ProblemCode::BadFile,
             file: Arc::clone(file),
             place: Some(place),
             field: printable(error.field),
@@ -98,7 +98,7 @@ impl SourceError {
             field: printable(error.field),
             message: printable(error.message),
             hint: error.hint,
-            code: "bad_object",
+            code: ProblemCode::BadObject,
             ..Self::whole_file(object, "")
         }
     }

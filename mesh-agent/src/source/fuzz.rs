@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use mesh_api::{MAX_PORTS, MAX_RANGES, PortSet};
+use mesh_api::{MAX_PORTS, MAX_RANGES, PodCode, PortSet};
 use mesh_world::{
     Announcements, Incumbents, LocalNode, MeshNode, NodeName, Objects, PodUid, Problem, Snapshot,
     Wanted,
@@ -179,7 +179,7 @@ fn holds_together(snapshot: &Snapshot, local: &LocalNode) {
         assert_eq!(pod.workload.node.as_ref(), Some(&local.name));
         assert!(!pod.enrolled || local.enrolled.contains(&pod.workload.uid));
         assert!(pod.wanted == Wanted::Out || !pod.workload.addresses.is_empty());
-        assert_eq!(pod.wanted != Wanted::Out, pod.workload.membership.code() == "enabled");
+        assert_eq!(pod.wanted != Wanted::Out, pod.workload.membership.code() == PodCode::Enabled);
     }
     for row in snapshot.kernel_services() {
         assert!(!special(row.address) && row.port != 0);

@@ -25,7 +25,7 @@ verdicts! {
     DestinationNotMeshed none "", "";
     RedirectPeer none "", "";
     RedirectService none "", "";
-    RefusedMagicPort Application "a port scan, or a port of 60998 and above chosen for the application", "use another port";
+    RefusedMagicPort Application "a port scan, or one of the ports 60990 to 60997, chosen for an application", "use another port";
     RefusedForeignSource Application "", "bind to the pod's address or to none";
     RefusedNoAddress Configuration "an IPv6 destination and a pod with IPv4 only, or the other way round", "give the pod an address of that family";
     RefusedNoMemory Platform "", "give the node more memory, or fewer pods";

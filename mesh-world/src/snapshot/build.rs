@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
+
 use super::facts::AddressFacts;
 use super::peers::Known;
 use super::problems::{Problems, Subject};
@@ -16,7 +18,7 @@ use crate::membership::{Membership, NotEnabledReason};
 use crate::names::PodUid;
 use crate::objects::{NamespaceObject, Objects, PodObject};
 use crate::origin::{FieldError, Origin};
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::Problem;
 use crate::settings::{Declaration, MESH_LABEL, MeshLabel};
 use crate::shared_map::SharedMap;
 use crate::standing::Standing;

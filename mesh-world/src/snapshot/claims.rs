@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
+
 use super::LocalNode;
 use crate::announcement::Announcements;
 use crate::names::PodUid;
 use crate::objects::{Objects, PodObject};
 use crate::origin::FieldError;
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::Problem;
 
 /// What became of one pod's claims.
 pub(super) struct Settled<'a> {

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
+
 use super::LocalNode;
 use super::facts::AddressFacts;
 use super::problems::{AnnouncedKey, Problems, Subject};
@@ -19,7 +21,7 @@ use crate::announcement::{AnnouncedPod, Announcements, MeshNode};
 use crate::incumbents::Incumbents;
 use crate::names::{NodeName, PodUid};
 use crate::origin::{FieldError, Origin};
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::Problem;
 use crate::shared_map::SharedMap;
 use crate::standing::{Claimant, Dispute, Standing};
 use crate::workload::{Peer, Workload};

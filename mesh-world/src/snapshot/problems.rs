@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_api::ProblemCode;
+
 use crate::names::{NodeName, ObjectName, PodUid};
 use crate::origin::FieldError;
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::Problem;
 use crate::shared_map::SharedMap;
 
 /// How many problems of one kind are reported of an object: a node can announce thousands of

@@ -6,11 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_api::ProblemCode;
+
 use super::problems::{Problems, Subject};
 use crate::names::{NodeName, ObjectName};
 use crate::objects::{EndpointSliceObject, Objects, Protocol, ServiceObject, ServicePortObject};
 use crate::origin::FieldError;
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::Problem;
 use crate::service::{Endpoint, Outside, ServicePort};
 use crate::shared_map::SharedMap;
 use crate::standing::Standing;

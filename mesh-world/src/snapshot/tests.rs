@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mesh_api::Mode;
+use mesh_api::{Mode, PodCode};
 use serde_json::json;
 
 use super::testing::{
@@ -137,7 +137,7 @@ fn of_two_pods_with_one_address_the_incumbent_keeps_it() {
         panic!("it does not wait")
     };
     assert_eq!(reason.to_string(), "its address 10.0.0.2 is already that of pod shop/b");
-    assert_eq!(reason.code(), "address_taken");
+    assert_eq!(reason.code(), PodCode::AddressTaken);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn of_two_nodes_that_announce_one_address_the_first_in_time_is_believed_or_none(
     );
     let snapshot = Snapshot::build(&shop(), &both, &here, &Incumbents::default());
     assert_eq!(peers(&snapshot), ["10.0.9.1 disputed"]);
-    let codes: Vec<_> = snapshot.problems().iter().map(|it| it.code.as_str()).collect();
+    let codes: Vec<_> = snapshot.problems().iter().map(|it| it.code.code()).collect();
     assert_eq!(codes, ["disputed_address"; 2], "both are told of");
 }
 

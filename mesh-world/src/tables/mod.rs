@@ -272,7 +272,7 @@ mod tests {
         assert!((1..=5).all(is_captured), "{:?}", wanted.addresses);
         assert!(wanted.addresses.len() <= ROOM.addresses && wanted.incomplete);
         let lost: Vec<_> =
-            wanted.lost.iter().map(|it| (it.by.code(), it.wanted, it.given)).collect();
+            wanted.lost.iter().map(|it| (it.by.code().code(), it.wanted, it.given)).collect();
         assert_eq!(lost, [("addresses_over_share", 50, 5); 16]);
     }
 

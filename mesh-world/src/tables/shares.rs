@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_api::PortSet;
+use mesh_api::{PortSet, ProblemCode};
 use mesh_common::{addr::Endpoint, maps::PORT_SERVICE};
 
 /// A namespace or node that asks for more than its share.
@@ -37,11 +37,11 @@ pub enum By {
 }
 
 impl By {
-    /// The stable code of the problem.
-    pub fn code(&self) -> &'static str {
+    /// The code of the problem.
+    pub fn code(&self) -> ProblemCode {
         match self {
-            Self::Namespace(_) => "ports_over_share",
-            Self::Node(_) => "addresses_over_share",
+            Self::Namespace(_) => ProblemCode::PortsOverShare,
+            Self::Node(_) => ProblemCode::AddressesOverShare,
         }
     }
 }

@@ -56,6 +56,7 @@ fn an_endpoint_that_does_not_listen_is_a_reset_with_a_reason() {
         let flow =
             pair.agents[0].wait_flow("refused", |flow| flow.outcome == "application_refused")?;
         ensure!(flow.service.as_deref() == Some("shop/cart"), "{flow:?}");
+        ensure!(flow.fault.as_deref() == Some("application"), "{flow:?}");
         Ok(())
     });
 }

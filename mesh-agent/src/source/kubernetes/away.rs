@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use mesh_api::ProblemCode;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::error::SourceError;
@@ -21,7 +22,7 @@ const SETTLED: Duration = Duration::from_secs(8);
 
 /// The code of the problem. Its text changes with every attempt, so that only this file logs it,
 /// and seldom.
-pub(crate) const AWAY: &str = "api_server_away";
+pub(crate) const AWAY: ProblemCode = ProblemCode::ApiServerAway;
 
 /// The watches that have failed and have not been heard of since.
 #[derive(Default)]
@@ -40,7 +41,7 @@ impl Away {
         let since = *self.since.get_or_insert_with(Timestamp::now);
         if let Some(attempts) = self.repeats.again(&error) {
             tracing::error!(
-                code = AWAY,
+                code = AWAY.code(),
                 kind,
                 attempts,
                 "the API server cannot be watched since {since:.0}: {error}"

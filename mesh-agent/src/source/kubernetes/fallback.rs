@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mesh_api::ProblemCode;
 use mesh_world::{Announcements, Objects};
 use tokio::time::{Instant, sleep_until};
 
@@ -55,7 +56,7 @@ impl<T> Fallback<T> {
         );
         let told = SourceError::whole_file(&Arc::from("API server"), message)
             .hint("pods that are newer than that are not known yet");
-        self.error = Some(SourceError { code: "world_from_disk", ..told });
+        self.error = Some(SourceError { code: ProblemCode::WorldFromDisk, ..told });
     }
 
     /// The content, and when it was true.

@@ -12,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
+use mesh_api::ProblemCode;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -107,11 +108,11 @@ impl Installed {
         };
         let open = self.is_open.then(|| {
             error(
-                "admission_not_in_force",
-                "the admission policy nodemesh-agents-speak-for-their-own-node is not in force: whoever has one agent's token can announce pods for every node; apply Nodemesh's manifest again".to_owned(),
+                ProblemCode::AdmissionNotInForce,
+                "the admission policy nodemesh-agents-speak-for-their-own-node is not in force: with one agent's token, pods can be announced for every node; apply Nodemesh's manifest again".to_owned(),
             )
         });
-        let ca = self.ca.clone().map(|message| error("ca_missing", message));
+        let ca = self.ca.clone().map(|message| error(ProblemCode::CaMissing, message));
         open.into_iter().chain(ca)
     }
 }
