@@ -27,7 +27,7 @@ pub struct About {
     pub sentence: &'static str,
     /// The likely cause; empty if the sentence says it.
     pub cause: &'static str,
-    /// What to do; empty if nothing has to be done.
+    /// What to do; never empty if there is a fault.
     pub remedy: &'static str,
     /// The party at fault, if there is a fault.
     pub fault: Option<Fault>,

@@ -46,7 +46,7 @@ codes! {
         "", "set the annotation nodemesh.dev/netns";
     NetnsNotFound "netns_not_found" Platform
         "no process of the pod has a network namespace with its addresses",
-        "it starts or ends, or has a kernel of its own (gVisor, Kata), which cannot be in the mesh", "";
+        "it starts or ends, or has a kernel of its own (gVisor, Kata), which cannot be in the mesh", "wait, or take the pod out of the mesh by nodemesh.dev/mesh=disabled";
     NetnsUnusable "netns_unusable" Platform
         "its network namespace cannot be entered",
         "", "the reason has the system's error";

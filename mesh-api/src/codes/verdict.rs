@@ -44,9 +44,9 @@ verdicts! {
     OutboundSteered none "", "";
     RefusedStrict Configuration "the client's pod has not joined the mesh, or the port should be open", "enrol the client, or name the port in nodemesh.dev/permissive-ports";
     RefusedNoListener Us "", "wait for the agent, or look why it does not start";
-    RefusedForeignMagicPort Application "a port scan", "";
-    RefusedAgentListener Application "a port scan", "";
-    RefusedLeft Peer "", "";
+    RefusedForeignMagicPort Application "a port scan", "find out what runs at the client's address";
+    RefusedAgentListener Application "a port scan", "find out what runs at the client's address";
+    RefusedLeft Peer "the pod has just left", "dial again; if it lasts, look at the agent of the client's node";
     InboundOwnAddress none "", "";
     RefusedHeldInbound Configuration "enrolment has not succeeded yet", "`status` says why the pod is not enrolled";
     RefusedAgentSilentInbound Us "it is stuck or starved", "look at the agent's log, and at its CPU limit";
