@@ -189,15 +189,6 @@ impl Session {
         Ok(())
     }
 
-    /// Changes our key, and with `ask` the peer's as well (RFC 8446 §4.6.3). This happens by
-    /// itself long before a key has protected too much; the function is for tests and operators.
-    ///
-    /// # Errors
-    /// rustls could not derive the next key.
-    pub fn update_keys(&mut self, ask: bool) -> Result<(), SessionError> {
-        self.channel.update_keys(ask)
-    }
-
     /// Waits until an idle session ends, for any reason that [`SessionError`] has. A pool awaits
     /// this beside its own time limits.
     ///

@@ -148,7 +148,7 @@ async fn a_flood_of_key_updates_is_stopped() {
     let mesh = Mesh::new().await;
     let (mut client, server) = mesh.sessions().await;
     for _ in 0..33 {
-        client.update_keys(true).unwrap();
+        client.channel.update_keys(true).unwrap();
     }
     let error = exchange(client, server).await.0.unwrap_err();
     assert!(same(&error, &TLS_BY_US(TlsReason::UnexpectedMessage)), "{error:?}");
@@ -324,7 +324,7 @@ fn say_anything(session: &mut Session, dice: &mut Dice) {
         8 | 9 => Frame::Fin.encode(&mut body),
         10 => Frame::Reset(ResetCode::from_wire(dice.number() as u16)).encode(&mut body),
         11..14 => body = vec![0x80 | dice.number() as u8; 1 + dice.below(100) as usize],
-        14 => return session.update_keys(dice.below(2) == 0).unwrap(),
+        14 => return session.channel.update_keys(dice.below(2) == 0).unwrap(),
         15 => body = vec![24, 0, 0, 1, dice.below(3) as u8],
         _ => {
             body = vec![0; dice.below(40) as usize];

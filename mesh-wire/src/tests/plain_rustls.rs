@@ -318,7 +318,7 @@ async fn key_updates_go_both_ways() {
     let sent_with_this_key = traffic.limit - traffic.sealer.remaining();
     assert!(sent_with_this_key < 10, "asked 34 times, and still sent {sent_with_this_key}");
     for n in 0..40u8 {
-        session.update_keys(n % 2 == 0).unwrap();
+        session.channel.update_keys(n % 2 == 0).unwrap();
         send_raw(&mut session, record::Content::Data, &[0x80]);
         session.flush().await.unwrap();
     }
