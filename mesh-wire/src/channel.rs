@@ -13,7 +13,7 @@ use super::traffic::{Opened, Traffic, ours};
 
 /// With more unwritten bytes than this, no new data is read from the application. Small frames may
 /// wait together for their write; bulk data waits in its source.
-const SMALL_BACKLOG_BYTES: usize = 4096;
+pub(super) const SMALL_BACKLOG_BYTES: usize = 4096;
 /// Records that may be sealed between two checks of the key's limit.
 const KEY_MARGIN: u64 = MAX_RECORDS as u64 + 8;
 

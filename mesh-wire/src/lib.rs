@@ -1,8 +1,8 @@
 //! Identities, and `nodemesh/1`, the protocol between two agents, as docs/wire.md specifies it.
 //!
 //! [`frame`] is the pure encoding, [`reason`] every way to fail and its code, [`Session`] a TLS
-//! session that carries one application connection at a time, [`identity`] certificates and the
-//! verifier.
+//! session that carries one application connection at a time, [`Stream`] that connection as a byte
+//! stream, [`identity`] certificates and their verifier.
 //!
 //! rustls does the handshake and keeps the key schedule. Records are sealed and opened here, in
 //! place, in our own buffers (`record`). rustls' own record layer copies each record at least once
@@ -23,6 +23,7 @@ pub mod reason;
 mod record;
 pub mod session;
 mod state;
+mod stream;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tlv;
@@ -35,6 +36,7 @@ pub use reason::{
     HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
 };
 pub use session::{Session, TlsInfo};
+pub use stream::{Stream, StreamError};
 
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,10 @@ mod hostile;
 mod plain_rustls;
 mod pump;
 mod session;
+mod stream;
 
 use super::testing::{
-    Dice, Mesh, altered_client, altered_server, in_time, open, sample_open, send_raw, soon,
-    tcp_pair, uri,
+    Dice, Mesh, altered_client, altered_server, in_time, open, sample_open, send_frame, send_raw,
+    soon, tcp_pair, uri,
 };
 use super::*;
