@@ -6,9 +6,10 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker, ready};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::channel::{Received, SMALL_BACKLOG_BYTES};
@@ -322,7 +323,7 @@ impl Tasks {
 
     fn lock(&self) -> MutexGuard<'_, [Option<Waker>; 2]> {
         // A panic elsewhere does not make it wrong: each change is one assignment.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

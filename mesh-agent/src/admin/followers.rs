@@ -3,8 +3,8 @@
 //! gone.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 /// Each costs a process of some megabytes in the agent's container.
@@ -45,7 +45,7 @@ impl Followers {
 
     /// A panic elsewhere cannot leave the queue wrong: each change is one insertion or removal.
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -24,7 +24,7 @@ mod tables;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ use mesh_world::{
     Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodUid, Settings, Snapshot,
     tables::Excess,
 };
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 pub use cgroups::Cgroups;
@@ -133,11 +134,11 @@ pub struct Board(Arc<Mutex<Vec<PodStatus>>>);
 impl Board {
     /// Every pod of this node.
     pub fn read(&self) -> Vec<PodStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     fn write(&self, pods: Vec<PodStatus>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pods;
+        *self.0.lock() = pods;
     }
 }
 

@@ -11,13 +11,14 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
 use mesh_api::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
 use mesh_world::{PodUid, Settings};
+use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::{
     sync::Notify,
@@ -287,7 +288,7 @@ impl PlaintextWatch {
     }
 
     fn watched(&self) -> MutexGuard<'_, BTreeMap<PodUid, Watched>> {
-        self.0.pods.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.pods.lock()
     }
 }
 

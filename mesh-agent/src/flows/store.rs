@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread::panicking,
@@ -14,6 +14,7 @@ use std::{
 use jiff::Timestamp;
 use mesh_api::{Bytes, Direction, FlowRecord, Outcome, Party, Reason, Security};
 use mesh_common::verdict::Verdict;
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -117,9 +118,7 @@ impl Follower {
 
 impl Records {
     fn open(&self) -> impl Iterator<Item = FlowRecord> {
-        let copy = |record: &Arc<Mutex<FlowRecord>>| {
-            record.lock().unwrap_or_else(PoisonError::into_inner).clone()
-        };
+        let copy = |record: &Arc<Mutex<FlowRecord>>| record.lock().clone();
         self.open.values().map(copy)
     }
 }
@@ -262,15 +261,15 @@ impl FlowStore {
         self.inner.closed.clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Records> {
-        self.inner.records.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Records> {
+        self.inner.records.lock()
     }
 }
 
 impl Flow {
     /// Notes something that has become known.
     pub fn note(&self, change: impl FnOnce(&mut FlowRecord)) {
-        change(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.record.lock());
     }
 
     /// Sets how the bytes are measured if the connection is cut off.
@@ -292,7 +291,7 @@ impl Flow {
     }
 
     fn kind(&self, outcome: Outcome) -> Kind {
-        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = self.record.lock();
         let (client, server) = (Some(record.client.address), Some(record.server.address));
         Kind { direction: record.direction, outcome, client, server }
     }
@@ -310,7 +309,7 @@ impl Flow {
     fn finish(&mut self, ended: &Ended, bytes: Option<Bytes>, kind: Option<&Kind>) {
         self.over = true;
         let finished = {
-            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut record = self.record.lock();
             record.duration_us =
                 Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
             ended.outcome.code().clone_into(&mut record.outcome);

@@ -1,10 +1,7 @@
 //! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie. If they find no
 //! room, the trie holds all addresses.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeSet;
 
 use aya::{
     Ebpf,
@@ -15,6 +12,7 @@ use aya::{
 };
 use mesh_common::{addr::Addr, maps::limits};
 use mesh_world::Cidr;
+use parking_lot::Mutex;
 
 use super::programs::KernelError;
 
@@ -54,14 +52,14 @@ impl CidrTable {
     /// # Errors
     /// What the kernel said.
     pub fn reload(&self) -> Result<(), KernelError> {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.0.lock();
         inner.content = content(&inner.map)?;
         Ok(())
     }
 
     /// How many ranges there are, or would be if there were room.
     pub fn wanted(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).wanted
+        self.0.lock().wanted
     }
 
     /// Makes the map hold exactly these ranges, or all addresses if they are too many.
@@ -71,7 +69,7 @@ impl CidrTable {
     pub fn sync<'a>(&self, wanted: impl Iterator<Item = &'a Cidr>) -> Result<(), KernelError> {
         let wanted: BTreeSet<Prefix> =
             wanted.map(|range| (range.first().into(), u32::from(range.length_of_128()))).collect();
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.0.lock();
         inner.wanted = wanted.len();
         let Mirrored { map, content, .. } = &mut *inner;
         for step in steps(content, wanted, limits::POD_CIDRS) {

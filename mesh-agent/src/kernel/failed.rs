@@ -9,7 +9,6 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     os::fd::{AsFd as _, OwnedFd},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,6 +17,7 @@ use aya::{
     maps::{self, MapData, MapError},
 };
 use mesh_common::maps::{Failed, FailedKey, limits};
+use parking_lot::Mutex;
 
 use super::{
     programs::KernelError,
@@ -73,7 +73,7 @@ impl FailedTable {
     ) -> Result<(), KernelError> {
         let failed = |source| map_error("FAILED", MapError::IoError(source));
         let now = sys::clock::boot_ns().map_err(failed)?;
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = self.remembered.lock();
         for old in remembered.forget_until(now) {
             sys::bpf::take::<_, Failed>(self.map.as_fd(), &old).map_err(failed)?;
         }
@@ -97,7 +97,7 @@ impl FailedTable {
         let fd = self.map.try_clone().map_err(|error| failed(MapError::IoError(error)))?;
         let map = maps::Map::HashMap(MapData::from_fd(fd).map_err(failed)?);
         let mut map = maps::HashMap::<_, FailedKey, Failed>::try_from(map).map_err(failed)?;
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = self.remembered.lock();
         let all: Vec<FailedKey> = map.keys().filter_map(Result::ok).collect();
         for key in all.iter().filter(|key| !remembered.keys.contains(key)) {
             match map.remove(key) {

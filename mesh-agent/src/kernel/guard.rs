@@ -2,7 +2,7 @@
 //! enrolled yet. Like all programs they outlive the agent, so that a held pod stays held while it
 //! is away.
 
-use std::{path::Path, sync::PoisonError};
+use std::path::Path;
 
 use super::programs::{Kernel, KernelError, attached_to, hang_on, open_cgroup, unpin};
 
@@ -72,7 +72,7 @@ impl Kernel {
         name: &str,
         act: impl FnOnce(&mut aya::programs::Program) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ebpf = self.ebpf.lock();
         let program = ebpf.program_mut(name);
         act(program.ok_or_else(|| KernelError::Missing(name.to_owned()))?)
     }

@@ -2,7 +2,7 @@
 //! dials. Like all programs they outlive the agent. While it is away, probes go on unless the
 //! kubelet gets another cgroup.
 
-use std::{net::SocketAddr, path::Path, sync::Mutex, sync::PoisonError};
+use std::{net::SocketAddr, path::Path};
 
 use aya::{
     Ebpf,
@@ -12,6 +12,7 @@ use mesh_common::{
     decide::is_fresh,
     maps::{DialKey, NODE_KUBELET_CGROUP},
 };
+use parking_lot::Mutex;
 
 use super::{
     programs::{Kernel, KernelError, hang_on, open_cgroup},
@@ -57,7 +58,7 @@ impl KubeletDials {
 
     /// Whether the kubelet has dialled this, as far as it is noted still.
     pub fn contains(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = self.map.lock();
         map.get(&DialKey { from: from.into(), to: to.into() }, 0).is_ok()
     }
 
@@ -67,7 +68,7 @@ impl KubeletDials {
     /// # Errors
     /// The map cannot be read.
     pub fn sweep(&self, now_boot_ns: u64) -> Result<(), KernelError> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock();
         let entries: Result<Vec<_>, _> = map.iter().collect();
         let entries = entries.map_err(|source| map_error(Self::NAME, source))?;
         for (key, noted_ns) in entries {

@@ -8,7 +8,6 @@ use std::{
     mem,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::PoisonError,
 };
 
 use aya::{
@@ -138,7 +137,7 @@ impl Kernel {
         cookie: u64,
         strict: bool,
     ) -> Result<(), KernelError> {
-        let _one_at_a_time = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.ebpf.lock();
         let program = self.lookups.load(cookie, strict)?;
         let pin = self.pins.pod(cookie);
         if took_over_first(&self.pins, &pin, |pin| took_over(pin, program.as_fd()))? {
@@ -156,7 +155,7 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn keep_attached(&self, cookie: u64) -> Result<bool, KernelError> {
-        let _one_at_a_time = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.ebpf.lock();
         let program = self.lookups.load(cookie, false)?;
         let pin = self.pins.pod(cookie);
         took_over_first(&self.pins, &pin, |pin| took_over(pin, program.as_fd()))

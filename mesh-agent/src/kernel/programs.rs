@@ -10,7 +10,6 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use aya::{
@@ -22,6 +21,7 @@ use aya::{
     },
     sys::{BpfHelper, is_helper_supported},
 };
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::{
@@ -192,7 +192,7 @@ impl Kernel {
 
     /// What is loaded.
     pub fn programs(&self) -> Vec<ProgramFacts> {
-        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let ebpf = self.ebpf.lock();
         ebpf.programs()
             .map(|(name, program)| ProgramFacts {
                 name: name.to_owned(),
@@ -211,7 +211,7 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), KernelError> {
         let (directory, id) = open_cgroup(cgroup)?;
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ebpf = self.ebpf.lock();
         for name in CGROUP_PROGRAMS {
             let program =
                 ebpf.program_mut(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;

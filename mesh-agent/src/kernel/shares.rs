@@ -2,11 +2,7 @@
 //! pod that has its share. So a pod whose handshakes never end (by a firewall of its own, for
 //! instance) takes no room that others need.
 
-use std::{
-    io,
-    os::fd::AsFd as _,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{io, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -17,6 +13,7 @@ use mesh_common::{
     decide::{counted, dials_allowed},
     maps::{ALL_PODS, Share},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     programs::{KernelError, program_error},
@@ -117,7 +114,7 @@ impl Shares {
     }
 
     fn lock(&self) -> MutexGuard<'_, maps::HashMap<MapData, u64, Share>> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        self.map.lock()
     }
 }
 

@@ -9,7 +9,6 @@ use std::{
     hash::Hash,
     io,
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
-    sync::{Mutex, PoisonError},
 };
 
 use aya::{
@@ -22,6 +21,7 @@ use mesh_common::{
     maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, Pending, VerdictCounts},
     verdict::{VERDICT_SLOTS, Verdict},
 };
+use parking_lot::Mutex;
 
 use super::{
     cidrs::CidrTable, failed::FailedTable, kubelet::KubeletDials, programs::KernelError,
@@ -135,7 +135,7 @@ impl Tables {
     /// # Errors
     /// What the kernel said.
     pub fn set_node(&self, index: u32, value: u64) -> Result<(), KernelError> {
-        let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut node = self.node.lock();
         node.set(index, value, 0).map_err(|source| map_error("NODE", source))
     }
 
@@ -193,7 +193,7 @@ impl Tables {
 
     /// The verdicts of one enrolled namespace, or `None` if it has no counters.
     pub fn pod_verdicts(&self, netns: u64) -> Option<[u64; VERDICT_SLOTS]> {
-        let map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = self.pod_verdicts.lock();
         let values = map.get(&netns, 0).ok()?;
         let mut counts = [0; VERDICT_SLOTS];
         for value in values.iter() {
@@ -216,13 +216,13 @@ impl Tables {
             .map_err(|(_, source)| map_error("POD_VERDICTS", MapError::IoError(source)))?;
         let zero = PerCpuValues::try_from(vec![VerdictCounts([0; VERDICT_SLOTS]); cpus])
             .map_err(|source| map_error("POD_VERDICTS", MapError::IoError(source)))?;
-        let mut map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.pod_verdicts.lock();
         map.insert(netns, zero, 0).map_err(|source| map_error("POD_VERDICTS", source))
     }
 
     /// Takes a namespace's counters away.
     pub fn remove_pod_verdicts(&self, netns: u64) {
-        let mut map = self.pod_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.pod_verdicts.lock();
         drop(map.remove(&netns)); // one that is not there is removed
     }
 
@@ -298,7 +298,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// # Errors
     /// The map is full, or the kernel refused.
     pub fn put(&self, key: K, value: V) -> Result<(), KernelError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         inner.put(key, value).map(drop).map_err(|source| map_error(self.name, source))
     }
 
@@ -307,7 +307,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// # Errors
     /// What the kernel said.
     pub fn remove(&self, key: &K) -> Result<(), KernelError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         inner.remove(key).map(drop).map_err(|source| map_error(self.name, source))
     }
 
@@ -318,7 +318,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// # Errors
     /// The first entry that could not be written or removed; all others have been.
     pub fn sync(&self, wanted: &HashMap<K, V>) -> Result<usize, KernelError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let gone: Vec<K> =
             inner.content.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
         let wanted = wanted.iter().map(|(key, value)| (*key, *value));
@@ -333,7 +333,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// The first entry that could not be written or removed; all others have been. Only a sync then
     /// makes it right.
     pub fn apply(&self, wanted: &HashMap<K, Option<V>>) -> Result<usize, KernelError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let gone = wanted.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key);
         let wanted = wanted.iter().filter_map(|(key, value)| Some((*key, (*value)?)));
         inner.change(wanted, gone).map_err(|source| map_error(self.name, source))
@@ -345,7 +345,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// # Errors
     /// The first entry that could not be removed; all others have been.
     pub fn drop_stale(&self, wanted: &HashMap<K, V>) -> Result<usize, KernelError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let stale = stale(&inner.content, wanted);
         let nothing = std::iter::empty();
         inner.change(nothing, stale).map_err(|source| map_error(self.name, source))
@@ -353,12 +353,12 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 
     /// How many entries there are.
     pub fn used(&self) -> usize {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.len()
+        self.inner.lock().content.len()
     }
 
     /// How many there would be after [`Self::apply`].
     pub fn used_after(&self, wanted: &HashMap<K, Option<V>>) -> usize {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.lock();
         let count = |is: fn(bool, bool) -> bool| {
             let here = wanted
                 .iter()
@@ -371,12 +371,12 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 
     /// One entry.
     pub fn get(&self, key: &K) -> Option<V> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.get(key).copied()
+        self.inner.lock().content.get(key).copied()
     }
 
     /// Whether there is an entry.
     pub fn contains(&self, key: &K) -> bool {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.contains_key(key)
+        self.inner.lock().content.contains_key(key)
     }
 
     /// Reads what the kernel holds again: another agent may have written.
@@ -384,7 +384,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
     /// # Errors
     /// What the kernel said.
     pub fn reload(&self) -> Result<(), KernelError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let content = inner.map.iter().collect::<Result<_, _>>();
         inner.content = content.map_err(|source| map_error(self.name, source))?;
         Ok(())
@@ -392,7 +392,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 
     /// What the kernel holds.
     pub fn content(&self) -> HashMap<K, V> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).content.clone()
+        self.inner.lock().content.clone()
     }
 }
 
@@ -470,13 +470,13 @@ impl ListenerTable {
     /// # Errors
     /// What the kernel said.
     pub fn put(&self, key: ListenerKey, socket: &impl AsRawFd) -> Result<(), KernelError> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock();
         map.insert(key, socket.as_raw_fd(), 0).map_err(|source| map_error("LISTENERS", source))
     }
 
     /// Removes an entry. One that is not there counts as removed.
     pub fn remove(&self, key: &ListenerKey) {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock();
         drop(map.remove(key)); // it goes with its socket at the latest
     }
 }

@@ -1,11 +1,9 @@
 //! The clients that are being answered. No client is refused: with too many connections, the client
 //! with the most of them loses its oldest.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{net::IpAddr, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::client_key::ClientKey;
@@ -75,7 +73,7 @@ impl Guests {
     }
 
     fn lock(&self) -> MutexGuard<'_, Seated> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

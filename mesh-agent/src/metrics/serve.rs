@@ -8,7 +8,7 @@ use std::{
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_api::{ProblemCode, ProblemFacts};
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -203,7 +204,7 @@ impl Office {
     }
 
     fn page(&self) -> prometheus::Result<Bytes> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if let Some((made, page)) = &*kept
             && made.elapsed() < FRESH
         {

@@ -7,11 +7,12 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_world::ServicePort;
+use parking_lot::Mutex;
 
 /// With fewer entries than this, none is checked for expiry.
 const FEW: usize = 1024;
@@ -39,7 +40,7 @@ impl Affinities {
     /// The endpoint that a client has used before, if it still is an endpoint of the service.
     pub(super) fn of(&self, client: IpAddr, service: &ServicePort) -> Option<SocketAddr> {
         service.affinity?;
-        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.0.lock();
         let kept = table.kept.get(&key(client, service)).filter(|it| it.until > Instant::now())?;
         let is_one = service.endpoints.iter().any(|it| it.socket_addr() == kept.endpoint);
         is_one.then_some(kept.endpoint)
@@ -50,7 +51,7 @@ impl Affinities {
         let Some(affinity) = service.affinity else { return };
         let now = Instant::now();
         let kept = Kept { endpoint, until: now + affinity.min(Duration::from_hours(24)) };
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.0.lock();
         if table.kept.len() > table.sweep_at.max(FEW) {
             table.kept.retain(|_, kept| kept.until > now);
             table.sweep_at = table.kept.len() * 2;
@@ -110,6 +111,6 @@ mod tests {
         for i in 0..10_000_u32 {
             affinities.keep(std::net::Ipv4Addr::from_bits(i).into(), &ended, endpoint);
         }
-        assert!(affinities.0.lock().unwrap().kept.len() <= FEW + 1);
+        assert!(affinities.0.lock().kept.len() <= FEW + 1);
     }
 }

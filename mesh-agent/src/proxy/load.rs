@@ -1,10 +1,8 @@
 //! Open connections per endpoint, for the choice between two endpoints.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use parking_lot::Mutex;
 
 /// Counts by endpoint.
 #[derive(Clone, Default)]
@@ -19,19 +17,19 @@ pub(super) struct Counted {
 impl Load {
     /// Connections open to an endpoint through this agent.
     pub(super) fn of(&self, endpoint: SocketAddr) -> u32 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint).copied().unwrap_or(0)
+        self.0.lock().get(&endpoint).copied().unwrap_or(0)
     }
 
     /// Counts one more.
     pub(super) fn count(&self, endpoint: SocketAddr) -> Counted {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(endpoint).or_insert(0) += 1;
+        *self.0.lock().entry(endpoint).or_insert(0) += 1;
         Counted { load: self.clone(), endpoint }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut counts = self.load.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.load.0.lock();
         if let Some(count) = counts.get_mut(&self.endpoint) {
             *count -= 1;
             if *count == 0 {
@@ -53,6 +51,6 @@ mod tests {
         assert_eq!(load.of(endpoint), 2);
         drop((one, two));
         assert_eq!(load.of(endpoint), 0);
-        assert!(load.0.lock().unwrap().is_empty());
+        assert!(load.0.lock().is_empty());
     }
 }

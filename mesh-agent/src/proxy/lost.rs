@@ -1,13 +1,9 @@
 //! Pods that destroy the agent's listeners in their namespaces, for `status` and the log. A process
 //! needs only `CAP_NET_ADMIN` over a namespace to do so (`SOCK_DESTROY`, `sock_diag(7)`).
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// How long `status` names the pod after the last loss, or after the last failed attempt to repair
@@ -49,20 +45,20 @@ impl Lost {
 
     /// Notes that a listener was recreated.
     pub(super) fn made_anew(&self, pod: &str) {
-        if let Some(loss) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(pod) {
+        if let Some(loss) = self.0.lock().get_mut(pod) {
             loss.failure = None;
         }
     }
 
     /// One sentence for each pod.
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
-        let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pods = self.0.lock();
         pods.retain(|_, loss| !loss.is_over(now));
         pods.iter().map(|(pod, loss)| sentence(pod, loss)).collect()
     }
 
     fn change(&self, pod: &str, now: Instant, change: impl FnOnce(&mut Loss)) {
-        let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pods = self.0.lock();
         pods.retain(|name, loss| name == pod || !loss.is_over(now));
         let mut is_new = false;
         let loss = pods.entry(pod.to_owned()).or_insert_with(|| {

@@ -24,11 +24,12 @@ mod probe;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use mesh_common::ports;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 pub(super) use self::probe::answer;
@@ -288,7 +289,7 @@ impl Paths {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         // A panic elsewhere does not make it wrong: each change is one insertion or removal.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

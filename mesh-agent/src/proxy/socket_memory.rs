@@ -11,16 +11,10 @@
 //! pod's new connections begin with such buffers. Once a connection moves again and there is room,
 //! or it holds nothing, the kernel chooses the size again as for any other socket.
 
-use std::{
-    collections::BTreeMap,
-    fmt, fs, io,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Context,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, fs, io, pin::Pin, sync::Arc, task::Context, time::Duration};
 
 use mesh_world::ObjectName;
+use parking_lot::{Mutex, MutexGuard};
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
@@ -120,7 +114,7 @@ impl SocketMemory {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (usize, Instant)>> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+        self.over.lock()
     }
 }
 

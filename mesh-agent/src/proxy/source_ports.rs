@@ -10,11 +10,12 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use mesh_common::ports::{MESH_COUNT, MESH_FIRST};
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -48,7 +49,7 @@ struct InUse {
 impl SourcePorts {
     /// A free port for a destination, or `None` if all are in use.
     pub(crate) fn lease(&self, destination: SocketAddr) -> Option<PortLease> {
-        let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut destinations = self.destinations.lock();
         let used = destinations.entry(destination).or_insert_with(|| InUse {
             bits: Box::new([0; WORDS]),
             count: 0,
@@ -82,8 +83,7 @@ impl PortLease {
     /// agent that has handed over to this one, or that this one has replaced, may hold many ports
     /// in a row.
     pub(crate) fn give_up(self) {
-        let mut destinations =
-            self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut destinations = self.ports.destinations.lock();
         if let Some(used) = destinations.get_mut(&self.destination) {
             used.next = anywhere();
         }
@@ -116,8 +116,7 @@ impl InUse {
 
 impl Drop for PortLease {
     fn drop(&mut self) {
-        let mut destinations =
-            self.ports.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut destinations = self.ports.destinations.lock();
         let Some(used) = destinations.get_mut(&self.destination) else {
             return;
         };

@@ -10,9 +10,10 @@ use std::{
     collections::{HashMap, VecDeque},
     future::{Future, poll_fn},
     pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::client_key::ClientKey;
 
@@ -82,7 +83,7 @@ impl Turns {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -199,7 +200,7 @@ mod tests {
         let tasks = Tasks::new();
         for &claim in claims {
             let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
-            let note = async move { order.lock().unwrap().push(claim) };
+            let note = async move { order.lock().push(claim) };
             tasks.spawn("waits", async move { turns.run(claim, note).await });
         }
         while turns.lock().waiting.len() < claims.len() {
@@ -209,7 +210,7 @@ mod tests {
         tasks.wait().await;
         assert_eq!(turns.lock().free, 1, "the turn is given back");
         assert!(turns.lock().waiting.is_empty() && turns.lock().pods.order.is_empty());
-        Arc::into_inner(order).unwrap().into_inner().unwrap()
+        Arc::into_inner(order).unwrap().into_inner()
     }
 
     #[tokio::test]

@@ -10,11 +10,12 @@ mod files;
 mod kernel;
 
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_agent::tasks::off_the_workers;
 use mesh_world::{Announcements, Incumbents, LocalNode, Objects, Snapshot, Work, World};
+use parking_lot::{Mutex, MutexGuard};
 
 use self::cluster::{NODES, PODS};
 
@@ -40,7 +41,7 @@ const CHANGE_TIME: Duration = Duration::from_secs(30);
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    ALONE.lock()
 }
 
 /// Prints past libtest's capture: the figures are shown also when the test passes.

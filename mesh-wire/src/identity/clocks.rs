@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::SpiffeId;
 
@@ -63,6 +64,6 @@ impl Clocks {
 
     /// A panic elsewhere leaves the table valid: each change is one insertion or removal.
     fn ahead(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, Seen>> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ahead.lock()
     }
 }

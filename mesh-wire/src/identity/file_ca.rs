@@ -12,23 +12,23 @@ mod rotate;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use change::Change;
+pub use error::CaError;
+pub use init::{CA_LIFETIME, CaInfo, init, make, trust_domain_in};
+use parking_lot::{Mutex, MutexGuard};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
+pub use rotate::{add_anchor, remove_anchor, use_ca};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize as _, Zeroizing};
-
-use change::Change;
-pub use error::CaError;
-pub use init::{CA_LIFETIME, CaInfo, init, make, trust_domain_in};
-pub use rotate::{add_anchor, remove_anchor, use_ca};
 
 use super::anchors::{Anchors, fingerprint, system_time};
 use super::signer::{IssuedCertificate, SignError, SignFuture, Signer};
@@ -126,7 +126,7 @@ impl FileCa {
 
     /// A panic elsewhere leaves the value valid: it is replaced as a whole.
     fn change(&self) -> MutexGuard<'_, Option<Change>> {
-        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+        self.change.lock()
     }
 
     /// Follows the directory until `stop`, and calls `changed` whenever another CA signs.

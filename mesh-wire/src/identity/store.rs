@@ -10,11 +10,12 @@ mod renew;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 use tokio::sync::Notify;
 
@@ -131,7 +132,7 @@ impl Identities {
         if let Some(identity) = self.valid(id) {
             return Ok(identity);
         }
-        let turn = Arc::clone(lock(&self.issuing).entry(id.clone()).or_default());
+        let turn = Arc::clone(self.issuing.lock().entry(id.clone()).or_default());
         // Held while the signer is asked, on purpose: so there is only one request.
         let _turn = turn.lock().await;
         if let Some(identity) = self.valid(id) {
@@ -153,8 +154,8 @@ impl Identities {
             next.retain(|id, _| keep.contains(id));
             next
         });
-        lock(&self.issuing).retain(|id, turn| keep.contains(id) || Arc::strong_count(turn) > 1);
-        lock(&self.failures).retain(|id, _| keep.contains(id));
+        self.issuing.lock().retain(|id, turn| keep.contains(id) || Arc::strong_count(turn) > 1);
+        self.failures.lock().retain(|id, _| keep.contains(id));
         self.changed.notify_one();
     }
 
@@ -188,7 +189,7 @@ impl Identities {
     /// What this node announces of the CA. While certificates wait to be signed by another CA, the
     /// previous announcement is still true.
     pub fn announced_ca(&self) -> Option<OwnCa> {
-        let mut announced = lock(&self.announced_ca);
+        let mut announced = self.announced_ca.lock();
         let signs = self.signer.issuer()?;
         let issuer = match announced.take() {
             Some(before) if !self.are_renewed() => before.issuer,
@@ -210,7 +211,7 @@ impl Identities {
 
     /// Every identity of this node, by name, for `status`.
     pub fn status(&self) -> Vec<IdentityStatus> {
-        let failures = lock(&self.failures).clone();
+        let failures = self.failures.lock().clone();
         let current = self.current.load();
         let ids: BTreeSet<_> = current.keys().chain(failures.keys()).cloned().collect();
         ids.into_iter()
@@ -289,11 +290,6 @@ impl fmt::Debug for Identities {
             .field("current", &self.current.load().values())
             .finish_non_exhaustive()
     }
-}
-
-/// A panic elsewhere leaves these tables valid: each change is one insertion or removal.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

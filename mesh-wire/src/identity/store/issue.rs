@@ -11,7 +11,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SigningKey};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{Identities, Identity, IdentityError, PeerVerifier, RenewalFailure, lock};
+use super::{Identities, Identity, IdentityError, PeerVerifier, RenewalFailure};
 use crate::identity::SpiffeId;
 use crate::identity::file_ca::uri_name;
 use crate::identity::signer::{IssuedCertificate, SignError};
@@ -40,7 +40,7 @@ impl Identities {
         let result = self.make(id).await;
         match &result {
             Ok(identity) => {
-                lock(&self.failures).remove(id);
+                self.failures.lock().remove(id);
                 self.current.rcu(|known| {
                     let mut next = HashMap::clone(known);
                     if occasion == Occasion::Wanted || known.contains_key(id) {
@@ -51,7 +51,7 @@ impl Identities {
                 self.changed.notify_one();
             }
             Err(error) => {
-                let mut failures = lock(&self.failures);
+                let mut failures = self.failures.lock();
                 let attempts = failures.get(id).map_or(0, |f| f.attempts).saturating_add(1);
                 let at = SystemTime::now();
                 failures.insert(id.clone(), RenewalFailure { error: error.clone(), attempts, at });

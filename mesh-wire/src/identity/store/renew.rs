@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use super::issue::Occasion;
-use super::{Identities, Identity, lock};
+use super::{Identities, Identity};
 use crate::identity::SpiffeId;
 
 /// The first pause after a failed renewal. Each further failure doubles it.
@@ -79,7 +79,7 @@ impl Identities {
                 tracing::info!(%id, serial = identity.serial(), "certificate renewed");
             }
             Err(error) => {
-                let attempts = lock(&self.failures).get(&id).map_or(1, |f| f.attempts);
+                let attempts = self.failures.lock().get(&id).map_or(1, |f| f.attempts);
                 let pause = pause_after(attempts);
                 let valid_s = self.current(&id).map_or(0, |identity| {
                     let left = identity.not_after().duration_since(SystemTime::now());
