@@ -160,14 +160,5 @@ impl Backoff for Pauses {
 
 /// Between half and all of a pause, so that not all agents come at once.
 pub(super) fn spread(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + fraction() / 2.0)
-}
-
-/// A random number from 0 to 1; when there are no random bytes, 1.
-fn fraction() -> f64 {
-    let mut bytes = [0_u8; 4];
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
-        Err(_unspecified) => 1.0,
-    }
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
