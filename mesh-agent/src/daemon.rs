@@ -45,7 +45,7 @@ use crate::{
     admin,
     enrol::{self, Enroller},
     flows::FlowStore,
-    handover::{Desk, Switched},
+    handover::{TakeoverDone, TakeoverQueue},
     heartbeat,
     kernel::{Before, Kernel, free_from_hold},
     metrics,
@@ -181,7 +181,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         inherited,
         memory: memory.clone(),
     });
-    let (wish, wishes) = mpsc::channel(1);
+    let (request, requests) = mpsc::channel(1);
     let state = Arc::new(admin::State {
         node: settings.node.to_string(),
         started,
@@ -194,8 +194,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         draining: AtomicBool::new(false),
         metrics_problem: ArcSwapOption::empty(),
         followers: admin::Followers::default(),
-        desk: Desk {
-            wishes: wish,
+        takeovers: TakeoverQueue {
+            requests: request,
             node: settings.node.to_string(),
             pin_dir: settings.pin_dir.clone(),
             cgroup: own_cgroup,
@@ -223,7 +223,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         ca,
         kubelet: matches!(settings.world, World::Kubernetes { .. })
             .then(|| KubeletFollower::new(&kernel, &host)),
-        wishes,
+        requests,
         believed: Believed::after(memory),
         remember,
         is_removed: is_removed.clone(),
@@ -275,7 +275,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     accepting.wait().await;
     let handed_over = matches!(ended, Some(Ok(Over::Switched(_))));
     let outcome = match ended {
-        Some(Ok(Over::Switched(Switched { released }))) => {
+        Some(Ok(Over::Switched(TakeoverDone { released }))) => {
             scraped.stop(); // the successor's port, where the two share a network
             tracing::info!("handed over; what is open may end by itself until the deadline");
             drop(locks.take());

@@ -1,4 +1,4 @@
-//! What successor and predecessor say to each other: lines of JSON, and after [`Estate`] the
+//! What successor and predecessor say to each other: lines of JSON, and after [`PredecessorInfo`] the
 //! listeners' descriptors in its order.
 
 use std::{net::IpAddr, path::PathBuf};
@@ -11,7 +11,7 @@ pub const HANDOVER_VERSION: u32 = 1;
 
 /// What the successor says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct SuccessorInfo {
     /// [`HANDOVER_VERSION`].
     pub version: u32,
     /// Its process.
@@ -26,7 +26,7 @@ pub struct Ask {
 
 /// What the predecessor has to give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Estate {
+pub struct PredecessorInfo {
     /// Its process.
     pub pid: u32,
     /// The id of the cgroup that it dials from until it ends.

@@ -19,7 +19,7 @@ pub use codes::{
     About, Fault, Outcome, PlaintextReason, PodCode, ProblemCode, Reason, about_verdict,
 };
 pub use flow::{Bytes, Direction, FlowRecord, Party, Security, TlsFacts, WirePort};
-pub use handover::{Ask, Estate, HANDOVER_VERSION, Listener};
+pub use handover::{HANDOVER_VERSION, Listener, PredecessorInfo, SuccessorInfo};
 pub use mode::Mode;
 pub use plaintext::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
 pub use pod::{PodState, PodStatus};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ask, Estate, FlowRecord, ResetReport, Status};
+use crate::{FlowRecord, PredecessorInfo, ResetReport, Status, SuccessorInfo};
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,9 +22,8 @@ pub enum Request {
         /// Whether they are only to be listed.
         dry_run: bool,
     },
-    /// Another agent wants to take over: see [`Ask`]. The rest of this connection is between
-    /// the two.
-    HandOver(Ask),
+    /// Another agent wants to take over. The rest of this connection is between the two.
+    HandOver(SuccessorInfo),
     /// The successor is ready for the listeners.
     Give,
     /// The successor has switched.
@@ -44,7 +43,8 @@ pub enum Response {
     /// To [`Request::Reset`].
     Reset(Box<ResetReport>),
     /// To [`Request::HandOver`].
-    Estate(Box<Estate>),
+    #[serde(rename = "estate")]
+    HandOver(Box<PredecessorInfo>),
     /// To [`Request::Switched`].
     Released,
     /// The request was not understood, or is refused.

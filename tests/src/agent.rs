@@ -220,8 +220,8 @@ impl Agent {
     /// Starts another agent, in a cgroup of its own, that takes over from this one. Waits until it
     /// is in charge, and returns the process of the earlier agent.
     pub fn take_over(&self) -> Result<Process> {
-        let heir = self.spawn_heir()?;
-        let old = self.process.replace(Some(heir)).context("the agent is not running")?;
+        let successor = self.spawn_successor()?;
+        let old = self.process.replace(Some(successor)).context("the agent is not running")?;
         eventually(SOON, || {
             let (pid, own) = (self.status()?.pid, self.pid()?.as_raw());
             ensure!(
@@ -236,7 +236,7 @@ impl Agent {
 
     /// Starts another agent that is to take over, and does not wait. [`Agent::replace`] makes it
     /// this one.
-    pub fn spawn_heir(&self) -> Result<Process> {
+    pub fn spawn_successor(&self) -> Result<Process> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let mut place = self.node.agent_place();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

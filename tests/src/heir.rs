@@ -14,11 +14,11 @@ use crate::{Node, agent::SOON};
 
 /// While it lives, the node's agent stands still. Dead when dropped.
 #[derive(Debug)]
-pub struct Heir {
+pub struct Successor {
     _stream: BufReader<UnixStream>,
 }
 
-impl Heir {
+impl Successor {
     /// Asks, and takes the agent's state. From then on the successor may change everything.
     pub fn ask(node: &Node) -> Result<Self> {
         let mut stream = UnixStream::connect(node.runtime_dir().join("agent.sock"))?;

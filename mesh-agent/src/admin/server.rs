@@ -34,7 +34,7 @@ use super::{Followers, socket_path};
 use crate::{
     enrol::{Board, PlaintextWatch},
     flows::Followed,
-    handover::{self, Desk},
+    handover::{self, TakeoverQueue},
     kernel::Dials,
     proxy::Mesh,
     source::Knowledge,
@@ -71,7 +71,7 @@ pub struct State {
     /// The processes that follow the flows.
     pub followers: Followers,
     /// Where a successor is received.
-    pub desk: Desk,
+    pub takeovers: TakeoverQueue,
 }
 
 impl State {
@@ -241,7 +241,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
             // The successor says nothing more until it is answered.
             let read = reader.into_inner().into_inner();
             let stream = read.reunite(write).map_err(io::Error::other)?;
-            handover::give(stream, &ask, &state.desk, state.mesh.flows.closed()).await
+            handover::give(stream, &ask, &state.takeovers, state.mesh.flows.closed()).await
         }
         Ok(Request::Give | Request::Switched) => {
             let out_of_order = "nobody is handing over on this connection".to_owned();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::Ask;
+use mesh_api::SuccessorInfo;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -74,7 +74,7 @@ pub(super) async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, Dae
             Err(LockError::Held { .. } | LockError::PinsHeld { .. }) if settings.take_over => {}
             Err(error) => return Err(error.into()),
         }
-        let ask = Ask {
+        let ask = SuccessorInfo {
             version: mesh_api::HANDOVER_VERSION,
             pid: std::process::id(),
             node: settings.node.to_string(),
@@ -124,7 +124,7 @@ pub(super) async fn succeed(
             }
         });
     }
-    let (mesh, own) = (Arc::clone(&state.mesh), state.desk.cgroup);
+    let (mesh, own) = (Arc::clone(&state.mesh), state.takeovers.cgroup);
     answering.spawn("predecessor", async move {
         predecessor.ended().await;
         tracing::info!(pid = predecessor.pid, "the predecessor has ended");

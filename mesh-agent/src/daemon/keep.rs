@@ -21,7 +21,7 @@ use super::{feeds::Feeds, hooks::Hooks, kubelet::KubeletFollower};
 use crate::{
     admin,
     enrol::{Enroller, Filled},
-    handover::{Switched, Wish},
+    handover::{TakeoverDone, TakeoverRequest},
     kernel::KernelError,
     source::{AWAY, AnnouncementState, Knowledge, SourceError, SourceState},
 };
@@ -43,7 +43,7 @@ pub(super) struct Keeper {
     /// In a cluster.
     pub(super) kubelet: Option<KubeletFollower>,
     /// Agents that want to take over.
-    pub(super) wishes: mpsc::Receiver<Wish>,
+    pub(super) requests: mpsc::Receiver<TakeoverRequest>,
     pub(super) believed: Believed,
     /// What the next agent is to know.
     pub(super) remember: watch::Sender<Option<Memory>>,
@@ -54,7 +54,7 @@ pub(super) struct Keeper {
 /// Why there is nothing to keep any more.
 pub(super) enum Over {
     /// Another agent has taken over.
-    Switched(Switched),
+    Switched(TakeoverDone),
     /// The installation has been taken away, and all pods have left the mesh.
     Removed,
 }
@@ -128,8 +128,8 @@ impl Keeper {
                 }
                 () = self.enroller.due() => {}
                 _ = look.tick() => self.look_for_kubelet().await,
-                wish = self.wishes.recv() => {
-                    if let ControlFlow::Break(switched) = self.hand_over(wish?, &stop).await {
+                request = self.requests.recv() => {
+                    if let ControlFlow::Break(switched) = self.hand_over(request?, &stop).await {
                         return switched.map(Over::Switched);
                     }
                 }
@@ -263,9 +263,9 @@ impl Keeper {
     /// stop, and `Continue` if the successor vanished and its changes are rolled back.
     async fn hand_over(
         &mut self,
-        mut wish: Wish,
+        mut request: TakeoverRequest,
         stop: &CancellationToken,
-    ) -> ControlFlow<Option<Switched>> {
+    ) -> ControlFlow<Option<TakeoverDone>> {
         while self.enroller.is_anyone_leaving() {
             tokio::select! {
                 () = stop.cancelled() => return ControlFlow::Break(None),
@@ -282,12 +282,12 @@ impl Keeper {
         let kernel = Arc::clone(&self.state.mesh.kernel);
         let passes = &kernel.tables().agent_cgroups;
         let own = passes.content();
-        self.log("let the heir dial", passes.put(wish.heir, 1));
-        let mut is_there = wish.listeners.send(self.enroller.listeners()).is_ok();
+        self.log("let the successor dial", passes.put(request.successor, 1));
+        let mut is_there = request.listeners.send(self.enroller.listeners()).is_ok();
         while is_there {
             tokio::select! {
                 () = stop.cancelled() => return ControlFlow::Break(None),
-                switched = &mut wish.switched => match switched {
+                switched = &mut request.switched => match switched {
                     Ok(switched) => return ControlFlow::Break(Some(switched)),
                     Err(_gone) => is_there = false,
                 },
@@ -300,7 +300,7 @@ impl Keeper {
         tracing::warn!("the agent that was to take over is gone; this one goes on");
         self.log("forget what it began", kernel.forget_unfinished());
         self.enroller.take_back();
-        self.log("forget the heir", kernel.tables().agent_cgroups.sync(&own));
+        self.log("forget the successor", kernel.tables().agent_cgroups.sync(&own));
         self.log("forget what it could not reach", kernel.tables().failed.forget_others());
         self.log("take back the programs", self.hooks.attach());
         if let Some(kubelet) = &self.kubelet {

@@ -76,7 +76,7 @@ pub struct Enroller {
     accepting: Tasks,
     serving: Tasks,
     inherited: Inherited,
-    wish: watch::Sender<Option<MeshNode>>,
+    announcement: watch::Sender<Option<MeshNode>>,
     pods: BTreeMap<PodUid, Enrolled>,
     leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
     left: BTreeMap<PodUid, Enrolled>,
@@ -240,8 +240,8 @@ impl Enroller {
         let Parts { mesh, identities, announcer, node, boot_id, saved_dir, finder, .. } = parts;
         let mesh_namespace = parts.mesh_namespace;
         let (accepting, serving, inherited) = (parts.accepting, parts.serving, parts.inherited);
-        let (wish, wishes) = watch::channel(None);
-        accepting.spawn("announce", announce(announcer, wishes));
+        let (announcement, announcements) = watch::channel(None);
+        accepting.spawn("announce", announce(announcer, announcements));
         let plaintext = PlaintextWatch::new(Arc::clone(&mesh));
         accepting.spawn("plaintext", plaintext.clone().run());
         Self {
@@ -255,7 +255,7 @@ impl Enroller {
             accepting,
             serving,
             inherited,
-            wish,
+            announcement,
             pods: BTreeMap::new(),
             leaving: BTreeMap::new(),
             left: BTreeMap::new(),
@@ -339,10 +339,10 @@ impl Enroller {
 }
 
 /// Publishes what is to be announced: always the newest, one at a time.
-async fn announce(announcer: Announcer, mut wishes: watch::Receiver<Option<MeshNode>>) {
-    while wishes.changed().await.is_ok() {
-        let Some(wish) = wishes.borrow_and_update().clone() else { continue };
-        if let Err(error) = announcer.publish(wish).await {
+async fn announce(announcer: Announcer, mut announcements: watch::Receiver<Option<MeshNode>>) {
+    while announcements.changed().await.is_ok() {
+        let Some(announcement) = announcements.borrow_and_update().clone() else { continue };
+        if let Err(error) = announcer.publish(announcement).await {
             tracing::error!(%error, "other nodes cannot be told what is captured here");
         }
     }

@@ -38,7 +38,7 @@ impl Enroller {
     pub fn take_back(&mut self) {
         self.follower.forget_written();
         // The successor may have announced something else: the next step announces again.
-        self.wish.send_if_modified(|said| {
+        self.announcement.send_if_modified(|said| {
             *said = None;
             false
         });

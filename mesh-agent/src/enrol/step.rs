@@ -113,14 +113,14 @@ impl Enroller {
         let generation =
             |uid: &PodUid| self.pods.get(uid).map_or(0, |enrolled| enrolled.generation);
         let trust_domain = self.mesh.trust_domain.as_str();
-        let mut wish = world.announcement(&self.boot_id, trust_domain, generation);
-        if let Some(wish) = &mut wish {
+        let mut announcement = world.announcement(&self.boot_id, trust_domain, generation);
+        if let Some(announcement) = &mut announcement {
             let ca = self.identities.announced_ca();
-            wish.ca = ca.map(|OwnCa { issuer, anchors }| AnnouncedCa { issuer, anchors });
+            announcement.ca = ca.map(|OwnCa { issuer, anchors }| AnnouncedCa { issuer, anchors });
         }
-        self.wish.send_if_modified(|known| {
-            let changed = *known != wish;
-            *known = wish;
+        self.announcement.send_if_modified(|known| {
+            let changed = *known != announcement;
+            *known = announcement;
             changed
         });
         written

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Duration};
 
-use mesh_api::{Ask, Estate, HANDOVER_VERSION, Listener, Request, Response};
+use mesh_api::{HANDOVER_VERSION, Listener, PredecessorInfo, Request, Response, SuccessorInfo};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Interest},
     net::{TcpListener, UnixStream},
@@ -21,9 +21,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_LINE_BYTES: u64 = 4096;
 
 /// Where hand-overs are asked for: the way from the admin socket to the task that enrols pods.
-pub struct Desk {
+pub struct TakeoverQueue {
     /// That task takes requests from here, one at a time.
-    pub wishes: mpsc::Sender<Wish>,
+    pub requests: mpsc::Sender<TakeoverRequest>,
     /// This agent's node.
     pub node: String,
     /// Where it pins.
@@ -33,18 +33,18 @@ pub struct Desk {
 }
 
 /// The request of a successor.
-pub struct Wish {
+pub struct TakeoverRequest {
     /// The id of the cgroup that the successor dials from.
-    pub heir: u64,
+    pub successor: u64,
     /// Gets the listeners, once nothing changes any more.
     pub listeners: oneshot::Sender<Vec<(Listener, Arc<TcpListener>)>>,
     /// Resolves when the successor has switched; fails if it is gone before.
-    pub switched: oneshot::Receiver<Switched>,
+    pub switched: oneshot::Receiver<TakeoverDone>,
 }
 
 /// The successor has switched, and waits to be told that everything is released.
 #[derive(Debug)]
-pub struct Switched {
+pub struct TakeoverDone {
     /// Tells the successor.
     pub released: oneshot::Sender<()>,
 }
@@ -57,18 +57,19 @@ pub struct Switched {
 /// successor had switched by then.
 pub async fn give(
     stream: UnixStream,
-    ask: &Ask,
-    desk: &Desk,
+    ask: &SuccessorInfo,
+    takeovers: &TakeoverQueue,
     ended: CancellationToken,
 ) -> io::Result<()> {
-    let (wish, answer) = match open(ask, desk).await {
+    let (request, answer) = match open(ask, takeovers).await {
         Ok(opened) => opened,
         Err(refusal) => return say(&stream, &Response::Error(refusal)).await,
     };
-    tracing::info!(heir = ask.pid, listeners = answer.len(), "handing over");
+    tracing::info!(successor = ask.pid, listeners = answer.len(), "handing over");
     let (listeners, sockets): (Vec<_>, Vec<_>) = answer.into_iter().unzip();
-    let estate = Estate { pid: std::process::id(), cgroup: desk.cgroup, listeners };
-    say(&stream, &Response::Estate(Box::new(estate))).await?;
+    let predecessor =
+        PredecessorInfo { pid: std::process::id(), cgroup: takeovers.cgroup, listeners };
+    say(&stream, &Response::HandOver(Box::new(predecessor))).await?;
     let mut reader = BufReader::new(stream);
     if hear(&mut reader).await? != Request::Give {
         return Err(io::ErrorKind::InvalidData.into());
@@ -83,7 +84,7 @@ pub async fn give(
         return Err(io::ErrorKind::InvalidData.into());
     }
     let (released, is_released) = oneshot::channel();
-    if wish.send(Switched { released }).is_ok() && is_released.await.is_ok() {
+    if request.send(TakeoverDone { released }).is_ok() && is_released.await.is_ok() {
         say(reader.get_ref(), &Response::Released).await?;
         ended.cancelled().await; // the connection's end tells the successor of ours
     }
@@ -93,25 +94,28 @@ pub async fn give(
 type Given = Vec<(Listener, Arc<TcpListener>)>;
 
 /// Checks the request and has enrolment stopped; else returns a sentence that says why not.
-async fn open(ask: &Ask, desk: &Desk) -> Result<(oneshot::Sender<Switched>, Given), String> {
+async fn open(
+    ask: &SuccessorInfo,
+    takeovers: &TakeoverQueue,
+) -> Result<(oneshot::Sender<TakeoverDone>, Given), String> {
     if ask.version != HANDOVER_VERSION {
         return Err(format!(
             "it speaks version {HANDOVER_VERSION} of the hand-over, not {}; stop it first",
             ask.version
         ));
     }
-    if (ask.node.as_str(), &ask.pin_dir) != (desk.node.as_str(), &desk.pin_dir) {
+    if (ask.node.as_str(), &ask.pin_dir) != (takeovers.node.as_str(), &takeovers.pin_dir) {
         return Err(format!(
             "it is the agent of node {} with pins in {}; give yours the same --node and --pin-dir",
-            desk.node,
-            desk.pin_dir.display()
+            takeovers.node,
+            takeovers.pin_dir.display()
         ));
     }
     let (listeners, answer) = oneshot::channel();
     let (switched, has_switched) = oneshot::channel();
-    let wish = Wish { heir: ask.cgroup, listeners, switched: has_switched };
+    let request = TakeoverRequest { successor: ask.cgroup, listeners, switched: has_switched };
     let busy = |_| "it is stopping or handing over to another one; try again".to_owned();
-    desk.wishes.try_send(wish).map_err(busy)?;
+    takeovers.requests.try_send(request).map_err(busy)?;
     let given = answer.await.map_err(|_stopping| "it is stopping; try again".to_owned())?;
     Ok((switched, given))
 }

@@ -21,5 +21,5 @@
 mod give;
 mod take;
 
-pub use give::{Desk, Switched, Wish, give};
+pub use give::{TakeoverDone, TakeoverQueue, TakeoverRequest, give};
 pub use take::{Inherited, Predecessor, TakeOverError, follow};

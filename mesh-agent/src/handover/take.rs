@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::{Ask, Estate, Request, Response};
+use mesh_api::{PredecessorInfo, Request, Response, SuccessorInfo};
 use mesh_common::maps::ListenerKey;
 use socket2::Socket;
 use thiserror::Error;
@@ -96,13 +96,16 @@ impl Predecessor {
     ///
     /// # Errors
     /// See [`TakeOverError`]; nothing has changed then.
-    pub async fn ask(runtime_dir: &Path, ask: Ask) -> Result<(Self, Inherited), TakeOverError> {
+    pub async fn ask(
+        runtime_dir: &Path,
+        ask: SuccessorInfo,
+    ) -> Result<(Self, Inherited), TakeOverError> {
         let path = socket_path(runtime_dir);
         let stream = UnixStream::connect(&path).await;
         let stream = stream.map_err(|source| TakeOverError::NoAnswer { path, source })?;
         let mut stream = BufReader::new(stream);
-        let estate = match said(&mut stream, &Request::HandOver(ask)).await? {
-            Response::Estate(estate) => *estate,
+        let predecessor = match said(&mut stream, &Request::HandOver(ask)).await? {
+            Response::HandOver(predecessor) => *predecessor,
             Response::Error(said) => return Err(TakeOverError::Refused { said }),
             other => return Err(TakeOverError::Answer { said: shown(&other) }),
         };
@@ -110,9 +113,9 @@ impl Predecessor {
         // Only now, so that no descriptor comes along with the line that was just read into a
         // buffer.
         write(&mut stream, &Request::Give).await?;
-        let inherited = timeout(PATIENCE, receive(stream.get_ref(), &estate)).await;
+        let inherited = timeout(PATIENCE, receive(stream.get_ref(), &predecessor)).await;
         let inherited = inherited.map_err(io::Error::from)??;
-        Ok((Self { stream, until, pid: estate.pid, cgroup: estate.cgroup }, inherited))
+        Ok((Self { stream, until, pid: predecessor.pid, cgroup: predecessor.cgroup }, inherited))
     }
 
     /// Runs a part of what has to be done before [`Predecessor::release`].
@@ -164,9 +167,9 @@ pub async fn follow(stream: UnixStream, flows: FlowStore) -> io::Result<()> {
     Ok(())
 }
 
-async fn receive(stream: &UnixStream, estate: &Estate) -> io::Result<Inherited> {
+async fn receive(stream: &UnixStream, predecessor: &PredecessorInfo) -> io::Result<Inherited> {
     let mut sockets = Vec::new();
-    while sockets.len() < estate.listeners.len() {
+    while sockets.len() < predecessor.listeners.len() {
         let fds = stream.async_io(Interest::READABLE, || sys::fds::receive(stream)).await?;
         if fds.is_empty() {
             return Err(io::ErrorKind::InvalidData.into());
@@ -174,7 +177,7 @@ async fn receive(stream: &UnixStream, estate: &Estate) -> io::Result<Inherited> 
         sockets.extend(fds.into_iter().map(Socket::from));
     }
     let mut inherited = Inherited::new();
-    for (listener, socket) in estate.listeners.iter().zip(sockets) {
+    for (listener, socket) in predecessor.listeners.iter().zip(sockets) {
         inherited.entry(listener.netns).or_default().push((listener.key(), socket));
     }
     Ok(inherited)

@@ -36,7 +36,7 @@ pub struct AnnouncementState {
 #[derive(Clone)]
 pub struct Announcer {
     own_node: NodeName,
-    wish: Arc<watch::Sender<Wish>>,
+    order: Arc<watch::Sender<Order>>,
     outcome: watch::Receiver<Outcome>,
     state: watch::Receiver<Arc<AnnouncementState>>,
 }
@@ -105,9 +105,9 @@ impl Announcer {
 
     async fn fulfil(&self, what: What) -> Result<(), AnnounceError> {
         let mut number = 0;
-        self.wish.send_modify(|wish| {
-            number = wish.number + 1;
-            *wish = Wish { number, what };
+        self.order.send_modify(|order| {
+            number = order.number + 1;
+            *order = Order { number, what };
         });
         let mut outcomes = self.outcome.clone();
         match outcomes.wait_for(|outcome| outcome.number >= number).await {
@@ -119,7 +119,7 @@ impl Announcer {
 
 /// The last request. Numbers rise by one.
 #[derive(Default)]
-struct Wish {
+struct Order {
     number: u64,
     what: What,
 }
@@ -157,7 +157,7 @@ pub(super) struct Publisher<P> {
     /// The earliest time of the next write.
     not_before: Instant,
     /// `None` once every handle is gone.
-    wishes: Option<watch::Receiver<Wish>>,
+    orders: Option<watch::Receiver<Order>>,
     outcome: watch::Sender<Outcome>,
     /// When the present request is to be carried out, if it has not been.
     due: Option<Instant>,
@@ -172,12 +172,12 @@ pub(super) fn announcer<P: Place>(
     place: P,
 ) -> (Announcer, Publisher<P>, Heard) {
     let (said, state) = watch::channel(Arc::default());
-    let (wish, wishes) = watch::channel(Wish::default());
+    let (order, orders) = watch::channel(Order::default());
     let (outcome, outcomes) = watch::channel(Outcome { number: 0, result: Ok(()) });
     let not_before = Instant::now();
-    let wishes = Some(wishes);
-    let publisher = Publisher { place, written: None, not_before, wishes, outcome, due: None };
-    let announcer = Announcer { own_node, wish: Arc::new(wish), outcome: outcomes, state };
+    let orders = Some(orders);
+    let publisher = Publisher { place, written: None, not_before, orders, outcome, due: None };
+    let announcer = Announcer { own_node, order: Arc::new(order), outcome: outcomes, state };
     (announcer, publisher, Heard(said))
 }
 
@@ -190,8 +190,8 @@ impl<P: Place> Publisher<P> {
         loop {
             let due = self.due;
             tokio::select! {
-                there_are_handles = next_wish(&mut self.wishes) => {
-                    if there_are_handles { self.schedule() } else { self.wishes = None }
+                there_are_handles = next_order(&mut self.orders) => {
+                    if there_are_handles { self.schedule() } else { self.orders = None }
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => return,
             }
@@ -203,12 +203,12 @@ impl<P: Place> Publisher<P> {
     /// # Cancel safety
     /// Not cancel safe: await it outside `select!`.
     pub(super) async fn fulfil(&mut self) {
-        let Some(wishes) = &mut self.wishes else {
+        let Some(orders) = &mut self.orders else {
             return;
         };
         let (number, what) = {
-            let wish = wishes.borrow_and_update();
-            (wish.number, wish.what.clone())
+            let order = orders.borrow_and_update();
+            (order.number, order.what.clone())
         };
         let result = match what {
             What::Nothing => Ok(()),
@@ -275,8 +275,8 @@ impl<P: Place> Publisher<P> {
     }
 
     fn schedule(&mut self) {
-        let Some(wishes) = &self.wishes else { return };
-        self.due = match wishes.borrow().what {
+        let Some(orders) = &self.orders else { return };
+        self.due = match orders.borrow().what {
             What::Nothing => None,
             What::Announce(_) => Some(self.not_before),
             What::Withdraw => Some(Instant::now()),
@@ -285,9 +285,9 @@ impl<P: Place> Publisher<P> {
 }
 
 /// Waits for the next request; false if none can come.
-async fn next_wish(wishes: &mut Option<watch::Receiver<Wish>>) -> bool {
-    match wishes {
-        Some(wishes) => wishes.changed().await.is_ok(),
+async fn next_order(orders: &mut Option<watch::Receiver<Order>>) -> bool {
+    match orders {
+        Some(orders) => orders.changed().await.is_ok(),
         None => pending().await,
     }
 }

@@ -196,7 +196,7 @@ mod tests {
         let old = writer(&dir, &["shop"]);
         old.in_charge.cancel();
         until_namespaces(&dir, 1).await;
-        let heir = writer(&dir, &["shop", "new", "newer"]);
+        let successor = writer(&dir, &["shop", "new", "newer"]);
         let in_vain = writer(&dir, &[]);
         in_vain.stop.cancel();
         in_vain.running.wait().await;
@@ -210,10 +210,10 @@ mod tests {
             Some(2),
             "the successor, or an agent never in charge, has written"
         );
-        heir.in_charge.cancel();
+        successor.in_charge.cancel();
         until_namespaces(&dir, 3).await;
-        heir.stop.cancel();
-        heir.running.wait().await;
+        successor.stop.cancel();
+        successor.running.wait().await;
         assert_eq!(namespaces(&dir), Some(3));
     }
 

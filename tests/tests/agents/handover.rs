@@ -9,11 +9,11 @@ use tests::{
     agent::{Agent, Dirs, SOON},
     eventually,
     exec::Place,
-    heir::Heir,
     kernel::{self, Inventory},
     objects::{MESH, MODE},
     probe::{self, Client, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
+    successor::Successor,
 };
 
 /// Longer than an agent waits for its successor: 30 s.
@@ -124,7 +124,7 @@ fn handed_over_ten_times_under_load() {
 
 #[test]
 fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
-    scenario("handover-heir", |net| {
+    scenario("handover-next", |net| {
         let (pair, stranger) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
         answered(&dial(&pair.client, &pair)?)?;
@@ -134,12 +134,12 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
         // Kills the successor at times from before it asks until after it has switched.
         for delay_ms in (0..10).map(|step| step * 20) {
             let agent = &pair.agents[1];
-            let heir = agent.spawn_heir()?;
+            let successor = agent.spawn_successor()?;
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(delay_ms) {
                 answered_or_cut(&dial(&pair.client, &pair)?)?;
             }
-            drop(heir); // SIGKILL
+            drop(successor); // SIGKILL
             let old = agent.pid()?.as_raw();
             // Either the old agent goes on, or it had handed over; then it ends, and the next one
             // starts afresh.
@@ -161,8 +161,8 @@ fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
             }
             eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
         }
-        println!("{survived} of 10 heirs died before they had switched");
-        ensure!(survived > 0, "no heir died early enough");
+        println!("{survived} of 10 successors died before they had switched");
+        ensure!(survived > 0, "no successor died early enough");
         let attempts = prober.finish()?;
         ensure!(attempts.ok == 0, "the strict pod was open: {attempts:?}");
         wait_back(&pair.nodes[1], &before)
@@ -219,7 +219,7 @@ fn what_a_dead_heir_has_changed_is_as_it_was() {
         let before = facts()?;
         ensure!(before.1.len() == 3, "three programs hold a pod: {before:?}");
 
-        let heir = Heir::ask(node)?;
+        let successor = Successor::ask(node)?;
         // A successor writes another world and other settings: no pod known, held or refused.
         for map in ["CLASSIFIED", "ENROLLED", "LOCAL", "ADDRESSES", "PORTS"] {
             let all = kernel::entries(node, map)?;
@@ -235,7 +235,7 @@ fn what_a_dead_heir_has_changed_is_as_it_was() {
         }
         std::fs::remove_file(layout.join("links/nm_unclassified_ingress"))?;
         ensure!(works().is_err(), "nothing has changed");
-        drop(heir);
+        drop(successor);
         eventually(SOON, || {
             let now = facts()?;
             ensure!(now == before, "{before:#?} became {now:#?}");
@@ -254,12 +254,12 @@ fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
         let (pair, _) = Pair::strict(net, &DRAINS)?;
         let open = ServeSpec::both_families(PORT, Talk::Lines);
         let _services = (pair.serve(Talk::Lines)?, probe::serve(&pair.client, &open)?);
-        let heir = Heir::ask(&pair.nodes[1])?;
+        let successor = Successor::ask(&pair.nodes[1])?;
         let held = starting(&pair)?;
         eventually(SOON, || refused(&held, &pair.client))?;
         // Connections that have nothing to do with it go on.
         answered(&dial(&pair.client, &pair)?)?;
-        drop(heir);
+        drop(successor);
         let agent = &pair.agents[1];
         agent.wait_state(&held, "held")?;
         refused(&held, &pair.client)?;
@@ -285,21 +285,21 @@ fn an_heir_that_is_too_slow_changes_nothing_any_more() {
         let (pair, _) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
         let (node, agent) = (&pair.nodes[1], &pair.agents[1]);
-        let mut heir = agent.spawn_heir()?;
-        heir.wait_for_line("taking over", SOON)?;
-        heir.signal(Signal::SIGSTOP)?;
+        let mut successor = agent.spawn_successor()?;
+        successor.wait_for_line("taking over", SOON)?;
+        successor.signal(Signal::SIGSTOP)?;
         eventually(PATIENCE, || {
             ensure!(agent.log().contains("this one goes on"), "it waits: {}", agent.log());
             Ok(())
         })?;
         eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
         let (before, programs) = (at_rest(node)?, kernel::programs_on(node)?);
-        heir.signal(Signal::SIGCONT)?;
-        let output = heir.wait(SOON)?;
+        successor.signal(Signal::SIGCONT)?;
+        let output = successor.wait(SOON)?;
         ensure!(!output.status.success(), "{output}");
         ensure!(output.stderr.contains("was not ready to take over within 20 s"), "{output}");
         let now = kernel::programs_on(node)?;
-        ensure!(now == programs, "the heir has swapped programs: {programs:?} became {now:?}");
+        ensure!(now == programs, "the successor has swapped programs: {programs:?} became {now:?}");
         wait_back(node, &before)?;
         answered(&dial(&pair.client, &pair)?)
     });
@@ -341,7 +341,7 @@ fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
         let prober = load(&stranger, &pair, 1, false)?;
         for delay_ms in (0..10).map(|step| step * 20) {
             let agent = &pair.agents[1];
-            let old = agent.replace(agent.spawn_heir()?)?;
+            let old = agent.replace(agent.spawn_successor()?)?;
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(delay_ms) {
                 answered(&dial(&pair.client, &pair)?)?;

@@ -217,7 +217,7 @@ fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
 
 #[test]
 fn an_heir_answers_while_its_predecessor_drains() {
-    scenario("metrics-heir", |net| {
+    scenario("metrics-next", |net| {
         let (pair, _) = Pair::strict(net, &OPTIONS)?;
         let _service = pair.serve(Talk::Lines)?;
         let started = |samples: &BTreeMap<String, f64>| samples["nodemesh_start_time_seconds"];

@@ -191,29 +191,29 @@ fn link_local(pair: &Pair<'_>, neighbour: &Place) -> Result<SocketAddr> {
 
 #[test]
 fn a_completed_pod_takes_nothing_from_the_heir_of_its_address() {
-    scenario("regress-heir", |net| {
+    scenario("regress-next", |net| {
         let (pair, neighbour) = with_neighbour(net, "permissive")?;
         // The old pod is done and its address free, but its namespace is still there.
         let file = objects::pod_file(&pair.server);
         let text = fs::read_to_string(net.objects().dir().join(&file))?;
         net.objects().write(&file, &text.replace("phase: Running", "phase: Succeeded"))?;
         say(&pair.server, "ip link del eth0")?;
-        let spec = PodSpec::new(SHOP, "heir").annotation(MODE, "strict");
-        let heir = net.pod_at(&pair.nodes[1], spec, pair.server.number())?;
-        ensure!(heir.v4 == pair.server.v4);
+        let spec = PodSpec::new(SHOP, "successor").annotation(MODE, "strict");
+        let successor = net.pod_at(&pair.nodes[1], spec, pair.server.number())?;
+        ensure!(successor.v4 == pair.server.v4);
         say(&pair.nodes[1], "ip neigh flush dev cni0")?;
         say(&neighbour, "ip neigh flush dev eth0")?;
-        let _service = probe::serve(&heir, &ServeSpec::both_families(PORT, Talk::Exchange))?;
-        pair.agents[1].wait_enrolled(&[&heir])?;
+        let _service = probe::serve(&successor, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        pair.agents[1].wait_enrolled(&[&successor])?;
         let tell = || format!("{:?}", pair.agents.each_ref().map(Agent::status));
-        let by_peer = || answered(&dial(&pair.client, heir.at(PORT))?).with_context(tell);
-        let by_stranger = || refused(&dial(&neighbour, heir.at(PORT))?).with_context(tell);
+        let by_peer = || answered(&dial(&pair.client, successor.at(PORT))?).with_context(tell);
+        let by_stranger = || refused(&dial(&neighbour, successor.at(PORT))?).with_context(tell);
         by_stranger()?;
         eventually(SOON, by_peer)?;
         // The old pod's grace ends in this time.
         throughout(Duration::from_secs(6), || by_stranger().and_then(|()| by_peer()))?;
-        let id = spiffe_id(SHOP, "heir");
-        pair.agents[0].wait_flow("to the heir", |flow| {
+        let id = spiffe_id(SHOP, "successor");
+        pair.agents[0].wait_flow("to the successor", |flow| {
             flow.is_mtls() && flow.server.identity.as_ref() == Some(&id)
         })?;
         Ok(())

@@ -260,22 +260,22 @@ fn a_vanished_namespace_and_a_reused_address_leave_nothing_behind() {
         net.wait_freed(&pair.nodes[1], &pair.server)?;
         net.objects().remove_pod(&pair.server)?;
         // Another pod gets the address, and is not in the mesh.
-        let spec = PodSpec::new("other", "heir");
-        let heir = net.pod_at(&pair.nodes[1], spec, pair.server.number())?;
-        ensure!(heir.v4 == pair.server.v4);
-        let _service = probe::serve(&heir, &ServeSpec::both_families(PORT, Talk::Exchange))?;
-        for to in [heir.at(PORT), heir.at6(PORT)] {
+        let spec = PodSpec::new("other", "successor");
+        let successor = net.pod_at(&pair.nodes[1], spec, pair.server.number())?;
+        ensure!(successor.v4 == pair.server.v4);
+        let _service = probe::serve(&successor, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        for to in [successor.at(PORT), successor.at6(PORT)] {
             let seen = probe::dial(&pair.client, &DialSpec::say(to, "hello"))?;
             ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
         }
         // And then it joins, under its own identity.
-        net.objects().label_pod(&heir, Some("enabled"))?;
-        pair.agents[1].wait_enrolled(&[&heir])?;
+        net.objects().label_pod(&successor, Some("enabled"))?;
+        pair.agents[1].wait_enrolled(&[&successor])?;
         pair.agents[0].wait_peers(1)?;
-        let seen = probe::dial(&pair.client, &DialSpec::say(heir.at(PORT), "hello"))?;
+        let seen = probe::dial(&pair.client, &DialSpec::say(successor.at(PORT), "hello"))?;
         ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "{seen:?}");
-        let id = tests::flow::spiffe_id("other", "heir");
-        pair.agents[0].wait_flow("to the heir", |flow| {
+        let id = tests::flow::spiffe_id("other", "successor");
+        pair.agents[0].wait_flow("to the successor", |flow| {
             flow.is_mtls() && flow.server.identity.as_ref() == Some(&id)
         })?;
         Ok(())
