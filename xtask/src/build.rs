@@ -82,7 +82,12 @@ mod tests {
         let workspace = Workspace::here();
         let programs = features(&workspace, "normal,build");
         let tests = features(&workspace, "normal,build,dev");
-        let other: Vec<_> = programs.symmetric_difference(&tests).collect();
+        // A package that only tests use is compiled once.
+        let package =
+            |line: &String| line.split(' ').take(2).map(str::to_owned).collect::<Vec<_>>();
+        let both: BTreeSet<_> = programs.iter().map(package).collect();
+        let other: Vec<_> =
+            tests.difference(&programs).filter(|line| both.contains(&package(line))).collect();
         assert!(
             programs.len() > 100 && other.is_empty(),
             "compiled twice, and all above it: {other:?}; tests/Cargo.toml says what to do"

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 use tests::{
     Net, PORT, Pair, Pod, PodSpec, SHOP,
+    flow::Flow,
     probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
@@ -53,8 +54,10 @@ fn an_endpoint_that_does_not_listen_is_a_reset_with_a_reason() {
         let ends = |end| conns.iter().filter(|conn| conn.end == end).count();
         ensure!(ends(End::Fin) > 0 && ends(End::Reset) > 0, "{conns:?}");
         ensure!(ends(End::Fin) + ends(End::Reset) == 20, "{conns:?}");
-        let flow =
-            pair.agents[0].wait_flow("refused", |flow| flow.outcome == "application_refused")?;
+        // One endpoint is on the client's node, whose agent then has a record of both sides.
+        let refused =
+            |flow: &Flow| flow.outcome == "application_refused" && flow.direction == "outbound";
+        let flow = pair.agents[0].wait_flow("refused", refused)?;
         ensure!(flow.service.as_deref() == Some("shop/cart"), "{flow:?}");
         ensure!(flow.fault.as_deref() == Some("application"), "{flow:?}");
         Ok(())

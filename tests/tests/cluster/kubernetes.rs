@@ -160,7 +160,7 @@ fn nodes(cluster: &Cluster) -> Result<Vec<String>> {
             // The kubelet makes this directory for the agents' volume, and leaves it.
             "ls -A /run/nodemesh 2>/dev/null || true",
             "find /run -mindepth 1 -maxdepth 1 ! -path /run/nodemesh | sort",
-            "find /etc /opt /run /var/lib/cni /var/lib/kubelet -iname '*mesh*' ! -path /run/nodemesh 2>/dev/null | sort",
+            "find /etc /opt /run /var/lib/cni /var/lib/kubelet -iname '*mesh*' ! -path /run/nodemesh ! -path '*/rootfs/*' 2>/dev/null | sort",
             "ip rule; ip -6 rule; ip route; ip -6 route | grep -v ' dev veth'", // a pod's own
             &format!("find {} -maxdepth 1 -type d | sort", tests::cgroup::mount().display()),
             "grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf 2>/dev/null | grep -v /veth | sort",
