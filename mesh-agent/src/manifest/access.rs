@@ -6,25 +6,25 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use serde_json::{Value, json};
 
 use super::{AGENT, ManifestError, NAMESPACE, Part, events, part};
-use crate::source::CA_NOTICE;
+use crate::source::{CA_NOTICE, KINDS};
 
 pub(super) const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
     let (group, resource, verb) = events::MARKER;
+    let mut rules = reading();
+    rules.extend([
+        json!({"apiGroups": ["nodemesh.dev"], "resources": ["meshnodes"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]}),
+        json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}),
+        json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]}),
+    ]);
     Ok(vec![
         part::<ServiceAccount>("The agents.", account(AGENT))?,
         part::<ClusterRole>(
             "What agents read of the cluster, and the two things they write: their MeshNode, and Events, by the\npolicy below, which knows this role by a permission that means nothing else. No write to pods or nodes.",
             json!({
                 "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(AGENT)},
-                "rules": [
-                    {"apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services"], "verbs": ["get", "list", "watch"]},
-                    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
-                    {"apiGroups": ["nodemesh.dev"], "resources": ["meshnodes"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
-                    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-                    {"apiGroups": [group], "resources": [resource], "verbs": [verb]},
-                ],
+                "rules": rules,
             }),
         )?,
         part::<ClusterRoleBinding>("", cluster_role_binding(AGENT))?,
@@ -40,6 +40,19 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
         )?,
         part::<RoleBinding>("", role_binding(AGENT))?,
     ])
+}
+
+/// To read the kinds that the world is made of, a rule for each API group.
+fn reading() -> Vec<Value> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for kind in KINDS {
+        match groups.iter_mut().find(|(group, _)| *group == kind.group) {
+            Some((_, plurals)) => plurals.push(kind.plural),
+            None => groups.push((kind.group, vec![kind.plural])),
+        }
+    }
+    let rule = |(group, plurals): (&str, Vec<&str>)| json!({"apiGroups": [group], "resources": plurals, "verbs": ["get", "list", "watch"]});
+    groups.into_iter().map(rule).collect()
 }
 
 /// The name of a cluster-wide object.

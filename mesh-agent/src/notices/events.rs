@@ -12,6 +12,7 @@ use mesh_world::NodeName;
 use tokio::time::timeout;
 
 use super::collect::{Key, Notice};
+use crate::source::kind_named;
 
 /// The reporting controller, as an admission policy wants it.
 pub(crate) const CONTROLLER: &str = "nodemesh.dev/mesh-agent";
@@ -80,11 +81,7 @@ impl Events {
 }
 
 fn api_version(kind: &str) -> &'static str {
-    match kind {
-        "MeshNode" => "nodemesh.dev/v1alpha1",
-        "EndpointSlice" => "discovery.k8s.io/v1",
-        _ => "v1",
-    }
+    kind_named(kind).map_or("nodemesh.dev/v1alpha1", |known| known.api_version)
 }
 
 fn shortened(note: &str) -> &str {

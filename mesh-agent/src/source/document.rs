@@ -2,49 +2,11 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use mesh_world::{
-    EndpointSliceObject, FieldError, FileLines, NamespaceObject, NodeObject, Objects, Origin,
-    PodObject, ServiceObject,
-};
-use serde::de::DeserializeOwned;
+use mesh_world::{FieldError, FileLines, Origin};
 
 use super::error::SourceError;
+use super::kinds::{ForKind, KINDS, Kind, KindName, Object, for_kind, kind_named};
 use super::tree::{self, Tree};
-
-/// One object of a kind that the mesh needs, shared with the world.
-#[derive(Clone, Debug)]
-pub(super) enum Object {
-    Namespace(Arc<NamespaceObject>),
-    Node(Arc<NodeObject>),
-    Pod(Arc<PodObject>),
-    Service(Arc<ServiceObject>),
-    EndpointSlice(Arc<EndpointSliceObject>),
-}
-
-impl Object {
-    pub(super) fn origin(&self) -> &Origin {
-        match self {
-            Self::Namespace(object) => &object.origin,
-            Self::Node(object) => &object.origin,
-            Self::Pod(object) => &object.origin,
-            Self::Service(object) => &object.origin,
-            Self::EndpointSlice(object) => &object.origin,
-        }
-    }
-
-    /// Adds it to the objects in force.
-    pub(super) fn insert_into(&self, objects: &mut Objects) {
-        match self {
-            Self::Namespace(object) => objects.insert_namespace(Arc::clone(object)),
-            Self::Node(object) => objects.insert_node(Arc::clone(object)),
-            Self::Pod(object) => objects.insert_pod(Arc::clone(object)),
-            Self::Service(object) => objects.insert_service(Arc::clone(object)),
-            Self::EndpointSlice(object) => objects.insert_slice(Arc::clone(object)),
-        }
-    }
-}
 
 /// Reads a file's text. Reports everything that is wrong with it, not only the first error.
 pub(super) fn parse_file(file: &Arc<str>, text: &str) -> Result<Vec<Object>, Vec<SourceError>> {
@@ -78,50 +40,32 @@ impl Reader<'_> {
                 .hint("give it the texts apiVersion and kind");
             return self.errors.push(error);
         };
-        match (version.as_str(), kind.as_str()) {
-            ("v1", "Namespace") => self.object(&kind, tree, |object: &Namespace, locate| {
-                NamespaceObject::parse(object, locate).map(|it| Object::Namespace(Arc::new(it)))
-            }),
-            ("v1", "Node") => self.object(&kind, tree, |object: &Node, locate| {
-                NodeObject::parse(object, locate).map(|it| Object::Node(Arc::new(it)))
-            }),
-            ("v1", "Pod") => self.object(&kind, tree, |object: &Pod, locate| {
-                PodObject::parse(object, locate).map(|it| Object::Pod(Arc::new(it)))
-            }),
-            ("v1", "Service") => self.object(&kind, tree, |object: &Service, locate| {
-                ServiceObject::parse(object, locate).map(|it| Object::Service(Arc::new(it)))
-            }),
-            ("discovery.k8s.io/v1", "EndpointSlice") => {
-                self.object(&kind, tree, |object: &EndpointSlice, locate| {
-                    let slice = EndpointSliceObject::parse(object, locate);
-                    slice.map(|it| Object::EndpointSlice(Arc::new(it)))
-                });
+        let known = kind_named(&kind).filter(|known| known.api_version == version);
+        if known.is_some() {
+            let read = ReadObject { reader: self, tree };
+            let _: Option<()> = for_kind(&kind, read);
+        } else if is_list(&version, &kind) {
+            let items = tree.remove("items").and_then(Tree::into_items).unwrap_or_default();
+            let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
+            for item in items {
+                self.document(item, item_kind.map(|kind| (version.as_str(), kind)));
             }
-            (version, list) if is_list(version, list) => {
-                let items = tree.remove("items").and_then(Tree::into_items).unwrap_or_default();
-                let item_kind = list.strip_suffix("List").filter(|kind| !kind.is_empty());
-                for item in items {
-                    self.document(item, item_kind.map(|kind| (version, kind)));
-                }
-            }
-            (version, kind) => self.other_kind(&tree, version, kind),
+        } else {
+            self.other_kind(&tree, &version, &kind);
         }
     }
 
-    fn object<K: DeserializeOwned>(
-        &mut self,
-        kind: &str,
-        tree: Tree,
-        convert: impl FnOnce(&K, &dyn Fn(Origin) -> Origin) -> Result<Object, FieldError>,
-    ) {
+    fn object<K: Kind>(&mut self, tree: Tree) {
+        let kind = K::NAME.kind;
         let name = display_name(kind, &tree);
         let lines = FileLines::new(tree.place(), tree.fields());
         let converted = tree
-            .deserialize::<K>()
+            .deserialize::<K::Api>()
             .map_err(|error| with_type_hint(error, kind))
             .and_then(|object| {
                 let kept = Arc::new(lines.only(may_be_complained_about));
-                convert(&object, &|origin| origin.in_file(Arc::clone(self.file), Arc::clone(&kept)))
+                let locate = |it: Origin| it.in_file(Arc::clone(self.file), Arc::clone(&kept));
+                K::convert(&object, locate)
             });
         match converted {
             Ok(object) => self.objects.push(object),
@@ -133,14 +77,12 @@ impl Reader<'_> {
     }
 
     fn other_kind(&mut self, tree: &Tree, version: &str, kind: &str) {
-        let ours = match kind {
-            "Namespace" | "Node" | "Pod" | "Service" => Some(("v1", !version.contains('/'))),
-            "EndpointSlice" => {
-                Some(("discovery.k8s.io/v1", version.starts_with("discovery.k8s.io/")))
-            }
-            _ => None,
+        let is_of_group = |known: &&KindName| match known.group {
+            "" => !version.contains('/'),
+            group => version.strip_prefix(group).is_some_and(|rest| rest.starts_with('/')),
         };
-        if let Some((expected, true)) = ours {
+        if let Some(known) = kind_named(kind).filter(is_of_group) {
+            let expected = known.api_version;
             let place = tree.get("apiVersion").unwrap_or(tree).place();
             let message = format!("{version:?} is not a known version of {kind}");
             let error = FieldError::new("apiVersion", message).hint(format!("write {expected}"));
@@ -152,12 +94,26 @@ impl Reader<'_> {
     }
 }
 
+/// An object that is read as its kind wants it.
+struct ReadObject<'r, 'a> {
+    reader: &'r mut Reader<'a>,
+    tree: Tree,
+}
+
+impl ForKind for ReadObject<'_, '_> {
+    type Done = ();
+
+    fn run<K: Kind>(self) {
+        self.reader.object::<K>(self.tree);
+    }
+}
+
+/// Whether it is a list of any kinds, or of one of ours.
 fn is_list(version: &str, kind: &str) -> bool {
-    matches!(
-        (version, kind),
-        ("v1", "List" | "NamespaceList" | "NodeList" | "PodList" | "ServiceList")
-            | ("discovery.k8s.io/v1", "EndpointSliceList")
-    )
+    let of_kind = |known: &KindName| {
+        kind.strip_suffix("List") == Some(known.kind) && version == known.api_version
+    };
+    (version, kind) == ("v1", "List") || KINDS.iter().any(of_kind)
 }
 
 /// `Pod shop/cart`, as far as the document says.

@@ -8,10 +8,10 @@ use mesh_api::ProblemCode;
 use mesh_world::{Memory, MeshNode, Objects};
 use tokio::time::Instant;
 
-use super::document::Object;
 use super::error::SourceError;
 use super::file_announcer::file_of;
 use super::kept::{Kept, KeptFile};
+use super::kinds::Object;
 
 /// What an earlier agent wrote down, if anything.
 pub struct Earlier {
@@ -55,12 +55,7 @@ impl Earlier {
     pub(super) fn objects_by_file(&self) -> BTreeMap<Arc<str>, Vec<Object>> {
         let mut files: BTreeMap<Arc<str>, Vec<Object>> = BTreeMap::new();
         let Some(objects) = self.all_objects() else { return files };
-        let all = (objects.namespaces().map(|it| Object::Namespace(Arc::clone(it))))
-            .chain(objects.nodes().map(|it| Object::Node(Arc::clone(it))))
-            .chain(objects.pods().map(|it| Object::Pod(Arc::clone(it))))
-            .chain(objects.services().map(|it| Object::Service(Arc::clone(it))))
-            .chain(objects.slices().map(|it| Object::EndpointSlice(Arc::clone(it))));
-        for object in all {
+        for object in Object::all(objects) {
             if let Some(file) = object.origin().file() {
                 files.entry(Arc::clone(file)).or_default().push(object);
             }

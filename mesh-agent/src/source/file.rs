@@ -16,9 +16,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::directory::{Change, Directory};
-use super::document::{Object, parse_file};
+use super::document::parse_file;
 use super::earlier::Earlier;
 use super::error::OpenError;
+use super::kinds::Object;
 use super::last_good::{LastGood, log_new};
 use super::merge::Merged;
 use super::state::{Knowledge, SourceState};

@@ -12,8 +12,9 @@ use mesh_world::{
 };
 use serde_json::{Number, Value};
 
-use super::document::{Object, parse_file};
+use super::document::parse_file;
 use super::error::SourceError;
+use super::kinds::Object;
 use super::{file_announcer, tree};
 use fuzz_input::Input;
 
@@ -128,15 +129,7 @@ fn world<'a>(all: impl Iterator<Item = &'a Object>) -> Objects {
 }
 
 fn insert<'a>(objects: &mut Objects, all: impl Iterator<Item = &'a Object>) {
-    for object in all.cloned() {
-        match object {
-            Object::Namespace(object) => objects.insert_namespace(object),
-            Object::Node(object) => objects.insert_node(object),
-            Object::Pod(object) => objects.insert_pod(object),
-            Object::Service(object) => objects.insert_service(object),
-            Object::EndpointSlice(object) => objects.insert_slice(object),
-        }
-    }
+    all.for_each(|object| object.insert_into(objects));
 }
 
 /// Whether no two objects have one name or UID. Of such two the later one counts, so that their

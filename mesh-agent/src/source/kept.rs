@@ -15,15 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use mesh_world::{
-    Announcements, Claim, EndpointSliceObject, FileLines, Incumbents, Memory, NamespaceObject,
-    NodeName, NodeObject, Objects, Origin, PodObject, ServiceObject,
+    Announcements, Claim, FileLines, Incumbents, Memory, MeshNode, NodeName, Objects, Origin,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::kinds::{ForKind, Kind, Object, for_kind};
 
 /// Rises when a file of today could be misread.
 const FORMAT: u32 = 1;
@@ -231,17 +230,7 @@ impl KeptFile {
         let mut lines = Lines { to: BufWriter::new(file), bytes: 0, count: 0 };
         lines.put(&self.header)?;
         lines.count = 0;
-        objects
-            .namespaces()
-            .try_for_each(|it| lines.put_object(&Namespace::from(&**it), &it.origin))?;
-        objects.nodes().try_for_each(|it| lines.put_object(&Node::from(&**it), &it.origin))?;
-        objects.pods().try_for_each(|it| lines.put_object(&Pod::from(&**it), &it.origin))?;
-        objects
-            .services()
-            .try_for_each(|it| lines.put_object(&Service::from(&**it), &it.origin))?;
-        objects
-            .slices()
-            .try_for_each(|it| lines.put_object(&EndpointSlice::from(&**it), &it.origin))?;
+        Object::all(objects).try_for_each(|it| lines.put_object(&it))?;
         memory.announcements.values().try_for_each(|it| lines.put(&**it))?;
         for (address, nodes) in memory.incumbents.iter() {
             let (kind, nodes) = (ContestedKind::ContestedAddress, nodes.to_vec());
@@ -274,8 +263,8 @@ struct Lines<W> {
 
 impl<W: Write> Lines<W> {
     /// An object, and the file in which it stood.
-    fn put_object(&mut self, object: &impl Serialize, origin: &Origin) -> Result<(), KeptError> {
-        let Some(file) = origin.file() else { return self.put(object) };
+    fn put_object(&mut self, object: &Object) -> Result<(), KeptError> {
+        let Some(file) = object.origin().file() else { return self.put(object) };
         let mut value = serde_json::to_value(object).map_err(io::Error::from)?;
         if let Some(fields) = value.as_object_mut() {
             fields.insert(FILE.to_owned(), Value::from(&**file));
@@ -302,35 +291,33 @@ pub(super) fn insert(
 ) -> Result<(), String> {
     let file = value.as_object_mut().and_then(|fields| fields.remove(FILE));
     let file: Option<Arc<str>> = file.as_ref().and_then(Value::as_str).map(Arc::from);
-    let locate = |origin: Origin| match &file {
-        Some(file) => origin.in_file(Arc::clone(file), Arc::new(FileLines::unknown())),
-        None => origin,
-    };
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
-    let said = |error: mesh_world::FieldError| error.to_string();
-    match kind {
-        "Namespace" => objects.insert_namespace(
-            NamespaceObject::parse(&object::<Namespace>(value)?, locate).map_err(said)?,
-        ),
-        "Node" => {
-            objects.insert_node(NodeObject::parse(&object::<Node>(value)?, locate).map_err(said)?);
-        }
-        "Pod" => {
-            objects.insert_pod(PodObject::parse(&object::<Pod>(value)?, locate).map_err(said)?);
-        }
-        "Service" => objects.insert_service(
-            ServiceObject::parse(&object::<Service>(value)?, locate).map_err(said)?,
-        ),
-        "EndpointSlice" => objects.insert_slice(
-            EndpointSliceObject::parse(&object::<EndpointSlice>(value)?, locate).map_err(said)?,
-        ),
-        "MeshNode" => {
-            let announcement: mesh_world::MeshNode = object(value)?;
-            announcements.insert(announcement.node.clone(), Arc::new(announcement));
-        }
-        other => return Err(format!("unknown kind {other:?}")),
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if kind == "MeshNode" {
+        let announcement: MeshNode = object(value)?;
+        announcements.insert(announcement.node.clone(), Arc::new(announcement));
+        return Ok(());
     }
+    let read = for_kind(&kind, ReadObject { value, file });
+    read.unwrap_or_else(|| Err(format!("unknown kind {kind:?}")))?.insert_into(objects);
     Ok(())
+}
+
+/// An object, and the file in which it stood.
+struct ReadObject {
+    value: Value,
+    file: Option<Arc<str>>,
+}
+
+impl ForKind for ReadObject {
+    type Done = Result<Object, String>;
+
+    fn run<K: Kind>(self) -> Self::Done {
+        let locate = |origin: Origin| match self.file {
+            Some(file) => origin.in_file(file, Arc::new(FileLines::unknown())),
+            None => origin,
+        };
+        K::convert(&object::<K::Api>(self.value)?, locate).map_err(|error| error.to_string())
+    }
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> Result<T, String> {

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use mesh_world::{ObjectName, Objects, Origin, PodUid};
+use mesh_world::{Objects, Origin, PodUid};
 
-use super::document::Object;
 use super::error::SourceError;
+use super::kinds::{self, Object};
 use super::last_good::LastGood;
 
 /// The objects in force, and the duplicates.
@@ -166,14 +166,9 @@ pub(super) fn owns(owner: Option<&Owner>, (file, index): &Spot) -> bool {
 
 /// Removes what was in force under a key. A pod goes by its UID, as the world knows it.
 fn remove(objects: &mut Objects, (kind, namespace, name): &Key) {
-    let named = || ObjectName::new(namespace.as_deref().unwrap_or_default(), name);
     match *kind {
-        "Namespace" => objects.remove_namespace(name),
-        "Node" => objects.remove_node(name),
-        "Service" => objects.remove_service(&named()),
-        "EndpointSlice" => objects.remove_slice(&named()),
         UID => PodUid::parse(name).iter().for_each(|uid| objects.remove_pod(uid)),
-        _ => {}
+        kind => kinds::remove(objects, kind, namespace.as_deref(), name),
     }
 }
 
@@ -183,12 +178,7 @@ const UID: &str = "uid";
 /// The name, and for a pod the UID.
 pub(super) fn keys(object: &Object) -> impl Iterator<Item = Key> {
     let Origin { kind, namespace, name, .. } = object.origin();
-    let uid = match object {
-        Object::Pod(pod) => Some((UID, None, Arc::from(pod.uid.as_str()))),
-        Object::Namespace(_) | Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) => {
-            None
-        }
-    };
+    let uid = object.uid().map(|uid| (UID, None, Arc::from(uid.as_str())));
     [Some((*kind, namespace.clone(), Arc::clone(name))), uid].into_iter().flatten()
 }
 

@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::directory::{Change, Content};
-use super::document::{Object, parse_file};
+use super::document::parse_file;
 use super::error::SourceError;
+use super::kinds::Object;
 use super::last_good::LastGood;
 use super::merge::{Key, Merged, Owner, duplicate, keys, owns};
 
@@ -65,13 +66,7 @@ fn merge_all(
             continue;
         }
         taken.extend(keys(object).map(|key| (key, (spot, object.origin()))));
-        match object {
-            Object::Namespace(object) => objects.insert_namespace(Arc::clone(object)),
-            Object::Node(object) => objects.insert_node(Arc::clone(object)),
-            Object::Pod(object) => objects.insert_pod(Arc::clone(object)),
-            Object::Service(object) => objects.insert_service(Arc::clone(object)),
-            Object::EndpointSlice(object) => objects.insert_slice(Arc::clone(object)),
-        }
+        object.insert_into(&mut objects);
     }
     let there = |kind, name: &ObjectName| {
         taken.contains_key(&(kind, Some(Arc::clone(&name.namespace)), Arc::clone(&name.name)))

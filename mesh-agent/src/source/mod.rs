@@ -23,6 +23,7 @@ mod keep;
 mod kept;
 #[cfg(test)]
 mod kept_tests;
+mod kinds;
 mod kubernetes;
 mod last_good;
 mod merge;
@@ -40,6 +41,7 @@ pub use file::FileSource;
 pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer, withdraw_in_file};
 pub use keep::Keep;
 pub use kept::{KeptFile, forget_kept};
+pub(crate) use kinds::{KINDS, kind_named};
 pub(crate) use kubernetes::{AWAY, Repeats, of_watch};
 pub use kubernetes::{
     CA_NOTICE, CA_NOTICE_KEY, Installation, KubeAnnouncerTask, KubeSource, NodePodsTask, Question,

@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use mesh_world::{FieldError, ObjectName, Objects, PodUid};
 
-use super::super::document::Object;
 use super::super::error::SourceError;
-
-/// The kinds that must have been listed before anything is published.
-pub(super) const KINDS: [&str; 5] = ["Namespace", "Node", "Pod", "Service", "EndpointSlice"];
+use super::super::kinds::{self, KINDS, Object};
 
 /// An object's kind, namespace and name.
 pub(super) type Name = (&'static str, Option<Arc<str>>, Arc<str>);
@@ -71,9 +68,9 @@ impl Content {
         !self.errors.keys().any(|(kind, ..)| matches!(*kind, "Pod" | "Namespace"))
     }
 
-    /// Whether every kind has been listed once.
+    /// Whether every kind has been listed once; nothing is published before.
     pub(super) fn is_listed(&self) -> bool {
-        KINDS.iter().all(|kind| self.listed.contains(kind))
+        KINDS.iter().all(|it| self.listed.contains(it.kind))
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -137,13 +134,7 @@ impl Content {
             }
         };
         self.errors.remove(&name);
-        let uid = match &object {
-            Object::Pod(pod) => Some(pod.uid.clone()),
-            Object::Namespace(_)
-            | Object::Node(_)
-            | Object::Service(_)
-            | Object::EndpointSlice(_) => None,
-        };
+        let uid = object.uid().cloned();
         // A pod that was deleted and created again under its name while the watch was broken is
         // another pod.
         if let Some(Some(before)) = self.in_force.get(&name)
@@ -159,14 +150,9 @@ impl Content {
         self.errors.remove(name);
         let Some(uid) = self.in_force.remove(name) else { return };
         let (kind, namespace, object) = name;
-        let named = || ObjectName::new(namespace.as_deref().unwrap_or_default(), object);
-        match (*kind, uid) {
-            (_, Some(uid)) => self.objects.remove_pod(&uid),
-            ("Namespace", _) => self.objects.remove_namespace(object),
-            ("Node", _) => self.objects.remove_node(object),
-            ("Service", _) => self.objects.remove_service(&named()),
-            ("EndpointSlice", _) => self.objects.remove_slice(&named()),
-            _ => {}
+        match uid {
+            Some(uid) => self.objects.remove_pod(&uid),
+            None => kinds::remove(&mut self.objects, kind, namespace.as_deref(), object),
         }
     }
 }

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::Pod;
 use mesh_world::{FieldError, PodObject};
 use serde_json::json;
 
-use super::super::document::Object;
-use super::content::{Change, Content, KINDS, Name};
+use super::super::kinds::{KINDS, Object};
+use super::content::{Change, Content, Name};
 
 fn pod(name: &str, uid: &str) -> Change {
     let meta = json!({"namespace": "shop", "name": name, "uid": uid});
@@ -104,7 +104,7 @@ fn what_cannot_be_read_when_an_agent_begins_is_as_an_earlier_one_read_it() {
 #[test]
 fn nothing_is_told_before_every_kind_has_been_listed() {
     let mut content = Content::default();
-    for kind in KINDS {
+    for kind in KINDS.iter().map(|it| it.kind) {
         assert!(!content.is_listed());
         content.apply(Change::ListBegins(kind));
         content.apply(Change::ListEnds(kind));

@@ -2,24 +2,18 @@
 
 use std::fmt::Debug;
 use std::future::ready;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use futures_util::stream::{BoxStream, SelectAll};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use futures_util::stream::{BoxStream, SelectAll, select_all};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt as _, utils::Backoff};
 use kube::{Api, Client, Resource};
-use mesh_world::{
-    EndpointSliceObject, FieldError, NamespaceObject, NodeName, NodeObject, PodObject,
-    ServiceObject,
-};
+use mesh_world::{FieldError, NodeName};
 use serde::de::DeserializeOwned;
 
-use super::super::document::Object;
+use super::super::kinds::{self, ForKind, Kind, Object, Watched};
 use super::content::{Change, Name};
 use super::told::of_watch;
 
@@ -43,47 +37,61 @@ const GONE: u16 = 410;
 
 /// All watches of the source for the agent of `node`.
 pub(super) fn all(client: &Client, node: &NodeName) -> SelectAll<BoxStream<'static, Change>> {
-    let everything = settled;
-    let own = everything().fields(&format!("spec.nodeName={node}"));
-    let mut all = SelectAll::new();
-    all.push(follow(client, "Namespace", everything(), |meta: &PartialObjectMeta<Namespace>| {
-        let namespace = Namespace { metadata: meta.metadata.clone(), ..Namespace::default() };
-        NamespaceObject::try_from(&namespace).map(|it| Object::Namespace(Arc::new(it)))
-    }));
-    all.push(follow(client, "Node", everything(), |node: &Node| {
-        NodeObject::try_from(node).map(|it| Object::Node(Arc::new(it)))
-    }));
-    all.push(follow(client, "Pod", own, |pod: &Pod| {
-        PodObject::try_from(pod).map(|it| Object::Pod(Arc::new(it)))
-    }));
-    all.push(follow(client, "Service", everything(), |service: &Service| {
-        ServiceObject::try_from(service).map(|it| Object::Service(Arc::new(it)))
-    }));
-    all.push(follow(client, "EndpointSlice", everything(), |slice: &EndpointSlice| {
-        EndpointSliceObject::try_from(slice).map(|it| Object::EndpointSlice(Arc::new(it)))
-    }));
-    all
+    select_all(kinds::for_each(Watch { client, node }))
 }
 
-fn follow<K>(
-    client: &Client,
-    kind: &'static str,
-    which: watcher::Config,
-    trim: impl Fn(&K) -> Result<Object, FieldError> + Send + 'static,
-) -> BoxStream<'static, Change>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    let is = move |object: &K| Change::Is(name(kind, object), trim(object));
-    events(Api::all(client.clone()), which)
-        .map(move |event| match event {
-            Ok(Event::Init) => Change::ListBegins(kind),
-            Ok(Event::InitApply(object) | Event::Apply(object)) => is(&object),
-            Ok(Event::Delete(object)) => Change::Gone(name(kind, &object)),
-            Ok(Event::InitDone) => Change::ListEnds(kind),
-            Err(error) => Change::Failed { kind, error: of_watch(&error) },
-        })
-        .boxed()
+/// The watch of a kind.
+#[derive(Clone, Copy)]
+struct Watch<'a> {
+    client: &'a Client,
+    node: &'a NodeName,
+}
+
+impl ForKind for Watch<'_> {
+    type Done = BoxStream<'static, Change>;
+
+    fn run<K: Kind>(self) -> Self::Done {
+        let whole = |object: &K::Api| K::convert(object, |origin| origin);
+        match K::WATCHED {
+            Watched::Whole => self.follow::<K, K::Api>(settled(), whole),
+            Watched::OfOwnNode => {
+                let own = settled().fields(&format!("spec.nodeName={}", self.node));
+                self.follow::<K, K::Api>(own, whole)
+            }
+            Watched::Metadata => {
+                self.follow::<K, PartialObjectMeta<K::Api>>(settled(), move |meta| {
+                    let mut object = K::Api::default();
+                    *k8s_openapi::Metadata::metadata_mut(&mut object) = meta.metadata.clone();
+                    whole(&object)
+                })
+            }
+        }
+    }
+}
+
+impl Watch<'_> {
+    /// Follows objects that come as `T`.
+    fn follow<K, T>(
+        self,
+        which: watcher::Config,
+        convert: impl Fn(&T) -> Result<Object, FieldError> + Send + 'static,
+    ) -> BoxStream<'static, Change>
+    where
+        K: Kind,
+        T: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let kind = K::NAME.kind;
+        let is = move |object: &T| Change::Is(name(kind, object), convert(object));
+        events(Api::<T>::all(self.client.clone()), which)
+            .map(move |event| match event {
+                Ok(Event::Init) => Change::ListBegins(kind),
+                Ok(Event::InitApply(object) | Event::Apply(object)) => is(&object),
+                Ok(Event::Delete(object)) => Change::Gone(name(kind, &object)),
+                Ok(Event::InitDone) => Change::ListEnds(kind),
+                Err(error) => Change::Failed { kind, error: of_watch(&error) },
+            })
+            .boxed()
+    }
 }
 
 /// How a kind is watched. A watch that an API server leaves hanging is given up after [`WATCH_S`].
