@@ -112,7 +112,7 @@ async fn a_connection_that_has_not_ended_gives_no_session_back() {
 #[tokio::test]
 async fn a_reset_is_an_error_with_its_code_after_all_data() {
     let mesh = Mesh::new().await;
-    for code in ResetCode::ALL {
+    for &code in ResetCode::ALL {
         let (mut client, server) = mesh.connection().await;
         let mut server = Stream::new(server);
         client.channel.send(&Frame::Data(b"half of it")).unwrap();
@@ -285,7 +285,7 @@ async fn a_peer_that_breaks_the_protocol_is_told_so() {
         let (bytes, error) = read_all(&mut server).await;
         let error = error.unwrap();
         assert_eq!((&bytes[..], error.kind()), (&b"x"[..], io::ErrorKind::InvalidData));
-        assert_eq!(session_error(&error).as_code(), code);
+        assert_eq!(session_error(&error).reason().code(), code);
         let heard = in_time("the alert", client.next()).await.unwrap_err();
         assert!(matches!(heard, SessionError::Tls { judged_by: JudgedBy::Peer, .. }), "{heard:?}");
     }
