@@ -1,5 +1,5 @@
-//! What successor and predecessor say to each other: lines of JSON, and after [`PredecessorInfo`] the
-//! listeners' descriptors in its order.
+//! What successor and predecessor say to each other: lines of JSON, and after [`PredecessorInfo`]
+//! the listeners' descriptors in its order.
 
 use std::{net::IpAddr, path::PathBuf};
 

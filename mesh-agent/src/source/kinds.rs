@@ -1,7 +1,7 @@
 //! The Kubernetes kinds that the world is made of: one row for each.
 //!
-//! Watching, reading files, merging, keeping on disk and the agents' rights follow from a row. A new
-//! kind is a row here, its type (`mesh-world/src/objects/`) and its conversion
+//! Watching, reading files, merging, keeping on disk and the agents' rights follow from a row. A
+//! new kind is a row here, its type (`mesh-world/src/objects/`) and its conversion
 //! (`mesh-world/src/kubernetes/`).
 
 use std::fmt::Debug;

@@ -21,8 +21,8 @@ pub enum JudgedBy {
 }
 
 numbered! {
-    /// Why TLS failed, and the alert that tells the other side (RFC 8446 §6.2). "The judged side" is
-    /// the one whose certificate or message was wrong.
+    /// Why TLS failed, and the alert that tells the other side (RFC 8446 §6.2). "The judged side"
+    /// is the one whose certificate or message was wrong.
     TlsReason(u8), alert, from_alert;
     WrongIdentity = 49, WrongIdentity;
     ForeignTrustDomain = 46, ForeignTrustDomain;
