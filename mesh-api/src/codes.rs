@@ -13,7 +13,7 @@ mod reason;
 mod verdict;
 
 pub use fault::Fault;
-pub use pod::PodCode;
+pub use pod::{PodCode, PodState};
 pub use problem::ProblemCode;
 pub use reason::{Outcome, PlaintextReason, Reason};
 pub use verdict::about_verdict;

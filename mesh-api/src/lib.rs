@@ -16,13 +16,13 @@ mod request;
 mod status;
 
 pub use codes::{
-    About, Fault, Outcome, PlaintextReason, PodCode, ProblemCode, Reason, about_verdict,
+    About, Fault, Outcome, PlaintextReason, PodCode, PodState, ProblemCode, Reason, about_verdict,
 };
 pub use flow::{Bytes, Direction, FlowRecord, Party, Security, TlsFacts, WirePort};
 pub use handover::{HANDOVER_VERSION, Listener, PredecessorInfo, SuccessorInfo};
 pub use mode::Mode;
 pub use plaintext::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
-pub use pod::{PodState, PodStatus};
+pub use pod::PodStatus;
 pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};
 pub use problem::ProblemFacts;
 pub use request::{Request, Response};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Mode, PlaintextFacts, PortSet};
+use crate::{Mode, PlaintextFacts, PodState, PortSet};
 
 /// How enrolment of one pod stands. Also the form in which `mesh-agent status -o json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct PodStatus {
     pub uid: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// `enrolled`, `leaving`, `held` or `not_enrolled`.
+    /// Whether it is in the mesh.
     pub state: PodState,
     /// Since when it is enrolled.
     pub since: Option<Timestamp>,
@@ -43,18 +43,4 @@ pub struct PodStatus {
     /// Its connections from before it was in the mesh, or strict, that go on in plaintext.
     #[serde(default)]
     pub plaintext: PlaintextFacts,
-}
-
-/// See [`PodStatus::state`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PodState {
-    /// Its new connections are decided about and carried.
-    Enrolled,
-    /// It has been withdrawn, and peers may not know yet.
-    Leaving,
-    /// It is strict and cannot be enrolled yet: its TCP connections are refused.
-    Held,
-    /// It is left alone.
-    NotEnrolled,
 }

@@ -13,7 +13,7 @@ pub use self::serve::{Address, keep_serving};
 
 use std::collections::BTreeMap;
 
-use mesh_api::{KnowledgeSource, PodState, Status};
+use mesh_api::{KnowledgeSource, PodState, PodStatus, Status};
 use prometheus::{
     Encoder as _, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
     core::Collector,
@@ -85,14 +85,9 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
             "This node's pods, by state: enrolled, leaving, held (strict, refused everything until they can be enrolled), not_enrolled.",
         ),
         "state",
-        [
-            ("enrolled", PodState::Enrolled),
-            ("leaving", PodState::Leaving),
-            ("held", PodState::Held),
-            ("not_enrolled", PodState::NotEnrolled),
-        ]
-        .map(|(label, state)| {
-            (label, signed(status.pods.iter().filter(|pod| pod.state == state).count()))
+        PodState::ALL.iter().map(|state| {
+            let has = |pod: &&PodStatus| pod.state == *state;
+            (state.code(), signed(status.pods.iter().filter(has).count()))
         }),
     )?;
     page.number(

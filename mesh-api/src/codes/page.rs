@@ -6,7 +6,7 @@ use std::{env, fs, path::Path};
 
 use mesh_common::verdict::{Action, Verdict};
 
-use super::{About, PlaintextReason, PodCode, ProblemCode, Reason, about_verdict};
+use super::{About, PlaintextReason, PodCode, PodState, ProblemCode, Reason, about_verdict};
 use crate::Fault;
 
 /// Set, the page is written and not compared.
@@ -43,7 +43,12 @@ const PLAINTEXT: &str = "
 And why one that the agent carried went in plaintext (`security` of a record in `flows -o json`):
 ";
 
-const PODS: &str = "
+const POD_STATES: &str = "
+## Pods
+The state of a pod in `status`, and the label of `nodemesh_pods`:
+";
+
+const POD_CODES: &str = "
 ## Why a pod is not in the mesh
 The code before the reason in `status`. From `no_address` on, a strict pod is held meanwhile, if its
 cgroup is known.
@@ -88,7 +93,9 @@ fn page() -> String {
     table(&mut page, "", Reason::ALL.iter().map(|it| plain(it.about())));
     page += PLAINTEXT;
     table(&mut page, "", PlaintextReason::ALL.iter().map(|it| plain(it.about())));
-    page += PODS;
+    page += POD_STATES;
+    table(&mut page, "", PodState::ALL.iter().map(|it| plain(it.about())));
+    page += POD_CODES;
     table(&mut page, "", PodCode::ALL.iter().map(|it| plain(it.about())));
     page += PROBLEMS;
     table(&mut page, "", ProblemCode::ALL.iter().map(|it| plain(it.about())));
@@ -161,7 +168,10 @@ fn every_code_is_well_formed_and_explained_and_unique_in_its_table() {
 }
 
 #[test]
-fn a_fault_is_written_as_its_code() {
+fn faults_and_states_are_written_as_their_codes() {
+    for state in PodState::ALL {
+        assert_eq!(serde_json::to_string(state).unwrap(), format!("\"{}\"", state.code()));
+    }
     for fault in Fault::ALL {
         let row = format!("| `{}` |", fault.code());
         assert!(FAULTS.contains(&row), "{row}");

@@ -1,6 +1,28 @@
-//! Why a pod is not in the mesh.
+//! Whether a pod is in the mesh, and if not, why not.
+
+use serde::{Deserialize, Serialize};
 
 use super::codes;
+
+codes! {
+    /// Whether a pod is in the mesh, as [`PodStatus`](crate::PodStatus) shows it.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    PodState {
+    Enrolled "enrolled" none
+        "its new connections are decided about and carried",
+        "", "";
+    Leaving "leaving" none
+        "it has been withdrawn, and peers may not know yet",
+        "", "wait 3 s";
+    Held "held" none
+        "it is strict and cannot be enrolled yet: its TCP connections are refused",
+        "", "the code beside it says why";
+    NotEnrolled "not_enrolled" none
+        "it is left alone",
+        "", "the code beside it says why";
+    }
+}
 
 codes! {
     /// Why a pod is not in the mesh. Without a fault, it is meant so, or passes by itself.
