@@ -22,13 +22,15 @@ use tokio::{
 };
 
 use super::{
-    Mesh,
     pod::Pod,
     relay::AppStream,
     socket_memory::{APP_MSS, SEND_AHEAD},
     source_ports::PortLease,
 };
-use crate::{kernel::Kernel, netns::NetnsError};
+use crate::{
+    kernel::Kernel,
+    netns::{Factory, NetnsError},
+};
 
 /// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
@@ -120,6 +122,16 @@ impl DialError {
     }
 }
 
+/// A connection to a peer's agent.
+pub(super) struct DialledPeer {
+    /// The connection.
+    pub(super) stream: TcpStream,
+    /// Its own address, in the pod.
+    pub(super) from: SocketAddr,
+    /// Its source port. Keep it as long as the connection.
+    pub(super) lease: PortLease,
+}
+
 /// Dials a peer's agent, from the mesh's port range: the source port says that TLS follows.
 ///
 /// # Errors
@@ -128,16 +140,17 @@ impl DialError {
 /// # Cancel safety
 /// If dropped, the dial is given up and its port returned.
 pub(super) async fn to_peer(
-    mesh: &Mesh,
+    factory: &Factory,
     pod: &Pod,
     to: SocketAddr,
-) -> Result<(TcpStream, PortLease), DialError> {
-    let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
+) -> Result<DialledPeer, DialError> {
+    let ip = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
         let lease = pod.source_ports.wait(to, PORT_WAIT).await;
         let lease = lease.ok_or(DialError::NoSourcePort { to })?;
-        let socket = socket(mesh, pod, from, true).await?;
-        match socket.bind(&SocketAddr::new(from, lease.port).into()) {
+        let socket = socket(factory, pod, ip, true).await?;
+        let from = SocketAddr::new(ip, lease.port);
+        match socket.bind(&from.into()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 lease.give_up();
@@ -152,7 +165,7 @@ pub(super) async fn to_peer(
             {
                 lease.give_up();
             }
-            other => return other.map(|stream| (stream, lease)),
+            other => return other.map(|stream| DialledPeer { stream, from, lease }),
         }
     }
     Err(DialError::NoSourcePort { to })
@@ -165,9 +178,13 @@ pub(super) async fn to_peer(
 ///
 /// # Cancel safety
 /// If dropped, the dial is given up.
-pub(super) async fn plain(mesh: &Mesh, pod: &Pod, to: SocketAddr) -> Result<AppStream, DialError> {
+pub(super) async fn plain(
+    factory: &Factory,
+    pod: &Pod,
+    to: SocketAddr,
+) -> Result<AppStream, DialError> {
     let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
-    let stream = connect(socket(mesh, pod, from, false).await?, to).await?;
+    let stream = connect(socket(factory, pod, from, false).await?, to).await?;
     AppStream::new(stream).map_err(DialError::Socket)
 }
 
@@ -179,6 +196,15 @@ pub(super) struct Leg {
     pub(super) held: LegHeld,
 }
 
+/// The two ends of a leg, as the application sees them.
+#[derive(Clone, Copy)]
+pub(super) struct LegEnds {
+    /// The application's address: the pod's own.
+    pub(super) application: SocketAddr,
+    /// The client's, which the application is shown as its peer's.
+    pub(super) client: SocketAddr,
+}
+
 /// What a leg holds besides its socket. The note is dropped before the port: the next leg from that
 /// port leaves a note with the same key.
 pub(super) struct LegHeld {
@@ -186,8 +212,7 @@ pub(super) struct LegHeld {
     _port: Option<PortLease>,
 }
 
-/// Dials the application inside the pod, at the pod's own address `to`, so that it sees `client` as
-/// its peer.
+/// Dials the application inside the pod, so that it sees the client as its peer.
 ///
 /// The source port comes from the mesh's range too (from the pod's own address to itself, the range
 /// means nothing). An ephemeral port would be lost to the pod for a minute after each connection
@@ -200,18 +225,19 @@ pub(super) struct LegHeld {
 /// # Cancel safety
 /// If dropped, the dial is given up and the kernel's note of the client is removed.
 pub(super) async fn application(
-    mesh: &Mesh,
+    kernel: &Arc<Kernel>,
+    factory: &Factory,
     pod: &Pod,
-    to: SocketAddr,
-    client: SocketAddr,
+    ends: LegEnds,
 ) -> Result<Leg, DialError> {
+    let to = ends.application;
     if ports::is_magic(to.port()) {
         return Err(DialError::Refused { to }); // it would lead back to the agent
     }
     for _ in 0..BIND_ATTEMPTS {
         // If all of them are in use, an ephemeral port is better than none.
         let lease = pod.source_ports.lease(to);
-        let socket = socket(mesh, pod, to.ip(), lease.is_some()).await?;
+        let socket = socket(factory, pod, to.ip(), lease.is_some()).await?;
         socket.set_tcp_mss(APP_MSS).map_err(DialError::Socket)?;
         let port = lease.as_ref().map_or(0, |lease| lease.port);
         match socket.bind(&SocketAddr::new(to.ip(), port).into()) {
@@ -224,7 +250,7 @@ pub(super) async fn application(
             }
             Err(error) => return Err(DialError::Socket(error)),
         }
-        let note = LegNote::leave(mesh, pod, &socket, to, client)?;
+        let note = LegNote::leave(kernel, pod, &socket, ends)?;
         match connect(socket, to).await {
             Err(DialError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
@@ -253,11 +279,10 @@ struct LegNote {
 
 impl LegNote {
     fn leave(
-        mesh: &Mesh,
+        kernel: &Arc<Kernel>,
         pod: &Pod,
         socket: &Socket,
-        to: SocketAddr,
-        client: SocketAddr,
+        LegEnds { application: to, client }: LegEnds,
     ) -> Result<Self, DialError> {
         let from = socket.local_addr().map_err(DialError::Socket)?;
         let from = from.as_socket().ok_or(DialError::NoAddress { to })?;
@@ -271,8 +296,8 @@ impl LegNote {
         };
         let named =
             Named { endpoint: Endpoint::from(client), verdict: Verdict::InboundMesh as u32 };
-        mesh.kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
-        Ok(Self { kernel: Arc::clone(&mesh.kernel), leg })
+        kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
+        Ok(Self { kernel: Arc::clone(kernel), leg })
     }
 }
 
@@ -284,11 +309,16 @@ impl Drop for LegNote {
     }
 }
 
-async fn socket(mesh: &Mesh, pod: &Pod, like: IpAddr, reuse: bool) -> Result<Socket, DialError> {
+async fn socket(
+    factory: &Factory,
+    pod: &Pod,
+    like: IpAddr,
+    reuse: bool,
+) -> Result<Socket, DialError> {
     // The factory is FIFO, so cap each pod's queued requests.
     let _turn = pod.sockets.acquire().await;
     let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    pod.netns.run(&mesh.factory, move || make(domain, reuse)).await?.map_err(DialError::Socket)
+    pod.netns.run(factory, move || make(domain, reuse)).await?.map_err(DialError::Socket)
 }
 
 fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {

@@ -16,18 +16,18 @@ use mesh_world::Peer;
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use self::open::Asked;
 use super::{
     Mesh,
-    dial::{self, DialError, Leg},
+    dial::{self, DialError, Leg, LegEnds},
     ended,
     limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
-    outbound::{HANDSHAKE_TIMEOUT, facts},
     path,
+    peer::{HANDSHAKE_TIMEOUT, PeerError, facts},
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     turns::Claim,
@@ -166,36 +166,27 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
         return flow.end(&client_gone(&error), Bytes::default());
     }
-    let tls = match mesh.tls.server(&pod.identity) {
-        Ok(tls) => tls,
-        Err(error) => {
-            dial::reset(stream);
-            let ended = Ended::new(Reason::NoCertificate, error.to_string());
-            return flow.end(&ended, Bytes::default());
-        }
-    };
-    let until = Instant::now() + HANDSHAKE_TIMEOUT;
     let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
-    let accepted = mesh.turns.run(claim, Session::accept(stream, &tls, until)).await;
-    drop(tls); // it would keep the private key in memory for as long as the connection is open
-    let mut session = match accepted {
-        Ok(session) => session,
+    let wire_port =
+        if to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application };
+    let authenticated = |session: &Session| {
+        flow.note(|record| {
+            record.security = Security::Mtls(facts(session, wire_port));
+            record.client.identity = Some(session.peer_identity().to_string());
+            record.server.identity = Some(session.own_identity().to_string());
+        });
+    };
+    let accepted = mesh.acceptor().accept(pod, claim, stream, authenticated).await;
+    let (mut session, open) = match accepted {
+        Ok(accepted) => accepted,
         Err(error) => {
             let ended = Ended::new(error.reason(), error.to_string()).with_fault(error.fault());
             flow.end(&ended, Bytes::default());
-            return rest(slot).await;
+            if let PeerError::Handshake(_) = error {
+                rest(slot).await;
+            }
+            return;
         }
-    };
-    let wire_port =
-        if to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application };
-    flow.note(|record| {
-        record.security = Security::Mtls(facts(&session, wire_port));
-        record.client.identity = Some(session.peer_identity().to_string());
-        record.server.identity = Some(session.own_identity().to_string());
-    });
-    let open = match session.recv_open(until).await {
-        Ok(open) => open,
-        Err(error) => return flow.end(&session_ended(&error), Bytes::default()),
     };
     drop(slot);
     let to = match open::asked(&open, to) {
@@ -232,7 +223,9 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
         return flow.end(&limited(reached), Bytes::default());
     }
-    let Leg { stream: app, held: _held } = match dial::application(mesh, pod, to, client).await {
+    let ends = LegEnds { application: to, client };
+    let leg = dial::application(&mesh.kernel, &mesh.factory, pod, ends).await;
+    let Leg { stream: app, held: _held } = match leg {
         Ok(leg) => leg,
         Err(error) => {
             let reason = refusal(&error);
@@ -308,7 +301,8 @@ async fn perhaps_plaintext(
     mut looks: Looks,
     mut flow: Flow,
 ) {
-    let leg = match dial::application(mesh, pod, arrival.to, arrival.from).await {
+    let ends = LegEnds { application: arrival.to, client: arrival.from };
+    let leg = match dial::application(&mesh.kernel, &mesh.factory, pod, ends).await {
         Ok(leg) => leg,
         Err(error) => {
             dial::reset(arrival.stream);

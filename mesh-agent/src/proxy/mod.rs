@@ -1,11 +1,12 @@
 //! A connection's life from accept to close.
 //!
 //! The kernel brings a pod's dials to its outbound listener and peers' dials to its inbound
-//! listener. `outbound.rs` and `inbound.rs` take over from there. Decisions that need no sockets
-//! are left to the world.
+//! listener. `outbound.rs` and `inbound.rs` take over from there. Both speak with peers' agents
+//! through `upstream.rs` and `downstream.rs`. Decisions that need no sockets are left to the world.
 
 mod affinity;
 mod dial;
+mod downstream;
 mod inbound;
 mod limits;
 mod listen;
@@ -21,6 +22,7 @@ pub mod relay;
 mod socket_memory;
 mod source_ports;
 mod turns;
+mod upstream;
 
 use std::{
     net::IpAddr,
@@ -42,12 +44,14 @@ use mesh_world::{Peer, Snapshot};
 
 use self::{
     affinity::Affinities,
+    downstream::Acceptor,
     load::Load,
     lost::Lost,
     memory::Spare,
     path::Paths,
     socket_memory::{Meter, SocketMemory},
     turns::Turns,
+    upstream::Connector,
 };
 use crate::{
     client_key::ClientKey,
@@ -138,6 +142,16 @@ impl Mesh {
             paths: Paths::default(),
             lost: Lost::default(),
         }
+    }
+
+    /// What it takes to connect to a peer's agent.
+    fn connector(&self) -> Connector<'_> {
+        Connector { factory: &self.factory, tls: &self.tls }
+    }
+
+    /// What it takes to accept a peer's agent.
+    fn acceptor(&self) -> Acceptor<'_> {
+        Acceptor { tls: &self.tls, turns: &self.turns }
     }
 
     /// The identity that a peer must prove; `None` if its names make none.

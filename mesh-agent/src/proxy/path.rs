@@ -38,7 +38,7 @@ use mesh_wire::identity::SpiffeId;
 use mesh_world::NodeName;
 
 use self::probe::ask;
-use super::{Mesh, pod::Pod};
+use super::{pod::Pod, upstream::Connector};
 
 /// How long a node counts as proven. Bounds how long new SNAT stays unnoticed, at the cost of one
 /// question per pair of nodes and minute.
@@ -145,8 +145,13 @@ enum Next {
 ///
 /// # Cancel safety
 /// If dropped while it asks, another waiting caller takes over.
-pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort {
-    match find_out(mesh, pod, peer, peer.only_tls).await {
+pub(super) async fn judge(
+    paths: &Paths,
+    connector: Connector<'_>,
+    pod: &Pod,
+    peer: &MeshedPeer,
+) -> WirePort {
+    match find_out(paths, connector, pod, peer, peer.only_tls).await {
         Answer::Intact => WirePort::Application,
         Answer::Changed(_) => WirePort::Agents,
         // A firewall or NetworkPolicy that knows only the application's port, or a peer that is
@@ -163,21 +168,32 @@ pub(super) async fn judge(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort
 ///
 /// # Cancel safety
 /// That of [`judge`].
-pub(super) async fn judge_again(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> WirePort {
+pub(super) async fn judge_again(
+    paths: &Paths,
+    connector: Connector<'_>,
+    pod: &Pod,
+    peer: &MeshedPeer,
+) -> WirePort {
     let Some(pair) = pair(pod, peer) else { return WirePort::Application };
-    mesh.paths.suspect(pair, Instant::now());
-    match find_out(mesh, pod, peer, false).await {
+    paths.suspect(pair, Instant::now());
+    match find_out(paths, connector, pod, peer, false).await {
         Answer::Changed(_) => WirePort::Agents,
         Answer::Intact | Answer::Unanswered { .. } => WirePort::Application,
     }
 }
 
-async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> Answer {
+async fn find_out(
+    paths: &Paths,
+    connector: Connector<'_>,
+    pod: &Pod,
+    peer: &MeshedPeer,
+    trusting: bool,
+) -> Answer {
     let Some(pair) = pair(pod, peer) else {
         return Answer::Intact; // there is no way at all, and the dial will say so
     };
     let leg = leg(peer);
-    let known = || match mesh.paths.next(&pair, &leg, trusting, Instant::now()) {
+    let known = || match paths.next(&pair, &leg, trusting, Instant::now()) {
         Next::Intact => Some(Answer::Intact),
         Next::Changed(seen) => Some(Answer::Changed(seen)),
         Next::Unanswered { detail } => Some(Answer::Unanswered { detail }),
@@ -186,14 +202,14 @@ async fn find_out(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, trusting: bool) -> 
     if let Some(answer) = known() {
         return answer;
     }
-    let turn = mesh.paths.turn(pair);
+    let turn = paths.turn(pair);
     // Held while the peer is asked, on purpose: so there is only one question.
     let _turn = turn.lock.lock().await;
     if let Some(answer) = known() {
         return answer;
     }
-    let answer = Box::pin(ask(mesh, pod, peer)).await;
-    let is_news = mesh.paths.note(pair, leg, &answer, Instant::now());
+    let answer = Box::pin(ask(connector, pod, peer)).await;
+    let is_news = paths.note(pair, leg, &answer, Instant::now());
     if let Answer::Changed(seen) = &answer
         && is_news
     {

@@ -1,10 +1,15 @@
-//! What can go wrong between us and a peer's agent, for an application's connection and for a path
-//! probe.
+//! What all sessions with peers' agents have in common: their time limit, what can go wrong, and
+//! what is recorded.
 
-use mesh_api::{Fault, Reason};
-use mesh_wire::{HandshakeError, SessionError, identity::tls::TlsConfigError};
+use std::time::Duration;
+
+use mesh_api::{Fault, Reason, TlsFacts, WirePort};
+use mesh_wire::{HandshakeError, Session, SessionError, identity::tls::TlsConfigError};
 
 use super::dial::DialError;
+
+/// How long a TLS handshake with a peer may take.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the agent could not speak with a peer's agent.
 #[derive(Debug, thiserror::Error)]
@@ -41,5 +46,16 @@ impl PeerError {
             Self::Handshake(error) => error.fault(),
             Self::Session(error) => error.fault(),
         }
+    }
+}
+
+/// What TLS agreed on, for the record.
+pub(super) fn facts(session: &Session, wire_port: WirePort) -> TlsFacts {
+    let info = session.tls();
+    TlsFacts {
+        version: info.version.to_owned(),
+        cipher_suite: info.cipher.to_owned(),
+        key_exchange: info.key_exchange.to_owned(),
+        wire_port,
     }
 }

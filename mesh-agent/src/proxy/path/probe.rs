@@ -2,17 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use mesh_common::ports;
+use mesh_api::WirePort;
 use mesh_wire::{Accepted, Frame, Open, Session, SessionError};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, MeshedPeer, Seen};
 use crate::proxy::{
-    Mesh,
-    dial::{self, DialError},
-    outbound::HANDSHAKE_TIMEOUT,
-    peer::PeerError,
+    peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
+    upstream::{Connector, Target, Upstream},
 };
 
 /// How long an answer may take in all: a connection waits for it. A lost SYN is retransmitted after
@@ -23,9 +21,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// # Cancel safety
 /// If dropped, the question is given up.
-pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
+pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) -> Answer {
     let deadline = Instant::now() + ASK_TIMEOUT;
-    let asked = timeout_at(deadline, sent_and_seen(mesh, pod, peer, deadline)).await;
+    let asked = timeout_at(deadline, sent_and_seen(connector, pod, peer, deadline)).await;
     let detail = match asked {
         Ok(Ok((sent, Some(seen)))) if sent == seen => return Answer::Intact,
         Ok(Ok((sent, Some(seen)))) => {
@@ -45,27 +43,26 @@ pub(super) async fn ask(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) -> Answer {
 }
 
 async fn sent_and_seen(
-    mesh: &Mesh,
+    connector: Connector<'_>,
     pod: &Pod,
     peer: &MeshedPeer,
     deadline: Instant,
 ) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
-    let to = SocketAddr::new(peer.target.ip(), ports::AGENTS);
-    let tls = mesh.tls.client(&pod.identity, Some(&peer.expected))?;
-    let (stream, _lease) = dial::to_peer(mesh, pod, to).await?;
-    let sent = stream.local_addr().map_err(DialError::Socket)?;
-    let mut session = Session::connect(stream, &tls, deadline).await?;
-    session.send_open(&Open {
-        source: sent,
-        original_destination: to,
+    let target =
+        Target { address: peer.target, wire_port: WirePort::Agents, expected: &peer.expected };
+    let open = |_: &Session, from| Open {
+        source: from,
+        original_destination: target.on_the_wire(),
         destination_port: None,
         source_pod: None,
         trace_id: None,
-    })?;
+    };
+    let Upstream { mut session, from, lease: _lease } =
+        connector.connect(pod, target, open).await?;
     session.channel.send(&Frame::Fin)?;
     let accepted = session.recv_accepted(deadline).await?;
     session.close().await;
-    Ok((sent, accepted.seen_source))
+    Ok((from, accepted.seen_source))
 }
 
 /// Tells a peer's agent, which has sent OPEN, which source it is seen from.

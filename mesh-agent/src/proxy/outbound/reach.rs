@@ -1,0 +1,321 @@
+//! Brings a pod's dial to one of the places that it may mean.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use mesh_api::{Mode, Party, PlaintextReason, Reason, Security, WirePort};
+use mesh_common::{errno, ports};
+use mesh_wire::{Open, Session, SourcePod};
+use mesh_world::{DialAs, Dispute, Endpoint, ServicePort, pick};
+
+use super::Dialled;
+use crate::{
+    flows::{Ended, Flow},
+    kernel::{MEMORY, MEMORY_OF_AGENT},
+    proxy::{
+        Mesh,
+        dial::{self, DialError, Leg, LegEnds, LegHeld},
+        load::Counted,
+        path::{self, MeshedPeer},
+        peer::{PeerError, facts},
+        pod::Pod,
+        relay::AppStream,
+        upstream::{Target, Upstream},
+    },
+};
+
+/// How many endpoints of a service are tried while each refuses the connection. Nothing has been
+/// sent by then.
+const ENDPOINTS_TRIED: usize = 3;
+
+/// Why a connection could not be brought to what the pod dialled.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReachError {
+    #[error("no endpoint of service {0} is ready")]
+    NoEndpoint(String),
+    #[error("the application reset its connection before it was carried")]
+    ClientGone,
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error("{}", Reason::NoPeerIdentity.sentence())]
+    NoIdentity,
+    #[error(
+        "{address} is said to be that of {dispute}; nothing decides between them, and it is not dialled; `status` says more"
+    )]
+    Disputed { address: IpAddr, dispute: Arc<Dispute> },
+}
+
+impl ReachError {
+    /// Whether the failure looks as if the path had changed the source. TLS then meets an
+    /// application, which may speak TLS of its own, or the kernel of a strict pod, which takes it
+    /// for plaintext. No data of the client has been sent by then.
+    fn may_be_changed_source(&self) -> bool {
+        matches!(
+            self,
+            Self::Peer(PeerError::Dial(DialError::Refused { .. }) | PeerError::Handshake(_))
+        )
+    }
+
+    pub(super) fn ended(&self) -> Ended {
+        let reason = match self {
+            Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::ClientGone => Reason::ClientGone,
+            Self::Dial(error) => error.reason(),
+            Self::Peer(error) => {
+                return Ended::new(error.reason(), self.to_string()).with_fault(error.fault());
+            }
+            Self::NoIdentity => Reason::NoPeerIdentity,
+            Self::Disputed { .. } => Reason::DisputedAddress,
+        };
+        Ended::new(reason, self.to_string())
+    }
+
+    /// The errno that the network would have given, and how long to remember it. `None` if the
+    /// fault lies with us or with a certificate: such a failure is not remembered.
+    pub(super) fn errno(&self) -> Option<(u32, Duration)> {
+        let dial = match self {
+            Self::NoEndpoint(_) => return Some((errno::ECONNREFUSED, MEMORY)),
+            Self::Peer(PeerError::Dial(DialError::Refused { .. })) => {
+                return Some((errno::ECONNREFUSED, MEMORY_OF_AGENT));
+            }
+            Self::Dial(error) | Self::Peer(PeerError::Dial(error)) => error,
+            Self::Peer(PeerError::Config(_) | PeerError::Handshake(_) | PeerError::Session(_))
+            | Self::ClientGone
+            | Self::NoIdentity
+            | Self::Disputed { .. } => return None,
+        };
+        let errno = match dial {
+            DialError::Refused { .. } => errno::ECONNREFUSED,
+            DialError::TimedOut { .. } => errno::ETIMEDOUT,
+            DialError::Unreachable { source, .. } => match source.kind() {
+                io::ErrorKind::NetworkUnreachable => errno::ENETUNREACH,
+                _ => errno::EHOSTUNREACH,
+            },
+            DialError::NoSourcePort { .. }
+            | DialError::NoAddress { .. }
+            | DialError::Socket(_)
+            | DialError::Netns(_)
+            | DialError::Leg(_) => return None,
+        };
+        Some((errno, MEMORY))
+    }
+
+    /// Whether another endpoint may be tried: nothing was sent to this one.
+    fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Dial(DialError::Refused { .. })
+                | Self::Peer(PeerError::Dial(DialError::Refused { .. }))
+                | Self::Disputed { .. }
+        )
+    }
+}
+
+/// A connection to the place to which the application's is carried.
+pub(super) struct Reached {
+    pub(super) way: Way,
+    /// No other endpoint is left to try: a pod was dialled, or the service has only one endpoint.
+    pub(super) is_last_candidate: bool,
+    _counted: Counted,
+}
+
+/// Why there is no connection.
+pub(super) struct Unreached {
+    pub(super) error: ReachError,
+    /// No other endpoint is left to try: every one has failed.
+    pub(super) is_last_candidate: bool,
+}
+
+pub(super) enum Way {
+    /// To a peer's agent, by one of two ports.
+    Mesh(Upstream, WirePort),
+    /// To an application, as it is.
+    Plain(AppStream, Option<LegHeld>),
+}
+
+/// Reaches what was dialled. If that is a service, tries another endpoint when one refuses the
+/// connection.
+pub(super) async fn reach(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    flow: &Flow,
+) -> Result<Reached, Unreached> {
+    let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
+    let Some(service) = service else {
+        let reached = reach_one(mesh, pod, dialled, dialled.to, flow).await;
+        return reached.map_err(|error| Unreached { error, is_last_candidate: true });
+    };
+    let name = format!("{}/{}", service.namespace, service.name);
+    flow.note(|record| record.service = Some(name.clone()));
+    let client = dialled.from.ip();
+    let mut tried = Vec::new();
+    loop {
+        let kept = mesh.affinities.of(client, &service).filter(|kept| !tried.contains(kept));
+        let Some(target) = kept.or_else(|| endpoint(mesh, &service, &tried)) else {
+            let error = ReachError::NoEndpoint(name);
+            return Err(Unreached { error, is_last_candidate: true });
+        };
+        tried.push(target);
+        let is_last_candidate = tried.len() == service.endpoints.len();
+        match reach_one(mesh, pod, dialled, target, flow).await {
+            Err(error)
+                if error.is_refusal() && !is_last_candidate && tried.len() < ENDPOINTS_TRIED => {}
+            Ok(reached) => {
+                mesh.affinities.keep(client, &service, target);
+                let is_last_candidate = service.endpoints.len() == 1;
+                return Ok(Reached { is_last_candidate, ..reached });
+            }
+            Err(error) => return Err(Unreached { error, is_last_candidate }),
+        }
+    }
+}
+
+async fn reach_one(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    target: SocketAddr,
+    flow: &Flow,
+) -> Result<Reached, ReachError> {
+    let counted = mesh.load.count(target);
+    flow.note(|record| {
+        record.server = Party::at(target);
+        mesh.name(&mut record.server);
+    });
+    let way = if pod.addresses().any(|own| own == target.ip()) {
+        // A service that led back to the pod that dialled it.
+        let security = Security::plaintext(PlaintextReason::OwnAddress);
+        flow.note(|record| record.security = security);
+        let client = canonical(dialled.from);
+        let ends = LegEnds { application: target, client };
+        let leg = dial::application(&mesh.kernel, &mesh.factory, pod, ends).await?;
+        let Leg { stream, held } = leg;
+        Way::Plain(stream, Some(held))
+    } else if let Some(peer) = meshed_peer(mesh, target)? {
+        to_meshed(mesh, pod, dialled, &peer, flow).await?
+    } else {
+        let security = Security::plaintext(PlaintextReason::EndpointNotMeshed);
+        flow.note(|record| record.security = security);
+        Way::Plain(dial::plain(&mesh.factory, pod, target).await?, None)
+    };
+    Ok(Reached { way, is_last_candidate: true, _counted: counted })
+}
+
+/// The less loaded of two endpoints drawn at random. Prefers one that has not been tried, as long
+/// as there is one.
+fn endpoint(mesh: &Mesh, service: &ServicePort, tried: &[SocketAddr]) -> Option<SocketAddr> {
+    let chosen = pick(service, (random(), random()), |endpoint| mesh.load.of(endpoint))?;
+    let mut others = service.endpoints.iter().map(Endpoint::socket_addr);
+    let chosen = chosen.socket_addr();
+    if !tried.contains(&chosen) {
+        return Some(chosen);
+    }
+    Some(others.find(|other| !tried.contains(other)).unwrap_or(chosen))
+}
+
+/// Random enough to spread connections: the standard library's per-process keys over a counter.
+fn random() -> u64 {
+    use std::{
+        hash::{BuildHasher as _, RandomState},
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering},
+        },
+    };
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static DRAWS: AtomicU64 = AtomicU64::new(0);
+    KEYS.hash_one(DRAWS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The peer that must answer at an address and port; `None` if it is not in the mesh.
+fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, ReachError> {
+    let world = mesh.world.load();
+    let peer = match world.dial_as(target) {
+        DialAs::Plain => return Ok(None),
+        DialAs::Tls(peer) => peer,
+        DialAs::Refused(dispute) => {
+            return Err(ReachError::Disputed {
+                address: target.ip(),
+                dispute: Arc::clone(dispute),
+            });
+        }
+    };
+    let expected = mesh.identity_of(peer).ok_or(ReachError::NoIdentity)?;
+    let strict = peer.mode == Mode::Strict;
+    let only_tls = strict && !peer.permissive_ports.contains(target.port());
+    Ok(Some(MeshedPeer { target, expected, node: peer.node.clone(), only_tls }))
+}
+
+/// Dials the application's port, or the agents' port where the path changes source addresses or
+/// ports. Uses TLS in both cases.
+async fn to_meshed(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    peer: &MeshedPeer,
+    flow: &Flow,
+) -> Result<Way, ReachError> {
+    let refused = || DialError::Refused { to: peer.target };
+    let port = NonZeroU16::new(peer.target.port()).ok_or_else(refused)?;
+    if port.get() == ports::AGENTS {
+        return Err(refused().into()); // no application can be reached there
+    }
+    let to_peer = |by| to_peer(mesh, pod, dialled, peer, (port, by), flow);
+    let by = path::judge(&mesh.paths, mesh.connector(), pod, peer).await;
+    match to_peer(by).await {
+        Err(error) if by == WirePort::Application && error.may_be_changed_source() => {
+            match path::judge_again(&mesh.paths, mesh.connector(), pod, peer).await {
+                WirePort::Application => Err(error),
+                by @ WirePort::Agents => to_peer(by).await,
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+async fn to_peer(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    peer: &MeshedPeer,
+    (port, by): (NonZeroU16, WirePort),
+    flow: &Flow,
+) -> Result<Way, ReachError> {
+    let target = Target { address: peer.target, wire_port: by, expected: &peer.expected };
+    let open = |session: &Session, _from| {
+        flow.note(|record| {
+            record.security = Security::Mtls(facts(session, by));
+            record.client.identity = Some(session.own_identity().to_string());
+            record.server.identity = Some(session.peer_identity().to_string());
+        });
+        Open {
+            source: canonical(dialled.from),
+            original_destination: dialled.to,
+            destination_port: (by == WirePort::Agents).then_some(port),
+            source_pod: Some(SourcePod {
+                uid: pod.uid.to_string(),
+                namespace: pod.name.namespace.to_string(),
+                name: pod.name.name.to_string(),
+            }),
+            trace_id: None,
+        }
+    };
+    let upstream = mesh.connector().connect(pod, target, open).await?;
+    if by == WirePort::Agents {
+        mesh.counters.by_agents_port.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(Way::Mesh(upstream, by))
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+    SocketAddr::new(ip, address.port())
+}
