@@ -7,6 +7,7 @@
 mod affinity;
 mod dial;
 mod downstream;
+mod failure;
 mod inbound;
 mod limits;
 mod listen;

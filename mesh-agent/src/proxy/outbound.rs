@@ -7,27 +7,24 @@ use std::{io, mem::MaybeUninit, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{Bytes, Direction, Party, Reason, WirePort};
 use mesh_common::{
-    errno,
     maps::{FailedKey, FlowKey, Named},
     verdict::Verdict,
 };
-use mesh_wire::{Refusal, Refused};
+use mesh_wire::Refused;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
 use self::reach::{ReachError, Reached, Unreached, Way, reach};
 use super::{
     Mesh, ended,
+    failure::{Failed, Remembered},
     limits::{Admitted, LimitReached},
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     turns::Claim,
     upstream::Upstream,
 };
-use crate::{
-    flows::{self, Ended, Flow},
-    kernel::MEMORY,
-};
+use crate::flows::{self, Ended, Flow};
 
 /// How long a peer's agent may take to answer OPEN. Longer than it takes that agent to find out
 /// that its application does not answer.
@@ -147,8 +144,8 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
     };
     let ended = match reached {
         Err(Unreached { error, is_last_candidate }) => {
-            if is_last_candidate && let Some((errno, memory)) = error.errno() {
-                remember(mesh, pod, dialled.to, errno, memory);
+            if is_last_candidate && let Some(remembered) = error.failed().remembered() {
+                remember(mesh, pod, dialled.to, remembered);
             }
             drop(app); // a reset: it has not been carried
             error.ended()
@@ -157,8 +154,9 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
             let Upstream { session, lease: _lease, .. } = upstream;
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
             let refused = |refused: &Refused| {
-                if is_last_candidate && let Some(errno) = application_errno(refused.reason) {
-                    remember(mesh, pod, dialled.to, errno, MEMORY);
+                let remembered = Failed::from(refused.reason).remembered();
+                if is_last_candidate && let Some(remembered) = remembered {
+                    remember(mesh, pod, dialled.to, remembered);
                 }
             };
             let options = CarryOptions { answer_by, memory, refused: Some(&refused), stop: None };
@@ -181,28 +179,10 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
 
 /// Tells the kernel that the next dial will fail too, before the application sees this failure. A
 /// program that retries at once then gets the real error.
-fn remember(mesh: &Mesh, pod: &Pod, to: SocketAddr, errno: u32, memory: Duration) {
+fn remember(mesh: &Mesh, pod: &Pod, to: SocketAddr, Remembered { errno, time }: Remembered) {
     let key = FailedKey::new(pod.netns.cookie(), to.into());
-    if let Err(error) = mesh.kernel.tables().failed.remember(key, errno, memory) {
+    if let Err(error) = mesh.kernel.tables().failed.remember(key, errno, time) {
         tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was not reached; the next dial is tried");
-    }
-}
-
-/// The errno that the network would have given, if the peer agent's refusal is about the
-/// application.
-fn application_errno(reason: Refusal) -> Option<u32> {
-    match reason {
-        Refusal::ApplicationRefused => Some(errno::ECONNREFUSED),
-        Refusal::ApplicationUnreachable => Some(errno::EHOSTUNREACH),
-        Refusal::ApplicationTimedOut => Some(errno::ETIMEDOUT),
-        Refusal::PolicyDenied
-        | Refusal::NotEnrolled
-        | Refusal::WrongDestination
-        | Refusal::SourceMismatch
-        | Refusal::Draining
-        | Refusal::Overloaded
-        | Refusal::AgentFailure
-        | Refusal::Newer(_) => None,
     }
 }
 

@@ -1,11 +1,9 @@
 //! Brings a pod's dial to one of the places that it may mean.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use mesh_api::{Mode, Party, PlaintextReason, Reason, Security, WirePort};
@@ -16,10 +14,10 @@ use mesh_world::{DialAs, Dispute, Endpoint, ServicePort, pick};
 use super::Dialled;
 use crate::{
     flows::{Ended, Flow},
-    kernel::{MEMORY, MEMORY_OF_AGENT},
     proxy::{
         Mesh,
         dial::{self, DialError, Leg, LegEnds, LegHeld},
+        failure::{Failed, Retry},
         load::Counted,
         path::{self, MeshedPeer},
         peer::{PeerError, facts},
@@ -32,6 +30,9 @@ use crate::{
 /// How many endpoints of a service are tried while each refuses the connection. Nothing has been
 /// sent by then.
 const ENDPOINTS_TRIED: usize = 3;
+
+/// Whether a session had carried connections before. Each carries one, until sessions are kept.
+const SESSION_IS_REUSED: bool = false;
 
 /// Why a connection could not be brought to what the pod dialled.
 #[derive(Debug, thiserror::Error)]
@@ -77,44 +78,16 @@ impl ReachError {
         Ended::new(reason, self.to_string())
     }
 
-    /// The errno that the network would have given, and how long to remember it. `None` if the
-    /// fault lies with us or with a certificate: such a failure is not remembered.
-    pub(super) fn errno(&self) -> Option<(u32, Duration)> {
-        let dial = match self {
-            Self::NoEndpoint(_) => return Some((errno::ECONNREFUSED, MEMORY)),
-            Self::Peer(PeerError::Dial(DialError::Refused { .. })) => {
-                return Some((errno::ECONNREFUSED, MEMORY_OF_AGENT));
-            }
-            Self::Dial(error) | Self::Peer(PeerError::Dial(error)) => error,
-            Self::Peer(PeerError::Config(_) | PeerError::Handshake(_) | PeerError::Session(_))
-            | Self::ClientGone
-            | Self::NoIdentity
-            | Self::Disputed { .. } => return None,
-        };
-        let errno = match dial {
-            DialError::Refused { .. } => errno::ECONNREFUSED,
-            DialError::TimedOut { .. } => errno::ETIMEDOUT,
-            DialError::Unreachable { source, .. } => match source.kind() {
-                io::ErrorKind::NetworkUnreachable => errno::ENETUNREACH,
-                _ => errno::EHOSTUNREACH,
-            },
-            DialError::NoSourcePort { .. }
-            | DialError::NoAddress { .. }
-            | DialError::Socket(_)
-            | DialError::Netns(_)
-            | DialError::Leg(_) => return None,
-        };
-        Some((errno, MEMORY))
-    }
-
-    /// Whether another endpoint may be tried: nothing was sent to this one.
-    fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Dial(DialError::Refused { .. })
-                | Self::Peer(PeerError::Dial(DialError::Refused { .. }))
-                | Self::Disputed { .. }
-        )
+    /// Which side failed, and whether another try is safe.
+    pub(super) fn failed(&self) -> Failed {
+        match self {
+            Self::NoEndpoint(_) => Failed::network(Retry::No, errno::ECONNREFUSED),
+            Self::ClientGone => Failed::Client,
+            Self::Dial(error) => error.into(),
+            Self::Peer(error) => error.into(),
+            Self::NoIdentity => Failed::Us,
+            Self::Disputed { .. } => Failed::peer(Retry::Yes),
+        }
     }
 }
 
@@ -167,7 +140,9 @@ pub(super) async fn reach(
         let is_last_candidate = tried.len() == service.endpoints.len();
         match reach_one(mesh, pod, dialled, target, flow).await {
             Err(error)
-                if error.is_refusal() && !is_last_candidate && tried.len() < ENDPOINTS_TRIED => {}
+                if error.failed().retry().is_safe(SESSION_IS_REUSED)
+                    && !is_last_candidate
+                    && tried.len() < ENDPOINTS_TRIED => {}
             Ok(reached) => {
                 mesh.affinities.keep(client, &service, target);
                 let is_last_candidate = service.endpoints.len() == 1;

@@ -1,0 +1,205 @@
+//! What a failure means for its connection: which side failed, and whether another try is safe.
+//!
+//! Every error on the way to a peer leads to one [`Failed`]. From that follows whether another
+//! endpoint is tried, and what the kernel remembers for the next dial.
+
+use std::{io, time::Duration};
+
+use mesh_common::errno;
+use mesh_wire::{Refusal, SessionError};
+
+use super::{dial::DialError, peer::PeerError};
+use crate::kernel::{MEMORY, MEMORY_OF_AGENT};
+
+/// The side that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// This agent, its node, or what it was told. It would fail the same way again.
+    Us,
+    /// The client has ended its connection. Nothing is left to be carried.
+    Client,
+    /// The peer, or the network on the way to it.
+    Peer {
+        /// Whether the connection may be brought to another endpoint, or over another session.
+        retry: Retry,
+        /// What the next dial is told. `None`: it is tried.
+        remembered: Option<Remembered>,
+    },
+}
+
+/// Whether the same may be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// No. The application may have seen a part of it, or the failure took as long as a client
+    /// waits, or it is not the endpoint's.
+    No,
+    /// Yes: it is known at once that this endpoint does not take the connection, and no application
+    /// has seen anything of it.
+    Yes,
+    /// Only if the session had carried connections before. It was closed while OPEN was on its way,
+    /// and OPEN was not read. A new session that is closed refuses everything.
+    IfReused,
+}
+
+/// What the kernel tells the pod's next dials to the same destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Remembered {
+    /// The errno that the network would have given.
+    pub(super) errno: u32,
+    /// How long it is told.
+    pub(super) time: Duration,
+}
+
+impl Failed {
+    /// The peer failed, and the next dial is tried.
+    pub(super) const fn peer(retry: Retry) -> Self {
+        Self::Peer { retry, remembered: None }
+    }
+
+    /// As if the network had answered with an errno.
+    pub(super) const fn network(retry: Retry, errno: u32) -> Self {
+        Self::Peer { retry, remembered: Some(Remembered { errno, time: MEMORY }) }
+    }
+
+    /// Whether the same may be tried again.
+    pub(super) const fn retry(self) -> Retry {
+        match self {
+            Self::Us | Self::Client => Retry::No,
+            Self::Peer { retry, .. } => retry,
+        }
+    }
+
+    /// What the next dial is told.
+    pub(super) const fn remembered(self) -> Option<Remembered> {
+        match self {
+            Self::Us | Self::Client => None,
+            Self::Peer { remembered, .. } => remembered,
+        }
+    }
+}
+
+impl Retry {
+    /// Whether it is safe. `is_reused`: the session had carried connections before.
+    pub(super) const fn is_safe(self, is_reused: bool) -> bool {
+        match self {
+            Self::No => false,
+            Self::Yes => true,
+            Self::IfReused => is_reused,
+        }
+    }
+}
+
+impl From<&DialError> for Failed {
+    fn from(error: &DialError) -> Self {
+        match error {
+            DialError::Refused { .. } => Self::network(Retry::Yes, errno::ECONNREFUSED),
+            DialError::TimedOut { .. } => Self::network(Retry::No, errno::ETIMEDOUT),
+            DialError::Unreachable { source, .. } => match source.kind() {
+                io::ErrorKind::NetworkUnreachable => Self::network(Retry::No, errno::ENETUNREACH),
+                _ => Self::network(Retry::No, errno::EHOSTUNREACH),
+            },
+            DialError::NoSourcePort { .. }
+            | DialError::NoAddress { .. }
+            | DialError::Socket(_)
+            | DialError::Netns(_)
+            | DialError::Leg(_) => Self::Us,
+        }
+    }
+}
+
+impl From<&PeerError> for Failed {
+    fn from(error: &PeerError) -> Self {
+        match error {
+            // Only the peer's agent was away, and it is back soon.
+            PeerError::Dial(DialError::Refused { .. }) => Self::Peer {
+                retry: Retry::Yes,
+                remembered: Some(Remembered { errno: errno::ECONNREFUSED, time: MEMORY_OF_AGENT }),
+            },
+            PeerError::Dial(error) => Self::from(error),
+            PeerError::Config(_) => Self::Us,
+            PeerError::Session(SessionError::Closed) => Self::peer(Retry::IfReused),
+            PeerError::Handshake(_) | PeerError::Session(_) => Self::peer(Retry::No),
+        }
+    }
+}
+
+/// A peer's agent that refuses has brought nothing to an application.
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::ApplicationRefused => Self::network(Retry::Yes, errno::ECONNREFUSED),
+            Refusal::ApplicationUnreachable => Self::network(Retry::No, errno::EHOSTUNREACH),
+            Refusal::ApplicationTimedOut => Self::network(Retry::No, errno::ETIMEDOUT),
+            Refusal::NotEnrolled
+            | Refusal::WrongDestination
+            | Refusal::Draining
+            | Refusal::Overloaded
+            | Refusal::AgentFailure => Self::peer(Retry::Yes),
+            Refusal::PolicyDenied | Refusal::SourceMismatch | Refusal::Newer(_) => {
+                Self::peer(Retry::No)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_wire::HandshakeError;
+
+    use super::*;
+
+    fn refused() -> DialError {
+        DialError::Refused { to: ([10, 0, 2, 1], 80).into() }
+    }
+
+    fn unreachable(kind: io::ErrorKind) -> DialError {
+        DialError::Unreachable { to: ([10, 0, 2, 1], 80).into(), source: kind.into() }
+    }
+
+    /// Another endpoint is tried where that costs no wait and nothing was seen.
+    #[test]
+    fn only_what_was_refused_at_once_is_tried_elsewhere() {
+        let timed_out = DialError::TimedOut { to: ([10, 0, 2, 1], 80).into() };
+        for (failed, retry) in [
+            (Failed::from(&refused()), Retry::Yes),
+            (Failed::from(&PeerError::Dial(refused())), Retry::Yes),
+            (Failed::from(&timed_out), Retry::No),
+            (Failed::from(&unreachable(io::ErrorKind::HostUnreachable)), Retry::No),
+            (Failed::from(&DialError::Socket(io::ErrorKind::Other.into())), Retry::No),
+            (Failed::from(&PeerError::Handshake(HandshakeError::PeerClosed)), Retry::No),
+            (Failed::from(&PeerError::Session(SessionError::Truncated)), Retry::No),
+            (Failed::from(&PeerError::Session(SessionError::Closed)), Retry::IfReused),
+            (Failed::from(Refusal::Draining), Retry::Yes),
+            (Failed::from(Refusal::PolicyDenied), Retry::No),
+            (Failed::Us, Retry::No),
+            (Failed::Client, Retry::No),
+        ] {
+            assert_eq!(failed.retry(), retry, "{failed:?}");
+        }
+        assert!(!Retry::IfReused.is_safe(false) && Retry::IfReused.is_safe(true));
+        assert!(Retry::Yes.is_safe(false) && !Retry::No.is_safe(true));
+    }
+
+    #[test]
+    fn the_next_dial_is_told_what_the_network_would_say() {
+        let told = |failed: Failed| failed.remembered().map(|it| (it.errno, it.time));
+        for (failed, expected) in [
+            (Failed::from(&refused()), Some((errno::ECONNREFUSED, MEMORY))),
+            (
+                Failed::from(&PeerError::Dial(refused())),
+                Some((errno::ECONNREFUSED, MEMORY_OF_AGENT)),
+            ),
+            (
+                Failed::from(&unreachable(io::ErrorKind::NetworkUnreachable)),
+                Some((errno::ENETUNREACH, MEMORY)),
+            ),
+            (Failed::from(&unreachable(io::ErrorKind::Other)), Some((errno::EHOSTUNREACH, MEMORY))),
+            (Failed::from(Refusal::ApplicationTimedOut), Some((errno::ETIMEDOUT, MEMORY))),
+            (Failed::from(Refusal::Draining), None),
+            (Failed::from(&PeerError::Handshake(HandshakeError::TimedOut)), None),
+            (Failed::from(&DialError::Leg(io::ErrorKind::Other.into())), None),
+        ] {
+            assert_eq!(told(failed), expected, "{failed:?}");
+        }
+    }
+}
