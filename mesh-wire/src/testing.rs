@@ -1,5 +1,5 @@
-//! What the tests of this crate and of the agent's relay share: a CA, identities, connected sockets,
-//! sessions.
+//! What the tests of this crate and of the agent's relay share: a CA, identities, connected
+//! sockets, sessions.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -92,8 +92,8 @@ pub(crate) fn gate(workspace: Workspace) -> Result<()> {
     Fuzzer::build(workspace)?.all(&targets, SECONDS_IN_TEST, Some(SEED_IN_TEST))
 }
 
-/// A target has its inputs in a directory of its name. The program refuses a name that no crate has;
-/// each crate's tests refuse a target without inputs.
+/// A target has its inputs in a directory of its name. The program refuses a name that no crate
+/// has; each crate's tests refuse a target without inputs.
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     let corpus = workspace.root.join("fuzz/corpus");
     let names = files(&corpus)?
