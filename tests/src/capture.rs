@@ -30,6 +30,10 @@ use crate::{
 /// The discard port: nothing listens there, and the answer is of no interest.
 const DISCARD: u16 = 9;
 
+/// How long tcpdump may take to begin and to end. The kernel waits in both for all processors, which
+/// took more than 5 s while a cluster took pods apart.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A recording under way.
 #[derive(Debug)]
 pub struct Capture {
@@ -71,7 +75,7 @@ impl Capture {
         ];
         let mut tcpdump =
             place.spawn(options.iter().map(AsRef::as_ref).chain([file.as_os_str()]))?;
-        tcpdump.wait_for_line("listening on", Duration::from_secs(5))?;
+        tcpdump.wait_for_line("listening on", PATIENCE)?;
         Ok(Self { tcpdump, file, place: place.clone(), everyone })
     }
 
@@ -91,7 +95,7 @@ impl Capture {
             Ok(())
         })?;
         self.tcpdump.signal(Signal::SIGINT)?;
-        let said = self.tcpdump.wait(Duration::from_secs(5))?.stderr;
+        let said = self.tcpdump.wait(PATIENCE)?.stderr;
         ensure!(said.contains("\n0 packets dropped by kernel"), "an incomplete capture: {said}");
         Recording::read(&fs::read(&self.file)?)
     }
