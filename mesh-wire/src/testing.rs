@@ -1,12 +1,6 @@
 //! What the tests of this crate and of the agent's relay share: a CA, identities, connected
 //! sockets, sessions.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::missing_panics_doc,
-    missing_docs,
-    reason = "for tests alone"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "for tests alone")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

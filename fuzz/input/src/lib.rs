@@ -4,7 +4,7 @@
 //! A target is a function that panics when its input shows a defect. So each checks more than "does
 //! not crash": a second, naive reading of the specification, a round trip, or a bound. Targets are
 //! in the rooms that they test. Package `fuzz` runs them under libFuzzer (`cargo xtask fuzz`).
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "for tests alone")]
+#![allow(clippy::unwrap_used, reason = "for tests alone")]
 
 mod replay;
 

@@ -28,15 +28,14 @@ use std::{
     time::Duration,
 };
 
+use mesh_api::WirePort;
 use mesh_common::ports;
+use mesh_wire::identity::SpiffeId;
+use mesh_world::NodeName;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 pub(super) use self::probe::answer;
-use mesh_api::WirePort;
-use mesh_wire::identity::SpiffeId;
-use mesh_world::NodeName;
-
 use self::probe::ask;
 use super::{pod::Pod, upstream::Connector};
 

@@ -187,27 +187,14 @@ async fn reach_one(
 /// The less loaded of two endpoints drawn at random. Prefers one that has not been tried, as long
 /// as there is one.
 fn endpoint(mesh: &Mesh, service: &ServicePort, tried: &[SocketAddr]) -> Option<SocketAddr> {
-    let chosen = pick(service, (random(), random()), |endpoint| mesh.load.of(endpoint))?;
+    let draws = (fastrand::u64(..), fastrand::u64(..));
+    let chosen = pick(service, draws, |endpoint| mesh.load.of(endpoint))?;
     let mut others = service.endpoints.iter().map(Endpoint::socket_addr);
     let chosen = chosen.socket_addr();
     if !tried.contains(&chosen) {
         return Some(chosen);
     }
     Some(others.find(|other| !tried.contains(other)).unwrap_or(chosen))
-}
-
-/// Random enough to spread connections: the standard library's per-process keys over a counter.
-fn random() -> u64 {
-    use std::{
-        hash::{BuildHasher as _, RandomState},
-        sync::{
-            LazyLock,
-            atomic::{AtomicU64, Ordering},
-        },
-    };
-    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    static DRAWS: AtomicU64 = AtomicU64::new(0);
-    KEYS.hash_one(DRAWS.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The peer that must answer at an address and port; `None` if it is not in the mesh.
