@@ -30,8 +30,8 @@ use crate::{
 /// The discard port: nothing listens there, and the answer is of no interest.
 const DISCARD: u16 = 9;
 
-/// How long tcpdump may take to begin and to end. The kernel waits in both for all processors, which
-/// took more than 5 s while a cluster took pods apart.
+/// How long tcpdump may take to begin and to end. The kernel waits in both for all processors, and
+/// that took more than 5 s while a cluster took pods apart.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A recording under way.
