@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{bin_dir, eventually};
+use crate::{bin_dir, promptly};
 
 /// Longest time that a program run to its end may take.
 pub const RUN_TIME: Duration = Duration::from_secs(20);
@@ -164,7 +164,7 @@ impl Process {
         deadline: Duration,
         find: impl Fn(&str) -> Option<T>,
     ) -> Result<T> {
-        eventually(deadline, || {
+        promptly(deadline, || {
             let ended = self.child.try_wait()?;
             let all = self.stdout() + &self.stderr();
             let whole_lines = all.split_inclusive('\n').filter(|line| line.ends_with('\n'));
@@ -193,7 +193,7 @@ impl Process {
 
     /// Waits for its end; after `limit` it is killed, which is an error.
     pub fn wait(mut self, limit: Duration) -> Result<Output> {
-        let ended = eventually(limit, || {
+        let ended = promptly(limit, || {
             let ended = self.child.try_wait()?;
             ended.with_context(|| format!("`{}` has not ended: {}", self.command, self.stderr()))
         });

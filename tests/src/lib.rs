@@ -40,7 +40,7 @@ pub mod tell;
 pub mod topology;
 
 pub use pair::{PORT, Pair, SHOP};
-pub use poll::{eventually, wait_until};
+pub use poll::{eventually, promptly, wait_until};
 pub use scenario::scenario;
 pub use topology::{Net, Node, Pod, PodSpec};
 

@@ -4,12 +4,31 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// How often a state is asked for again. Short: most states are there at the second question.
-const PAUSE: Duration = Duration::from_millis(10);
+/// The first pause between two questions. Most states are there at the second one.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// What has been waited for so long may be seen later by this part of it. A question is often a
+/// program that is started: tests that only wait would take the processors from those that work.
+const LATER_BY: u32 = 8;
 
 /// Calls `state` until it is `Ok`, and returns that. At the deadline the last error is the
 /// failure's cause.
-pub fn eventually<T>(deadline: Duration, mut state: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn eventually<T>(deadline: Duration, state: impl FnMut() -> Result<T>) -> Result<T> {
+    let pause = |waited: Duration| (waited / LATER_BY).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+    ask(deadline, pause, state)
+}
+
+/// The same for a state that is asked for without starting a program: it is seen at once.
+pub fn promptly<T>(deadline: Duration, state: impl FnMut() -> Result<T>) -> Result<T> {
+    ask(deadline, |_| FIRST_PAUSE, state)
+}
+
+fn ask<T>(
+    deadline: Duration,
+    pause: impl Fn(Duration) -> Duration,
+    mut state: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         match state() {
@@ -17,14 +36,14 @@ pub fn eventually<T>(deadline: Duration, mut state: impl FnMut() -> Result<T>) -
             Err(last) if start.elapsed() >= deadline => {
                 return Err(last).with_context(|| format!("still so after {deadline:?}"));
             }
-            Err(_) => std::thread::sleep(PAUSE),
+            Err(_) => std::thread::sleep(pause(start.elapsed())),
         }
     }
 }
 
 /// Waits until `is` says so; `what` is what is missing if it never does.
 pub fn wait_until(deadline: Duration, what: &str, is: impl Fn() -> bool) -> Result<()> {
-    eventually(deadline, || {
+    promptly(deadline, || {
         ensure!(is(), "not so: {what}");
         Ok(())
     })

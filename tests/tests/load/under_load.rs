@@ -124,9 +124,9 @@ fn workload(namespace: &str) -> Value {
     let labels =
         json!({"nodemesh.dev/mesh": if namespace == PAIR[0] { "enabled" } else { "disabled" }});
     let mut server = shop::container("main", &shop::server());
-    let is_there = ["curl", "-sf", "-o", "/dev/null", "http://127.0.0.1:8080/"];
-    server["readinessProbe"] = json!({"exec": {"command": is_there}, "periodSeconds": 1});
-    server["lifecycle"] = json!({"preStop": {"exec": {"command": ["sleep", "4"]}}});
+    // Neither starts a program: forty a second took the processors for minutes.
+    server["readinessProbe"] = json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1});
+    server["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 4}}});
     let script = asking("http://backend/", "sleep 0.02;");
     let mut client = pod("client", 1, &script);
     client["metadata"]["namespace"] = json!(namespace);
