@@ -18,6 +18,7 @@ mod lint;
 mod manifest;
 mod needs;
 mod process;
+mod processors;
 mod runner;
 mod say;
 mod setup;

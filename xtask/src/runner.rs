@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::lint;
 use crate::process;
+use crate::processors;
 use crate::say;
 use crate::tally::Tally;
 use crate::test::is_about_nothing;
@@ -137,7 +138,7 @@ fn whole_system_tests(
         }
         Ok(())
     };
-    let started = Instant::now();
+    let (started, before) = (Instant::now(), processors::used()?);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| {
@@ -160,8 +161,11 @@ fn whole_system_tests(
         tally.failed = tally.failed.max(failed_before + 1);
     }
     if count > 0 {
-        let took = started.elapsed().as_secs_f64();
-        say::out(&format!("{count} whole-system tests, {} flaky, {took:.1} s", flaky.len()));
+        let (took, busy) = (started.elapsed().as_secs_f64(), processors::used()?.since(before));
+        say::out(&format!(
+            "{count} whole-system tests, {} flaky, {took:.1} s, processors {busy:.0} % busy",
+            flaky.len()
+        ));
     }
     Ok(flaky)
 }

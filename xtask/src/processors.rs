@@ -1,0 +1,52 @@
+//! How busy this machine's processors are. What waits can run beside other things, what computes
+//! cannot: the figure says how many tests are good at once.
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+/// Processor time since the machine started, in the kernel's ticks.
+#[derive(Clone, Copy)]
+pub(crate) struct Used {
+    busy: u64,
+    all: u64,
+}
+
+/// The time used until now.
+///
+/// # Errors
+/// /proc/stat cannot be read.
+pub(crate) fn used() -> Result<Used> {
+    let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    parse(&stat).context("/proc/stat does not begin with the sum of all processors")
+}
+
+/// The first line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal, and two
+/// that are in the first ones already.
+fn parse(stat: &str) -> Option<Used> {
+    let sum = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = sum.split_whitespace().take(8).map_while(|it| it.parse().ok()).collect();
+    let all = ticks.iter().sum();
+    Some(Used { busy: all - ticks.get(3)? - ticks.get(4)?, all })
+}
+
+impl Used {
+    /// The share of the time since then that was used, in percent.
+    pub(crate) fn since(self, then: Self) -> f64 {
+        let all = self.all.saturating_sub(then.all).max(1);
+        self.busy.saturating_sub(then.busy) as f64 * 100.0 / all as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_and_waiting_for_a_disk_are_not_busy() {
+        let at = |line: &str| parse(line).unwrap();
+        let before = at("cpu  10 0 10 100 20 0 0 0 5 0\ncpu0 1 1 1 1\n");
+        let now = at("cpu  20 5 20 150 40 1 1 3 9 0\n");
+        assert_eq!(now.since(before), 30.0);
+        assert!(parse("intr 1").is_none());
+    }
+}
