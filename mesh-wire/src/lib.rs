@@ -22,6 +22,7 @@ mod outbox;
 pub mod reason;
 mod record;
 pub mod session;
+mod single_flight;
 mod state;
 mod stream;
 #[cfg(any(test, feature = "testing"))]
@@ -36,6 +37,7 @@ pub use reason::{
     HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,
 };
 pub use session::{Session, TlsInfo};
+pub use single_flight::{SingleFlight, Turn};
 pub use stream::{Stream, StreamError};
 
 #[cfg(test)]

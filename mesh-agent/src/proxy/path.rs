@@ -24,13 +24,12 @@ mod probe;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 
 use mesh_api::WirePort;
 use mesh_common::ports;
-use mesh_wire::identity::SpiffeId;
+use mesh_wire::{SingleFlight, identity::SpiffeId};
 use mesh_world::NodeName;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
@@ -98,26 +97,21 @@ type Leg = (NodeName, bool);
 
 /// What is known of the paths.
 #[derive(Default)]
-pub(super) struct Paths(Mutex<Known>);
+pub(super) struct Paths {
+    known: Mutex<Known>,
+    /// While one task asks about a pair, the others wait for its answer.
+    asking: SingleFlight<Pair>,
+}
 
 #[derive(Default)]
 struct Known {
     proven: HashMap<Leg, Instant>,
     pods: HashMap<IpAddr, Doubts>,
-    asking: HashMap<Pair, Arc<tokio::sync::Mutex<()>>>,
     swept: Option<Instant>,
 }
 
 /// What is known for one of our pods, by pod of the mesh.
 type Doubts = HashMap<IpAddr, (Doubt, Instant)>;
-
-/// The right to ask about a pair, once it is locked. While one task holds it, the others wait for
-/// its answer.
-struct Turn<'a> {
-    paths: &'a Paths,
-    pair: Pair,
-    lock: Arc<tokio::sync::Mutex<()>>,
-}
 
 /// A doubt about a pair of pods, whatever is known of their nodes.
 #[derive(Clone, Debug)]
@@ -201,9 +195,7 @@ async fn find_out(
     if let Some(answer) = known() {
         return answer;
     }
-    let turn = paths.turn(pair);
-    // Held while the peer is asked, on purpose: so there is only one question.
-    let _turn = turn.lock.lock().await;
+    let _turn = paths.asking.turn(pair).await;
     if let Some(answer) = known() {
         return answer;
     }
@@ -274,11 +266,6 @@ impl Paths {
         }
     }
 
-    fn turn(&self, pair: Pair) -> Turn<'_> {
-        let lock = Arc::clone(self.lock().asking.entry(pair).or_default());
-        Turn { paths: self, pair, lock }
-    }
-
     /// For `status`: the latest change of each node and address family.
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
         let known = self.lock();
@@ -304,7 +291,7 @@ impl Paths {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         // A panic elsewhere does not make it wrong: each change is one insertion or removal.
-        self.0.lock()
+        self.known.lock()
     }
 }
 
@@ -344,18 +331,6 @@ impl Known {
             doubts.retain(|_, (_, at)| now.duration_since(*at) < SHOWN_FOR);
             !doubts.is_empty()
         });
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut known = self.paths.lock();
-        // Our own reference goes first, and under the lock: of two turns that end at once, the
-        // second sees that it is the last.
-        self.lock = Arc::default();
-        if known.asking.get(&self.pair).is_some_and(|lock| Arc::strong_count(lock) == 1) {
-            known.asking.remove(&self.pair);
-        }
     }
 }
 

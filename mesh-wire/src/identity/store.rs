@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use super::signer::{SignError, Signer};
 use super::tls::TlsCache;
 use super::{Anchors, Clocks, OwnCa, PeerVerifier, SpiffeId, date_of};
+use crate::SingleFlight;
 
 /// A service account's key and certificate, as used in handshakes.
 pub struct Identity {
@@ -99,7 +100,7 @@ impl Identity {
 pub struct Identities {
     signer: Arc<dyn Signer>,
     current: ArcSwap<HashMap<SpiffeId, Arc<Identity>>>,
-    issuing: Mutex<HashMap<SpiffeId, Arc<tokio::sync::Mutex<()>>>>,
+    issuing: SingleFlight<SpiffeId>,
     failures: Mutex<BTreeMap<SpiffeId, RenewalFailure>>,
     announced_ca: Mutex<Option<OwnCa>>,
     clocks: Arc<Clocks>,
@@ -112,7 +113,7 @@ impl Identities {
         Self {
             signer,
             current: ArcSwap::default(),
-            issuing: Mutex::default(),
+            issuing: SingleFlight::default(),
             failures: Mutex::default(),
             announced_ca: Mutex::default(),
             clocks: Arc::default(),
@@ -132,9 +133,7 @@ impl Identities {
         if let Some(identity) = self.valid(id) {
             return Ok(identity);
         }
-        let turn = Arc::clone(self.issuing.lock().entry(id.clone()).or_default());
-        // Held while the signer is asked, on purpose: so there is only one request.
-        let _turn = turn.lock().await;
+        let _turn = self.issuing.turn(id.clone()).await;
         if let Some(identity) = self.valid(id) {
             return Ok(identity);
         }
@@ -154,7 +153,6 @@ impl Identities {
             next.retain(|id, _| keep.contains(id));
             next
         });
-        self.issuing.lock().retain(|id, turn| keep.contains(id) || Arc::strong_count(turn) > 1);
         self.failures.lock().retain(|id, _| keep.contains(id));
         self.changed.notify_one();
     }

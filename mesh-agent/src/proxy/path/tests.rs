@@ -145,17 +145,3 @@ fn a_pod_that_dials_everywhere_has_its_share_and_forgets_its_own() {
     assert_eq!(world.next(newest, TRUSTING), "ask");
     assert_eq!(world.next((ip(1), ip(2)), TRUSTING), "changed", "another pod's is still known");
 }
-
-#[tokio::test]
-async fn a_question_that_is_given_up_leaves_nothing_behind() {
-    let world = World::new();
-    let pair = (ip(1), ip(2));
-    let (first, second) = (world.paths.turn(pair), world.paths.turn(pair));
-    let asks = first.lock.lock().await;
-    assert!(second.lock.try_lock().is_err(), "one at a time");
-    drop(asks);
-    drop(first);
-    assert_eq!(world.paths.lock().asking.len(), 1, "the second still waits");
-    drop(second);
-    assert!(world.paths.lock().asking.is_empty());
-}
