@@ -335,11 +335,11 @@ async fn perhaps_plaintext(
         record.security = Security::plaintext(PlaintextReason::ClientNotMeshed);
     });
     let counters = counted(&mut flow);
-    let options = CarryOptions { memory: Some(mesh.memory(pod)), ..CarryOptions::default() };
+    let memory = Some(mesh.memory(pod));
     let end = if looks == Looks::Silent {
-        Box::pin(relay::relay_plain_held(client, leg.stream, &counters, options)).await
+        Box::pin(relay::relay_plain_held(client, leg.stream, &counters, memory)).await
     } else {
-        Box::pin(relay::relay_plain(client, leg.stream, &counters, options)).await
+        Box::pin(relay::relay_plain(client, leg.stream, &counters, memory)).await
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
     mesh.finish(flow, &ended(&end), bytes);

@@ -159,14 +159,13 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
                     remember(mesh, pod, dialled.to, remembered);
                 }
             };
-            let options = CarryOptions { answer_by, memory, refused: Some(&refused), stop: None };
+            let options = CarryOptions { answer_by, memory, refused: Some(&refused) };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
             ended_by(&carried.end, by)
         }
         Ok(Reached { way: Way::Plain(stream, _held), .. }) => {
-            let options = CarryOptions { memory, ..CarryOptions::default() };
-            ended(&Box::pin(relay::relay_plain(app, stream, &counters, options)).await)
+            ended(&Box::pin(relay::relay_plain(app, stream, &counters, memory)).await)
         }
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };

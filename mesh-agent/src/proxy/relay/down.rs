@@ -136,10 +136,7 @@ impl Relay<'_> {
                     self.first_fin.get_or_insert(Party::Peer);
                     return true; // first everything before it is written
                 }
-                Ok(Some(Received::Accepted(accepted))) => {
-                    self.accepted = Some(accepted);
-                    None
-                }
+                Ok(Some(Received::Accepted(_))) => None,
                 Ok(Some(Received::Reset(code))) => Some(End::ResetByPeer(code)),
                 Ok(Some(Received::Refused(refused))) => Some(End::Refused(refused)),
                 Ok(Some(Received::Closed)) => Some(End::PeerFailed(SessionError::Closed)),

@@ -57,9 +57,6 @@ pub enum End {
         "an agent's ClientHello came after the server had spoken; reset, since it is not for the application: on the way here a segment was lost, or the peer's agent is starved"
     )]
     LateClientHello,
-    /// Ended by our own agent.
-    #[error("ended by this agent: {0}")]
-    Stopped(ResetCode),
 }
 
 impl End {
@@ -67,24 +64,12 @@ impl End {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Finished { .. } => Reason::Closed,
-            Self::ResetByApp(code) | Self::ResetByPeer(code) | Self::Stopped(code) => code.reason(),
+            Self::ResetByApp(code) | Self::ResetByPeer(code) => code.reason(),
             Self::CutOff(_) => Reason::ResetCutOff,
             Self::Refused(refused) => refused.reason.reason(),
             Self::NotAnswered => Reason::NotAnswered,
             Self::LateClientHello => Reason::LateClientHello,
             Self::PeerFailed(error) => error.reason(),
-        }
-    }
-
-    /// The side that ended it, if one did on purpose.
-    pub fn by(&self) -> Option<Party> {
-        match self {
-            Self::Finished { first } => Some(*first),
-            Self::ResetByApp(_) | Self::CutOff(_) => Some(Party::App),
-            Self::ResetByPeer(_) | Self::Refused(_) => Some(Party::Peer),
-            Self::NotAnswered | Self::PeerFailed(_) | Self::LateClientHello | Self::Stopped(_) => {
-                None
-            }
         }
     }
 

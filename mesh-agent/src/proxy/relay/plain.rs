@@ -1,9 +1,7 @@
 //! The rules of [`super::carry`] between two plain connections, for what the agent carries without
 //! TLS.
 
-use std::future::{Future as _, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::task::{Context, Poll};
 
 use mesh_wire::{
@@ -12,19 +10,17 @@ use mesh_wire::{
     hello::{self, Hello},
     io::{poll_read, poll_write, shutdown_write},
 };
-use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::appetite::Appetite;
+use super::drive::{Dead, Directions, drive};
 use super::end::reset_code;
-use super::{AppStream, CarryOptions, Counters, End, GRACE, Memory, Party, far_future, stopped};
+use super::{AppStream, Counters, End, Memory, Party};
 use crate::proxy::memory::Lease;
-use crate::proxy::socket_memory::Meter;
 
 /// Carries one connection between two sockets without TLS. It ends as in [`super::carry`]: `app` is
-/// [`Party::App`], `peer` is [`Party::Peer`]. There is no OPEN that must be answered in time.
+/// [`Party::App`], `peer` is [`Party::Peer`]. `memory` is what it may take beyond its first
+/// buffers; `None`: as much as it wants.
 ///
 /// # Cancel safety
 /// Dropping the future resets both.
@@ -32,12 +28,9 @@ pub async fn relay_plain(
     app: AppStream,
     peer: AppStream,
     counters: &Counters,
-    options: CarryOptions<'_>,
+    memory: Option<Memory>,
 ) -> End {
-    let CarryOptions { memory, stop, .. } = options;
-    let ([room_up, room_down], meter) = Memory::split(memory);
-    let up = Pipe::new(app.tcp(), peer.tcp(), room_up);
-    finish(run(up, (room_down, meter), counters, stop).await, app, peer)
+    relay(app, peer, counters, memory, false).await
 }
 
 /// As [`relay_plain`], but holds back the first bytes of `app` until they are known not to be an
@@ -49,15 +42,27 @@ pub async fn relay_plain_held(
     app: AppStream,
     peer: AppStream,
     counters: &Counters,
-    options: CarryOptions<'_>,
+    memory: Option<Memory>,
 ) -> End {
-    let CarryOptions { memory, stop, .. } = options;
-    let ([room_up, room_down], meter) = Memory::split(memory);
-    let up = Pipe { held: true, ..Pipe::new(app.tcp(), peer.tcp(), room_up) };
-    finish(run(up, (room_down, meter), counters, stop).await, app, peer)
+    relay(app, peer, counters, memory, true).await
 }
 
-fn finish(end: End, app: AppStream, peer: AppStream) -> End {
+async fn relay(
+    app: AppStream,
+    peer: AppStream,
+    counters: &Counters,
+    memory: Option<Memory>,
+    held: bool,
+) -> End {
+    let ([room_up, room_down], meter) = Memory::split(memory);
+    let sockets = [app.tcp(), peer.tcp()];
+    let mut pipes = Pipes {
+        up: Pipe { held, ..Pipe::new(app.tcp(), peer.tcp(), room_up) },
+        down: Pipe::new(peer.tcp(), app.tcp(), room_down),
+        counters,
+        first_fin: None,
+    };
+    let end = drive(&mut pipes, sockets, counters, meter, None).await;
     if matches!(end, End::Finished { .. }) {
         app.finish();
         peer.finish();
@@ -65,32 +70,19 @@ fn finish(end: End, app: AppStream, peer: AppStream) -> End {
     end
 }
 
-async fn run(
-    mut up: Pipe<'_>,
-    (room_down, mut meter): (Option<Lease>, Option<Box<Meter>>),
-    counters: &Counters,
-    stop: Option<watch::Receiver<Option<ResetCode>>>,
-) -> End {
-    let (app, peer) = (up.source, up.sink);
-    let mut down = Pipe::new(peer, app, room_down);
-    let mut stopped = pin!(stopped(stop));
-    let mut app_error = pin!(app.ready(Interest::ERROR));
-    let mut peer_error = pin!(peer.ready(Interest::ERROR));
-    let (mut app_failed, mut peer_failed) = (false, false);
-    let mut first_fin = None;
-    let mut grace = pin!(tokio::time::sleep_until(far_future()));
-    let mut grace_runs = false;
-    poll_fn(|cx| {
-        if let Poll::Ready(code) = stopped.as_mut().poll(cx) {
-            return Poll::Ready(End::Stopped(code));
-        }
-        app_failed = app_failed || app_error.as_mut().poll(cx).is_ready();
-        peer_failed = peer_failed || peer_error.as_mut().poll(cx).is_ready();
-        let (mut up_moved, mut down_moved) = (false, false);
+struct Pipes<'a> {
+    up: Pipe<'a>,
+    down: Pipe<'a>,
+    counters: &'a Counters,
+    first_fin: Option<Party>,
+}
+
+impl Directions for Pipes<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, dead: Dead) -> Poll<End> {
+        let Self { up, down, counters, first_fin } = self;
         loop {
-            let step_up = up.step(cx, down.sink_error, app_failed, |n| counters.add_to_peer(n));
-            let step_down =
-                down.step(cx, up.sink_error, peer_failed, |n| counters.add_from_peer(n));
+            let step_up = up.step(cx, down.sink_error, dead.app, |n| counters.add_to_peer(n));
+            let step_down = down.step(cx, up.sink_error, dead.peer, |n| counters.add_from_peer(n));
             if up.fin {
                 first_fin.get_or_insert(Party::App);
             }
@@ -110,34 +102,40 @@ async fn run(
                 (Ok(false), Ok(false)) => {
                     up.rest();
                     down.rest();
-                    break;
+                    return Poll::Pending;
                 }
-                (Ok(up), Ok(down)) => {
-                    up_moved |= up;
-                    down_moved |= down;
+                (Ok(moved_up), Ok(moved_down)) => {
+                    up.moved |= moved_up;
+                    down.moved |= moved_down;
                 }
             }
         }
-        if let Some(meter) = &mut meter {
-            let is_blocked = up.start < up.end || down.start < down.end;
-            meter.poll(cx, [app, peer], is_blocked, counters.sum());
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.up.is_blocked() || self.down.is_blocked()
+    }
+
+    fn take_moved(&mut self) -> [bool; 2] {
+        [&mut self.up.moved, &mut self.down.moved].map(std::mem::take)
+    }
+
+    fn failed(&self, dead: Dead) -> Option<Party> {
+        if dead.app || self.down.sink_error.is_some() {
+            Some(Party::App)
+        } else if dead.peer || self.up.sink_error.is_some() {
+            Some(Party::Peer)
+        } else {
+            None
         }
-        let app_is_dead = app_failed || down.sink_error.is_some();
-        if app_is_dead || peer_failed || up.sink_error.is_some() {
-            // The direction that leads away from the failure has to make progress.
-            if !grace_runs || if app_is_dead { up_moved } else { down_moved } {
-                grace.as_mut().reset(Instant::now() + GRACE);
-                grace_runs = true;
-            }
-            if grace.as_mut().poll(cx).is_ready() {
-                let code = ResetCode::ApplicationReset;
-                let end = if app_is_dead { End::ResetByApp } else { End::ResetByPeer };
-                return Poll::Ready(end(code));
-            }
+    }
+
+    fn give_up(&mut self, failed: Party) -> End {
+        match failed {
+            Party::App => End::ResetByApp(ResetCode::ApplicationReset),
+            Party::Peer => End::ResetByPeer(ResetCode::ApplicationReset),
         }
-        Poll::Pending
-    })
-    .await
+    }
 }
 
 /// One direction.
@@ -160,6 +158,7 @@ struct Pipe<'a> {
     /// … and one does.
     is_agent: bool,
     appetite: Appetite,
+    moved: bool,
 }
 
 impl<'a> Pipe<'a> {
@@ -179,7 +178,12 @@ impl<'a> Pipe<'a> {
             held: false,
             is_agent: false,
             appetite,
+            moved: false,
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.start < self.end
     }
 
     /// Reads once or writes once. `write_error` is the error that the other direction met when it
@@ -194,7 +198,7 @@ impl<'a> Pipe<'a> {
         failed: bool,
         count: impl Fn(usize),
     ) -> Result<bool, ResetCode> {
-        if self.start < self.end && !self.held {
+        if self.is_blocked() && !self.held {
             if self.sink_error.is_some() {
                 self.start = self.end;
                 return Ok(true);

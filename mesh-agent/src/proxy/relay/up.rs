@@ -96,7 +96,7 @@ impl Relay<'_> {
     fn reset_after_fin(&mut self) -> Result<(), End> {
         if let Some(error) = self.down.app_error() {
             self.reset(reset_code(error))
-        } else if self.app_failed {
+        } else if self.dead.app {
             let error = self.app.take_error().ok().flatten();
             self.reset(reset_code(error.map_or(io::ErrorKind::BrokenPipe, |e| e.kind())))
         } else {

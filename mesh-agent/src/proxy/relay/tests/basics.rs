@@ -1,6 +1,8 @@
 //! One connection at a time, each way of ending it.
 
 use std::io::ErrorKind;
+
+use mesh_wire::Accepted;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
@@ -81,7 +83,6 @@ async fn data_travels_with_open_and_finished_before_the_answer() {
         drop(b);
     };
     let ((), a, b) = in_time("early data", async { tokio::join!(apps, client, server) }).await;
-    assert_eq!(a.accepted.unwrap().destination_pod_uid.as_deref(), Some("u-1"));
     assert!(a.session.is_some() && b.session.is_some());
 }
 

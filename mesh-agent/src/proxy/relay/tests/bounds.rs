@@ -2,27 +2,12 @@
 
 use std::io::ErrorKind;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 
 use super::*;
 
 /// The limit on the buffers of one connection, both directions.
 const MEMORY_BYTES: usize = 300 * 1024;
-
-fn relay<'a>(session: &'a mut Session, app: &'a AppStream, counters: &'a Counters) -> Relay<'a> {
-    Relay {
-        tcp: &session.tcp,
-        channel: &mut session.channel,
-        app: app.tcp(),
-        counters,
-        up: Up::default(),
-        down: Down::default(),
-        accepted: None,
-        first_fin: None,
-        app_failed: false,
-        peer_failed: false,
-    }
-}
 
 /// Writes until nothing has been taken for a while.
 async fn fill(app: &mut TcpStream) -> usize {
@@ -43,10 +28,14 @@ async fn a_reader_that_does_not_read_stops_the_writer_within_bounds() {
     let (app_a, app_b) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
     let (count_a, count_b) = (Counters::default(), Counters::default());
     let (near, far) = {
-        let mut relay_a = relay(&mut client, &app_a, &count_a);
-        let mut relay_b = relay(&mut server, &app_b, &count_b);
+        let mut relay_a = Relay::new(&mut client, &app_a, &count_a);
+        let mut relay_b = Relay::new(&mut server, &app_b, &count_b);
+        let (ends_a, ends_b) = ([relay_a.app, relay_a.tcp], [relay_b.app, relay_b.tcp]);
         let both = async {
-            tokio::join!(relay_a.run(CarryOptions::default()), relay_b.run(CarryOptions::default()))
+            tokio::join!(
+                drive(&mut relay_a, ends_a, &count_a, None, None),
+                drive(&mut relay_b, ends_b, &count_b, None, None),
+            )
         };
         // Both directions are filled at once: the worst case.
         let stuffed = async { tokio::join!(fill(&mut a), fill(&mut b)) };
@@ -93,7 +82,8 @@ async fn a_stream_that_turns_quiet_gives_its_memory_back() {
     let (app_a, app_b) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
     let (count_a, count_b) = (Counters::default(), Counters::default());
     {
-        let mut relay_a = relay(&mut client, &app_a, &count_a);
+        let mut relay_a = Relay::new(&mut client, &app_a, &count_a);
+        let ends_a = [relay_a.app, relay_a.tcp];
         let far = carry(server, app_b, &count_b, CarryOptions::default());
         let play = async {
             let (mut read, mut write) = b.split();
@@ -111,7 +101,7 @@ async fn a_stream_that_turns_quiet_gives_its_memory_back() {
         };
         tokio::select! {
             () = in_time("the stream", play) => {}
-            end = relay_a.run(CarryOptions::default()) => panic!("{end:?}"),
+            end = drive(&mut relay_a, ends_a, &count_a, None, None) => panic!("{end:?}"),
             carried = far => panic!("{carried:?}"),
         }
     }
@@ -155,7 +145,7 @@ async fn a_reset_reaches_an_application_that_only_writes() {
             let relay = async {
                 let (app, peer) =
                     (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-                relay_plain(app, peer, &Counters::default(), CarryOptions::default()).await;
+                relay_plain(app, peer, &Counters::default(), None).await;
             };
             (a, b, Box::pin(relay))
         };

@@ -181,36 +181,6 @@ async fn an_open_that_is_not_answered_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_stop_resets_both_applications_with_its_code() {
-    let mesh = Mesh::new().await;
-    let (client, server) = mesh.connection().await;
-    let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
-    let (stop, stopped) = watch::channel(None);
-    let (count_a, count_b) = (Counters::default(), Counters::default());
-    let carried_a = carry(
-        client,
-        AppStream::new(agent_a).unwrap(),
-        &count_a,
-        CarryOptions { stop: Some(stopped), ..CarryOptions::default() },
-    );
-    let app_b = AppStream::new(agent_b).unwrap();
-    let carried_b = carry(server, app_b, &count_b, CarryOptions::default());
-    let play = async {
-        a.write_all(b"x").await.unwrap();
-        b.read_exact(&mut [0]).await.unwrap();
-        stop.send_replace(Some(ResetCode::NoLongerAllowed));
-        tokio::join!(read_kind(&mut a), read_kind(&mut b))
-    };
-    let (kinds, carried_a, carried_b) =
-        in_time("the stop", async { tokio::join!(play, carried_a, carried_b) }).await;
-    assert_eq!(kinds, (Some(ErrorKind::ConnectionReset), Some(ErrorKind::ConnectionReset)));
-    let code = ResetCode::NoLongerAllowed;
-    assert!(matches!(carried_a.end, End::Stopped(c) if c == code), "{:?}", carried_a.end);
-    assert!(matches!(carried_b.end, End::ResetByPeer(c) if c == code), "{:?}", carried_b.end);
-    assert_eq!((count_a.to_peer(), count_b.from_peer()), (1, 1));
-}
-
-#[tokio::test]
 async fn a_relay_that_is_dropped_resets_both_applications() {
     let mesh = Mesh::new().await;
     let (mut a, mut b, carried) = mesh_pair(&mesh).await;

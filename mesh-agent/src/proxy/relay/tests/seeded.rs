@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 
 use super::*;
 
@@ -173,7 +174,7 @@ async fn fifty_conversations_between_plain_sockets_look_like_direct_tcp() {
         let (agent_a, agent_b) =
             (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
         let counters = Counters::default();
-        let relay = relay_plain(agent_a, agent_b, &counters, CarryOptions::default());
+        let relay = relay_plain(agent_a, agent_b, &counters, None);
         let (plain, end) =
             in_time("the relayed one", async { tokio::join!(converse(a, b, parts), relay) }).await;
         assert_eq!(plain, direct, "seed {seed}: {parts:?}, {end:?}");

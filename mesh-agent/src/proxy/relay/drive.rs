@@ -1,0 +1,94 @@
+//! What a relay does whatever lies between its two sockets: it notices dead ones, ends in time, and
+//! measures what the kernel holds.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Counters, End, GRACE, Party};
+use crate::proxy::socket_memory::Meter;
+
+/// Sockets with an error, read or not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Dead {
+    pub(super) app: bool,
+    pub(super) peer: bool,
+}
+
+/// The two directions of a connection, from the application to the peer (up) and back (down).
+pub(super) trait Directions {
+    /// Moves what can be moved, each direction in turn, until both wait or the connection ends.
+    fn poll(&mut self, cx: &mut Context<'_>, dead: Dead) -> Poll<End>;
+
+    /// Whether something waits to be written.
+    fn is_blocked(&self) -> bool;
+
+    /// Whether up and down have moved anything since the last call.
+    fn take_moved(&mut self) -> [bool; 2];
+
+    /// The side that is known to be dead. The other side gets only [`GRACE`] to take the rest.
+    fn failed(&self, dead: Dead) -> Option<Party>;
+
+    /// The end of a connection whose rest was not taken in time, after that side had failed.
+    fn give_up(&mut self, failed: Party) -> End;
+
+    /// Whether the peer has not answered yet.
+    fn awaits_answer(&self) -> bool {
+        false
+    }
+}
+
+/// Carries a connection to its end. `sockets` are the application's and the peer's; `answer_by` is
+/// when the peer must have answered.
+pub(super) async fn drive(
+    directions: &mut impl Directions,
+    sockets: [&TcpStream; 2],
+    counters: &Counters,
+    mut meter: Option<Box<Meter>>,
+    answer_by: Option<Instant>,
+) -> End {
+    // Errors are noticed even while a socket is not read because its data has nowhere to go.
+    let mut app_error = pin!(sockets[0].ready(Interest::ERROR));
+    let mut peer_error = pin!(sockets[1].ready(Interest::ERROR));
+    let mut answer = pin!(sleep_until(answer_by.unwrap_or_else(far_future)));
+    let mut grace = pin!(sleep_until(far_future()));
+    let mut grace_runs = false;
+    let mut dead = Dead::default();
+    poll_fn(|cx| {
+        dead.app = dead.app || app_error.as_mut().poll(cx).is_ready();
+        dead.peer = dead.peer || peer_error.as_mut().poll(cx).is_ready();
+        if let Poll::Ready(end) = directions.poll(cx, dead) {
+            return Poll::Ready(end);
+        }
+        if let Some(meter) = &mut meter {
+            meter.poll(cx, sockets, directions.is_blocked(), counters.sum());
+        }
+        let [up, down] = directions.take_moved();
+        if directions.awaits_answer() && answer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::NotAnswered);
+        }
+        if let Some(failed) = directions.failed(dead) {
+            // The direction that leads away from the failure has to make progress.
+            let goes_on = if failed == Party::App { up } else { down };
+            if goes_on || !grace_runs {
+                grace.as_mut().reset(Instant::now() + GRACE);
+                grace_runs = true;
+            }
+            if grace.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(directions.give_up(failed));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Practically never, and safe to add to.
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_hours(24 * 365)
+}
