@@ -131,7 +131,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     tracing::warn!(ca = %settings.ca_dir.display(), "this agent holds the CA's key and signs for itself; whoever takes over this node can be anybody in the mesh");
 
     let before = if predecessor.is_some() { Before::Lives } else { Before::Gone };
-    let (kernel, refusals) = Kernel::load(&settings.pin_dir, before)?;
+    let (kernel, told) = Kernel::load(&settings.pin_dir, before)?;
     let kernel = Arc::new(kernel);
     if let Some(predecessor) = &predecessor {
         predecessor.in_time(async {}).await?; // loading may take long, and changes nothing
@@ -204,7 +204,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if locks.is_some() {
         answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
-    answering.spawn("refusals", refusals::record(refusals, Arc::clone(&mesh)));
+    answering.spawn("refusals", refusals::record(told.refusals, Arc::clone(&mesh)));
+    answering.spawn("program log", refusals::log(told.log));
     heartbeat::beat(&kernel)?;
     answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));
     answering.spawn("floods", refusals::tell_of_floods(Arc::clone(&mesh)));

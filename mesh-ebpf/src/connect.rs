@@ -23,7 +23,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{self, AF_INET, AF_INET6, SockAddr},
-    guard, maps,
+    guard, log, maps,
 };
 
 const ALLOW: i32 = 1;
@@ -123,6 +123,7 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
         // SAFETY: `sk` was checked for null; the storage belongs to the socket.
         let slot = unsafe { maps::SHOWN_PEER.get_or_insert_ptr_mut(context, Some(&mut named)) };
         if slot.is_null() {
+            log::no_memory(netns);
             return refuse::<FAMILY>(Verdict::RefusedNoMemory, &view);
         }
         // SAFETY: just checked. A second connect of the socket finds the older value and overwrites

@@ -22,7 +22,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{SockAddr, SockOps},
-    maps,
+    log, maps,
 };
 
 /// These programs refuse nothing.
@@ -91,6 +91,7 @@ fn key(ops: SockOps) -> DialKey {
 #[inline(always)]
 fn dialling(ops: SockOps) {
     if maps::KUBELET_DIALS.insert(&key(ops), &maps::boot_ns(), 0).is_err() {
+        log::kubelet_not_noted(ops.remote().port);
         return maps::count(Verdict::KubeletNotNoted, 0);
     }
     // SAFETY: the context is the running program's own.

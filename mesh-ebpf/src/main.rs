@@ -23,6 +23,7 @@ mod getpeername;
 mod give_back;
 mod guard;
 mod kubelet;
+mod log;
 mod maps;
 mod sk_lookup;
 mod sockops;

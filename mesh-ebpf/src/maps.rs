@@ -20,6 +20,8 @@ use mesh_common::{
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
+use crate::log;
+
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 /// Cgroup ids of the agent, whose dials pass.
@@ -270,6 +272,7 @@ pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
     };
     let is_noted = PENDING.insert(flow, &Pending { named, share_since_ns }, 0).is_ok();
     if !is_noted {
+        log::dial_not_noted(flow.netns);
         give_back(flow.netns, share_since_ns);
     }
     is_noted

@@ -1,4 +1,4 @@
-//! Turns what the kernel refuses into flow records.
+//! Turns what the kernel refuses into flow records, and its programs' lines into log lines.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use mesh_api::Direction;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::flows::Refused;
-use crate::kernel::{Refusal, Refusals};
+use crate::kernel::{ProgramLog, Refusal, Refusals};
 use crate::proxy::Mesh;
 
 /// A connection that the kernel refused becomes a record like any other, or one of many that are
@@ -30,6 +30,13 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
     };
     if let Err(error) = refusals.run(each).await {
         tracing::error!(%error, "the kernel's refusals are not recorded any more");
+    }
+}
+
+/// What the programs log, in the agent's log.
+pub(super) async fn log(lines: ProgramLog) {
+    if let Err(error) = lines.run().await {
+        tracing::error!(%error, "the programs' lines are not logged any more");
     }
 }
 

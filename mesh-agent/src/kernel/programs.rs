@@ -27,6 +27,7 @@ use thiserror::Error;
 use super::{
     events::Refusals,
     layout,
+    log::ProgramLog,
     lookup::Lookups,
     pins::PinDir,
     tables::{Before, Tables},
@@ -132,6 +133,14 @@ pub struct ProgramFacts {
     pub verified_instructions: Option<u32>,
 }
 
+/// What the programs tell the agent.
+pub struct Told {
+    /// The connections that they refuse.
+    pub refusals: Refusals,
+    /// Their own log lines.
+    pub log: ProgramLog,
+}
+
 /// The kernel side of this agent.
 pub struct Kernel {
     pub(super) pins: PinDir,
@@ -147,7 +156,7 @@ impl Kernel {
     ///
     /// # Errors
     /// See [`KernelError`]; what was pinned before stays as it was.
-    pub fn load(pin_dir: &Path, before: Before) -> Result<(Self, Refusals), KernelError> {
+    pub fn load(pin_dir: &Path, before: Before) -> Result<(Self, Told), KernelError> {
         if OBJECT.is_empty() {
             return Err(KernelError::NoObject);
         }
@@ -182,7 +191,8 @@ impl Kernel {
             ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
         let ring = RingBuf::try_from(ring)
             .map_err(|source| KernelError::Map { map: "EVENTS", source: Box::new(source) })?;
-        Ok((Self { pins, tables, lookups, ebpf: Mutex::new(ebpf) }, Refusals::new(ring)))
+        let told = Told { refusals: Refusals::new(ring), log: ProgramLog::open(&mut ebpf)? };
+        Ok((Self { pins, tables, lookups, ebpf: Mutex::new(ebpf) }, told))
     }
 
     /// The maps.

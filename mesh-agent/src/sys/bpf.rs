@@ -6,7 +6,7 @@ use std::{
     ffi::{CStr, CString},
     io, mem,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -16,10 +16,12 @@ use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
+use aya_log::EbpfLogger;
 use aya_obj::generated::{
     bpf_attach_type::BPF_SK_LOOKUP, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info,
     bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP,
 };
+use log::Log;
 use tokio::io::{Interest, unix::AsyncFd};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
@@ -223,8 +225,23 @@ pub(crate) fn run(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> 
 /// # Errors
 /// The runtime could not register the descriptor.
 pub(crate) fn watch_ring(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
-    // SAFETY: the ring owns its map's descriptor, gives the same one each time, and lives inside
-    // the `AsyncFd`.
+    // SAFETY: the ring owns its map's descriptor, and gives the same one each time.
+    unsafe { watch(ring) }
+}
+
+/// The same for the ring of the programs' lines.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn watch_log<T: Log>(logger: EbpfLogger<T>) -> io::Result<AsyncFd<EbpfLogger<T>>> {
+    // SAFETY: the logger owns such a ring.
+    unsafe { watch(logger) }
+}
+
+/// # Safety
+/// `ring` owns its descriptor and gives the same one each time.
+unsafe fn watch<T: AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the caller's promise; the ring lives inside the `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| error.into_parts().1)
 }

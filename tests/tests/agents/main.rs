@@ -5,5 +5,6 @@ mod handover;
 mod harness;
 mod lifecycle;
 mod metrics;
+mod program_log;
 mod regressions;
 mod restarts;
