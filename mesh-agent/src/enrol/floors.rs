@@ -25,32 +25,29 @@ use mesh_common::{
 use mesh_world::{Floor, Objects};
 
 use super::tables::is_strict;
-use crate::{
-    kernel::Tables,
-    source::{Knowledge, SourceState},
-};
+use crate::source::{Knowledge, SourceState};
 
 /// The floors, and the objects that they were last put into.
-#[derive(Default)]
 pub(super) struct Floors {
-    /// As this agent found them; `None` until it has looked.
-    found: Option<HashMap<IpAddr, Floor>>,
+    found: HashMap<IpAddr, Floor>,
     /// Objects without and with them.
     last: Option<(Arc<Objects>, Arc<Objects>)>,
 }
 
 impl Floors {
-    /// Objects in which no pod is more open than the tables said when this was first asked; the
-    /// same copy while nothing changes. A pod that the source itself has told, and that can be
-    /// read, is left as it is from then on.
+    /// The floors that the tables say.
+    pub(super) fn of(local: &HashMap<Addr, LocalPod>, ports: &HashMap<Endpoint, u32>) -> Self {
+        Self { found: floors(local, ports), last: None }
+    }
+
+    /// Objects in which no pod is more open than its floor; the same copy while nothing changes. A
+    /// pod that the source itself has told, and that can be read, is left as it is from then on.
     pub(super) fn in_objects(
         &mut self,
         objects: &Arc<Objects>,
         state: &SourceState,
-        tables: &Tables,
     ) -> Arc<Objects> {
-        let read = || floors(&tables.local.content(), &tables.ports.content());
-        let found = self.found.get_or_insert_with(read);
+        let found = &mut self.found;
         if !found.is_empty() && !matches!(state.knowledge, Knowledge::Kept(_)) {
             let unreadable = objects.unreadable(state.is_unreadable());
             let before = found.len();

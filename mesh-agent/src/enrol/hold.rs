@@ -7,7 +7,11 @@ use std::{
 
 use mesh_world::{Announcements, LocalPod, Membership, NotEnabledReason, PodUid, Snapshot, Wanted};
 
-use super::{Enrolled, Enroller, Failure, leave::is_another};
+use super::{
+    Enroller, Failure,
+    leave::is_another,
+    pods::{Guard, Phase},
+};
 use crate::{pod_cgroups::PodCgroups, source::SourceState};
 
 impl Enroller {
@@ -18,14 +22,14 @@ impl Enroller {
             let Some(pod) = world.local_pod(uid).filter(|pod| self.must_be_held(pod)) else {
                 continue;
             };
-            if self.held.get(uid) == Some(&cgroup.id) {
+            if self.pods.guard(uid) == Guard::Held(cgroup.id) {
                 continue;
             }
             let pod = format!("{}/{}", pod.workload.namespace, pod.workload.name);
             match self.mesh.kernel.hold(&cgroup.path) {
                 Ok(()) => {
                     tracing::info!(pod, %uid, cgroup = %cgroup.path.display(), "pod held until it is enrolled");
-                    self.held.insert(uid.clone(), cgroup.id);
+                    self.pods.set_guard(uid, Guard::Held(cgroup.id));
                 }
                 Err(error) => {
                     tracing::error!(pod, %uid, %error, "pod cannot be held; it can send and take plaintext until it is enrolled");
@@ -51,13 +55,13 @@ impl Enroller {
 
     /// Releases the pods that need not be held any more, and says which cgroups are classified.
     pub(super) fn release_held(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
-        let stays = |this: &Self, uid: &PodUid| {
-            cgroups.get(uid).map(|cgroup| cgroup.id) == this.held.get(uid).copied()
-                && world.local_pod(uid).is_some_and(|pod| this.must_be_held(pod))
+        let stays = |uid: &PodUid, id| {
+            cgroups.get(uid).is_some_and(|cgroup| cgroup.id == id)
+                && world.local_pod(uid).is_some_and(|pod| self.must_be_held(pod))
         };
-        let over: Vec<_> = self.held.keys().filter(|uid| !stays(self, uid)).cloned().collect();
-        for uid in over {
-            let Some(id) = self.held.remove(&uid) else { continue };
+        let over = self.pods.held().filter(|(uid, id)| !stays(uid, *id));
+        for (uid, id) in over.map(|(uid, id)| (uid.clone(), id)).collect::<Vec<_>>() {
+            self.pods.set_guard(&uid, Guard::None);
             match self.mesh.kernel.release(id) {
                 Ok(()) => tracing::info!(%uid, "pod released"),
                 Err(error) => tracing::error!(%uid, %error, "pod cannot be released"),
@@ -78,7 +82,7 @@ impl Enroller {
     /// pod is known by now. A pod that is not known yet stays held: the agent that held it knew
     /// more.
     pub(super) fn sweep_held(&self, world: &Snapshot, cgroups: &PodCgroups) {
-        let held: BTreeSet<u64> = self.held.values().copied().collect();
+        let held: BTreeSet<u64> = self.pods.held().map(|(_, id)| id).collect();
         for id in self.mesh.kernel.held().unwrap_or_default() {
             let of_pod = cgroups.iter().find(|(_, cgroup)| cgroup.id == id);
             let is_over = match of_pod {
@@ -96,20 +100,19 @@ impl Enroller {
     /// and taking plaintext, or will not for long.
     fn must_be_held(&self, pod: &LocalPod) -> bool {
         let workload = &pod.workload;
-        let is_closed = |enrolled: &Enrolled| {
-            let stays = matches!(pod.wanted, Wanted::In(_))
-                && !is_another(&self.finder, pod, &enrolled.pod);
-            enrolled.captured && stays
+        let is_closed = match self.pods.one(&workload.uid, Phase::captured) {
+            Some(member) => {
+                matches!(pod.wanted, Wanted::In(_)) && !is_another(&self.finder, pod, &member.pod)
+            }
+            None => self.pods.guard(&workload.uid) == Guard::Earlier,
         };
-        let seen_to = self.closed_before.contains(&workload.uid)
-            || self.pods.get(&workload.uid).is_some_and(is_closed);
-        !seen_to && workload.membership.means_strict()
+        !is_closed && workload.membership.means_strict()
     }
 
     /// Why a held pod is held, for `status`.
     pub(super) fn why_held(&self, pod: &LocalPod) -> Option<Failure> {
         let workload = &pod.workload;
-        let (code, because) = match self.failed.get(&workload.uid) {
+        let (code, because) = match self.pods.one(&workload.uid, Phase::failure) {
             Some((failure, _)) => (failure.code, failure.sentence.clone()),
             None => (workload.membership.code(), workload.membership.reason()),
         };
@@ -119,6 +122,7 @@ impl Enroller {
         };
         let sentence =
             format!("{strict}, so its TCP connections are refused until then; {because}");
-        self.held.contains_key(&workload.uid).then_some(Failure { code, sentence })
+        let is_held = matches!(self.pods.guard(&workload.uid), Guard::Held(_));
+        is_held.then_some(Failure { code, sentence })
     }
 }

@@ -6,8 +6,14 @@ use jiff::Timestamp;
 use mesh_common::{addr::Addr, maps::EnrolledPod};
 use mesh_wire::identity::SpiffeId;
 use mesh_world::{LocalPod, ObjectName, PodUid, Settings, Snapshot, Wanted};
+use tokio::time::Instant;
 
-use super::{EnrolError, Enrolled, Enroller, Failure, Listeners, Saved, tables};
+use super::{
+    EnrolError, Enroller, Failure, Listeners, Member, RETRY, Saved,
+    pods::Phase,
+    step::{InForce, Published},
+    tables,
+};
 use crate::{
     kernel::KernelError,
     netns::{Netns, reserve_ports, reserved_ports},
@@ -15,33 +21,25 @@ use crate::{
 };
 
 impl Enroller {
-    /// Enrols pods that are wanted and not in, up to the point where the world has to know. Returns
-    /// the UIDs of those that joined.
-    pub(super) async fn enrol_wanted(&mut self, world: &Snapshot) -> Vec<PodUid> {
-        let now = tokio::time::Instant::now();
-        let mut joined = Vec::new();
+    /// Takes in the pods that are wanted and not in, up to the point where the world has to know.
+    pub(super) async fn enrol_wanted(&mut self, world: &Snapshot) {
+        let now = Instant::now();
         for local in world.local_pods() {
             let uid = &local.workload.uid;
             let Wanted::In(settings) = &local.wanted else { continue };
-            let waits = self.failed.get(uid).is_some_and(|(_, retry)| *retry > now);
-            if self.pods.contains_key(uid) || waits {
+            let waits = self.pods.one(uid, Phase::failure).is_some_and(|(_, retry)| *retry > now);
+            if self.pods.one(uid, Phase::enrolled).is_some() || waits {
                 continue;
             }
-            let enrolled = match self.leaving.remove(uid) {
-                Some((leaving, _)) => self.rejoin(leaving, settings),
+            let member = match self.pods.take_leaving(uid) {
+                Some(leaving) => self.rejoin(leaving, settings),
                 None => self.enrol(local, settings).await,
             };
-            match enrolled {
-                Ok(enrolled) => {
-                    let pod = &enrolled.pod;
+            match member {
+                Ok(member) => {
+                    let pod = &member.pod;
                     tracing::info!(pod = %pod.name, %uid, mode = %settings.mode, identity = %pod.identity, "pod enrolled");
-                    self.failed.remove(uid);
-                    self.left_closed.remove(uid);
-                    let netns = pod.netns.cookie();
-                    self.left.retain(|_, left| left.pod.netns.cookie() != netns);
-                    self.no_orphan(netns);
-                    self.pods.insert(uid.clone(), enrolled);
-                    joined.push(uid.clone());
+                    self.join(member);
                 }
                 Err(error) => {
                     let name = format!("{}/{}", local.workload.namespace, local.workload.name);
@@ -49,24 +47,34 @@ impl Enroller {
                 }
             }
         }
-        joined
+    }
+
+    /// Notes that a pod is in. Its namespace is no pod's that has left, and if it had left another
+    /// one, that is an orphan.
+    pub(super) fn join(&mut self, member: Member) {
+        let netns = member.pod.netns.cookie();
+        self.pods.take_all(|_, left| left.pod.netns.cookie() == netns);
+        self.earlier.orphans.remove(&netns);
+        let uid = member.pod.uid.clone();
+        let elsewhere = self.pods.join(&uid, member);
+        self.earlier.orphans.extend(elsewhere.map(|left| left.pod.netns.cookie()));
     }
 
     /// Notes a failure, for `status` and for the next attempt; logs it once.
     pub(super) fn failed_to_join(&mut self, uid: &PodUid, name: &str, error: &EnrolError) {
         let failure = Failure { code: error.code(), sentence: error.to_string() };
-        let known = self.failed.get(uid);
+        let known = self.pods.one(uid, Phase::failure);
         if known.is_none_or(|(known, _)| known.sentence != failure.sentence) {
             tracing::error!(pod = name, %uid, %error, "pod cannot be enrolled");
         }
-        self.failed.insert(uid.clone(), (failure, Self::retry_at()));
+        self.pods.fail(uid, failure, Instant::now() + RETRY);
     }
 
     pub(super) async fn enrol(
         &mut self,
         local: &LocalPod,
         settings: &Settings,
-    ) -> Result<Enrolled, EnrolError> {
+    ) -> Result<Member, EnrolError> {
         let workload = &local.workload;
         let netns = self.finder.find(&self.mesh.factory, local).await?;
         if let Some(holder) = self.holder_of(&netns, &workload.uid) {
@@ -87,40 +95,43 @@ impl Enroller {
             None => Listening::bind(&self.mesh, &pod).await?,
         };
         self.generation += 1;
-        let enrolled = Enrolled {
+        let member = Member {
             pod,
             listeners: Listeners::Made(Some(listening)),
             settings: settings.clone(),
-            since: Timestamp::now(),
+            since: None,
             generation: self.generation,
-            captured: false,
         };
-        if let Err(error) = self.take_addresses(&enrolled) {
-            self.leave_closed(&enrolled.pod);
+        if let Err(error) = self.take_addresses(&member) {
+            self.leave_closed(&member.pod);
             return Err(error.into());
         }
-        Ok(enrolled)
+        Ok(member)
     }
 
     /// A pod that is wanted again before its grace is over still has its listeners.
-    fn rejoin(&mut self, leaving: Enrolled, settings: &Settings) -> Result<Enrolled, EnrolError> {
+    fn rejoin(&mut self, leaving: Member, settings: &Settings) -> Result<Member, EnrolError> {
         self.generation += 1;
-        let settings = settings.clone();
-        let (since, generation) = (Timestamp::now(), self.generation);
-        let enrolled = Enrolled { settings, since, generation, captured: false, ..leaving };
-        if let Err(error) = self.take_addresses(&enrolled) {
-            self.release(&enrolled);
-            self.leave_closed(&enrolled.pod);
+        let (settings, generation) = (settings.clone(), self.generation);
+        let member = Member { settings, since: None, generation, ..leaving };
+        if let Err(error) = self.take_addresses(&member) {
+            self.release(&member);
+            self.leave_closed(&member.pod);
             return Err(error.into());
         }
-        Ok(enrolled)
+        Ok(member)
+    }
+
+    /// Notes that the kernel still has something of a pod that is not in.
+    pub(super) fn leave_closed(&mut self, pod: &Pod) {
+        self.pods.set_closed(&pod.uid, Some(pod.netns.cookie()));
     }
 
     /// From here on the programs decide about arrivals at the pod's addresses. An address that
     /// another pod had is now this pod's.
-    pub(super) fn take_addresses(&self, enrolled: &Enrolled) -> Result<(), KernelError> {
-        let (tables, pod) = (self.mesh.kernel.tables(), &enrolled.pod);
-        let (netns, flags) = (pod.netns.cookie(), tables::local_flags(enrolled.settings.mode));
+    pub(super) fn take_addresses(&self, member: &Member) -> Result<(), KernelError> {
+        let (tables, pod) = (self.mesh.kernel.tables(), &member.pod);
+        let (netns, flags) = (pod.netns.cookie(), tables::local_flags(member.settings.mode));
         tables.add_pod_verdicts(netns)?;
         tables.shares.add(netns)?;
         for address in pod.addresses() {
@@ -129,31 +140,40 @@ impl Enroller {
         self.set_mode(pod, flags)
     }
 
-    /// The last step of joining: redirects the dials of all pods whose dials are not redirected
-    /// yet.
-    pub(super) fn capture_dials(&mut self) {
-        let free = self.pods.iter().filter(|(_, enrolled)| !enrolled.captured);
-        let free: Vec<_> =
-            free.map(|(uid, enrolled)| (uid.clone(), Arc::clone(&enrolled.pod))).collect();
-        for (uid, pod) in free {
-            let captured = self.capture_dials_of(&pod);
-            if let Some(enrolled) = self.pods.get_mut(&uid) {
-                enrolled.captured = captured;
+    /// Begins to accept for pods that have just been taken in.
+    pub(super) fn steer(&mut self, _: &InForce) {
+        let mesh = &self.mesh;
+        let steered = self.pods.serving_mut().map(|(uid, member)| (uid, member.steer(mesh)));
+        let failed = steered.filter_map(|(uid, steered)| Some((uid.clone(), steered.err()?)));
+        for (uid, error) in failed.collect::<Vec<_>>() {
+            if self.pods.one(&uid, Phase::leaving).is_some() {
+                tracing::warn!(%uid, %error, "a pod cannot leave in order");
+            } else if let Some(member) = self.pods.take(&uid) {
+                self.leave_closed(&member.pod);
+                self.failed_to_join(&uid, &member.pod.name.to_string(), &error.into());
             }
-            self.closed_before.remove(&uid); // once let go, it is not closed any more
         }
     }
 
-    /// Returns whether the kernel took it.
-    fn capture_dials_of(&self, pod: &Pod) -> bool {
-        let entry = EnrolledPod {
-            v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
-            v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
-        };
-        let put = self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry);
-        let captured = put.is_ok();
-        self.log_failure("capture dials", put);
-        captured
+    /// The last step of joining: redirects the dials of all pods whose dials are not redirected
+    /// yet.
+    pub(super) fn capture_dials(&mut self, _: &Published) {
+        self.capture_dials_of(self.pods_that(Phase::joining));
+    }
+
+    pub(super) fn capture_dials_of(&mut self, pods: Vec<(PodUid, Arc<Pod>)>) {
+        for (uid, pod) in pods {
+            let entry = EnrolledPod {
+                v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
+                v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
+            };
+            let put = self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry);
+            self.pods.capture(&uid, put.is_ok());
+            self.log_failure("capture dials", put);
+        }
+        for (_, member) in self.pods.serving_mut() {
+            member.since.get_or_insert_with(Timestamp::now);
+        }
     }
 
     /// Keeps ephemeral sockets out of the mesh's range. The earlier setting is noted first, so that

@@ -6,24 +6,18 @@ use mesh_common::maps::LOCAL_LEFT;
 use mesh_world::{LocalPod, PodUid, Snapshot, Wanted};
 use tokio::time::Instant;
 
-use super::{Enrolled, Enroller, Finder, LEAVE_GRACE, Saved};
+use super::{Enroller, Finder, LEAVE_GRACE, Member, Saved, pods::Phase, step::Published};
 use crate::proxy::{Pod, owns};
 
 impl Enroller {
     /// Removes all that is left of pods whose namespace or address is gone.
     pub(super) async fn remove_vanished(&mut self, world: &Snapshot) {
         let finder = &self.finder;
-        let gone = |uid: &PodUid, enrolled: &Enrolled| is_gone(finder, world, uid, &enrolled.pod);
-        let mut removed: Vec<Enrolled> =
-            self.pods.extract_if(.., |uid, enrolled| gone(uid, enrolled)).map(|(_, e)| e).collect();
-        let leaving = self.leaving.extract_if(.., |uid, (enrolled, _)| gone(uid, enrolled));
-        removed.extend(leaving.map(|(_, (enrolled, _))| enrolled));
-        let left = self.left.extract_if(.., |uid, enrolled| gone(uid, enrolled));
-        removed.extend(left.map(|(_, enrolled)| enrolled));
-        for enrolled in removed {
-            let pod = &enrolled.pod;
+        let is_gone = |uid: &PodUid, member: &Member| is_gone(finder, world, uid, &member.pod);
+        for member in self.pods.take_all(is_gone) {
+            let pod = &member.pod;
             tracing::info!(pod = %pod.name, netns = %pod.netns.path().display(), "pod gone");
-            self.release(&enrolled);
+            self.release(&member);
             self.log_failure("detach", self.mesh.kernel.detach_pod(pod.netns.cookie()));
             for address in pod.addresses().map(Into::into) {
                 if owns(&self.mesh, pod, &address) {
@@ -34,39 +28,38 @@ impl Enroller {
             self.restore_ports(pod).await;
         }
         self.bury_orphans();
-        self.failed.retain(|uid, _| world.local_pod(uid).is_some());
     }
 
     /// Withdraws pods that are to leave: they go on taking TLS, and take plaintext from now on.
     pub(super) fn withdraw_unwanted(&mut self, world: &Snapshot) {
-        let wanted = |uid: &PodUid| {
+        let is_wanted = |uid: &PodUid| {
             world.local_pod(uid).is_some_and(|pod| matches!(pod.wanted, Wanted::In(_)))
         };
-        self.failed.retain(|uid, _| wanted(uid));
+        self.pods.forget_failures(is_wanted);
         let until = Instant::now() + LEAVE_GRACE;
-        let leaving: Vec<_> = self.pods.extract_if(.., |uid, _| !wanted(uid)).collect();
-        for (uid, enrolled) in leaving {
-            tracing::info!(pod = %enrolled.pod.name, %uid, "pod leaves the mesh");
-            self.log_failure("open", self.set_mode(&enrolled.pod, 0));
-            self.leaving.insert(uid, (enrolled, until));
+        let enrolled = self.pods_that(Phase::enrolled).into_iter();
+        for (uid, pod) in enrolled.filter(|(uid, _)| !is_wanted(uid)) {
+            tracing::info!(pod = %pod.name, %uid, "pod leaves the mesh");
+            self.log_failure("open", self.set_mode(&pod, 0));
+            self.pods.withdraw(&uid, until);
         }
     }
 
     /// Stops redirecting the dials of pods that leave, and ends the steering of those whose grace
     /// is over.
-    pub(super) async fn finish_leaving(&mut self) {
-        let now = Instant::now();
-        for (enrolled, _) in self.leaving.values() {
-            let netns = enrolled.pod.netns.cookie();
+    pub(super) async fn finish_leaving(&mut self, _: &Published) {
+        for (_, (member, _)) in self.pods.all(Phase::leaving) {
+            let netns = member.pod.netns.cookie();
             self.log_failure("release", self.mesh.kernel.tables().enrolled.remove(&netns));
         }
-        let over: Vec<_> = self.leaving.extract_if(.., |_, (_, until)| *until <= now).collect();
-        for (uid, (enrolled, _)) in over {
-            self.log_failure("leave", self.set_mode(&enrolled.pod, LOCAL_LEFT));
-            self.release(&enrolled);
-            self.restore_ports(&enrolled.pod).await;
-            // The rule about agents' source ports stays as long as the pod lives.
-            self.left.insert(uid, enrolled);
+        let now = Instant::now();
+        let over = self.pods.all(Phase::leaving).filter(|(_, (_, until))| *until <= now);
+        for uid in over.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+            let Some(member) = self.pods.one(&uid, Phase::serving) else { continue };
+            self.log_failure("leave", self.set_mode(&member.pod, LOCAL_LEFT));
+            self.release(member);
+            self.restore_ports(&member.pod).await;
+            self.pods.leave(&uid);
         }
     }
 

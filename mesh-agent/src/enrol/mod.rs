@@ -1,20 +1,19 @@
 //! Takes pods into the mesh and lets them go, live, in the order that loses no connection.
 //!
-//! Joining goes in this order: `sk_lookup`, the world, the listeners, the announcement, and last
-//! the pod's own dials. Leaving begins with the announcement. Steering goes on for [`LEAVE_GRACE`],
-//! since peers' news may be that much older than ours. Then the pod takes plaintext only, while
-//! open connections go on. A pod that vanished leaves nothing behind.
+//! `pods.rs` says which phases a pod goes through, and [`Enroller::step`] in which order what is
+//! done about them. A pod that vanished leaves nothing behind.
 
 mod cgroups;
+mod earlier;
 mod find;
 mod floors;
 mod follow;
 mod hold;
 mod join;
 mod leave;
-mod orphans;
 mod pass_on;
 mod plaintext;
+mod pods;
 mod saved;
 mod sightings;
 mod status;
@@ -22,7 +21,7 @@ mod step;
 mod tables;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -30,13 +29,13 @@ use std::{
 
 use jiff::Timestamp;
 use mesh_api::{PodCode, PodStatus};
-use mesh_wire::identity::{Identities, IdentityError, SpiffeId, SpiffeIdError};
+use mesh_wire::identity::{Identities, IdentityError, SpiffeIdError};
 use mesh_world::{
     Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodUid, Settings, Snapshot,
     tables::Excess,
 };
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 pub use cgroups::Cgroups;
 pub use find::Finder;
@@ -44,8 +43,10 @@ pub use plaintext::{PlaintextWatch, ResetError};
 pub use saved::{Saved, restore_all};
 pub use tables::{Filled, Unwritten, Written, write_world};
 
+use earlier::Earlier;
 use floors::Floors;
 use follow::Follower;
+use pods::{Phase, Pods};
 use sightings::Sightings;
 
 use crate::{
@@ -77,22 +78,9 @@ pub struct Enroller {
     serving: Tasks,
     inherited: Inherited,
     announcement: watch::Sender<Option<MeshNode>>,
-    pods: BTreeMap<PodUid, Enrolled>,
-    leaving: BTreeMap<PodUid, (Enrolled, Instant)>,
-    left: BTreeMap<PodUid, Enrolled>,
-    orphans: orphans::Orphans,
-    failed: HashMap<PodUid, (Failure, Instant)>,
-    /// Pods that are held, and their cgroups' ids.
-    held: BTreeMap<PodUid, u64>,
+    pods: Pods,
+    earlier: Earlier,
     generation: u64,
-    swept: bool,
-    /// Strict pods that an earlier agent has closed, until this one has enrolled them.
-    closed_before: BTreeSet<PodUid>,
-    /// Pods that are not enrolled, and the cookies of their namespaces, of which the kernel still
-    /// has something. Either an earlier agent left it and this one could not enrol the pod, or an
-    /// enrolment failed half-way. They stay as closed as they are, as long as they are meant to be.
-    left_closed: BTreeMap<PodUid, u64>,
-    looked_back: bool,
     sightings: Sightings,
     floors: Floors,
     /// What was refused when the tables were last written.
@@ -102,14 +90,14 @@ pub struct Enroller {
     follower: Follower,
 }
 
-struct Enrolled {
+/// What this agent has of a pod that is in the mesh, or was.
+struct Member {
     pod: Arc<Pod>,
     listeners: Listeners,
     settings: Settings,
-    since: Timestamp,
+    /// When it joined. `None` before its dials are redirected.
+    since: Option<Timestamp>,
     generation: u64,
-    /// Whether its own dials are redirected: the last step of joining.
-    captured: bool,
 }
 
 /// How far a pod's listeners are.
@@ -121,7 +109,7 @@ enum Listeners {
 }
 
 /// Why a pod that should be enrolled is not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Failure {
     code: PodCode,
     sentence: String,
@@ -244,6 +232,7 @@ impl Enroller {
         accepting.spawn("announce", announce(announcer, announcements));
         let plaintext = PlaintextWatch::new(Arc::clone(&mesh));
         accepting.spawn("plaintext", plaintext.clone().run());
+        let (earlier, floors) = Earlier::read(&mesh.kernel);
         Self {
             mesh,
             identities,
@@ -256,19 +245,11 @@ impl Enroller {
             serving,
             inherited,
             announcement,
-            pods: BTreeMap::new(),
-            leaving: BTreeMap::new(),
-            left: BTreeMap::new(),
-            orphans: orphans::Orphans::default(),
-            failed: HashMap::new(),
-            held: BTreeMap::new(),
+            pods: Pods(BTreeMap::new()),
+            earlier,
             generation: 0,
-            swept: false,
-            closed_before: BTreeSet::new(),
-            left_closed: BTreeMap::new(),
-            looked_back: false,
             sightings: Sightings::default(),
-            floors: Floors::default(),
+            floors,
             refused: [None, None],
             board: Board::default(),
             plaintext,
@@ -314,27 +295,25 @@ impl Enroller {
             mesh_namespace: self.mesh_namespace.clone(),
         };
         let objects = self.sightings.in_objects(&state.objects, &self.node);
-        let tables = self.mesh.kernel.tables();
-        let objects = self.floors.in_objects(&objects, state, tables);
+        let objects = self.floors.in_objects(&objects, state);
         self.follower.build(&self.mesh, &objects, announcements, local).await
     }
 
     /// The pods that are captured.
     fn enrolled(&self) -> BTreeSet<PodUid> {
-        self.pods.keys().cloned().collect()
+        self.pods.all(Phase::enrolled).map(|(uid, _)| uid.clone()).collect()
     }
 
-    fn identity_ids(&self) -> BTreeSet<SpiffeId> {
-        let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
-        self.pods.values().chain(leaving).map(|enrolled| enrolled.pod.identity.clone()).collect()
+    /// The pods of a phase, for a loop that changes it.
+    fn pods_that(&self, are: fn(&Phase<Member>) -> Option<&Member>) -> Vec<(PodUid, Arc<Pod>)> {
+        self.pods.all(are).map(|(uid, member)| (uid.clone(), Arc::clone(&member.pod))).collect()
     }
 
     /// Another pod that has the same namespace.
     fn holder_of(&self, netns: &Netns, uid: &PodUid) -> Option<String> {
-        let leaving = self.leaving.iter().map(|(uid, (enrolled, _))| (uid, enrolled));
-        let all = self.pods.iter().chain(leaving);
-        let mut holders = all.filter(|(_, other)| other.pod.netns.cookie() == netns.cookie());
-        holders.find(|(other, _)| *other != uid).map(|(_, enrolled)| enrolled.pod.name.to_string())
+        let mut others = self.pods.all(Phase::serving).filter(|(other, _)| *other != uid);
+        let holder = others.find(|(_, other)| other.pod.netns.cookie() == netns.cookie());
+        holder.map(|(_, other)| other.pod.name.to_string())
     }
 }
 

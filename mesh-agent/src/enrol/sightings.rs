@@ -32,7 +32,7 @@ use mesh_world::{
 };
 use tokio::time::Instant;
 
-use super::Enroller;
+use super::{Enroller, pods::Phase};
 use crate::pod_cgroups::PodCgroups;
 
 /// How often a starting pod is looked at: its sandbox's process appears some milliseconds after its
@@ -182,9 +182,8 @@ impl Enroller {
     /// The addresses with which an earlier agent had a pod in the mesh, if the pod's namespace
     /// still has them.
     async fn see_known_before(&self, uid: &PodUid) -> Option<Vec<IpAddr>> {
-        let leaving = self.leaving.values().map(|(enrolled, _)| enrolled);
-        let ours = self.pods.values().chain(leaving);
-        let ours = ours.map(|enrolled| enrolled.pod.netns.cookie()).collect();
+        let ours = self.pods.all(Phase::serving);
+        let ours = ours.map(|(_, member)| member.pod.netns.cookie()).collect();
         let mut known = known_before(&self.mesh.kernel.tables().local.content(), &ours);
         if known.is_empty() {
             return None;

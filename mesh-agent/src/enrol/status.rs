@@ -3,7 +3,7 @@
 use mesh_api::{Mode, PlaintextFacts, PodCode, PodState, PodStatus};
 use mesh_world::{LocalPod, Snapshot};
 
-use super::Enroller;
+use super::{Enroller, pods::Phase};
 
 impl Enroller {
     pub(super) fn statuses(&self, world: &Snapshot) -> Vec<PodStatus> {
@@ -12,17 +12,18 @@ impl Enroller {
 
     fn status(&self, local: &LocalPod) -> PodStatus {
         let workload = &local.workload;
-        let enrolled = self.pods.get(&workload.uid);
-        let leaving = self.leaving.get(&workload.uid).map(|(enrolled, _)| enrolled);
+        let enrolled = self.pods.one(&workload.uid, Phase::enrolled);
+        let known = self.pods.one(&workload.uid, Phase::serving);
         let held = self.why_held(local);
-        let state = match (enrolled, leaving, &held) {
+        let state = match (enrolled, known, &held) {
             (Some(_), ..) => PodState::Enrolled,
             (None, Some(_), _) => PodState::Leaving,
             (None, None, Some(_)) => PodState::Held,
             (None, None, None) => PodState::NotEnrolled,
         };
-        let failed = self.failed.get(&workload.uid).map(|(failure, _)| failure.clone());
-        let (code, reason) = match (enrolled, leaving, held.or(failed)) {
+        let failed =
+            self.pods.one(&workload.uid, Phase::failure).map(|(failure, _)| failure.clone());
+        let (code, reason) = match (enrolled, known, held.or(failed)) {
             (Some(_), ..) => (String::new(), String::new()),
             (None, Some(_), _) => {
                 let code = PodCode::Leaving;
@@ -33,14 +34,13 @@ impl Enroller {
                 (workload.membership.code().code().to_owned(), workload.membership.reason())
             }
         };
-        let known = enrolled.or(leaving);
         PodStatus {
             namespace: workload.namespace.to_string(),
             name: workload.name.to_string(),
             uid: workload.uid.to_string(),
             addresses: workload.addresses.clone(),
             state,
-            since: enrolled.map(|enrolled| enrolled.since),
+            since: enrolled.and_then(|enrolled| enrolled.since),
             mode: match state {
                 PodState::Held => Some(Mode::Strict),
                 _ => enrolled.map(|enrolled| enrolled.settings.mode),

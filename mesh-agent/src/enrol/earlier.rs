@@ -1,0 +1,225 @@
+//! What an earlier agent left in the kernel. It is read once, before this agent changes anything.
+//!
+//! 1. The first step recognises the strict pods that it keeps closed.
+//! 2. Pods that are not wanted any more are taken in only to leave in order: peers still dial them
+//!    over TLS. Pods that are meant to be closed stay so, whether they can be enrolled or not.
+//! 3. Once the source names all pods, the rest is settled. A namespace that is no pod's any more
+//!    becomes an orphan: peers may not know yet that its pod has left, so the rule about agents'
+//!    source ports stays as long as the namespace lives.
+
+use std::collections::{BTreeSet, HashMap};
+
+use mesh_common::{
+    addr::Addr,
+    maps::{LOCAL_LEFT, LocalPod as KernelPod},
+};
+use mesh_world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted};
+
+use super::{
+    Enroller,
+    floors::Floors,
+    pods::{Guard, Phase},
+    saved::{restore, restore_all},
+    tables::{self, is_strict},
+};
+use crate::kernel::Kernel;
+
+/// What an earlier agent left, as far as it is not settled.
+pub(super) struct Earlier {
+    /// The tables as they were. `None` once its closed pods are recognised.
+    pub(super) found: Option<Found>,
+    /// The cookies of its namespaces. `None` once they are settled.
+    pub(super) namespaces: Option<BTreeSet<u64>>,
+    /// Namespaces whose pods are not in the mesh any more, or have another one.
+    pub(super) orphans: BTreeSet<u64>,
+}
+
+/// The kernel's tables as this agent found them.
+pub(super) struct Found {
+    /// Namespaces with `sk_lookup`.
+    attached: BTreeSet<u64>,
+    /// Namespaces whose dials are redirected.
+    captured: BTreeSet<u64>,
+    /// Namespaces and modes of the pods' addresses.
+    local: HashMap<Addr, KernelPod>,
+}
+
+impl Earlier {
+    /// Reads it, and the floors that it sets.
+    pub(super) fn read(kernel: &Kernel) -> (Self, Floors) {
+        let found = Found {
+            attached: kernel.attached_pods().unwrap_or_default().into_iter().collect(),
+            captured: kernel.tables().enrolled.content().into_keys().collect(),
+            local: kernel.tables().local.content(),
+        };
+        let local = found.local.values().map(|entry| entry.netns);
+        let others = found.attached.iter().chain(&found.captured).copied();
+        let namespaces = Some(local.chain(others).collect());
+        let floors = Floors::of(&found.local, &kernel.tables().ports.content());
+        (Self { found: Some(found), namespaces, orphans: BTreeSet::new() }, floors)
+    }
+}
+
+impl Found {
+    /// Whether the pinned programs refuse plaintext to and from a pod with this namespace.
+    fn keeps_closed(&self, pod: &LocalPod, netns: u64) -> bool {
+        let addresses = &pod.workload.addresses;
+        self.attached.contains(&netns)
+            && self.captured.contains(&netns)
+            && !addresses.is_empty()
+            && addresses.iter().all(|address| {
+                let entry = self.local.get(&(*address).into());
+                entry.is_some_and(|entry| entry.netns == netns && is_strict(entry.flags))
+            })
+    }
+}
+
+/// Whether what is closed of a pod stays so. It does if the pod's settings cannot be read now, if
+/// the pod is meant to be strict and waits for something, or if the pod could not be enrolled.
+fn stays_closed(pod: &LocalPod) -> bool {
+    let membership = &pod.workload.membership;
+    matches!(membership, Membership::Invalid { .. })
+        || membership.means_strict()
+        || matches!(pod.wanted, Wanted::In(_))
+}
+
+impl Enroller {
+    /// Once: finds the strict pods that need not be held until this agent has enrolled them.
+    pub(super) async fn recognise_closed(&mut self, world: &Snapshot) {
+        let Some(found) = self.earlier.found.take() else { return };
+        for pod in world.local_pods().iter().filter(|pod| pod.workload.membership.means_strict()) {
+            if let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await
+                && found.keeps_closed(pod, netns.cookie())
+            {
+                self.pods.set_guard(&pod.workload.uid, Guard::Earlier);
+            }
+        }
+    }
+
+    /// Takes in pods that were closed and that nothing asks to be closed any more, only so that
+    /// they leave in order. A pod that cannot be taken in is let go: at once, or by
+    /// [`Enroller::settle_earlier`] as long as that is to come.
+    pub(super) async fn open_unwanted(&mut self, world: &Snapshot) {
+        let is_over = |uid: &PodUid| !world.local_pod(uid).is_some_and(|pod| stays_closed(pod));
+        self.pods.end_guards(|uid, guard| guard == Guard::Earlier && is_over(uid));
+        if self.earlier.namespaces.is_some() {
+            for pod in world.local_pods().iter().filter(|pod| !stays_closed(pod)) {
+                self.take_in_to_leave(pod).await;
+            }
+            return;
+        }
+        let over = self.pods.all(Phase::closed).filter(|(uid, _)| is_over(uid));
+        let over: Vec<_> = over.map(|(uid, netns)| (uid.clone(), netns)).collect();
+        for (uid, netns) in over {
+            tracing::info!(%uid, "a pod that stayed closed is opened");
+            let is_taken_in = match world.local_pod(&uid) {
+                Some(pod) => self.take_in_to_leave(pod).await,
+                None => false,
+            };
+            if !is_taken_in {
+                self.pods.set_closed(&uid, None);
+                self.let_go(netns).await;
+            }
+        }
+    }
+
+    /// Returns `false` if the pod is not in the kernel as one that is in the mesh, or if that
+    /// fails.
+    async fn take_in_to_leave(&mut self, pod: &LocalPod) -> bool {
+        let uid = &pod.workload.uid;
+        if self.pods.one(uid, Phase::serving).is_some() {
+            return false; // it leaves by itself
+        }
+        let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await else { return false };
+        let local = self.mesh.kernel.tables().local.content();
+        let had = || local.iter().filter(|(_, entry)| entry.netns == netns.cookie());
+        let is_its_own =
+            |address: &Addr| pod.workload.addresses.iter().any(|own| Addr::from(*own) == *address);
+        let leaves = had().next().is_some()
+            && had().all(|(own, entry)| entry.flags & LOCAL_LEFT == 0 && is_its_own(own));
+        if !leaves {
+            return false;
+        }
+        match self.enrol(pod, &Settings::default()).await {
+            Ok(member) => {
+                self.join(member);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%uid, %error, "a pod cannot leave in order");
+                false
+            }
+        }
+    }
+
+    /// Once, when the source is complete: lets go what an earlier agent left of pods that are not
+    /// in the mesh any more. Pods for which [`stays_closed`] holds stay as they are, until
+    /// [`Enroller::open_unwanted`].
+    pub(super) async fn settle_earlier(&mut self, world: &Snapshot) {
+        let Some(namespaces) = self.earlier.namespaces.take() else { return };
+        for pod in world.local_pods().iter().filter(|pod| stays_closed(pod)) {
+            let uid = &pod.workload.uid;
+            if self.pods.one(uid, Phase::serving).is_none()
+                && let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await
+            {
+                self.pods.set_closed(uid, Some(netns.cookie()));
+            }
+        }
+        let serving = self.pods.all(Phase::serving).map(|(_, member)| member.pod.netns.cookie());
+        let closed = self.pods.all(Phase::closed).map(|(_, netns)| netns);
+        let kept: Vec<u64> = serving.chain(closed).collect();
+        for netns in namespaces.into_iter().filter(|netns| !kept.contains(netns)) {
+            self.let_go(netns).await;
+        }
+        if let Err(error) = restore_all(&self.mesh.factory, &self.saved_dir, &kept).await {
+            tracing::warn!(%error, "cannot read the notes of an earlier agent");
+        }
+    }
+
+    /// Lets go what is left of a namespace: its own dials at once, arrivals as those of a pod that
+    /// leaves.
+    async fn let_go(&mut self, netns: u64) {
+        self.log_failure("let go", self.mesh.kernel.tables().enrolled.remove(&netns));
+        if self.adopt(netns) {
+            self.earlier.orphans.insert(netns);
+        } else {
+            self.forget_namespace(netns);
+        }
+        restore(&self.mesh.factory, &self.saved_dir, netns).await;
+    }
+
+    /// Goes on with a namespace as with that of a pod that has left. Returns `false` if it is gone,
+    /// or if nothing is attached there.
+    fn adopt(&self, netns: u64) -> bool {
+        if !self.mesh.kernel.keep_attached(netns).unwrap_or(false) {
+            return false;
+        }
+        let tables = self.mesh.kernel.tables();
+        for (address, entry) in tables.local.content() {
+            if entry.netns == netns {
+                let left = tables.local.put(address, tables::local(netns, LOCAL_LEFT));
+                self.log_failure("leave", left);
+            }
+        }
+        true
+    }
+
+    /// Removes all that is left of orphans whose namespaces are gone.
+    pub(super) fn bury_orphans(&mut self) {
+        let kernel = &self.mesh.kernel;
+        let gone = self.earlier.orphans.extract_if(.., |netns| !kernel.is_attached(*netns));
+        let gone: Vec<u64> = gone.collect();
+        gone.into_iter().for_each(|netns| self.forget_namespace(netns));
+    }
+
+    /// Takes away all that the kernel has of a namespace.
+    fn forget_namespace(&self, netns: u64) {
+        let tables = self.mesh.kernel.tables();
+        for (address, entry) in tables.local.content() {
+            if entry.netns == netns {
+                self.log_failure("forget", tables.local.remove(&address));
+            }
+        }
+        self.log_failure("detach", self.mesh.kernel.detach_pod(netns));
+    }
+}

@@ -1,0 +1,260 @@
+//! How far each pod of the node is on its way into the mesh, or out of it. Nothing here touches the
+//! kernel: the caller does what a change of phase stands for.
+
+use std::{collections::BTreeMap, mem};
+
+use mesh_world::PodUid;
+use tokio::time::Instant;
+
+use super::{Failure, Member};
+
+/// The pods of which there is anything to say.
+pub(super) struct Pods<M = Member>(pub(super) BTreeMap<PodUid, Tracked<M>>);
+
+pub(super) struct Tracked<M> {
+    phase: Phase<M>,
+    guard: Guard,
+}
+
+/// A pod's phases, in the order of its life.
+#[derive(Debug, PartialEq)]
+pub(super) enum Phase<M> {
+    /// Not in the mesh.
+    Out(Out),
+    /// Taken in. Its own dials are not redirected yet.
+    Joining(M),
+    /// In the mesh, both ways.
+    Enrolled(M),
+    /// Not announced any more. It takes TLS until then, because peers' news may be that old.
+    Leaving(M, Instant),
+    /// It has left. The rule about agents' source ports stays as long as its namespace does.
+    Left(M, Out),
+}
+
+/// What is known of a pod that is not in the mesh.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Out {
+    /// Why it could not be enrolled, and when that is tried again.
+    pub(super) failure: Option<(Failure, Instant)>,
+    /// The cookie of its namespace, if the kernel still has something of it: an earlier agent left
+    /// it, or an enrolment failed half-way. It stays as closed as it is while it is meant to be.
+    pub(super) closed: Option<u64>,
+}
+
+/// What keeps a strict pod from plaintext while it is not enrolled. It stands beside the phase,
+/// because a pod is held before it is taken in, and before it is let go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Guard {
+    None,
+    /// What an earlier agent left, until this one has redirected the pod's dials. To hold the pod
+    /// would drop the connections that arrive meanwhile.
+    Earlier,
+    /// The programs on its cgroup, which has this id.
+    Held(u64),
+}
+
+impl<M> Phase<M> {
+    /// Taken in, and its dials are not redirected.
+    pub(super) fn joining(&self) -> Option<&M> {
+        if let Self::Joining(it) = self { Some(it) } else { None }
+    }
+
+    /// Taken in, and its dials are redirected.
+    pub(super) fn captured(&self) -> Option<&M> {
+        if let Self::Enrolled(it) = self { Some(it) } else { None }
+    }
+
+    /// One of both: what the world and the other nodes know as captured.
+    pub(super) fn enrolled(&self) -> Option<&M> {
+        self.joining().or(self.captured())
+    }
+
+    pub(super) fn leaving(&self) -> Option<(&M, Instant)> {
+        if let Self::Leaving(it, until) = self { Some((it, *until)) } else { None }
+    }
+
+    /// Takes TLS.
+    pub(super) fn serving(&self) -> Option<&M> {
+        self.enrolled().or(self.leaving().map(|(it, _)| it))
+    }
+
+    /// Has been taken in, and may have left.
+    fn member(&self) -> Option<&M> {
+        if let Self::Left(it, _) = self { Some(it) } else { self.serving() }
+    }
+
+    pub(super) fn failure(&self) -> Option<&(Failure, Instant)> {
+        self.out()?.failure.as_ref()
+    }
+
+    pub(super) fn closed(&self) -> Option<u64> {
+        self.out()?.closed
+    }
+
+    fn out(&self) -> Option<&Out> {
+        if let Self::Out(out) | Self::Left(_, out) = self { Some(out) } else { None }
+    }
+
+    fn out_mut(&mut self) -> Option<&mut Out> {
+        if let Self::Out(out) | Self::Left(_, out) = self { Some(out) } else { None }
+    }
+}
+
+impl<M> Default for Phase<M> {
+    fn default() -> Self {
+        Self::Out(Out::default())
+    }
+}
+
+impl<M> Pods<M> {
+    /// What a pod's phase says of it.
+    pub(super) fn one<'a, T>(
+        &'a self,
+        uid: &PodUid,
+        of: impl Fn(&'a Phase<M>) -> Option<T>,
+    ) -> Option<T> {
+        of(&self.0.get(uid)?.phase)
+    }
+
+    /// The pods whose phases say it.
+    pub(super) fn all<'a, T>(
+        &'a self,
+        of: impl Fn(&'a Phase<M>) -> Option<T>,
+    ) -> impl Iterator<Item = (&'a PodUid, T)> {
+        self.0.iter().filter_map(move |(uid, pod)| Some((uid, of(&pod.phase)?)))
+    }
+
+    /// The pods that take TLS, to change what this agent has of them.
+    pub(super) fn serving_mut(&mut self) -> impl Iterator<Item = (&PodUid, &mut M)> {
+        self.0.iter_mut().filter_map(|(uid, pod)| match &mut pod.phase {
+            Phase::Joining(it) | Phase::Enrolled(it) | Phase::Leaving(it, _) => Some((uid, it)),
+            Phase::Out(_) | Phase::Left(..) => None,
+        })
+    }
+
+    /// When something has to be done next: a grace ends, or an enrolment is tried again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let ends = self.all(Phase::leaving).map(|(_, (_, until))| until);
+        ends.chain(self.all(Phase::failure).map(|(_, (_, retry_at))| *retry_at)).min()
+    }
+
+    /// A pod is taken in. What was known of it outside is over. Returns what this agent had of it.
+    pub(super) fn join(&mut self, uid: &PodUid, member: M) -> Option<M> {
+        let before = self.take(uid);
+        self.pod(uid).phase = Phase::Joining(member);
+        before
+    }
+
+    /// Sets whether the dials of a pod in the mesh are redirected. What an earlier agent left keeps
+    /// it no longer, even if the kernel has refused.
+    pub(super) fn capture(&mut self, uid: &PodUid, is_captured: bool) {
+        self.end_guards(|known, guard| known == uid && guard == Guard::Earlier);
+        self.change(uid, |phase| match phase {
+            Phase::Joining(it) | Phase::Enrolled(it) if is_captured => Phase::Enrolled(it),
+            Phase::Enrolled(it) => Phase::Joining(it),
+            other => other,
+        });
+    }
+
+    /// A pod begins to leave.
+    pub(super) fn withdraw(&mut self, uid: &PodUid, until: Instant) {
+        self.change(uid, |phase| match phase {
+            Phase::Joining(it) | Phase::Enrolled(it) => Phase::Leaving(it, until),
+            other => other,
+        });
+    }
+
+    /// A leaving pod has left.
+    pub(super) fn leave(&mut self, uid: &PodUid) {
+        self.change(uid, |phase| match phase {
+            Phase::Leaving(it, _) => Phase::Left(it, Out::default()),
+            other => other,
+        });
+    }
+
+    /// Takes away what this agent has of a pod, which is outside from now on.
+    pub(super) fn take(&mut self, uid: &PodUid) -> Option<M> {
+        let phase = &mut self.0.get_mut(uid)?.phase;
+        let (member, out) = match mem::take(phase) {
+            Phase::Joining(it) | Phase::Enrolled(it) | Phase::Leaving(it, _) => return Some(it),
+            Phase::Left(it, out) => (Some(it), out),
+            Phase::Out(out) => (None, out),
+        };
+        *phase = Phase::Out(out);
+        member
+    }
+
+    /// The same, if the pod leaves.
+    pub(super) fn take_leaving(&mut self, uid: &PodUid) -> Option<M> {
+        self.one(uid, Phase::leaving)?;
+        self.take(uid)
+    }
+
+    /// Takes away what this agent has of each of these.
+    pub(super) fn take_all(&mut self, is_over: impl Fn(&PodUid, &M) -> bool) -> Vec<M> {
+        let over = self.all(Phase::member).filter(|(uid, member)| is_over(uid, member));
+        let over: Vec<_> = over.map(|(uid, _)| uid.clone()).collect();
+        over.iter().filter_map(|uid| self.take(uid)).collect()
+    }
+
+    /// A pod outside could not be enrolled.
+    pub(super) fn fail(&mut self, uid: &PodUid, failure: Failure, retry_at: Instant) {
+        if let Some(out) = self.pod(uid).phase.out_mut() {
+            out.failure = Some((failure, retry_at));
+        }
+    }
+
+    /// Sets of which namespace the kernel still has something, for a pod outside.
+    pub(super) fn set_closed(&mut self, uid: &PodUid, netns: Option<u64>) {
+        if let Some(out) = self.pod(uid).phase.out_mut() {
+            out.closed = netns;
+        }
+    }
+
+    /// Forgets the failures of pods that are not wanted any more.
+    pub(super) fn forget_failures(&mut self, is_wanted: impl Fn(&PodUid) -> bool) {
+        let unwanted = self.0.iter_mut().filter(|(uid, _)| !is_wanted(uid));
+        unwanted.filter_map(|(_, pod)| pod.phase.out_mut()).for_each(|out| out.failure = None);
+    }
+
+    pub(super) fn guard(&self, uid: &PodUid) -> Guard {
+        self.0.get(uid).map_or(Guard::None, |pod| pod.guard)
+    }
+
+    /// The pods that are held, and their cgroups' ids.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&PodUid, u64)> {
+        self.0.iter().filter_map(|(uid, pod)| match pod.guard {
+            Guard::Held(id) => Some((uid, id)),
+            Guard::None | Guard::Earlier => None,
+        })
+    }
+
+    pub(super) fn set_guard(&mut self, uid: &PodUid, guard: Guard) {
+        self.pod(uid).guard = guard;
+    }
+
+    /// Forgets guards that are over.
+    pub(super) fn end_guards(&mut self, is_over: impl Fn(&PodUid, Guard) -> bool) {
+        for (_, pod) in self.0.iter_mut().filter(|(uid, pod)| is_over(uid, pod.guard)) {
+            pod.guard = Guard::None;
+        }
+    }
+
+    /// Forgets pods of which there is nothing to say.
+    pub(super) fn forget_idle(&mut self) {
+        let idle = Out::default();
+        let is_idle = |phase: &Phase<M>| matches!(phase, Phase::Out(out) if *out == idle);
+        self.0.retain(|_, pod| pod.guard != Guard::None || !is_idle(&pod.phase));
+    }
+
+    fn pod(&mut self, uid: &PodUid) -> &mut Tracked<M> {
+        let unknown = || Tracked { phase: Phase::default(), guard: Guard::None };
+        self.0.entry(uid.clone()).or_insert_with(unknown)
+    }
+
+    fn change(&mut self, uid: &PodUid, next: impl FnOnce(Phase<M>) -> Phase<M>) {
+        if let Some(pod) = self.0.get_mut(uid) {
+            pod.phase = next(mem::take(&mut pod.phase));
+        }
+    }
+}
