@@ -258,3 +258,94 @@ impl<M> Pods<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mesh_api::PodCode;
+
+    use super::{
+        Phase::{Enrolled, Joining, Leaving, Left},
+        *,
+    };
+
+    fn uid() -> PodUid {
+        PodUid::parse("a").unwrap()
+    }
+
+    fn pods(phase: Phase<u8>) -> Pods<u8> {
+        Pods([(uid(), Tracked { phase, guard: Guard::None })].into())
+    }
+
+    #[test]
+    fn every_phase_goes_where_this_table_says() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3);
+        let failure =
+            |sentence: &str| Failure { code: PodCode::NoListener, sentence: sentence.to_owned() };
+        let known = || Out { failure: Some((failure("known"), now)), closed: Some(7) };
+        let (out, left) = (|| Phase::Out(known()), || Left(1, known()));
+        let (nothing, just_left) = (Phase::default, || Left(1, Out::default()));
+        let after = |event: &dyn Fn(&mut Pods<u8>)| {
+            [out(), Joining(1), Enrolled(1), Leaving(1, now), left()].map(|phase| {
+                let mut pods = pods(phase);
+                event(&mut pods);
+                pods.0.remove(&uid()).unwrap().phase
+            })
+        };
+
+        let joined = after(&|pods| {
+            pods.join(&uid(), 2);
+        });
+        assert_eq!(joined, [Joining(2), Joining(2), Joining(2), Joining(2), Joining(2)]);
+        let captured = after(&|pods| pods.capture(&uid(), true));
+        assert_eq!(captured, [out(), Enrolled(1), Enrolled(1), Leaving(1, now), left()]);
+        let refused = after(&|pods| pods.capture(&uid(), false));
+        assert_eq!(refused, [out(), Joining(1), Joining(1), Leaving(1, now), left()]);
+        let withdrawn = after(&|pods| pods.withdraw(&uid(), later));
+        let leaving = || Leaving(1, later);
+        assert_eq!(withdrawn, [out(), leaving(), leaving(), Leaving(1, now), left()]);
+        let over = after(&|pods| pods.leave(&uid()));
+        assert_eq!(over, [out(), Joining(1), Enrolled(1), just_left(), left()]);
+        let taken = after(&|pods| {
+            pods.take(&uid());
+        });
+        assert_eq!(taken, [out(), nothing(), nothing(), nothing(), out()]);
+
+        let new = || Out { failure: Some((failure("new"), later)), ..known() };
+        let failed = after(&|pods| pods.fail(&uid(), failure("new"), later));
+        let inside = [Joining(1), Enrolled(1), Leaving(1, now)];
+        let [joining, enrolled, leaving] = inside;
+        assert_eq!(failed, [Phase::Out(new()), joining, enrolled, leaving, Left(1, new())]);
+        let opened = || Out { closed: None, ..known() };
+        let [out, .., left] = after(&|pods| pods.set_closed(&uid(), None));
+        assert_eq!([out, left], [Phase::Out(opened()), Left(1, opened())]);
+        let unwanted = || Out { failure: None, ..known() };
+        let [out, .., left] = after(&|pods| pods.forget_failures(|_| false));
+        assert_eq!([out, left], [Phase::Out(unwanted()), Left(1, unwanted())]);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_guards_until_dials_are_redirected_and_holds_are_apart() {
+        let mut pods = pods(Phase::default());
+        pods.set_guard(&uid(), Guard::Earlier);
+        pods.join(&uid(), 1);
+        assert_eq!(pods.take(&uid()), Some(1)); // its listeners have failed
+        pods.forget_idle();
+        assert_eq!(pods.guard(&uid()), Guard::Earlier);
+        pods.join(&uid(), 2);
+        pods.capture(&uid(), false);
+        assert_eq!(pods.guard(&uid()), Guard::None);
+
+        pods.set_guard(&uid(), Guard::Held(7));
+        pods.capture(&uid(), true);
+        assert_eq!(pods.held().collect::<Vec<_>>(), [(&uid(), 7)]);
+        pods.take(&uid());
+        pods.forget_idle();
+        assert_eq!(pods.guard(&uid()), Guard::Held(7));
+        pods.end_guards(|_, guard| matches!(guard, Guard::Held(_)));
+        pods.forget_idle();
+        assert!(pods.0.is_empty());
+    }
+}
