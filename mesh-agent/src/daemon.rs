@@ -21,6 +21,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
+use prometheus::Registry;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -53,7 +54,7 @@ use crate::{
     notices::Notices,
     pod_cgroups,
     preflight::{self, Host, OwnCgroup, PreflightError},
-    proxy::{Limits, Mesh, capacity_of},
+    proxy::{self, Mesh, capacity_of},
     source::KeptFile,
     sys::descriptors,
     tasks::Tasks,
@@ -149,13 +150,15 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let watched = Tasks::new();
     watchdog::start(&watched).map_err(os("cannot start threads"))?;
     let flows = FlowStore::new(settings.node.as_str());
+    let registry = Registry::new();
     let mesh = Arc::new(Mesh::new(
         Arc::clone(&kernel),
         TlsConfigs::new(Arc::clone(&identities)),
         trust_domain,
         factory,
         flows,
-        limits(&settings)?,
+        capacity(&settings)?,
+        proxy::Metrics::new(&registry)?,
     ));
 
     let (asked, scraped) = (answering.child(), answering.child());
@@ -192,6 +195,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         problems: ArcSwap::default(),
         knowledge: ArcSwap::default(),
         draining: AtomicBool::new(false),
+        metrics: registry,
         metrics_problem: ArcSwapOption::empty(),
         followers: admin::Followers::default(),
         takeovers: TakeoverQueue {
@@ -330,12 +334,12 @@ fn answer(
     Ok(())
 }
 
-/// How much all pods together may ask of the agent.
-fn limits(settings: &Settings) -> Result<Limits, DaemonError> {
+/// How many connections may be open at once.
+fn capacity(settings: &Settings) -> Result<usize, DaemonError> {
     let descriptors =
         descriptors::raise_limit().map_err(os("cannot raise the limit on open files"))?;
     let possible = capacity_of(descriptors);
     let connections = settings.max_connections.map_or(possible, |wanted| wanted.min(possible));
     tracing::info!(connections, descriptors, "connections that may be open at once");
-    Ok(Limits::new(connections))
+    Ok(connections)
 }

@@ -118,7 +118,7 @@ pub struct NodeCounters {
     /// How many may be open at once.
     pub capacity: usize,
     /// Connections that were refused because too many were open, or in their handshakes.
-    pub refused_by_limits: usize,
+    pub refused_by_limits: u64,
     /// Bytes that the kernel holds for connections that cannot go on.
     #[serde(default)]
     pub socket_memory: usize,

@@ -22,6 +22,7 @@ use mesh_common::verdict::Verdict;
 use mesh_wire::identity::Identities;
 use mesh_world::{Peer, Problem, ServicePort};
 use nix::sys::stat::{Mode, umask};
+use prometheus::Registry;
 use thiserror::Error;
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -66,6 +67,8 @@ pub struct State {
     pub knowledge: ArcSwap<Knowledge>,
     /// Whether the agent is draining.
     pub draining: AtomicBool,
+    /// The metrics that parts of the agent hold.
+    pub metrics: Registry,
     /// Why the metrics are not served, if they should be.
     pub metrics_problem: ArcSwapOption<ProblemFacts>,
     /// The processes that follow the flows.
@@ -146,11 +149,11 @@ impl State {
             draining: self.draining.load(Ordering::Relaxed),
             remote_peers: world.remote_pods(),
             counters: NodeCounters {
-                accepted_outbound: mesh.counters.accepted_outbound.load(Ordering::Relaxed),
-                accepted_inbound: mesh.counters.accepted_inbound.load(Ordering::Relaxed),
-                bytes_sent: mesh.counters.bytes_sent.load(Ordering::Relaxed),
-                bytes_received: mesh.counters.bytes_received.load(Ordering::Relaxed),
-                by_agents_port: mesh.counters.by_agents_port.load(Ordering::Relaxed),
+                accepted_outbound: mesh.metrics.accepted_outbound.get(),
+                accepted_inbound: mesh.metrics.accepted_inbound.get(),
+                bytes_sent: mesh.metrics.bytes_sent.get(),
+                bytes_received: mesh.metrics.bytes_received.get(),
+                by_agents_port: mesh.metrics.by_agents_port.get(),
                 judged: mesh.counters.judged.load(Ordering::Relaxed),
                 table_writes: mesh.counters.table_writes.load(Ordering::Relaxed),
                 events_written: mesh.counters.events_written.load(Ordering::Relaxed),
@@ -158,7 +161,7 @@ impl State {
                 events_waiting: mesh.counters.events_waiting.load(Ordering::Relaxed),
                 open: mesh.flows.open(),
                 capacity: mesh.limits.capacity(),
-                refused_by_limits: mesh.limits.refused(),
+                refused_by_limits: mesh.metrics.refused_by_limits.get(),
                 socket_memory: mesh.socket_memory().0,
                 events_lost: tables.events_lost(),
             },

@@ -115,6 +115,9 @@ pub enum DaemonError {
     /// The admin socket failed.
     #[error(transparent)]
     Admin(#[from] admin::ServeError),
+    /// Two metrics have one name.
+    #[error("the metrics cannot be registered, which is a defect of the agent: {0}")]
+    Metrics(#[from] prometheus::Error),
     /// Something of the operating system failed.
     #[error("{what}: {source}")]
     Os {

@@ -1,10 +1,12 @@
-//! The agent's metrics, for Prometheus to scrape: every one, its labels and its help text, in one
-//! place.
+//! The agent's metrics, for Prometheus to scrape.
 //!
-//! They are made from the same [`Status`] that `mesh-agent status` prints, so that the two cannot
-//! differ. Labels have few values, all of them our own words. No pod, address or service is named:
-//! any client that reaches the port may read the page, and names would make as many series as there
-//! are pods.
+//! A part of the agent holds its counters and histograms itself and registers them, each in one
+//! statement (`proxy/metrics.rs`). What `mesh-agent status` prints too is made here, from the same
+//! [`Status`]: gauges, and what the kernel's programs have counted.
+//!
+//! Labels have few values, all of them our own words. No pod, address or service is named: any
+//! client that reaches the port may read the page, and names would make as many series as there are
+//! pods.
 
 mod guests;
 mod serve;
@@ -15,18 +17,35 @@ use std::collections::BTreeMap;
 
 use mesh_api::{KnowledgeSource, PodState, PodStatus, Status};
 use prometheus::{
-    Encoder as _, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
-    core::Collector,
+    Encoder as _, Registry, TEXT_FORMAT, TextEncoder, proto::MetricFamily,
+    register_gauge_with_registry, register_int_counter_vec_with_registry,
+    register_int_counter_with_registry, register_int_gauge_vec_with_registry,
+    register_int_gauge_with_registry,
 };
 
 /// The content type of the page in HTTP.
 pub const CONTENT_TYPE: &str = TEXT_FORMAT;
 
-/// The page.
+/// The page: the metrics that parts of the agent hold, and those of its status.
 ///
 /// # Errors
 /// If two metrics were given one name.
-pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
+pub fn page(held: &Registry, status: &Status) -> prometheus::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&families(held, status)?, &mut text)?;
+    Ok(text)
+}
+
+/// All metrics, by name.
+fn families(held: &Registry, status: &Status) -> prometheus::Result<Vec<MetricFamily>> {
+    let mut all = held.gather();
+    all.extend(of_status(status)?.gather());
+    all.sort_by(|one, other| one.name().cmp(other.name()));
+    Ok(all)
+}
+
+/// The metrics of the agent's status.
+fn of_status(status: &Status) -> prometheus::Result<Registry> {
     let page = Page(Registry::new());
     let counters = &status.counters;
     let seconds = |at: jiff::Timestamp| at.as_duration().as_secs_f64();
@@ -111,31 +130,21 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
         signed(status.identities.iter().filter(|identity| identity.failure.is_some()).count()),
     )?;
 
-    page.counter(
-        ("nodemesh_verdicts_total", "What the eBPF programs decided, by verdict, since their maps were made: an agent that is started again goes on counting."),
-        "verdict",
-        status.verdicts.iter().map(|(code, count)| (code.as_str(), *count)),
+    let verdicts = register_int_counter_vec_with_registry!(
+        "nodemesh_verdicts_total",
+        "What the eBPF programs decided, by verdict, since their maps were made: an agent that is started again goes on counting.",
+        &["verdict"],
+        page.0
     )?;
-    page.counter(
-        (
-            "nodemesh_connections_accepted_total",
-            "Connections that the agent took: outbound from this node's pods, inbound for them. Where both ends are in the mesh, each is outbound at one agent and inbound at the other.",
-        ),
-        "direction",
-        [("outbound", counters.accepted_outbound), ("inbound", counters.accepted_inbound)],
-    )?;
-    page.counter(
-        (
-            "nodemesh_application_bytes_total",
-            "Bytes of applications over connections that have ended: sent from clients to servers, received by clients. Where both ends are in the mesh, both their agents count them.",
-        ),
-        "direction",
-        [("sent", counters.bytes_sent), ("received", counters.bytes_received)],
-    )?;
-    page.one_counter(
-        ("nodemesh_connections_by_agents_port_total", "Connections of this node's pods that went to the agents' port, because the path changes source addresses or ports."),
-        counters.by_agents_port,
-    )?;
+    for (code, count) in &status.verdicts {
+        verdicts.with_label_values(&[code]).inc_by(*count);
+    }
+    register_int_counter_with_registry!(
+        "nodemesh_refusal_reports_lost_total",
+        "Reports of the programs' refusals that found their buffer full: counted as verdicts, absent from the flows.",
+        page.0
+    )?
+    .inc_by(counters.events_lost);
     page.number(
         ("nodemesh_connections_open", "Connections that the agent carries now."),
         signed(counters.open),
@@ -144,10 +153,6 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
         ("nodemesh_connections_capacity", "How many the agent carries at most."),
         signed(counters.capacity),
     )?;
-    page.one_counter(
-        ("nodemesh_connections_refused_by_limits_total", "Connections refused because too many were open, or in their handshakes, over all, of a pod or of a client's address."),
-        unsigned(counters.refused_by_limits),
-    )?;
     page.number(
         (
             "nodemesh_socket_memory_bytes",
@@ -155,77 +160,38 @@ pub fn page(status: &Status) -> prometheus::Result<Vec<u8>> {
         ),
         signed(counters.socket_memory),
     )?;
-    page.one_counter(
-        ("nodemesh_refusal_reports_lost_total", "Reports of the programs' refusals that found their buffer full: counted as verdicts, absent from the flows."),
-        counters.events_lost,
-    )?;
-    page.text()
+    Ok(page.0)
 }
 
-/// The series of one answer.
+/// The metrics that are made for one answer.
 struct Page(Registry);
 
 /// A metric's name and what it means.
 type About = (&'static str, &'static str);
 
 impl Page {
-    fn number(&self, about: About, value: i64) -> prometheus::Result<()> {
-        let vector = IntGaugeVec::new(opts(about), &[])?;
-        vector.with_label_values::<&str>(&[]).set(value);
-        self.add(vector)
+    fn number(&self, (name, help): About, value: i64) -> prometheus::Result<()> {
+        register_int_gauge_with_registry!(name, help, self.0)?.set(value);
+        Ok(())
     }
 
-    fn float(&self, about: About, value: f64) -> prometheus::Result<()> {
-        let vector = GaugeVec::new(opts(about), &[])?;
-        vector.with_label_values::<&str>(&[]).set(value);
-        self.add(vector)
+    fn float(&self, (name, help): About, value: f64) -> prometheus::Result<()> {
+        register_gauge_with_registry!(name, help, self.0)?.set(value);
+        Ok(())
     }
 
     fn gauge<'a>(
         &self,
-        about: About,
+        (name, help): About,
         label: &str,
         values: impl IntoIterator<Item = (&'a str, i64)>,
     ) -> prometheus::Result<()> {
-        let vector = IntGaugeVec::new(opts(about), &[label])?;
+        let vector = register_int_gauge_vec_with_registry!(name, help, &[label], self.0)?;
         for (of, value) in values {
             vector.with_label_values(&[of]).set(value);
         }
-        self.add(vector)
+        Ok(())
     }
-
-    fn one_counter(&self, about: About, value: u64) -> prometheus::Result<()> {
-        let vector = IntCounterVec::new(opts(about), &[])?;
-        vector.with_label_values::<&str>(&[]).inc_by(value);
-        self.add(vector)
-    }
-
-    fn counter<'a>(
-        &self,
-        about: About,
-        label: &str,
-        values: impl IntoIterator<Item = (&'a str, u64)>,
-    ) -> prometheus::Result<()> {
-        let vector = IntCounterVec::new(opts(about), &[label])?;
-        for (of, value) in values {
-            vector.with_label_values(&[of]).inc_by(value);
-        }
-        self.add(vector)
-    }
-
-    fn add(&self, vector: impl Collector + 'static) -> prometheus::Result<()> {
-        self.0.register(Box::new(vector))
-    }
-
-    fn text(&self) -> prometheus::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.0.gather(), &mut text)?;
-        Ok(text)
-    }
-}
-
-fn opts((name, help): About) -> Opts {
-    Opts::new(name, help)
 }
 
 fn count<'a>(codes: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, i64> {
@@ -241,22 +207,62 @@ fn signed(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
 
-fn unsigned(number: usize) -> u64 {
-    u64::try_from(number).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+    use crate::proxy;
+
+    /// A status that leaves no metric out.
+    fn status() -> Status {
+        let time = "2026-01-02T03:04:05Z";
+        from_value(json!({
+            "version": "0.1.0", "node": "node1", "pid": 1, "started": time, "draining": false,
+            "trust_domain": "cluster.local", "anchors": [], "pods": [], "remote_peers": 0,
+            "knowledge": {"from": "source", "as_of": null, "age_s": 0},
+            "counters": {
+                "accepted_outbound": 0, "accepted_inbound": 0, "bytes_sent": 0, "bytes_received": 0,
+                "open": 0, "capacity": 0, "refused_by_limits": 0, "events_lost": 0,
+            },
+            "verdicts": {"redirect_peer": 7}, "pod_verdicts": {},
+            "identities": [{"id": "", "serial": null, "not_after": time, "failure": null}],
+            "problems": [{"code": "bad_ca", "message": ""}],
+        }))
+        .unwrap()
+    }
+
+    /// A name, and its type and labels as the document writes them.
+    fn described(family: &MetricFamily) -> (String, String) {
+        let mut kind = format!("{:?}", family.get_field_type()).to_lowercase();
+        for label in family.get_metric().first().unwrap().get_label() {
+            kind += &format!(", `{}`", label.name());
+        }
+        (family.name().to_owned(), kind)
+    }
+
+    fn names(text: &str) -> impl Iterator<Item = &str> {
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        text.split(move |c| !is_name(c)).filter(|word| word.starts_with("nodemesh_"))
+    }
+
     #[test]
     fn every_metric_is_in_the_document_and_the_other_way_round() {
+        let held = Registry::new();
+        proxy::Metrics::new(&held).unwrap();
+        let families = families(&held, &status()).unwrap();
+        let made: BTreeMap<_, _> = families.iter().map(described).collect();
+        assert_eq!(made.len(), families.len(), "two have one name");
+
         let document = include_str!("../../../docs/metrics.md");
-        let source = include_str!("mod.rs");
-        let names = |text: &str| -> std::collections::BTreeSet<String> {
-            let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
-            let names = text.split(|c| !is_name(c)).filter(|word| word.starts_with("nodemesh_"));
-            names.map(str::to_owned).collect()
-        };
-        let (told, made) = (names(document), names(source.split("#[cfg(test)]").next().unwrap()));
-        assert!(made.len() > 10 && told == made, "told: {told:#?}\nmade: {made:#?}");
+        let (table, rest) = document.split_once("Worth an alert").unwrap();
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+        let rows = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
+        let told = rows.flat_map(|row| names(row[0]).map(move |name| (name, row[1])));
+        let told: BTreeMap<_, _> =
+            told.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect();
+        assert_eq!(told, made);
+        let is_made = |name: &str| made.contains_key(name);
+        assert_eq!(names(rest).find(|name| !is_made(name)), None);
     }
 }

@@ -210,7 +210,7 @@ impl Office {
         {
             return Ok(page.clone());
         }
-        let page = Bytes::from(page(&self.state.overview())?);
+        let page = Bytes::from(page(&self.state.metrics, &self.state.overview())?);
         *kept = Some((Instant::now(), page.clone()));
         Ok(page)
     }

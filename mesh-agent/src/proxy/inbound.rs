@@ -3,11 +3,7 @@
 
 mod open;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{Bytes, Direction, Party, PlaintextReason, Reason, Security, WirePort};
 use mesh_common::{ports, verdict::Verdict};
@@ -101,7 +97,7 @@ pub(super) async fn serve(
     if is_agents_port {
         return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;
     }
-    mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
+    mesh.metrics.accepted_inbound.inc();
     let is_closed = || pod.is_strict() && !is_open_port(&mesh, to);
     let peer = announced(&mesh, from, to);
     if peer && is_closed() {
@@ -200,7 +196,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         Err(refused) => return refuse_open(session, refused, flow).await,
     };
     if wire_port == WirePort::Agents {
-        mesh.counters.accepted_inbound.fetch_add(1, Ordering::Relaxed);
+        mesh.metrics.accepted_inbound.inc();
     }
     let identity = |namespace: &str, account: &str| mesh.identity(namespace, account);
     let proven = session.peer_identity();

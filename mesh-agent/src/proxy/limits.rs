@@ -27,6 +27,7 @@ use std::{
 
 use mesh_api::Reason;
 use parking_lot::{Mutex, MutexGuard};
+use prometheus::IntCounter;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -62,7 +63,7 @@ const HANDSHAKES_PER_SOURCE: usize = 64;
 pub struct Limits {
     capacity: usize,
     open: AtomicUsize,
-    refused: AtomicUsize,
+    refused: IntCounter,
 }
 
 /// The connections of one pod in one direction.
@@ -136,19 +137,14 @@ pub fn capacity_of(descriptors: u64) -> usize {
 }
 
 impl Limits {
-    /// Limits for this many connections at once.
-    pub fn new(capacity: usize) -> Self {
-        Self { capacity, open: AtomicUsize::default(), refused: AtomicUsize::default() }
+    /// Limits for this many connections at once. `refused` counts those that are refused.
+    pub(super) fn new(capacity: usize, refused: IntCounter) -> Self {
+        Self { capacity, open: AtomicUsize::default(), refused }
     }
 
     /// How many connections there may be at once.
     pub fn capacity(&self) -> usize {
         self.capacity
-    }
-
-    /// How many have been refused since the agent started.
-    pub fn refused(&self) -> usize {
-        self.refused.load(Ordering::Relaxed)
     }
 
     /// Admits a connection, or says which limit is reached. `source` is the client that dials the
@@ -163,7 +159,7 @@ impl Limits {
     ) -> Result<Admitted, LimitReached> {
         let admitted = account.lock().take(self.room(), source);
         if let Err(reached) = admitted {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.refused.inc();
             return Err(reached);
         }
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -261,7 +257,7 @@ impl Admitted {
         };
         let Some(handshakes) = handshakes else { return Ok(HandshakeSlot { _permit: None }) };
         let Ok(slot) = timeout(patience, handshakes.acquire_owned()).await else {
-            self.limits.refused.fetch_add(1, Ordering::Relaxed);
+            self.limits.refused.inc();
             return Err(LimitReached::Handshakes);
         };
         Ok(HandshakeSlot { _permit: slot.ok() })
@@ -279,7 +275,7 @@ impl Admitted {
         let counted = self.account.lock().take_behind(room, source, pod);
         match counted {
             Ok(()) => self.behind = Some(pod),
-            Err(_) => drop(self.limits.refused.fetch_add(1, Ordering::Relaxed)),
+            Err(_) => self.limits.refused.inc(),
         }
         counted
     }
@@ -310,6 +306,10 @@ mod tests {
         ClientKey::of_pod(IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)))
     }
 
+    fn limits() -> Arc<Limits> {
+        Arc::new(Limits::new(1000, IntCounter::new("refused", "refused").unwrap()))
+    }
+
     /// Takes until it is refused.
     fn take_all(
         limits: &Arc<Limits>,
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn one_greedy_pod_leaves_a_fifth_and_the_next_finds_room() {
-        let limits = Arc::new(Limits::new(1000));
+        let limits = limits();
         let (greedy, modest) = (Arc::default(), Arc::default());
         let (taken, reached) = take_all(&limits, &greedy, None);
         assert_eq!((taken.len(), reached), (800, LimitReached::Pod));
@@ -336,12 +336,12 @@ mod tests {
         drop(taken);
         let (rest, _) = take_all(&limits, &modest, None);
         assert_eq!(more.len() + rest.len(), 800, "now it is alone");
-        assert_eq!(limits.refused(), 3);
+        assert_eq!(limits.refused.get(), 3);
     }
 
     #[test]
     fn a_greedy_source_leaves_the_pod_reachable_for_others() {
-        let limits = Arc::new(Limits::new(1000));
+        let limits = limits();
         let inbound = Arc::default();
         let (taken, reached) = take_all(&limits, &inbound, ONE);
         assert_eq!(reached, LimitReached::Source);
@@ -376,10 +376,10 @@ mod tests {
     #[test]
     fn clients_behind_one_address_are_told_apart_once_they_are_proven() {
         let gateway = Some(ClientKey::of_stranger([192, 168, 0, 1].into()));
-        let limits = Arc::new(Limits::new(1000));
+        let limits = limits();
         let inbound = Arc::default();
         let (greedy, reached) = take_all_behind(&limits, &inbound, gateway, client(1));
-        assert_eq!((reached, limits.refused()), (LimitReached::Source, 1));
+        assert_eq!((reached, limits.refused.get()), (LimitReached::Source, 1));
         assert!((700..800).contains(&greedy.len()), "{}", greedy.len());
         let mut modest = limits.admit(&inbound, gateway).unwrap();
         assert_eq!(modest.count_behind(client(2)), Ok(()));
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn a_peer_that_speaks_for_another_pod_uses_up_its_own_share() {
         let (mad, victim) = (OTHER, client(1));
-        let limits = Arc::new(Limits::new(1000));
+        let limits = limits();
         let inbound = Arc::default();
         let (taken, _) = take_all_behind(&limits, &inbound, mad, victim);
         assert!((700..800).contains(&taken.len()), "{}", taken.len());
@@ -413,7 +413,7 @@ mod tests {
 
     #[tokio::test]
     async fn handshakes_of_one_source_wait_for_each_other_only() {
-        let limits = Arc::new(Limits::new(1000));
+        let limits = limits();
         let inbound = Arc::default();
         let mut slots = Vec::new();
         for _ in 0..HANDSHAKES_PER_SOURCE {
@@ -426,7 +426,7 @@ mod tests {
         assert!(other.unwrap().handshake(LONG).await.is_ok());
         let in_vain =
             limits.admit(&inbound, ONE).unwrap().handshake(Duration::from_millis(1)).await;
-        assert_eq!((in_vain.err(), limits.refused()), (Some(LimitReached::Handshakes), 1));
+        assert_eq!((in_vain.err(), limits.refused.get()), (Some(LimitReached::Handshakes), 1));
         slots.pop();
         assert!(waits.await.is_ok());
     }

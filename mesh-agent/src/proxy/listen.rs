@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -259,7 +259,7 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
         }
         match listener.accept().await {
             Ok((stream, from)) if direction == OUTBOUND => {
-                mesh.counters.accepted_outbound.fetch_add(1, Ordering::Relaxed);
+                mesh.metrics.accepted_outbound.inc();
                 let Ok(app) = AppStream::new(stream) else { continue };
                 if outbound::is_gone(&app) {
                     drop(app);

@@ -15,6 +15,7 @@ mod load;
 mod look;
 mod lost;
 mod memory;
+mod metrics;
 mod outbound;
 mod path;
 mod peer;
@@ -27,16 +28,14 @@ mod upstream;
 
 use std::{
     net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use arc_swap::ArcSwap;
 pub use dial::DialError;
 pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
+pub use metrics::Metrics;
 pub use pod::Pod;
 
 use mesh_api::{Bytes, Party};
@@ -75,7 +74,9 @@ pub struct Mesh {
     pub factory: Factory,
     /// The records.
     pub flows: FlowStore,
-    /// What the agent has done.
+    /// What it has done for connections.
+    pub metrics: Metrics,
+    /// What else the agent has done.
     pub counters: Counters,
     /// What all pods together may have open.
     pub limits: Arc<Limits>,
@@ -88,20 +89,9 @@ pub struct Mesh {
     lost: Lost,
 }
 
-/// What the agent's userspace has done since it started.
+/// What the agent has done beside carrying connections, for `status` alone.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Connections accepted from pods.
-    pub accepted_outbound: AtomicU64,
-    /// Connections accepted for pods.
-    pub accepted_inbound: AtomicU64,
-    /// Bytes of applications that went from clients to servers.
-    pub bytes_sent: AtomicU64,
-    /// Bytes of applications that went from servers to clients.
-    pub bytes_received: AtomicU64,
-    /// Connections of pods that went to the agents' port because the path changes source addresses
-    /// or ports.
-    pub by_agents_port: AtomicU64,
     /// Pods, announced pods and service ports that were judged while following the world.
     pub judged: AtomicU64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
@@ -116,14 +106,16 @@ pub struct Counters {
 }
 
 impl Mesh {
-    /// Puts the parts together, over an empty world.
+    /// Puts the parts together, over an empty world. `capacity` is how many connections may be open
+    /// at once.
     pub fn new(
         kernel: Arc<Kernel>,
         tls: TlsConfigs,
         trust_domain: TrustDomain,
         factory: Factory,
         flows: FlowStore,
-        limits: Limits,
+        capacity: usize,
+        metrics: Metrics,
     ) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -133,8 +125,9 @@ impl Mesh {
             trust_domain,
             factory,
             flows,
+            limits: Arc::new(Limits::new(capacity, metrics.refused_by_limits.clone())),
+            metrics,
             counters: Counters::default(),
-            limits: Arc::new(limits),
             load: Load::default(),
             affinities: Affinities::default(),
             turns: Turns::new(threads),
@@ -224,8 +217,8 @@ impl Mesh {
 
     /// Completes a record and counts its bytes.
     fn finish(&self, flow: Flow, ended: &Ended, bytes: Bytes) {
-        self.counters.bytes_sent.fetch_add(bytes.sent, Ordering::Relaxed);
-        self.counters.bytes_received.fetch_add(bytes.received, Ordering::Relaxed);
+        self.metrics.bytes_sent.inc_by(bytes.sent);
+        self.metrics.bytes_received.inc_by(bytes.received);
         flow.end(ended, bytes);
     }
 }

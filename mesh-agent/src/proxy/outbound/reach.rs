@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use mesh_api::{Mode, Party, PlaintextReason, Reason, Security, WirePort};
@@ -272,7 +272,7 @@ async fn to_peer(
     };
     let upstream = mesh.connector().connect(pod, target, open).await?;
     if by == WirePort::Agents {
-        mesh.counters.by_agents_port.fetch_add(1, Ordering::Relaxed);
+        mesh.metrics.by_agents_port.inc();
     }
     Ok(Way::Mesh(upstream, by))
 }
