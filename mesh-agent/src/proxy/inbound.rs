@@ -3,7 +3,11 @@
 
 mod open;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mesh_api::{Bytes, Direction, Party, PlaintextReason, Reason, Security, WirePort};
 use mesh_common::{ports, verdict::Verdict};
@@ -172,7 +176,9 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
             record.server.identity = Some(session.own_identity().to_string());
         });
     };
+    let begun = Instant::now();
     let accepted = mesh.acceptor().accept(pod, claim, stream, authenticated).await;
+    let took = begun.elapsed();
     let (mut session, open) = match accepted {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -195,6 +201,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         }
         Err(refused) => return refuse_open(session, refused, flow).await,
     };
+    mesh.metrics.handshake_inbound.observe(took.as_secs_f64());
     if wire_port == WirePort::Agents {
         mesh.metrics.accepted_inbound.inc();
     }

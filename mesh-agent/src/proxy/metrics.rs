@@ -1,10 +1,14 @@
-//! What the proxy counts for Prometheus. Each metric is looked up by its labels once,
+//! What the proxy counts and measures for Prometheus. Each metric is looked up by its labels once,
 //! here, so that a connection pays for an addition only.
 
 use prometheus::{
-    IntCounter, Registry, register_int_counter_vec_with_registry,
-    register_int_counter_with_registry,
+    Histogram, IntCounter, Registry, register_histogram_vec_with_registry,
+    register_int_counter_vec_with_registry, register_int_counter_with_registry,
 };
+
+/// Seconds. The longest is the limit of a handshake.
+const HANDSHAKE_BUCKETS: [f64; 13] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
 /// What the proxy has done since the agent started.
 pub struct Metrics {
@@ -20,6 +24,10 @@ pub struct Metrics {
     pub by_agents_port: IntCounter,
     /// Connections for which there was no room.
     pub refused_by_limits: IntCounter,
+    /// Seconds from a dial to a session with the peer's agent.
+    pub(super) handshake_outbound: Histogram,
+    /// Seconds from a ClientHello to the OPEN of the peer's agent.
+    pub(super) handshake_inbound: Histogram,
 }
 
 impl Metrics {
@@ -50,6 +58,13 @@ impl Metrics {
             "Connections refused because too many were open, or in their handshakes, over all, of a pod or of a client's address.",
             registry
         )?;
+        let handshakes = register_histogram_vec_with_registry!(
+            "nodemesh_handshake_duration_seconds",
+            "Of each connection over mutual TLS that came about: outbound from the agent's dial until the peer has proven its identity, inbound from the ClientHello until the peer's agent has said what it asks for.",
+            &["direction"],
+            HANDSHAKE_BUCKETS.to_vec(),
+            registry
+        )?;
         Ok(Self {
             accepted_outbound: accepted.with_label_values(&["outbound"]),
             accepted_inbound: accepted.with_label_values(&["inbound"]),
@@ -57,6 +72,8 @@ impl Metrics {
             bytes_received: bytes.with_label_values(&["received"]),
             by_agents_port,
             refused_by_limits,
+            handshake_outbound: handshakes.with_label_values(&["outbound"]),
+            handshake_inbound: handshakes.with_label_values(&["inbound"]),
         })
     }
 }
@@ -73,11 +90,16 @@ mod tests {
         let metrics = Metrics::new(&ours).unwrap();
         Metrics::new(&other).unwrap();
         metrics.accepted_inbound.inc();
+        metrics.handshake_inbound.observe(0.003);
         let [page, others] =
             [ours, other].map(|it| TextEncoder::new().encode_to_string(&it.gather()).unwrap());
         for (sample, value, of_other) in [
             ("connections_accepted_total{direction=\"inbound\"}", "1", "0"),
             ("connections_accepted_total{direction=\"outbound\"}", "0", "0"),
+            ("handshake_duration_seconds_bucket{direction=\"inbound\",le=\"0.002\"}", "0", "0"),
+            ("handshake_duration_seconds_bucket{direction=\"inbound\",le=\"0.005\"}", "1", "0"),
+            ("handshake_duration_seconds_sum{direction=\"inbound\"}", "0.003", "0"),
+            ("handshake_duration_seconds_count{direction=\"outbound\"}", "0", "0"),
         ] {
             let line = |value| format!("nodemesh_{sample} {value}\n");
             assert!(page.contains(&line(value)), "{sample} is not {value}: {page}");

@@ -41,7 +41,12 @@ fn scrape(from: &Place, node: &Node) -> Result<BTreeMap<String, f64>> {
         }
         let (name, value) = line.rsplit_once(' ').with_context(|| format!("{line:?}"))?;
         let family = name.split('{').next().unwrap_or(name);
-        let is_told = about.contains(&("HELP", family)) && about.contains(&("TYPE", family));
+        let of_histogram =
+            ["_bucket", "_sum", "_count"].iter().find_map(|it| family.strip_suffix(it));
+        let is_told = [Some(family), of_histogram]
+            .into_iter()
+            .flatten()
+            .any(|family| about.contains(&("HELP", family)) && about.contains(&("TYPE", family)));
         ensure!(is_told && family.starts_with("nodemesh_"), "{line:?}");
         ensure!(samples.insert(name.to_owned(), value.parse()?).is_none(), "twice: {line:?}");
     }
@@ -73,12 +78,27 @@ fn the_page_says_what_status_says() {
             ("nodemesh_remote_pods", 1),
             ("nodemesh_connections_accepted_total{direction=\"inbound\"}", 3),
             ("nodemesh_connections_accepted_total{direction=\"outbound\"}", 0),
+            ("nodemesh_handshake_duration_seconds_count{direction=\"inbound\"}", 3),
+            ("nodemesh_handshake_duration_seconds_count{direction=\"outbound\"}", 0),
             ("nodemesh_application_bytes_total{direction=\"sent\"}", status.counters.bytes_sent),
             ("nodemesh_certificates_not_signed", 0),
         ] {
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let value = value as f64;
             ensure!(samples.get(name) == Some(&value), "{name} is not {value}: {samples:#?}");
+        }
+        let of_client = scrape(&pair.client, &pair.nodes[0])?;
+        for (samples, direction) in [(&of_client, "outbound"), (&samples, "inbound")] {
+            let handshakes = |kind: &str| {
+                let name = format!(
+                    "nodemesh_handshake_duration_seconds_{kind}{{direction=\"{direction}\"}}"
+                );
+                samples.get(&name).copied().with_context(|| name)
+            };
+            let (count, seconds) = (handshakes("count")?, handshakes("sum")?);
+            println!("{count} handshakes {direction} took {seconds} s");
+            let possible = 0.000_1..count * PATIENCE.as_secs_f64();
+            ensure!(count == 3.0 && possible.contains(&seconds), "{direction}: {samples:#?}");
         }
         let verdict =
             |code: &str| samples.get(&format!("nodemesh_verdicts_total{{verdict=\"{code}\"}}"));

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     sync::Arc,
+    time::Instant,
 };
 
 use mesh_api::{Mode, Party, PlaintextReason, Reason, Security, WirePort};
@@ -270,7 +271,9 @@ async fn to_peer(
             trace_id: None,
         }
     };
+    let begun = Instant::now();
     let upstream = mesh.connector().connect(pod, target, open).await?;
+    mesh.metrics.handshake_outbound.observe(begun.elapsed().as_secs_f64());
     if by == WirePort::Agents {
         mesh.metrics.by_agents_port.inc();
     }
