@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Fault, PlaintextReason};
+use crate::Fault;
 
 /// One connection, as one agent saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,18 +88,6 @@ impl fmt::Display for Party {
     }
 }
 
-impl Party {
-    /// An end of which nothing but the address is known yet.
-    pub fn at(address: SocketAddr) -> Self {
-        Self {
-            address: address.ip().to_canonical(),
-            port: address.port(),
-            pod: None,
-            identity: None,
-        }
-    }
-}
-
 /// How the bytes went between the nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
@@ -113,13 +101,6 @@ pub enum Security {
     },
     /// No bytes went.
     None,
-}
-
-impl Security {
-    /// Plaintext for this reason.
-    pub fn plaintext(why: PlaintextReason) -> Self {
-        Self::Plaintext { why: why.code().to_owned() }
-    }
 }
 
 /// What TLS agreed on.

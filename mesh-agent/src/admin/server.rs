@@ -280,7 +280,7 @@ async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
                 let response = match next {
                     // It ended between the two steps, and was on the list already.
                     Some(Followed::Finished(record)) if sent.remove(&record.id) => continue,
-                    Some(Followed::Finished(record)) => Response::Flow(Box::new((*record).clone())),
+                    Some(Followed::Finished(record)) => Response::Flow(record),
                     Some(Followed::Lost(lost)) => Response::Lost(lost),
                     None => break,
                 };

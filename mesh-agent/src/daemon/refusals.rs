@@ -25,7 +25,7 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
         mesh.flows.refuse(refused, |client, server| {
             client.pod = mesh.pod_at(client.address);
             server.pod = mesh.pod_at(server.address);
-            verdict.sentence().to_owned()
+            verdict.sentence().into()
         });
     };
     if let Err(error) = refusals.run(each).await {

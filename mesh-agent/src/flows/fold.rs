@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_api::{Direction, FlowRecord, Outcome};
+use mesh_api::{Direction, Outcome};
+
+use super::record::Record;
 
 /// Alike connections that are recorded one by one in a [`WINDOW`].
 pub(super) const SINGLY: u32 = 32;
@@ -46,7 +48,7 @@ struct Fold {
     since: Instant,
     seen: u32,
     /// The first record of the kind, which serves as the example for the others.
-    like: Option<FlowRecord>,
+    like: Option<Record>,
     folded: u64,
 }
 
@@ -66,7 +68,7 @@ impl Folds {
         netns: u64,
         kind: Kind,
         now: Instant,
-    ) -> (Recorded, Option<FlowRecord>) {
+    ) -> (Recorded, Option<Record>) {
         let folds = self.0.entry(netns).or_default();
         let [_, of_any_client, of_any] = kind.wider();
         let kind = match folds.len() {
@@ -93,7 +95,7 @@ impl Folds {
 
     /// Takes the record of a connection that was recorded by itself as the example for those that
     /// are only counted.
-    pub(super) fn example(&mut self, netns: u64, kind: &Kind, record: &FlowRecord) {
+    pub(super) fn example(&mut self, netns: u64, kind: &Kind, record: &Record) {
         let Some(folds) = self.0.get_mut(&netns) else { return };
         let known = kind.wider().into_iter().find(|kind| folds.contains_key(kind));
         if let Some(fold) = known.and_then(|known| folds.get_mut(&known)) {
@@ -102,7 +104,7 @@ impl Folds {
     }
 
     /// Records of all windows that have ended. The windows are forgotten.
-    pub(super) fn sweep(&mut self, now: Instant) -> Vec<FlowRecord> {
+    pub(super) fn sweep(&mut self, now: Instant) -> Vec<Record> {
         let is_over = |fold: &Fold| now.duration_since(fold.since) >= WINDOW;
         let ended = self.0.values_mut().flat_map(|folds| folds.extract_if(|_, fold| is_over(fold)));
         let told = ended.filter_map(|(_, fold)| fold.told()).collect();
@@ -112,7 +114,7 @@ impl Folds {
 }
 
 impl Fold {
-    fn told(self) -> Option<FlowRecord> {
+    fn told(self) -> Option<Record> {
         let mut record = self.like.filter(|_| self.folded > 0)?;
         record.alike = self.folded;
         record.reason = format!(
@@ -120,7 +122,8 @@ impl Fold {
             self.folded,
             WINDOW.as_secs(),
             record.reason
-        );
+        )
+        .into();
         Some(record)
     }
 }

@@ -4,12 +4,15 @@
 //! A record begins when the connection is accepted and is completed when it ends. The newest
 //! finished records are kept in memory; followers get each one as it is finished. A follower that
 //! is too slow loses records and is told how many. Records of connections that came to nothing and
-//! are all alike are folded into one (`fold.rs`).
+//! are all alike are folded into one (`fold.rs`). A record is stored as codes and shared names, and
+//! becomes text when it is printed (`record.rs`).
 
 mod ended;
 mod fold;
 mod kept;
+mod record;
 mod store;
 
 pub use ended::Ended;
+pub use record::{Party, Record, Security};
 pub use store::{Flow, FlowStore, Followed, Follower, Refused};

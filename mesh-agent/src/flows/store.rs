@@ -1,6 +1,7 @@
 //! Where records are kept, and how they are followed.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use mesh_api::{Bytes, Direction, FlowRecord, Outcome, Party, Reason, Security};
+use mesh_api::{Bytes, Direction, FlowRecord, Outcome, Reason};
 use mesh_common::verdict::Verdict;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -21,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ended::Ended,
     fold::{Folds, Kind, Recorded},
-    kept::Kept,
+    kept::{Finished, Kept},
+    record::{Party, Record, Security},
 };
 
 /// Finished records that a slow follower may lag behind.
@@ -34,10 +36,10 @@ pub struct FlowStore {
 }
 
 struct Inner {
-    node: String,
+    node: Arc<str>,
     next: AtomicU64,
     records: Mutex<Records>,
-    finished: broadcast::Sender<Arc<FlowRecord>>,
+    finished: broadcast::Sender<Arc<Finished>>,
     /// Why connections are cut off from now on, if that is set.
     cut: OnceLock<Ended>,
     closed: CancellationToken,
@@ -45,7 +47,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Records {
-    open: BTreeMap<u64, Arc<Mutex<FlowRecord>>>,
+    open: BTreeMap<u64, Arc<Mutex<Record>>>,
     finished: Kept,
     folds: Folds,
 }
@@ -71,7 +73,7 @@ pub struct Refused {
 /// agent.
 pub struct Flow {
     store: FlowStore,
-    record: Arc<Mutex<FlowRecord>>,
+    record: Arc<Mutex<Record>>,
     id: u64,
     netns: u64,
     begun: Instant,
@@ -86,14 +88,14 @@ type Measure = Box<dyn Fn() -> Bytes + Send + Sync>;
 #[derive(Debug)]
 pub enum Followed {
     /// A record, finished.
-    Finished(Arc<FlowRecord>),
+    Finished(Box<FlowRecord>),
     /// The follower was too slow and this many records are lost to it.
     Lost(u64),
 }
 
 /// Gets each record as it is finished.
 pub struct Follower {
-    finished: broadcast::Receiver<Arc<FlowRecord>>,
+    finished: broadcast::Receiver<Arc<Finished>>,
     closed: CancellationToken,
 }
 
@@ -109,7 +111,7 @@ impl Follower {
             () = self.closed.cancelled() => return None,
         };
         match next {
-            Ok(record) => Some(Followed::Finished(record)),
+            Ok(finished) => Some(Followed::Finished(Box::new(finished.printed()))),
             Err(broadcast::error::RecvError::Lagged(lost)) => Some(Followed::Lost(lost)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
@@ -117,15 +119,14 @@ impl Follower {
 }
 
 impl Records {
-    fn open(&self) -> impl Iterator<Item = FlowRecord> {
-        let copy = |record: &Arc<Mutex<FlowRecord>>| record.lock().clone();
-        self.open.values().map(copy)
+    fn open(&self) -> Vec<Record> {
+        self.open.values().map(|record| record.lock().clone()).collect()
     }
 }
 
 impl FlowStore {
     /// An empty store for a node.
-    pub fn new(node: impl Into<String>) -> Self {
+    pub fn new(node: impl Into<Arc<str>>) -> Self {
         let (finished, _) = broadcast::channel(LAG);
         let inner = Inner {
             node: node.into(),
@@ -147,11 +148,11 @@ impl FlowStore {
         server: Party,
         verdict: Verdict,
     ) -> Flow {
-        let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let id = self.number();
         let original_destination = (server.address, server.port).into();
-        let record = Arc::new(Mutex::new(FlowRecord {
+        let record = Arc::new(Mutex::new(Record {
             id,
-            node: self.inner.node.clone(),
+            node: Arc::clone(&self.inner.node),
             direction,
             opened: Timestamp::now(),
             duration_us: None,
@@ -159,11 +160,11 @@ impl FlowStore {
             server,
             original_destination,
             service: None,
-            verdict: verdict.code().to_owned(),
+            verdict,
             security: Security::None,
-            outcome: FlowRecord::OPEN.to_owned(),
+            outcome: None,
             fault: None,
-            reason: String::new(),
+            reason: Cow::default(),
             bytes: Bytes::default(),
             alike: 0,
         }));
@@ -174,7 +175,11 @@ impl FlowStore {
 
     /// Records a refusal. If there are too many of its kind, it is only counted. Only if it is
     /// recorded, `tell` is called: it returns the sentence and fills in the pods at the addresses.
-    pub fn refuse(&self, refused: Refused, tell: impl FnOnce(&mut Party, &mut Party) -> String) {
+    pub fn refuse(
+        &self,
+        refused: Refused,
+        tell: impl FnOnce(&mut Party, &mut Party) -> Cow<'static, str>,
+    ) {
         let Refused { netns, direction, client, server, verdict, outcome } = refused;
         let (mut client, mut server) = (Party::at(client), Party::at(server));
         let kind =
@@ -185,7 +190,7 @@ impl FlowStore {
         let sentence = tell(&mut client, &mut server);
         let flow = self.begin(netns, direction, client, server, verdict);
         flow.close(
-            &Ended { outcome, sentence, fault: outcome.fault() },
+            Ended { outcome, sentence, fault: outcome.fault() },
             Bytes::default(),
             Some(&kind),
         );
@@ -196,43 +201,53 @@ impl FlowStore {
     pub fn sweep(&self) {
         let ended = self.lock().folds.sweep(Instant::now());
         for record in ended {
-            self.keep(record);
+            self.keep_folded(record);
         }
     }
 
     fn count(&self, netns: u64, kind: Kind) -> Recorded {
         let (recorded, ended) = self.lock().folds.count(netns, kind, Instant::now());
         if let Some(record) = ended {
-            self.keep(record);
+            self.keep_folded(record);
         }
         recorded
     }
 
-    /// Keeps a record that stands for others or comes from another agent, and sends it to the
-    /// followers.
-    fn keep(&self, mut record: FlowRecord) {
-        record.id = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        let record = Arc::new(record);
-        self.lock().finished.push(Arc::clone(&record));
-        drop(self.inner.finished.send(record)); // fails if there is no follower
+    /// Keeps a record that stands for others.
+    fn keep_folded(&self, record: Record) {
+        self.keep(Finished::Own(Record { id: self.number(), ..record }));
+    }
+
+    fn keep(&self, finished: Finished) {
+        let finished = Arc::new(finished);
+        self.lock().finished.push(Arc::clone(&finished));
+        drop(self.inner.finished.send(finished)); // fails if there is no follower
+    }
+
+    /// A record's number, which no other has.
+    fn number(&self) -> u64 {
+        self.inner.next.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The newest finished records, oldest first, and then those that are open.
     pub fn list(&self) -> Vec<FlowRecord> {
-        let records = self.lock();
-        let finished = records.finished.list();
-        let finished = finished.iter().map(|record| FlowRecord::clone(record));
-        finished.chain(records.open()).collect()
+        let (finished, open) = {
+            let records = self.lock();
+            (records.finished.list(), records.open())
+        };
+        let finished = finished.iter().map(|record| record.printed());
+        finished.chain(open.iter().map(FlowRecord::from)).collect()
     }
 
     /// The open records, oldest first.
     pub fn list_open(&self) -> Vec<FlowRecord> {
-        self.lock().open().collect()
+        let open = self.lock().open();
+        open.iter().map(FlowRecord::from).collect()
     }
 
     /// Keeps a record of an agent that has handed over to this one.
     pub fn adopt(&self, record: FlowRecord) {
-        self.keep(record);
+        self.keep(Finished::Adopted(FlowRecord { id: self.number(), ..record }));
     }
 
     /// How many connections are open.
@@ -268,7 +283,7 @@ impl FlowStore {
 
 impl Flow {
     /// Notes something that has become known.
-    pub fn note(&self, change: impl FnOnce(&mut FlowRecord)) {
+    pub fn note(&self, change: impl FnOnce(&mut Record)) {
         change(&mut self.record.lock());
     }
 
@@ -279,7 +294,7 @@ impl Flow {
 
     /// Completes the record. If many connections came to nothing and are alike, further ones are
     /// only counted.
-    pub fn end(self, ended: &Ended, bytes: Bytes) {
+    pub fn end(self, ended: Ended, bytes: Bytes) {
         let is_closed = ended.outcome == Reason::Closed.into();
         let came_to_nothing = bytes.sent + bytes.received == 0 && !is_closed;
         let kind = came_to_nothing.then(|| self.kind(ended.outcome));
@@ -302,37 +317,33 @@ impl Flow {
         self.store.lock().open.remove(&self.id);
     }
 
-    fn close(mut self, ended: &Ended, bytes: Bytes, kind: Option<&Kind>) {
+    fn close(mut self, ended: Ended, bytes: Bytes, kind: Option<&Kind>) {
         self.finish(ended, Some(bytes), kind);
     }
 
-    fn finish(&mut self, ended: &Ended, bytes: Option<Bytes>, kind: Option<&Kind>) {
+    fn finish(&mut self, ended: Ended, bytes: Option<Bytes>, kind: Option<&Kind>) {
         self.over = true;
-        let finished = {
-            let mut record = self.record.lock();
-            record.duration_us =
-                Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
-            ended.outcome.code().clone_into(&mut record.outcome);
-            record.fault = ended.fault;
-            record.reason.clone_from(&ended.sentence);
-            if let Some(bytes) = bytes {
-                record.bytes = bytes;
-            }
-            Arc::new(record.clone())
-        };
+        let Ended { outcome, sentence, fault } = ended;
+        let mut record = self.record.lock().clone(); // of text, which is shared, nothing is copied
+        record.duration_us =
+            Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        (record.outcome, record.reason, record.fault) = (Some(outcome), sentence, fault);
+        record.bytes = bytes.unwrap_or(record.bytes);
         tracing::debug!(
-            id = finished.id, direction = ?finished.direction, client = %finished.client.address,
-            server = %finished.server.address, port = finished.server.port, outcome = %finished.outcome,
-            reason = %finished.reason, "flow"
+            id = record.id, direction = ?record.direction, client = %record.client.address,
+            server = %record.server.address, port = record.server.port, outcome = outcome.code(),
+            reason = %record.reason, "flow"
         );
-        {
+        let finished = {
             let mut records = self.store.lock();
             records.open.remove(&self.id);
             if let Some(kind) = kind {
-                records.folds.example(self.netns, kind, &finished);
+                records.folds.example(self.netns, kind, &record);
             }
+            let finished = Arc::new(Finished::Own(record));
             records.finished.push(Arc::clone(&finished));
-        }
+            finished
+        };
         drop(self.store.inner.finished.send(finished)); // fails if there is no follower
     }
 }
@@ -356,12 +367,14 @@ impl Drop for Flow {
             )
         };
         let bytes = self.measure.take().map(|measure| measure());
-        self.finish(&ended, bytes, None);
+        self.finish(ended, bytes, None);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mesh_world::ObjectName;
+
     use super::{
         super::{fold::SINGLY, kept::KEPT},
         *,
@@ -379,15 +392,15 @@ mod tests {
         let mut follower = store.follow();
         let flow = begin(&store);
         assert_eq!(store.list().first().unwrap().outcome, "open");
-        flow.note(|record| record.service = Some("shop/cart".to_owned()));
-        flow.end(&Ended::new(Reason::Closed, "Both ended."), Bytes { sent: 3, received: 4 });
+        flow.note(|record| record.service = Some(ObjectName::new("shop", "cart")));
+        flow.end(Ended::new(Reason::Closed, "Both ended."), Bytes { sent: 3, received: 4 });
         let Some(Followed::Finished(record)) = follower.next().await else {
             panic!("nothing to follow")
         };
         assert_eq!((record.outcome.as_str(), record.bytes.received), ("closed", 4));
         assert_eq!(record.service.as_deref(), Some("shop/cart"));
         assert!(record.duration_us.is_some());
-        assert_eq!(store.list(), [FlowRecord::clone(&record)]);
+        assert_eq!(store.list(), [*record]);
     }
 
     #[test]
@@ -427,10 +440,32 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_a_newer_agent_is_kept_as_it_came() {
+        let store = FlowStore::new("node1");
+        end(&store, "10.0.0.1:1", Reason::Closed, 1);
+        let of_newer = FlowRecord {
+            verdict: "of_a_newer_agent".to_owned(),
+            outcome: "unheard_of".to_owned(),
+            ..store.list().remove(0)
+        };
+        store.adopt(of_newer.clone());
+        assert_eq!(store.list()[1], FlowRecord { id: 2, ..of_newer.clone() });
+        // It counts as its pod's, like the records of this agent.
+        for _ in 0..KEPT {
+            store.adopt(of_newer.clone());
+            end(&store, "10.0.0.1:1", Reason::Closed, 1);
+            end(&store, "10.0.0.9:1", Reason::Closed, 1);
+        }
+        let other = Some("shop/10.0.0.9".to_owned());
+        let others = store.list().iter().filter(|record| record.client.pod == other).count();
+        assert!(others.abs_diff(KEPT / 2) <= 2, "{others} of {KEPT}");
+    }
+
+    #[test]
     fn only_the_newest_are_kept() {
         let store = FlowStore::new("node1");
         for _ in 0..KEPT + 5 {
-            begin(&store).end(&Ended::new(Reason::Closed, ""), Bytes { sent: 1, received: 0 });
+            begin(&store).end(Ended::new(Reason::Closed, ""), Bytes { sent: 1, received: 0 });
         }
         let list = store.list();
         assert_eq!((list.len(), list.first().unwrap().id), (KEPT, 6));
@@ -439,14 +474,14 @@ mod tests {
     /// Ends one connection of a pod that dialled.
     fn end(store: &FlowStore, pod: &str, reason: Reason, sent: u64) {
         let at = Party::at(pod.parse().unwrap());
-        let name = at.address.to_string();
+        let name = ObjectName::new("shop", &at.address.to_string());
         end_of(store, Party { pod: Some(name), ..at }, reason, sent);
     }
 
     fn end_of(store: &FlowStore, client: Party, reason: Reason, sent: u64) {
         let server = Party::at("10.0.0.2:80".parse().unwrap());
         let flow = store.begin(1, Direction::Outbound, client, server, Verdict::RedirectPeer);
-        flow.end(&Ended::new(reason, ""), Bytes { sent, received: 0 });
+        flow.end(Ended::new(reason, ""), Bytes { sent, received: 0 });
     }
 
     #[test]
@@ -483,7 +518,7 @@ mod tests {
         let refused = Refused { netns: 1, direction, client, server, verdict, outcome };
         end(&store, "10.0.0.1:1", Reason::Closed, 1);
         for _ in 0..flood {
-            store.refuse(refused, |_, _| "strict".to_owned());
+            store.refuse(refused, |_, _| "strict".into());
             end(&store, "10.0.0.1:1", Reason::ConnectionRefused, 0);
         }
         let list = store.list();

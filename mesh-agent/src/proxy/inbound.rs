@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_api::{Bytes, Direction, Party, PlaintextReason, Reason, Security, WirePort};
+use mesh_api::{Bytes, Direction, PlaintextReason, Reason, WirePort};
 use mesh_common::{ports, verdict::Verdict};
 use mesh_wire::{Accepted, Refusal, Refused, Session, SessionError};
 use mesh_world::Peer;
@@ -27,12 +27,12 @@ use super::{
     limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
     path,
-    peer::{HANDSHAKE_TIMEOUT, PeerError, facts},
+    peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     relay::{self, AppStream, CarryOptions, Counters},
     turns::Claim,
 };
-use crate::flows::{self, Ended, Flow};
+use crate::flows::{self, Ended, Flow, Party, Security};
 
 /// How long a failed handshake keeps its place among those of its source. With 64 places, that
 /// allows 64 failures a second. Each costs up to a millisecond of computing; a flood at full speed
@@ -60,8 +60,8 @@ pub(super) fn refuse(
         flows::Refused { netns, direction, client, server, verdict, outcome },
         |client, server| {
             mesh.name(client);
-            server.pod = Some(pod.name.to_string());
-            reached.to_string()
+            server.pod = Some(pod.name.clone());
+            reached.to_string().into()
         },
     );
 }
@@ -95,7 +95,7 @@ pub(super) async fn serve(
     let begin = || {
         let (mut client, mut server) = (Party::at(from), Party::at(to));
         mesh.name(&mut client);
-        server.pod = Some(pod.name.to_string());
+        server.pod = Some(pod.name.clone());
         mesh.flows.begin(pod.netns.cookie(), Direction::Inbound, client, server, verdict)
     };
     if is_agents_port {
@@ -119,14 +119,14 @@ pub(super) async fn serve(
         Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, arrival, slot, flow)).await,
         Ok(Looks::LikePlaintext | Looks::Silent) if closed => {
             dial::reset(arrival.stream);
-            flow.end(&Ended::refused(Verdict::RefusedStrict), Bytes::default());
+            flow.end(Ended::refused(Verdict::RefusedStrict), Bytes::default());
             rest(slot).await;
         }
         Ok(looks) => {
             drop(slot); // no handshake, as far as can be seen
             Box::pin(perhaps_plaintext(&mesh, &pod, arrival, looks, flow)).await;
         }
-        Err(error) => flow.end(&client_gone(&error), Bytes::default()),
+        Err(error) => flow.end(client_gone(&error), Bytes::default()),
     }
 }
 
@@ -164,16 +164,16 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     let Arrival { stream, from, to, mut admitted } = arrival;
     // From here on TLS ends the connection itself, and a slow reader gets all data.
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
-        return flow.end(&client_gone(&error), Bytes::default());
+        return flow.end(client_gone(&error), Bytes::default());
     }
     let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
     let wire_port =
         if to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application };
     let authenticated = |session: &Session| {
         flow.note(|record| {
-            record.security = Security::Mtls(facts(session, wire_port));
-            record.client.identity = Some(session.peer_identity().to_string());
-            record.server.identity = Some(session.own_identity().to_string());
+            record.security = Security::Mtls(session.tls(), wire_port);
+            record.client.identity = Some(session.peer_identity().clone());
+            record.server.identity = Some(session.own_identity().clone());
         });
     };
     let begun = Instant::now();
@@ -183,7 +183,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         Ok(accepted) => accepted,
         Err(error) => {
             let ended = Ended::new(error.reason(), error.to_string()).with_fault(error.fault());
-            flow.end(&ended, Bytes::default());
+            flow.end(ended, Bytes::default());
             if let PeerError::Handshake(_) = error {
                 rest(slot).await;
             }
@@ -196,7 +196,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         Ok(Asked::Seen) => {
             return match path::answer(session, pod, from).await {
                 Ok(()) => flow.forget(),
-                Err(error) => flow.end(&session_ended(&error), Bytes::default()),
+                Err(error) => flow.end(session_ended(&error), Bytes::default()),
             };
         }
         Err(refused) => return refuse_open(session, refused, flow).await,
@@ -224,7 +224,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     {
         let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
         drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
-        return flow.end(&limited(reached), Bytes::default());
+        return flow.end(limited(reached), Bytes::default());
     }
     let ends = LegEnds { application: to, client };
     let leg = dial::application(&mesh.kernel, &mesh.factory, pod, ends).await;
@@ -233,20 +233,20 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         Err(error) => {
             let reason = refusal(&error);
             drop(session.refuse(Refused { reason, text: error.to_string() }).await);
-            return flow.end(&Ended::new(reason.reason(), error.to_string()), Bytes::default());
+            return flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
         }
     };
     let accepted =
         Accepted { destination_pod_uid: Some(pod.uid.to_string()), ..Accepted::default() };
     if let Err(error) = session.send_accepted(&accepted) {
-        return flow.end(&session_ended(&error), Bytes::default());
+        return flow.end(session_ended(&error), Bytes::default());
     }
     let counters = counted(&mut flow);
     let options = CarryOptions { memory: Some(mesh.memory(pod)), ..CarryOptions::default() };
     let carried = Box::pin(relay::carry(session, app, &counters, options)).await;
     mesh.finish(
         flow,
-        &ended(&carried.end),
+        ended(&carried.end),
         Bytes { sent: counters.from_peer(), received: counters.to_peer() },
     );
     // A session carries one connection for now: the peer closes it, and nothing else may come.
@@ -268,7 +268,7 @@ async fn refuse_open(session: Session, refused: Refused, flow: Flow) {
     let sentence = format!("{}: {}", refused.reason, refused.text);
     let ended = Ended::new(refused.reason.reason(), sentence);
     drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
-    flow.end(&ended, Bytes::default());
+    flow.end(ended, Bytes::default());
 }
 
 fn refusal(error: &DialError) -> Refusal {
@@ -309,7 +309,7 @@ async fn perhaps_plaintext(
         Ok(leg) => leg,
         Err(error) => {
             dial::reset(arrival.stream);
-            return flow.end(&Ended::new(error.reason(), error.to_string()), Bytes::default());
+            return flow.end(Ended::new(error.reason(), error.to_string()), Bytes::default());
         }
     };
     if looks == Looks::Silent && client_speaks_first(&arrival.stream, leg.stream.tcp()).await {
@@ -317,7 +317,7 @@ async fn perhaps_plaintext(
             Ok(slot) => slot,
             Err(reached) => {
                 dial::reset(arrival.stream);
-                return flow.end(&limited(reached), Bytes::default());
+                return flow.end(limited(reached), Bytes::default());
             }
         };
         match look(&arrival.stream, SILENCE).await {
@@ -326,16 +326,16 @@ async fn perhaps_plaintext(
                 return Box::pin(mutual_tls(mesh, pod, arrival, slot, flow)).await;
             }
             Ok(now) => looks = now,
-            Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
+            Err(error) => return flow.end(client_gone(&error), Bytes::default()),
         }
     }
     let Arrival { stream, admitted: _admitted, .. } = arrival;
     let client = match AppStream::new(stream) {
         Ok(client) => client,
-        Err(error) => return flow.end(&client_gone(&error), Bytes::default()),
+        Err(error) => return flow.end(client_gone(&error), Bytes::default()),
     };
     flow.note(|record| {
-        record.security = Security::plaintext(PlaintextReason::ClientNotMeshed);
+        record.security = Security::Plaintext(PlaintextReason::ClientNotMeshed);
     });
     let counters = counted(&mut flow);
     let memory = Some(mesh.memory(pod));
@@ -345,7 +345,7 @@ async fn perhaps_plaintext(
         Box::pin(relay::relay_plain(client, leg.stream, &counters, memory)).await
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
-    mesh.finish(flow, &ended(&end), bytes);
+    mesh.finish(flow, ended(&end), bytes);
 }
 
 /// Whether the client sends something, or ends, before the server does.

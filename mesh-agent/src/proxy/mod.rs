@@ -38,9 +38,9 @@ pub use listen::{ListenError, Listening, Steered, owns};
 pub use metrics::Metrics;
 pub use pod::Pod;
 
-use mesh_api::{Bytes, Party};
+use mesh_api::Bytes;
 use mesh_wire::identity::{SpiffeId, TlsConfigs, TrustDomain};
-use mesh_world::{Peer, Snapshot};
+use mesh_world::{ObjectName, Peer, Snapshot};
 
 use self::{
     affinity::Affinities,
@@ -55,7 +55,7 @@ use self::{
 };
 use crate::{
     client_key::ClientKey,
-    flows::{Ended, Flow, FlowStore},
+    flows::{Ended, Flow, FlowStore, Party},
     kernel::Kernel,
     netns::Factory,
 };
@@ -172,11 +172,13 @@ impl Mesh {
         party.pod = self.pod_at(party.address);
     }
 
-    /// The pod that has an address, as `namespace/name`.
-    pub fn pod_at(&self, address: IpAddr) -> Option<String> {
+    /// The pod that has an address.
+    pub fn pod_at(&self, address: IpAddr) -> Option<ObjectName> {
         let world = self.world.load();
-        let known = world.workload(address).map(|pod| format!("{}/{}", pod.namespace, pod.name));
-        known.or_else(|| world.believed(address).map(|it| format!("{}/{}", it.namespace, it.name)))
+        let known = world.workload(address).map(|pod| (&pod.namespace, &pod.name));
+        let believed = || world.believed(address).map(|peer| (&peer.namespace, &peer.name));
+        let (namespace, name) = known.or_else(believed)?;
+        Some(ObjectName { namespace: Arc::clone(namespace), name: Arc::clone(name) })
     }
 
     /// What a connection of a pod may take beyond its first records.
@@ -216,7 +218,7 @@ impl Mesh {
     }
 
     /// Completes a record and counts its bytes.
-    fn finish(&self, flow: Flow, ended: &Ended, bytes: Bytes) {
+    fn finish(&self, flow: Flow, ended: Ended, bytes: Bytes) {
         self.metrics.bytes_sent.inc_by(bytes.sent);
         self.metrics.bytes_received.inc_by(bytes.received);
         flow.end(ended, bytes);

@@ -5,7 +5,7 @@ mod reach;
 
 use std::{io, mem::MaybeUninit, net::SocketAddr, sync::Arc, time::Duration};
 
-use mesh_api::{Bytes, Direction, Party, Reason, WirePort};
+use mesh_api::{Bytes, Direction, Reason, WirePort};
 use mesh_common::{
     maps::{FailedKey, FlowKey, Named},
     verdict::Verdict,
@@ -24,7 +24,7 @@ use super::{
     turns::Claim,
     upstream::Upstream,
 };
-use crate::flows::{self, Ended, Flow};
+use crate::flows::{self, Ended, Flow, Party};
 
 /// How long a peer's agent may take to answer OPEN. Longer than it takes that agent to find out
 /// that its application does not answer.
@@ -60,9 +60,9 @@ pub(super) fn refuse(
     mesh.flows.refuse(
         flows::Refused { netns, direction, client, server, verdict, outcome },
         |client, server| {
-            client.pod = Some(pod.name.to_string());
+            client.pod = Some(pod.name.clone());
             mesh.name(server);
-            reached.to_string()
+            reached.to_string().into()
         },
     );
 }
@@ -80,12 +80,12 @@ pub(super) async fn serve(
     let verdict = original.and_then(|original| Verdict::from_number(original.verdict));
     let verdict = verdict.unwrap_or(Verdict::OutboundSteered);
     let mut client = Party::at(from);
-    client.pod = Some(pod.name.to_string());
+    client.pod = Some(pod.name.clone());
     let netns = pod.netns.cookie();
     let flow = mesh.flows.begin(netns, Direction::Outbound, client, Party::at(to), verdict);
     if original.is_none() {
         let reason = Reason::OriginalDestinationUnknown;
-        return flow.end(&Ended::new(reason, reason.sentence()), Bytes::default());
+        return flow.end(Ended::new(reason, reason.sentence()), Bytes::default());
     }
     Box::pin(carry(&mesh, &pod, app, Dialled { from, to }, flow)).await;
 }
@@ -169,7 +169,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
         }
     };
     let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
-    mesh.finish(flow, &ended, bytes);
+    mesh.finish(flow, ended, bytes);
     // A session carries one connection, until sessions are kept for the next one.
     if let Some(session) = idle {
         session.close().await;

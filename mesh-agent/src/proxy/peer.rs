@@ -1,10 +1,9 @@
-//! What all sessions with peers' agents have in common: their time limit, what can go wrong, and
-//! what is recorded.
+//! What all sessions with peers' agents have in common: their time limit and what can go wrong.
 
 use std::time::Duration;
 
-use mesh_api::{Fault, Reason, TlsFacts, WirePort};
-use mesh_wire::{HandshakeError, Session, SessionError, identity::tls::TlsConfigError};
+use mesh_api::{Fault, Reason};
+use mesh_wire::{HandshakeError, SessionError, identity::tls::TlsConfigError};
 
 use super::dial::DialError;
 
@@ -46,16 +45,5 @@ impl PeerError {
             Self::Handshake(error) => error.fault(),
             Self::Session(error) => error.fault(),
         }
-    }
-}
-
-/// What TLS agreed on, for the record.
-pub(super) fn facts(session: &Session, wire_port: WirePort) -> TlsFacts {
-    let info = session.tls();
-    TlsFacts {
-        version: info.version.to_owned(),
-        cipher_suite: info.cipher.to_owned(),
-        key_exchange: info.key_exchange.to_owned(),
-        wire_port,
     }
 }

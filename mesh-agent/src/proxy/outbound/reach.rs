@@ -7,21 +7,21 @@ use std::{
     time::Instant,
 };
 
-use mesh_api::{Mode, Party, PlaintextReason, Reason, Security, WirePort};
+use mesh_api::{Mode, PlaintextReason, Reason, WirePort};
 use mesh_common::{errno, ports};
 use mesh_wire::{Open, Session, SourcePod};
-use mesh_world::{DialAs, Dispute, Endpoint, ServicePort, pick};
+use mesh_world::{DialAs, Dispute, Endpoint, ObjectName, ServicePort, pick};
 
 use super::Dialled;
 use crate::{
-    flows::{Ended, Flow},
+    flows::{Ended, Flow, Party, Security},
     proxy::{
         Mesh,
         dial::{self, DialError, Leg, LegEnds, LegHeld},
         failure::{Failed, Retry},
         load::Counted,
         path::{self, MeshedPeer},
-        peer::{PeerError, facts},
+        peer::PeerError,
         pod::Pod,
         relay::AppStream,
         upstream::{Target, Upstream},
@@ -39,7 +39,7 @@ const SESSION_IS_REUSED: bool = false;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReachError {
     #[error("no endpoint of service {0} is ready")]
-    NoEndpoint(String),
+    NoEndpoint(ObjectName),
     #[error("the application reset its connection before it was carried")]
     ClientGone,
     #[error(transparent)]
@@ -127,7 +127,8 @@ pub(super) async fn reach(
         let reached = reach_one(mesh, pod, dialled, dialled.to, flow).await;
         return reached.map_err(|error| Unreached { error, is_last_candidate: true });
     };
-    let name = format!("{}/{}", service.namespace, service.name);
+    let (namespace, name) = (Arc::clone(&service.namespace), Arc::clone(&service.name));
+    let name = ObjectName { namespace, name };
     flow.note(|record| record.service = Some(name.clone()));
     let client = dialled.from.ip();
     let mut tried = Vec::new();
@@ -168,8 +169,7 @@ async fn reach_one(
     });
     let way = if pod.addresses().any(|own| own == target.ip()) {
         // A service that led back to the pod that dialled it.
-        let security = Security::plaintext(PlaintextReason::OwnAddress);
-        flow.note(|record| record.security = security);
+        flow.note(|record| record.security = Security::Plaintext(PlaintextReason::OwnAddress));
         let client = canonical(dialled.from);
         let ends = LegEnds { application: target, client };
         let leg = dial::application(&mesh.kernel, &mesh.factory, pod, ends).await?;
@@ -178,7 +178,7 @@ async fn reach_one(
     } else if let Some(peer) = meshed_peer(mesh, target)? {
         to_meshed(mesh, pod, dialled, &peer, flow).await?
     } else {
-        let security = Security::plaintext(PlaintextReason::EndpointNotMeshed);
+        let security = Security::Plaintext(PlaintextReason::EndpointNotMeshed);
         flow.note(|record| record.security = security);
         Way::Plain(dial::plain(&mesh.factory, pod, target).await?, None)
     };
@@ -255,9 +255,9 @@ async fn to_peer(
     let target = Target { address: peer.target, wire_port: by, expected: &peer.expected };
     let open = |session: &Session, _from| {
         flow.note(|record| {
-            record.security = Security::Mtls(facts(session, by));
-            record.client.identity = Some(session.own_identity().to_string());
-            record.server.identity = Some(session.peer_identity().to_string());
+            record.security = Security::Mtls(session.tls(), by);
+            record.client.identity = Some(session.own_identity().clone());
+            record.server.identity = Some(session.peer_identity().clone());
         });
         Open {
             source: canonical(dialled.from),

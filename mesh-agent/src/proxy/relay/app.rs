@@ -39,7 +39,7 @@ impl AppStream {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::{Bytes, Direction, Party, Reason};
+    use mesh_api::{Bytes, Direction, Reason};
     use mesh_common::verdict::Verdict;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -48,7 +48,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        flows::{Ended, FlowStore},
+        flows::{Ended, FlowStore, Party},
         tasks::Tasks,
     };
 
@@ -64,7 +64,7 @@ mod tests {
             app.tcp().try_read(&mut said).unwrap();
             app.tcp().try_write(&said).unwrap();
             app.finish();
-            flow.end(&Ended::new(Reason::Closed, ""), Bytes::default());
+            flow.end(Ended::new(Reason::Closed, ""), Bytes::default());
         });
     }
 
