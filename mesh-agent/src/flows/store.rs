@@ -324,7 +324,7 @@ impl Flow {
     fn finish(&mut self, ended: Ended, bytes: Option<Bytes>, kind: Option<&Kind>) {
         self.over = true;
         let Ended { outcome, sentence, fault } = ended;
-        let mut record = self.record.lock().clone(); // of text, which is shared, nothing is copied
+        let mut record = self.record.lock().clone(); // its names are shared, not copied
         record.duration_us =
             Some(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
         (record.outcome, record.reason, record.fault) = (Some(outcome), sentence, fault);

@@ -234,11 +234,10 @@ mod tests {
 
     /// A name, and its type and labels as the document writes them.
     fn described(family: &MetricFamily) -> (String, String) {
-        let mut kind = format!("{:?}", family.get_field_type()).to_lowercase();
-        for label in family.get_metric().first().unwrap().get_label() {
-            kind += &format!(", `{}`", label.name());
-        }
-        (family.name().to_owned(), kind)
+        let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+        let labels = family.get_metric().first().unwrap().get_label().iter();
+        let labels = labels.map(|label| format!(", `{}`", label.name()));
+        (family.name().to_owned(), [kind].into_iter().chain(labels).collect())
     }
 
     fn names(text: &str) -> impl Iterator<Item = &str> {

@@ -74,7 +74,7 @@ pub struct Mesh {
     pub factory: Factory,
     /// The records.
     pub flows: FlowStore,
-    /// What it has done for connections.
+    /// What it counts and measures of connections.
     pub metrics: Metrics,
     /// What else the agent has done.
     pub counters: Counters,
