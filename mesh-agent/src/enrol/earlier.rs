@@ -207,9 +207,10 @@ impl Enroller {
     /// Removes all that is left of orphans whose namespaces are gone.
     pub(super) fn bury_orphans(&mut self) {
         let kernel = &self.mesh.kernel;
-        let gone = self.earlier.orphans.extract_if(.., |netns| !kernel.is_attached(*netns));
-        let gone: Vec<u64> = gone.collect();
-        gone.into_iter().for_each(|netns| self.forget_namespace(netns));
+        let is_gone = |netns: &u64| !kernel.is_attached(*netns);
+        for netns in self.earlier.orphans.extract_if(.., is_gone).collect::<Vec<_>>() {
+            self.forget_namespace(netns);
+        }
     }
 
     /// Takes away all that the kernel has of a namespace.
