@@ -91,7 +91,7 @@ impl Enroller {
             if let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await
                 && found.keeps_closed(pod, netns.cookie())
             {
-                self.pods.set_guard(&pod.workload.uid, Guard::Earlier);
+                self.pods.set_guard(&pod.workload.uid, Guard::Earlier(netns.cookie()));
             }
         }
     }
@@ -101,7 +101,7 @@ impl Enroller {
     /// [`Enroller::settle_earlier`] as long as that is to come.
     pub(super) async fn open_unwanted(&mut self, world: &Snapshot) {
         let is_over = |uid: &PodUid| !world.local_pod(uid).is_some_and(|pod| stays_closed(pod));
-        self.pods.end_guards(|uid, guard| guard == Guard::Earlier && is_over(uid));
+        self.pods.end_guards(|uid, guard| matches!(guard, Guard::Earlier(_)) && is_over(uid));
         if self.earlier.namespaces.is_some() {
             for pod in world.local_pods().iter().filter(|pod| !stays_closed(pod)) {
                 self.take_in_to_leave(pod).await;
@@ -179,6 +179,7 @@ impl Enroller {
     /// Lets go what is left of a namespace: its own dials at once, arrivals as those of a pod that
     /// leaves.
     async fn let_go(&mut self, netns: u64) {
+        self.pods.end_guards(|_, guard| guard == Guard::Earlier(netns));
         self.log_failure("let go", self.mesh.kernel.tables().enrolled.remove(&netns));
         if self.adopt(netns) {
             self.earlier.orphans.insert(netns);

@@ -104,7 +104,11 @@ impl Enroller {
             Some(member) => {
                 matches!(pod.wanted, Wanted::In(_)) && !is_another(&self.finder, pod, &member.pod)
             }
-            None => self.pods.guard(&workload.uid) == Guard::Earlier,
+            // A pod may have got another namespace since, which nothing closes.
+            None => match self.pods.guard(&workload.uid) {
+                Guard::Earlier(netns) => self.mesh.kernel.is_attached(netns),
+                Guard::None | Guard::Held(_) => false,
+            },
         };
         !is_closed && workload.membership.means_strict()
     }

@@ -47,8 +47,8 @@ pub(super) struct Out {
 pub(super) enum Guard {
     None,
     /// What an earlier agent left, until this one has redirected the pod's dials. To hold the pod
-    /// would drop the connections that arrive meanwhile.
-    Earlier,
+    /// would drop the connections that arrive meanwhile. It is the cookie of the pod's namespace.
+    Earlier(u64),
     /// The programs on its cgroup, which has this id.
     Held(u64),
 }
@@ -148,7 +148,7 @@ impl<M> Pods<M> {
     /// Sets whether the dials of a pod in the mesh are redirected. What an earlier agent left keeps
     /// it no longer, even if the kernel has refused.
     pub(super) fn capture(&mut self, uid: &PodUid, is_captured: bool) {
-        self.end_guards(|known, guard| known == uid && guard == Guard::Earlier);
+        self.end_guards(|known, guard| known == uid && matches!(guard, Guard::Earlier(_)));
         self.change(uid, |phase| match phase {
             Phase::Joining(it) | Phase::Enrolled(it) if is_captured => Phase::Enrolled(it),
             Phase::Enrolled(it) => Phase::Joining(it),
@@ -225,7 +225,7 @@ impl<M> Pods<M> {
     pub(super) fn held(&self) -> impl Iterator<Item = (&PodUid, u64)> {
         self.0.iter().filter_map(|(uid, pod)| match pod.guard {
             Guard::Held(id) => Some((uid, id)),
-            Guard::None | Guard::Earlier => None,
+            Guard::None | Guard::Earlier(_) => None,
         })
     }
 
@@ -329,11 +329,11 @@ mod tests {
     #[test]
     fn what_an_earlier_agent_left_guards_until_dials_are_redirected_and_holds_are_apart() {
         let mut pods = pods(Phase::default());
-        pods.set_guard(&uid(), Guard::Earlier);
+        pods.set_guard(&uid(), Guard::Earlier(5));
         pods.join(&uid(), 1);
         assert_eq!(pods.take(&uid()), Some(1)); // its listeners have failed
         pods.forget_idle();
-        assert_eq!(pods.guard(&uid()), Guard::Earlier);
+        assert_eq!(pods.guard(&uid()), Guard::Earlier(5));
         pods.join(&uid(), 2);
         pods.capture(&uid(), false);
         assert_eq!(pods.guard(&uid()), Guard::None);
