@@ -93,6 +93,9 @@ fn run(args: &Args) -> Result<ExitCode> {
             not_wanted.store(true, Ordering::Relaxed);
             return Err(why);
         }
+        // What reads every crate of the lock file, as the licences' check and an image's list do,
+        // needs more than is built here, and some tests are without a network.
+        process::run(process::cargo(&workspace).args(["fetch", "--quiet"]))?;
         if lint {
             lint::apart_from_the_host(&workspace, &mut gates);
             gates.run("licences and sources", || deny(&workspace));
@@ -135,9 +138,6 @@ fn run(args: &Args) -> Result<ExitCode> {
 
 /// Banned crates, licences and sources, by deny.toml.
 fn deny(workspace: &Workspace) -> Result<()> {
-    // Licences are read from every crate of the lock file, also of those that are for other systems
-    // and not built here.
-    process::run(process::cargo(workspace).args(["fetch", "--quiet"]))?;
     let mut deny = std::process::Command::new(cargo_tools::cargo_deny().program(workspace));
     deny.current_dir(&workspace.root);
     deny.args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);

@@ -23,9 +23,11 @@ const ABOUT: &str = "\
 
 /// Adds the licences of the packages that `files` of the host are from.
 pub(super) fn add<'a>(tree: &mut Tree, files: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let files: Vec<&Path> = files.into_iter().collect();
+    let answer = ask(&files)?;
     let owners = files.into_iter().map(|file| {
         let none = || format!("no licence for {}: no package of Debian's has it", file.display());
-        owner(file).with_context(none)
+        owner(&answer, file).map(str::to_owned).with_context(none)
     });
     let packages = owners.collect::<Result<BTreeSet<_>>>()?;
     let mut list = ABOUT.to_owned();
@@ -44,23 +46,30 @@ pub(super) fn add<'a>(tree: &mut Tree, files: impl IntoIterator<Item = &'a Path>
     Ok(())
 }
 
-/// The package that has a file. `/lib` is `/usr/lib` on newer systems, and dpkg knows a file by one
-/// of the two only.
-fn owner(file: &Path) -> Option<String> {
-    let other = file.strip_prefix("/usr").map_or_else(
-        |_| Path::new("/usr").join(file.strip_prefix("/").unwrap_or(file)),
-        |below| Path::new("/").join(below),
-    );
-    [file, &other].into_iter().find_map(|file| {
-        let answer = process::read(Command::new("dpkg-query").arg("--search").arg(file))?;
-        Some(package_of(&answer)?.to_owned())
-    })
+/// What dpkg says of all these files. It reads the lists of all packages to do so.
+fn ask(files: &[&Path]) -> Result<String> {
+    let mut search = Command::new("dpkg-query");
+    search.arg("--search").args(files).args(files.iter().map(|file| elsewhere(file)));
+    // It fails if it does not know one of them.
+    let output = search.output().context("cannot start dpkg-query")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The package in `dpkg-query --search`'s answer, `libc6:amd64: /lib/x86_64-linux-gnu/libc.so.6`.
-fn package_of(answer: &str) -> Option<&str> {
-    let mut lines = answer.lines().filter(|line| !line.starts_with("diversion by "));
-    let (packages, _) = lines.next()?.split_once(": ")?;
+/// `/lib` is `/usr/lib` on newer systems, and dpkg knows a file by one of the two only.
+fn elsewhere(file: &Path) -> PathBuf {
+    file.strip_prefix("/usr").map_or_else(
+        |_| Path::new("/usr").join(file.strip_prefix("/").unwrap_or(file)),
+        |below| Path::new("/").join(below),
+    )
+}
+
+/// The package that has a file, in `dpkg-query --search`'s answer:
+/// `libc6:amd64: /lib/x86_64-linux-gnu/libc.so.6`.
+fn owner<'a>(answer: &'a str, file: &Path) -> Option<&'a str> {
+    let other = elsewhere(file);
+    let lines = answer.lines().filter(|line| !line.starts_with("diversion by "));
+    let mut owned = lines.filter_map(|line| line.rsplit_once(": "));
+    let (packages, _) = owned.find(|(_, it)| [file, &other].contains(&Path::new(it)))?;
     packages.split(", ").next()
 }
 
@@ -93,9 +102,10 @@ mod tests {
 
     #[test]
     fn a_package_is_read_from_dpkgs_answer() {
-        let answer = "diversion by dash from: /bin/sh\nlibc6:amd64: /lib/libc.so.6\n";
-        assert_eq!(package_of(answer), Some("libc6:amd64"));
-        assert_eq!(package_of("a, b: /etc\n"), Some("a"));
-        assert_eq!(package_of(""), None);
+        let answer = "diversion by dash from: /bin/sh\nlibc6:amd64: /lib/libc.so.6\na, b: /etc\n";
+        let owner = |file: &str| owner(answer, Path::new(file));
+        assert_eq!(owner("/lib/libc.so.6"), Some("libc6:amd64"));
+        assert_eq!(owner("/usr/lib/libc.so.6"), Some("libc6:amd64"));
+        assert_eq!((owner("/etc"), owner("/bin/sh")), (Some("a"), None));
     }
 }
