@@ -56,7 +56,7 @@ pub(super) const SHARE: usize = 4;
 /// Handshakes at once from one source to one pod, including the look at the first bytes and the
 /// wait for OPEN. Further ones wait for one of these to end. A handshake takes some milliseconds,
 /// so an honest source gets thousands per second. A source that stays silent for all of the
-/// handshake's 10 s holds 64 times 40 KiB.
+/// handshake's 10 s holds 64 times 9 KiB (measured, docs/security.md).
 const HANDSHAKES_PER_SOURCE: usize = 64;
 
 /// The connections of all pods.

@@ -20,7 +20,7 @@ const VALUE_BYTES: usize = 32;
 fn a_map_that_takes_no_entry_is_told_once_a_second() {
     scenario("program-log", |net| {
         let pair = Pair::meshed(net)?;
-        let _service = pair.serve(Talk::Lines)?;
+        let _service = pair.serve(Talk::Exchange)?;
         let [node, _] = &pair.nodes;
         let [agent, _] = &pair.agents;
         let spec = DialSpec { timeout_s: 5, ..DialSpec::say(pair.server.at(PORT), "hello") };
