@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::cleanup::{CleanedUp, cleanup};
-pub use self::feeds::World;
+pub use self::feeds::WorldSource;
 pub use self::settings::{DaemonError, Settings, Unclassified};
 use mesh_wire::identity::{FileCa, Identities, TlsConfigs};
 
@@ -83,7 +83,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if refuse_unclassified && host.pods_cgroup_is_root {
         return Err(PreflightError::UnclassifiedAtRoot.into());
     }
-    if refuse_unclassified && matches!(settings.world, World::Kubernetes { .. }) {
+    if refuse_unclassified && matches!(settings.world, WorldSource::Kubernetes { .. }) {
         return Err(PreflightError::UnclassifiedInCluster.into());
     }
     let own_cgroup = host.own_cgroup.enter()?;
@@ -226,7 +226,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
             refuse_unclassified,
         },
         ca,
-        kubelet: matches!(settings.world, World::Kubernetes { .. })
+        kubelet: matches!(settings.world, WorldSource::Kubernetes { .. })
             .then(|| KubeletFollower::new(&kernel, &host)),
         requests,
         believed: Believed::after(memory),

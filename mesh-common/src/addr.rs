@@ -63,7 +63,7 @@ impl Addr {
 /// An address and a port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Endpoint {
+pub struct AddrPort {
     /// The address.
     pub addr: Addr,
     /// The port, in host byte order.
@@ -72,7 +72,7 @@ pub struct Endpoint {
     pub zero: u16,
 }
 
-impl Endpoint {
+impl AddrPort {
     /// An endpoint from its parts.
     #[inline(always)]
     pub const fn new(addr: Addr, port: u16) -> Self {
@@ -80,7 +80,7 @@ impl Endpoint {
     }
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 20);
+const _: () = assert!(size_of::<AddrPort>() == 20);
 
 #[cfg(test)]
 mod tests {

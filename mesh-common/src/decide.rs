@@ -3,11 +3,11 @@
 //! decision needs it.
 
 use crate::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     errno,
     maps::{
         ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, Failed, LOCAL_LEFT, LOCAL_STRICT,
-        LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE, limits,
+        LocalEntry, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE, limits,
     },
     ports,
     verdict::Verdict,
@@ -23,7 +23,7 @@ pub trait Dial {
     /// the namespace is not enrolled.
     fn is_refused_as_unclassified(&self) -> bool;
     /// What is dialled.
-    fn destination(&self) -> Endpoint;
+    fn destination(&self) -> AddrPort;
     /// The address the socket is bound to, or an unspecified one.
     fn bound_source(&self) -> Addr;
     /// `ADDRESS_*` bits.
@@ -32,7 +32,7 @@ pub trait Dial {
     /// the map has no room.
     fn may_be_missing(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
-    fn port_flags(&self, endpoint: &Endpoint) -> u32;
+    fn port_flags(&self, endpoint: &AddrPort) -> u32;
     /// The record of the pod's last dial to the destination, if that failed.
     fn failed(&self) -> Option<Failed>;
     /// `CLOCK_BOOTTIME` in nanoseconds. Asked only if the last dial failed.
@@ -72,7 +72,7 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
         return (Verdict::DestinationNotMeshed, Addr::NONE);
     }
     if port_flags & PORT_EXCLUDED != 0
-        || view.port_flags(&Endpoint::new(own, to.port)) & PORT_EXCLUDED != 0
+        || view.port_flags(&AddrPort::new(own, to.port)) & PORT_EXCLUDED != 0
     {
         return (Verdict::OutboundExcluded, Addr::NONE);
     }
@@ -144,18 +144,18 @@ fn is_unspecified(addr: &Addr) -> bool {
 /// What `sk_lookup` can find out about a packet that looks for a listener.
 pub trait Arrival {
     /// Where it came to.
-    fn local(&self) -> Endpoint;
+    fn local(&self) -> AddrPort;
     /// Where it came from.
-    fn remote(&self) -> Endpoint;
+    fn remote(&self) -> AddrPort;
     /// The namespace's pod, if it has the local address.
-    fn pod(&self) -> Option<LocalPod>;
+    fn pod(&self) -> Option<LocalEntry>;
     /// `ADDRESS_*` bits.
     fn address_flags(&self, addr: &Addr) -> u32;
     /// Whether an address is in one of the nodes' ranges of pod addresses; always true if no range
     /// is known.
     fn is_in_pod_cidr(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
-    fn port_flags(&self, endpoint: &Endpoint) -> u32;
+    fn port_flags(&self, endpoint: &AddrPort) -> u32;
     /// Whether it comes from a socket of this node's kubelet, which the kernel noted before the
     /// packet left. Asked only where it makes a difference.
     fn is_kubelets(&self) -> bool;
@@ -264,7 +264,7 @@ fn may_be_pod(view: &impl Arrival, addr: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn plaintext(view: &impl Arrival, pod: &LocalPod, port_flags: u32) -> Verdict {
+fn plaintext(view: &impl Arrival, pod: &LocalEntry, port_flags: u32) -> Verdict {
     // Also for a permissive pod: its plaintext is watched before it becomes strict, and probes
     // would only be noise there.
     if view.is_kubelets() {

@@ -2,7 +2,7 @@
 //! by byte.
 
 use crate::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     verdict::VERDICT_SLOTS,
 };
 
@@ -30,7 +30,7 @@ pub struct FlowKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
     /// Outbound: the original destination. Inbound: the real client.
-    pub endpoint: Endpoint,
+    pub endpoint: AddrPort,
     /// The [`crate::verdict::Verdict`] that led here, as its number.
     pub verdict: u32,
 }
@@ -79,7 +79,7 @@ pub struct EnrolledPod {
 /// decided about.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalPod {
+pub struct LocalEntry {
     /// Cookie of its network namespace.
     pub netns: u64,
     /// `LOCAL_*` bits.
@@ -88,9 +88,9 @@ pub struct LocalPod {
     pub zero: u32,
 }
 
-/// [`LocalPod::flags`]: only mutual TLS may enter.
+/// [`LocalEntry::flags`]: only mutual TLS may enter.
 pub const LOCAL_STRICT: u32 = 1;
-/// [`LocalPod::flags`]: the pod has left the mesh; only the rule about agents' source ports stays.
+/// [`LocalEntry::flags`]: the pod has left the mesh; only the rule about agents' source ports stays.
 pub const LOCAL_LEFT: u32 = 2;
 
 /// Value bits of `ADDRESSES`, keyed by address: a pod of the cluster is known to have it.
@@ -115,9 +115,9 @@ pub const PORT_PERMISSIVE: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DialKey {
     /// The kubelet's end.
-    pub from: Endpoint,
+    pub from: AddrPort,
     /// What it dials.
-    pub to: Endpoint,
+    pub to: AddrPort,
 }
 
 /// Key of `FAILED`: one pod's failures are not another's.
@@ -127,7 +127,7 @@ pub struct FailedKey {
     /// Cookie of the namespace that dialled.
     pub netns: u64,
     /// What it dialled.
-    pub to: Endpoint,
+    pub to: AddrPort,
     /// Always zero.
     pub zero: u32,
 }
@@ -135,7 +135,7 @@ pub struct FailedKey {
 impl FailedKey {
     /// A key from its parts.
     #[inline(always)]
-    pub const fn new(netns: u64, to: Endpoint) -> Self {
+    pub const fn new(netns: u64, to: AddrPort) -> Self {
         Self { netns, to, zero: 0 }
     }
 }
@@ -209,9 +209,9 @@ pub struct RefusalEvent {
     /// Cookie of the pod's namespace.
     pub netns: u64,
     /// The dialling end. The port is 0 where the kernel has not chosen one yet.
-    pub client: Endpoint,
+    pub client: AddrPort,
     /// The dialled end.
-    pub server: Endpoint,
+    pub server: AddrPort,
     /// The [`crate::verdict::Verdict`], as its number.
     pub verdict: u32,
     /// Always zero.
@@ -262,7 +262,7 @@ const _: () = assert!(size_of::<Named>() == 24);
 const _: () = assert!(size_of::<Pending>() == 32);
 const _: () = assert!(size_of::<Share>() == 32);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
-const _: () = assert!(size_of::<LocalPod>() == 16);
+const _: () = assert!(size_of::<LocalEntry>() == 16);
 const _: () = assert!(size_of::<DialKey>() == 40);
 const _: () = assert!(size_of::<FailedKey>() == 32);
 const _: () = assert!(size_of::<Failed>() == 16);

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::addr::{Addr, Endpoint};
+use crate::addr::{Addr, AddrPort};
 
 impl From<IpAddr> for Addr {
     fn from(ip: IpAddr) -> Self {
@@ -32,14 +32,14 @@ impl From<Addr> for IpAddr {
     }
 }
 
-impl From<SocketAddr> for Endpoint {
+impl From<SocketAddr> for AddrPort {
     fn from(addr: SocketAddr) -> Self {
         Self::new(addr.ip().into(), addr.port())
     }
 }
 
-impl From<Endpoint> for SocketAddr {
-    fn from(endpoint: Endpoint) -> Self {
+impl From<AddrPort> for SocketAddr {
+    fn from(endpoint: AddrPort) -> Self {
         Self::new(endpoint.addr.into(), endpoint.port)
     }
 }

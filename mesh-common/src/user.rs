@@ -1,9 +1,9 @@
 //! The agent's side: map types as aya reads and writes them.
 
 use crate::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     maps::{
-        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named, Pending,
+        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalEntry, Named, Pending,
         RefusalEvent, Share, VerdictCounts,
     },
 };
@@ -18,12 +18,12 @@ macro_rules! pods {
 }
 pods!(
     Addr,
-    Endpoint,
+    AddrPort,
     FlowKey,
     Named,
     Pending,
     EnrolledPod,
-    LocalPod,
+    LocalEntry,
     DialKey,
     Failed,
     FailedKey,
@@ -42,10 +42,10 @@ impl RefusalEvent {
         let long = |at: usize| -> Option<u64> {
             Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
         };
-        let endpoint = |at: usize| -> Option<Endpoint> {
+        let endpoint = |at: usize| -> Option<AddrPort> {
             let addr = Addr([word(at)?, word(at + 4)?, word(at + 8)?, word(at + 12)?]);
             let port = u16::from_ne_bytes(bytes.get(at + 16..at + 18)?.try_into().ok()?);
-            Some(Endpoint::new(addr, port))
+            Some(AddrPort::new(addr, port))
         };
         Some(Self {
             boot_ns: long(0)?,

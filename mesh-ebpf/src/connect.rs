@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mesh_common::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     decide,
     maps::{EnrolledPod, Failed, FailedKey, NODE_ADDRESSES_INCOMPLETE, Named},
     ports,
@@ -51,7 +51,7 @@ pub(crate) fn nm_connect6(context: SockAddrContext) -> i32 {
 struct Dial<const FAMILY: u32> {
     context: SockAddr,
     netns: u64,
-    to: Endpoint,
+    to: AddrPort,
 }
 
 impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
@@ -71,7 +71,7 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
         guard::is_refused_as_unclassified(self.netns) && !self.by_agent()
     }
     #[inline(always)]
-    fn destination(&self) -> Endpoint {
+    fn destination(&self) -> AddrPort {
         self.to
     }
     #[inline(always)]
@@ -88,7 +88,7 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
         maps::node(NODE_ADDRESSES_INCOMPLETE) != 0 && maps::is_in_pod_cidr(addr)
     }
     #[inline(always)]
-    fn port_flags(&self, endpoint: &Endpoint) -> u32 {
+    fn port_flags(&self, endpoint: &AddrPort) -> u32 {
         // SAFETY: the value is copied at once.
         unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
     }

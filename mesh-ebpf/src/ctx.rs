@@ -4,7 +4,7 @@
 //! field one width only (since the fix for CVE-2025-38591 also where it was lenient before).
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops};
-use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::addr::{Addr, AddrPort};
 
 /// `AF_INET`.
 pub(crate) const AF_INET: u32 = 2;
@@ -78,14 +78,14 @@ impl SockAddr {
 
     /// The address and port of the context, for a hook of this family.
     #[inline(always)]
-    pub(crate) fn endpoint<const FAMILY: u32>(self) -> Endpoint {
+    pub(crate) fn endpoint<const FAMILY: u32>(self) -> AddrPort {
         let port = u16::from_be(read!(self.0, user_port) as u16);
         let addr = if FAMILY == AF_INET {
             Addr::from_v4_word(read!(self.0, user_ip4))
         } else {
             read4!(self.0, user_ip6)
         };
-        Endpoint::new(addr, port)
+        AddrPort::new(addr, port)
     }
 
     /// Rewrites the address and port. An IPv4 hook takes an IPv4 address only.
@@ -105,14 +105,14 @@ impl SockAddr {
 
 /// The source address and port a socket is bound to, for a socket of this family.
 #[inline(always)]
-pub(crate) fn bound_source<const FAMILY: u32>(sk: *mut bpf_sock) -> Endpoint {
+pub(crate) fn bound_source<const FAMILY: u32>(sk: *mut bpf_sock) -> AddrPort {
     let addr = if FAMILY == AF_INET {
         Addr::from_v4_word(read!(sk, src_ip4))
     } else {
         read4!(sk, src_ip6)
     };
     // src_port is in host order (include/uapi/linux/bpf.h, struct bpf_sock).
-    Endpoint::new(addr, read!(sk, src_port) as u16)
+    AddrPort::new(addr, read!(sk, src_port) as u16)
 }
 
 /// `bpf_sock_ops`.
@@ -146,17 +146,17 @@ impl SockOps {
 
     /// The socket's own address and port.
     #[inline(always)]
-    pub(crate) fn local(self) -> Endpoint {
+    pub(crate) fn local(self) -> AddrPort {
         let addr = either_family!(self.0, local_ip4, local_ip6);
-        Endpoint::new(addr, read!(self.0, local_port) as u16) // host order
+        AddrPort::new(addr, read!(self.0, local_port) as u16) // host order
     }
 
     /// The address and port of its peer.
     #[inline(always)]
-    pub(crate) fn remote(self) -> Endpoint {
+    pub(crate) fn remote(self) -> AddrPort {
         let addr = either_family!(self.0, remote_ip4, remote_ip6);
         // Network order, 32 bits wide.
-        Endpoint::new(addr, u32::from_be(read!(self.0, remote_port)) as u16)
+        AddrPort::new(addr, u32::from_be(read!(self.0, remote_port)) as u16)
     }
 }
 
@@ -173,15 +173,15 @@ impl SkLookup {
 
     /// The address and port that the packet is for.
     #[inline(always)]
-    pub(crate) fn local(self) -> Endpoint {
+    pub(crate) fn local(self) -> AddrPort {
         let addr = either_family!(self.0, local_ip4, local_ip6);
-        Endpoint::new(addr, read!(self.0, local_port) as u16) // host order
+        AddrPort::new(addr, read!(self.0, local_port) as u16) // host order
     }
 
     /// The address and port that it comes from.
     #[inline(always)]
-    pub(crate) fn remote(self) -> Endpoint {
+    pub(crate) fn remote(self) -> AddrPort {
         let addr = either_family!(self.0, remote_ip4, remote_ip6);
-        Endpoint::new(addr, u16::from_be(read!(self.0, remote_port))) // network order
+        AddrPort::new(addr, u16::from_be(read!(self.0, remote_port))) // network order
     }
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use mesh_common::{addr::Endpoint, maps::Named, ports};
+use mesh_common::{addr::AddrPort, maps::Named, ports};
 
 use crate::{
     ctx::{self, AF_INET, AF_INET6, SockAddr},
@@ -75,7 +75,7 @@ fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Named> {
 /// The socket of this namespace that is connected to `remote` from the same address and `own_port`.
 /// The caller must release it.
 #[inline(always)]
-fn lookup(context: &SockAddrContext, remote: &Endpoint, own_port: u16) -> *mut bpf_sock {
+fn lookup(context: &SockAddrContext, remote: &AddrPort, own_port: u16) -> *mut bpf_sock {
     // SAFETY: integers only.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let (sport, dport) = (remote.port.to_be(), own_port.to_be());

@@ -16,7 +16,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use mesh_common::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     errno,
     maps::{NODE_OWN_NETNS, NODE_REFUSE_UNCLASSIFIED, limits},
     verdict::Verdict,
@@ -120,7 +120,7 @@ fn is_classified(context: &SkBuffContext) -> bool {
 /// What a packet is to the guards.
 enum Arrival {
     /// It begins a connection from another address.
-    Connection { client: Endpoint, server: Endpoint },
+    Connection { client: AddrPort, server: AddrPort },
     /// Unknown: it has headers that a first fragment or an ordinary stack does not send.
     Unknown,
     /// Not for the guards: not TCP, not the beginning of a connection, or from the pod to itself.
@@ -159,8 +159,8 @@ fn arrival(context: &SkBuffContext) -> Arrival {
         return Arrival::Other;
     }
     Arrival::Connection {
-        client: Endpoint::new(source, u16::from_be_bytes([tcp[0], tcp[1]])),
-        server: Endpoint::new(destination, u16::from_be_bytes([tcp[2], tcp[3]])),
+        client: AddrPort::new(source, u16::from_be_bytes([tcp[0], tcp[1]])),
+        server: AddrPort::new(destination, u16::from_be_bytes([tcp[2], tcp[3]])),
     }
 }
 

@@ -11,10 +11,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use mesh_common::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     decide,
     maps::{
-        ALL_PODS, DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalPod, Named,
+        ALL_PODS, DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalEntry, Named,
         Pending, RefusalEvent, Share, VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
@@ -42,7 +42,7 @@ pub(crate) static ENROLLED: HashMap<u64, EnrolledPod, { limits::LOCAL_PODS }> = 
 
 /// Pod address → the pod of this node. The `sk_lookup` programs decide about its arrivals.
 #[btf_map]
-pub(crate) static LOCAL: HashMap<Addr, LocalPod, { limits::LOCAL_PODS * 2 }> = HashMap::new();
+pub(crate) static LOCAL: HashMap<Addr, LocalEntry, { limits::LOCAL_PODS * 2 }> = HashMap::new();
 
 /// Address → `ADDRESS_*` bits: what is known of the cluster's pods.
 #[btf_map]
@@ -55,7 +55,7 @@ static POD_CIDRS: LpmTrie<Addr, u32, { limits::POD_CIDRS }> = LpmTrie::new();
 
 /// Address and port → `PORT_*` bits: services of the mesh, excluded ports.
 #[btf_map]
-pub(crate) static PORTS: HashMap<Endpoint, u32, { limits::PORTS }, NO_PREALLOC> = HashMap::new();
+pub(crate) static PORTS: HashMap<AddrPort, u32, { limits::PORTS }, NO_PREALLOC> = HashMap::new();
 
 /// Cookie of the network namespace that a copy of the `sk_lookup` programs is for. Each copy has
 /// its own map in the place of this one. The copies that are loaded only to be looked at have 0,
@@ -218,7 +218,7 @@ pub(crate) fn is_kubelet_socket(sk: *mut bpf_sock) -> bool {
 
 /// Whether a packet belongs to a connection that this node's kubelet has dialled lately.
 #[inline(always)]
-pub(crate) fn is_kubelets(from: Endpoint, to: Endpoint) -> bool {
+pub(crate) fn is_kubelets(from: AddrPort, to: AddrPort) -> bool {
     // SAFETY: the value is copied at once.
     let noted = unsafe { KUBELET_DIALS.get(&DialKey { from, to }) }.copied();
     noted.is_some_and(|noted| decide::is_fresh(noted, boot_ns()))
@@ -352,7 +352,7 @@ fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
 /// Reports a refusal to the agent. Counts the loss if the ring is full, or if the pod has its share
 /// of it.
 #[inline(always)]
-pub(crate) fn report(verdict: Verdict, netns: u64, client: Endpoint, server: Endpoint) {
+pub(crate) fn report(verdict: Verdict, netns: u64, client: AddrPort, server: AddrPort) {
     let boot_ns = boot_ns();
     let event = RefusalEvent { boot_ns, netns, client, server, verdict: verdict as u32, zero: 0 };
     if (!has_share_of_ring(netns, boot_ns) || EVENTS.output(&event, 0).is_err())

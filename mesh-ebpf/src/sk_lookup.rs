@@ -10,9 +10,9 @@
 
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
-    addr::{Addr, Endpoint},
+    addr::{Addr, AddrPort},
     decide::{self, Namespace},
-    maps::{INBOUND, ListenerKey, LocalPod, NODE_HEARTBEAT, OUTBOUND},
+    maps::{INBOUND, ListenerKey, LocalEntry, NODE_HEARTBEAT, OUTBOUND},
     verdict::{Action, Verdict},
 };
 
@@ -25,21 +25,21 @@ const DROP: u32 = 0;
 struct Arrival {
     /// Cookie of the namespace.
     netns: u64,
-    local: Endpoint,
-    remote: Endpoint,
+    local: AddrPort,
+    remote: AddrPort,
 }
 
 impl decide::Arrival for Arrival {
     #[inline(always)]
-    fn local(&self) -> Endpoint {
+    fn local(&self) -> AddrPort {
         self.local
     }
     #[inline(always)]
-    fn remote(&self) -> Endpoint {
+    fn remote(&self) -> AddrPort {
         self.remote
     }
     #[inline(always)]
-    fn pod(&self) -> Option<LocalPod> {
+    fn pod(&self) -> Option<LocalEntry> {
         // SAFETY: the value is copied at once.
         let pod = unsafe { maps::LOCAL.get(&self.local.addr) }.copied();
         pod.filter(|pod| pod.netns == self.netns)
@@ -54,7 +54,7 @@ impl decide::Arrival for Arrival {
         maps::is_in_pod_cidr(addr)
     }
     #[inline(always)]
-    fn port_flags(&self, endpoint: &Endpoint) -> u32 {
+    fn port_flags(&self, endpoint: &AddrPort) -> u32 {
         // SAFETY: the value is copied at once.
         unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
     }

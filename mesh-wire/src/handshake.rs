@@ -24,7 +24,7 @@ use super::reason::{HandshakeError, JudgedBy, TlsReason};
 use super::record::{self, Content};
 use super::session::TlsInfo;
 use super::state::Role;
-use super::traffic::{Kernel, Traffic};
+use super::traffic::{KeySchedule, Traffic};
 use crate::identity::SpiffeId;
 use crate::identity::tls::{ALPN, ClientTls, ServerTls};
 use crate::identity::verifier::{PeerRejection, observed, spiffe_id_of};
@@ -307,16 +307,16 @@ impl Handshake {
 }
 
 impl Tls {
-    fn into_kernel(self) -> Result<(ExtractedSecrets, Kernel), rustls::Error> {
+    fn into_kernel(self) -> Result<(ExtractedSecrets, KeySchedule), rustls::Error> {
         fn wrap<D>(
             (secrets, kernel): (ExtractedSecrets, KernelConnection<D>),
-            side: impl FnOnce(KernelConnection<D>) -> Kernel,
-        ) -> (ExtractedSecrets, Kernel) {
+            side: impl FnOnce(KernelConnection<D>) -> KeySchedule,
+        ) -> (ExtractedSecrets, KeySchedule) {
             (secrets, side(kernel))
         }
         match self {
-            Self::Client(c) => Ok(wrap(c.dangerous_into_kernel_connection()?, Kernel::Client)),
-            Self::Server(c) => Ok(wrap(c.dangerous_into_kernel_connection()?, Kernel::Server)),
+            Self::Client(c) => Ok(wrap(c.dangerous_into_kernel_connection()?, KeySchedule::Client)),
+            Self::Server(c) => Ok(wrap(c.dangerous_into_kernel_connection()?, KeySchedule::Server)),
         }
     }
 }

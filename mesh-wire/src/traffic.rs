@@ -24,12 +24,12 @@ const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
 
 /// rustls' half of a session: it derives the next keys.
-pub(super) enum Kernel {
+pub(super) enum KeySchedule {
     Client(KernelConnection<ClientConnectionData>),
     Server(KernelConnection<ServerConnectionData>),
 }
 
-impl Kernel {
+impl KeySchedule {
     fn next_send(&mut self) -> Result<(u64, ConnectionTrafficSecrets), rustls::Error> {
         match self {
             Self::Client(kernel) => kernel.update_tx_secret(),
@@ -64,7 +64,7 @@ pub(super) enum Opened {
 }
 
 pub(super) struct Traffic {
-    kernel: Kernel,
+    kernel: KeySchedule,
     pub(super) sealer: Sealer,
     opener: Opener,
     /// Records that one key may protect (RFC 8446 §5.5).
@@ -77,7 +77,7 @@ pub(super) struct Traffic {
 
 impl Traffic {
     #[allow(irrefutable_let_patterns, reason = "refutable where TLS 1.2 is there")]
-    pub(super) fn new(kernel: Kernel, secrets: ExtractedSecrets) -> Result<Self, TlsReason> {
+    pub(super) fn new(kernel: KeySchedule, secrets: ExtractedSecrets) -> Result<Self, TlsReason> {
         // TLS 1.2 is there if another crate enables it in rustls; no configuration of ours does.
         let SupportedCipherSuite::Tls13(suite) = kernel.suite() else {
             return Err(TlsReason::TlsVersion);
@@ -171,7 +171,7 @@ impl Traffic {
                     return Err(ours(TlsReason::UnexpectedMessage));
                 }
                 (KEY_UPDATE, _) => self.peer_updated(ask == Some(1))?,
-                (NEW_SESSION_TICKET, Kernel::Client(_)) if self.tickets < MAX_TICKETS => {
+                (NEW_SESSION_TICKET, KeySchedule::Client(_)) if self.tickets < MAX_TICKETS => {
                     self.tickets += 1;
                 }
                 _ => return Err(ours(TlsReason::UnexpectedMessage)),

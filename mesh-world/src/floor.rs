@@ -9,7 +9,7 @@ use mesh_api::{Mode, PortSet};
 use super::membership::{Membership, Readable};
 use super::objects::{NamespaceObject, Objects, PodObject};
 use super::origin::Origin;
-use super::settings::{Declaration, MeshLabel, Settings};
+use super::settings::{Declaration, MeshLabel, PodSettings};
 
 /// How closed a pod is. Knowledge older than this must not open it further.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub struct Floor {
 
 impl Floor {
     /// These settings, as far as they open no more than this.
-    fn above(&self, settings: &Settings) -> Settings {
-        Settings {
+    fn above(&self, settings: &PodSettings) -> PodSettings {
+        PodSettings {
             mode: settings.mode.max(self.mode),
             exclude_ports: settings.exclude_ports.only(|port| self.exclude_ports.contains(&port)),
             permissive_ports: settings
@@ -38,13 +38,13 @@ impl Floor {
 impl Floor {
     /// The settings for a pod with an unreadable setting and no earlier value. The floor stands in
     /// for what cannot be read; a readable setting counts as far as it opens no more.
-    fn instead_of(&self, said: &Readable) -> Settings {
-        let own = Settings {
+    fn instead_of(&self, said: &Readable) -> PodSettings {
+        let own = PodSettings {
             mode: self.mode,
             exclude_ports: PortSet::of(self.exclude_ports.iter().copied()),
             permissive_ports: PortSet::default(),
         };
-        self.above(&Settings {
+        self.above(&PodSettings {
             mode: said.mode.unwrap_or(own.mode),
             exclude_ports: said.exclude_ports.clone().unwrap_or(own.exclude_ports),
             permissive_ports: said.permissive_ports.clone(),

@@ -7,13 +7,13 @@ use mesh_api::{Mode, PodCode, PortSet};
 
 use super::objects::{NamespaceObject, PodObject};
 use super::origin::FieldError;
-use super::settings::{Declared, MeshLabel, Settings};
+use super::settings::{Declared, MeshLabel, PodSettings};
 
 /// Whether one pod is to be in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Membership {
     /// It is, with these settings.
-    Enabled(Settings),
+    Enabled(PodSettings),
     /// It is not.
     Disabled(NotEnabledReason),
     /// It is meant to be, but cannot be yet.
@@ -21,7 +21,7 @@ pub enum Membership {
         /// For what.
         reason: NotEnabledReason,
         /// The settings it will have.
-        settings: Settings,
+        settings: PodSettings,
     },
     /// A label or annotation cannot be read and nothing earlier is known. The pod is not enrolled,
     /// since its intended settings are unknown.
@@ -128,7 +128,7 @@ impl Membership {
     }
 
     /// The settings, if the pod is to be in the mesh.
-    pub fn settings(&self) -> Option<&Settings> {
+    pub fn settings(&self) -> Option<&PodSettings> {
         match self {
             Self::Enabled(settings) => Some(settings),
             Self::Disabled(_) | Self::Waiting { .. } | Self::Invalid { .. } => None,
@@ -203,7 +203,7 @@ impl Membership {
                 return Err(Self::Invalid { error, strict });
             }
         };
-        let settings = Settings {
+        let settings = PodSettings {
             mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
             exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
             permissive_ports: permissive_ports(pod, namespace),
@@ -321,7 +321,7 @@ mod tests {
             Membership::decide(&pod, Some(&namespace)).settings().cloned()
         };
         let strict = &[(MODE_ANNOTATION, "strict"), ("nodemesh.dev/exclude-ports", "22")];
-        assert_eq!(settings(&[], &[]), Some(Settings::default()));
+        assert_eq!(settings(&[], &[]), Some(PodSettings::default()));
         let inherited = settings(&[], strict).unwrap();
         assert_eq!(
             (inherited.mode, inherited.exclude_ports.to_string()),
@@ -331,7 +331,7 @@ mod tests {
             &[(MODE_ANNOTATION, "permissive"), ("nodemesh.dev/exclude-ports", "")],
             strict,
         );
-        assert_eq!(own, Some(Settings::default()), "an empty list undoes the namespace's");
+        assert_eq!(own, Some(PodSettings::default()), "an empty list undoes the namespace's");
         assert_eq!(settings(&[], &[(MODE_ANNOTATION, "strikt")]), None);
     }
 
@@ -348,7 +348,7 @@ mod tests {
         for (mode, waits) in
             [(Mode::Strict, decide(&[ON, strict])), (Mode::Permissive, decide(&[ON, permissive]))]
         {
-            let settings = Settings { mode, ..Settings::default() };
+            let settings = PodSettings { mode, ..PodSettings::default() };
             assert_eq!(waits.means_strict(), mode == Mode::Strict);
             assert_eq!(waits.settings(), None, "not in the mesh yet");
             assert_eq!(

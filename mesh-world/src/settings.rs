@@ -36,7 +36,7 @@ pub enum MeshLabel {
 
 /// What is in force for one pod of the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct PodSettings {
     /// Permissive or strict.
     pub mode: Mode,
     /// Ports that the mesh leaves alone.

@@ -8,7 +8,7 @@ use mesh_api::{Mode, PortSet};
 use super::membership::Membership;
 use super::names::{NodeName, PodUid};
 use super::objects::NetnsRef;
-use super::settings::Settings;
+use super::settings::PodSettings;
 
 /// A pod that is known, in the mesh or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct LocalPod {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// Captured, with these settings.
-    In(Settings),
+    In(PodSettings),
     /// Left alone, or released; the workload's membership says why.
     Out,
 }

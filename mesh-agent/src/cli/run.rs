@@ -8,7 +8,7 @@ use mesh_world::NodeName;
 
 use super::{PIN_DIR, RUNTIME_DIR, log};
 use crate::{
-    daemon::{self, Settings, World},
+    daemon::{self, Settings, WorldSource},
     metrics,
 };
 
@@ -97,8 +97,8 @@ impl Run {
         let settings = Settings {
             node: self.node,
             world: match (self.source, self.announce_dir) {
-                (Some(source), Some(announce_dir)) => World::Files { source, announce_dir },
-                _ => World::Kubernetes { daemon_set: self.daemon_set },
+                (Some(source), Some(announce_dir)) => WorldSource::Files { source, announce_dir },
+                _ => WorldSource::Kubernetes { daemon_set: self.daemon_set },
             },
             ca_dir: self.ca_dir,
             trust_domain: self.trust_domain,

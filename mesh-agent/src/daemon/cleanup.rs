@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{DaemonError, Settings, World, os};
+use super::{DaemonError, Settings, WorldSource, os};
 use crate::{
     admin,
     enrol::{self, restore_all},
@@ -107,10 +107,10 @@ impl Note {
         Self {
             node: settings.node.to_string(),
             announcement: match &settings.world {
-                World::Files { announce_dir, .. } => {
+                WorldSource::Files { announce_dir, .. } => {
                     Some(announcement_file(announce_dir, &settings.node))
                 }
-                World::Kubernetes { .. } => None,
+                WorldSource::Kubernetes { .. } => None,
             },
             pin_dir: settings.pin_dir.clone(),
             cgroup: host.own_cgroup.made().map(Path::to_owned).or(earlier),

@@ -25,7 +25,7 @@ const LIST_WAIT: Duration = Duration::from_secs(10);
 
 /// Where the world comes from.
 #[derive(Clone, Debug)]
-pub enum World {
+pub enum WorldSource {
     /// Directories.
     Files {
         /// Of Kubernetes objects.
@@ -137,7 +137,7 @@ pub(super) struct Followed {
     pub(super) keeping: Tasks,
 }
 
-impl World {
+impl WorldSource {
     /// Begins to follow the world, and waits for its first state. What the world says is written
     /// down once this agent is `in_charge`.
     pub(super) async fn follow(

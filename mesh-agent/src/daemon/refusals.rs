@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_api::Direction;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::flows::Refused;
+use crate::flows::RefusedConnection;
 use crate::kernel::{ProgramLog, Refusal, Refusals};
 use crate::proxy::Mesh;
 
@@ -21,7 +21,7 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
         let client = dialling(&refusal, &mesh);
         let netns = refusal.netns;
         let outcome = verdict.into();
-        let refused = Refused { netns, direction, client, server, verdict, outcome };
+        let refused = RefusedConnection { netns, direction, client, server, verdict, outcome };
         mesh.flows.refuse(refused, |client, server| {
             client.pod = mesh.pod_at(client.address);
             server.pod = mesh.pod_at(server.address);
@@ -50,7 +50,7 @@ fn dialling(refusal: &Refusal, mesh: &Mesh) -> SocketAddr {
     let pod = mesh.kernel.tables().enrolled.get(&refusal.netns);
     let own = pod.map(|pod| if refusal.server.is_ipv4() { pod.v4 } else { pod.v6 });
     own.filter(|own| !own.is_none()).map_or(client, |own| {
-        SocketAddr::from(mesh_common::addr::Endpoint::new(own, client.port()))
+        SocketAddr::from(mesh_common::addr::AddrPort::new(own, client.port()))
     })
 }
 

@@ -8,7 +8,7 @@ use mesh_wire::identity::{TrustDomain, file_ca::CaError};
 use mesh_world::NodeName;
 use thiserror::Error;
 
-use super::World;
+use super::WorldSource;
 use crate::admin;
 use crate::handover::TakeOverError;
 use crate::kernel::KernelError;
@@ -24,7 +24,7 @@ pub struct Settings {
     /// This node's name.
     pub node: NodeName,
     /// Where the world comes from.
-    pub world: World,
+    pub world: WorldSource,
     /// Directory of the CA.
     pub ca_dir: PathBuf,
     /// The trust domain, if it was given.

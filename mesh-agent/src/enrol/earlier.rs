@@ -11,9 +11,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use mesh_common::{
     addr::Addr,
-    maps::{LOCAL_LEFT, LocalPod as KernelPod},
+    maps::{LOCAL_LEFT, LocalEntry},
 };
-use mesh_world::{LocalPod, Membership, PodUid, Settings, Snapshot, Wanted};
+use mesh_world::{LocalPod, Membership, PodSettings, PodUid, Snapshot, Wanted};
 
 use super::{
     Enroller,
@@ -41,7 +41,7 @@ pub(super) struct Found {
     /// Namespaces whose dials are redirected.
     captured: BTreeSet<u64>,
     /// Namespaces and modes of the pods' addresses.
-    local: HashMap<Addr, KernelPod>,
+    local: HashMap<Addr, LocalEntry>,
 }
 
 impl Earlier {
@@ -140,7 +140,7 @@ impl Enroller {
         if !leaves {
             return false;
         }
-        match self.enrol(pod, &Settings::default()).await {
+        match self.enrol(pod, &PodSettings::default()).await {
             Ok(member) => {
                 self.join(member);
                 true

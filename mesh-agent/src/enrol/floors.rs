@@ -19,8 +19,8 @@ use std::{
 
 use mesh_api::Mode;
 use mesh_common::{
-    addr::{Addr, Endpoint},
-    maps::{LOCAL_LEFT, LocalPod, PORT_EXCLUDED, PORT_PERMISSIVE},
+    addr::{Addr, AddrPort},
+    maps::{LOCAL_LEFT, LocalEntry, PORT_EXCLUDED, PORT_PERMISSIVE},
 };
 use mesh_world::{Floor, Objects};
 
@@ -36,7 +36,7 @@ pub(super) struct Floors {
 
 impl Floors {
     /// The floors that the tables say.
-    pub(super) fn of(local: &HashMap<Addr, LocalPod>, ports: &HashMap<Endpoint, u32>) -> Self {
+    pub(super) fn of(local: &HashMap<Addr, LocalEntry>, ports: &HashMap<AddrPort, u32>) -> Self {
         Self { found: floors(local, ports), last: None }
     }
 
@@ -73,8 +73,8 @@ impl Floors {
 
 /// Reads the floors out of the tables, which say nothing of a pod that has left.
 fn floors(
-    local: &HashMap<Addr, LocalPod>,
-    ports: &HashMap<Endpoint, u32>,
+    local: &HashMap<Addr, LocalEntry>,
+    ports: &HashMap<AddrPort, u32>,
 ) -> HashMap<IpAddr, Floor> {
     let here = local.iter().filter(|(_, pod)| pod.flags & LOCAL_LEFT == 0);
     let mut floors: HashMap<IpAddr, Floor> = here
@@ -112,7 +112,7 @@ mod tests {
             (open.into(), local(8, 0)),
             (left.into(), local(9, LOCAL_LEFT)),
         ]);
-        let at = |address: IpAddr, port| Endpoint::new(address.into(), port);
+        let at = |address: IpAddr, port| AddrPort::new(address.into(), port);
         let ports = HashMap::from([
             (at(strict, 9102), PORT_PERMISSIVE),
             (at(strict, 22), PORT_EXCLUDED | PORT_PERMISSIVE),

@@ -14,7 +14,7 @@ use super::tables::{self, Filled, Unwritten};
 use crate::{kernel::KernelError, proxy::Mesh, tasks::off_the_workers};
 
 /// Builds the world and writes the kernel's tables, each from what was there before.
-pub(super) struct Follower {
+pub(super) struct WorldFollower {
     /// `None` before the first update, while one runs on the blocking pool, and after one that was
     /// cancelled: the next call then builds everything.
     state: Option<State>,
@@ -42,7 +42,7 @@ struct State {
     ranges: Option<Arc<BTreeSet<Cidr>>>,
 }
 
-impl Follower {
+impl WorldFollower {
     /// Begins with what an earlier agent remembered.
     pub(super) fn after(memory: Memory) -> Self {
         Self { state: None, memory, incumbents: Incumbents::default() }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use jiff::Timestamp;
 use mesh_common::{addr::Addr, maps::EnrolledPod};
 use mesh_wire::identity::SpiffeId;
-use mesh_world::{LocalPod, ObjectName, PodUid, Settings, Snapshot, Wanted};
+use mesh_world::{LocalPod, ObjectName, PodSettings, PodUid, Snapshot, Wanted};
 use tokio::time::Instant;
 
 use super::{
@@ -73,7 +73,7 @@ impl Enroller {
     pub(super) async fn enrol(
         &mut self,
         local: &LocalPod,
-        settings: &Settings,
+        settings: &PodSettings,
     ) -> Result<Member, EnrolError> {
         let workload = &local.workload;
         let netns = self.finder.find(&self.mesh.factory, local).await?;
@@ -110,7 +110,7 @@ impl Enroller {
     }
 
     /// A pod that is wanted again before its grace is over still has its listeners.
-    fn rejoin(&mut self, leaving: Member, settings: &Settings) -> Result<Member, EnrolError> {
+    fn rejoin(&mut self, leaving: Member, settings: &PodSettings) -> Result<Member, EnrolError> {
         self.generation += 1;
         let (settings, generation) = (settings.clone(), self.generation);
         let member = Member { settings, since: None, generation, ..leaving };

@@ -31,8 +31,8 @@ use jiff::Timestamp;
 use mesh_api::{PodCode, PodStatus};
 use mesh_wire::identity::{Identities, IdentityError, SpiffeIdError};
 use mesh_world::{
-    Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodUid, Settings, Snapshot,
-    tables::Excess,
+    Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodSettings, PodUid,
+    Snapshot, tables::Excess,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -45,7 +45,7 @@ pub use tables::{Filled, Unwritten, Written, write_world};
 
 use earlier::Earlier;
 use floors::Floors;
-use follow::Follower;
+use follow::WorldFollower;
 use pods::{Phase, Pods};
 use sightings::Sightings;
 
@@ -87,14 +87,14 @@ pub struct Enroller {
     refused: [Option<KernelError>; 2],
     board: Board,
     plaintext: PlaintextWatch,
-    follower: Follower,
+    follower: WorldFollower,
 }
 
 /// What this agent has of a pod that is in the mesh, or was.
 struct Member {
     pod: Arc<Pod>,
     listeners: Listeners,
-    settings: Settings,
+    settings: PodSettings,
     /// When it joined. `None` before its dials are redirected.
     since: Option<Timestamp>,
     generation: u64,
@@ -253,7 +253,7 @@ impl Enroller {
             refused: [None, None],
             board: Board::default(),
             plaintext,
-            follower: Follower::after(parts.memory),
+            follower: WorldFollower::after(parts.memory),
         }
     }
 

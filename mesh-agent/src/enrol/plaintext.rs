@@ -17,7 +17,7 @@ use std::{
 
 use jiff::Timestamp;
 use mesh_api::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
-use mesh_world::{PodUid, Settings};
+use mesh_world::{PodSettings, PodUid};
 use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::{
@@ -56,7 +56,7 @@ struct Shared {
 
 struct Watched {
     pod: Arc<Pod>,
-    settings: Settings,
+    settings: PodSettings,
     /// `None` if there is no need.
     next_look: Option<Instant>,
     looks: usize,
@@ -93,7 +93,7 @@ impl PlaintextWatch {
 
     /// Replaces the pods that are watched. A pod that is new or has other settings is looked at
     /// soon.
-    pub(super) fn follow<'a>(&self, pods: impl Iterator<Item = (&'a Arc<Pod>, &'a Settings)>) {
+    pub(super) fn follow<'a>(&self, pods: impl Iterator<Item = (&'a Arc<Pod>, &'a PodSettings)>) {
         let mut watched = self.watched();
         let mut before = std::mem::take(&mut *watched);
         for (pod, settings) in pods {
@@ -206,7 +206,7 @@ impl PlaintextWatch {
     async fn find(
         &self,
         pod: &Arc<Pod>,
-        settings: &Settings,
+        settings: &PodSettings,
     ) -> Result<(SocketList, Vec<(OpenSocket, Side)>), ResetError> {
         let mesh = Arc::clone(&self.0.mesh);
         let list = pod.netns.run(&mesh.factory, SocketList::open).await?;

@@ -25,7 +25,7 @@ use std::{
 
 use mesh_common::{
     addr::Addr,
-    maps::{LOCAL_LEFT, LocalPod as KernelPod},
+    maps::{LOCAL_LEFT, LocalEntry},
 };
 use mesh_world::{
     Cidr, LocalPod, Membership, NodeName, NotEnabledReason, Objects, PodObject, PodUid, Snapshot,
@@ -198,7 +198,7 @@ impl Enroller {
 /// The addresses in the kernel's table by namespace, without our own namespaces' and those of pods
 /// that have left the mesh.
 fn known_before(
-    local: &HashMap<Addr, KernelPod>,
+    local: &HashMap<Addr, LocalEntry>,
     ours: &BTreeSet<u64>,
 ) -> BTreeMap<u64, Vec<IpAddr>> {
     let mut known: BTreeMap<u64, Vec<IpAddr>> = BTreeMap::new();

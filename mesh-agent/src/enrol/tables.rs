@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use mesh_api::Mode;
 use mesh_common::{
-    addr::{Addr, Endpoint},
-    maps::{ADDRESS_PEER, LOCAL_STRICT, LocalPod, NODE_ADDRESSES_INCOMPLETE, limits},
+    addr::{Addr, AddrPort},
+    maps::{ADDRESS_PEER, LOCAL_STRICT, LocalEntry, NODE_ADDRESSES_INCOMPLETE, limits},
 };
 use mesh_world::{
     Cidr, Snapshot,
@@ -126,10 +126,10 @@ fn write_wanted(
 fn capture_services(
     tables: &Tables,
     world: &Snapshot,
-    wanted: &HashMap<Endpoint, u32>,
+    wanted: &HashMap<AddrPort, u32>,
 ) -> Result<(), KernelError> {
     for row in world.kernel_services().filter(|row| row.has_meshed_endpoint) {
-        let port = Endpoint::new(row.address.into(), row.port);
+        let port = AddrPort::new(row.address.into(), row.port);
         if tables.ports.get(&port).as_ref() != wanted.get(&port) {
             let address = row.address.into();
             let bits = tables.addresses.get(&address).unwrap_or(0);
@@ -189,8 +189,8 @@ fn write_difference(
 }
 
 /// The value of `LOCAL` for a pod.
-pub(super) fn local(netns: u64, flags: u32) -> LocalPod {
-    LocalPod { netns, flags, zero: 0 }
+pub(super) fn local(netns: u64, flags: u32) -> LocalEntry {
+    LocalEntry { netns, flags, zero: 0 }
 }
 
 /// The `LOCAL_*` bits of an enrolled pod.

@@ -15,4 +15,4 @@ mod store;
 
 pub use ended::Ended;
 pub use record::{Party, Record, Security};
-pub use store::{Flow, FlowStore, Followed, Follower, Refused};
+pub use store::{Flow, FlowFollower, FlowStore, Followed, RefusedConnection};

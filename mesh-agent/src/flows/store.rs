@@ -54,7 +54,7 @@ struct Records {
 
 /// A connection that was refused before anything was done for it.
 #[derive(Clone, Copy, Debug)]
-pub struct Refused {
+pub struct RefusedConnection {
     /// The network namespace of this node's pod that dialled or was dialled, by its cookie.
     pub netns: u64,
     /// Which way it went.
@@ -94,12 +94,12 @@ pub enum Followed {
 }
 
 /// Gets each record as it is finished.
-pub struct Follower {
+pub struct FlowFollower {
     finished: broadcast::Receiver<Arc<Finished>>,
     closed: CancellationToken,
 }
 
-impl Follower {
+impl FlowFollower {
     /// The next record; `None` when the agent stops.
     ///
     /// # Cancel safety
@@ -177,10 +177,10 @@ impl FlowStore {
     /// recorded, `tell` is called: it returns the sentence and fills in the pods at the addresses.
     pub fn refuse(
         &self,
-        refused: Refused,
+        refused: RefusedConnection,
         tell: impl FnOnce(&mut Party, &mut Party) -> Cow<'static, str>,
     ) {
-        let Refused { netns, direction, client, server, verdict, outcome } = refused;
+        let RefusedConnection { netns, direction, client, server, verdict, outcome } = refused;
         let (mut client, mut server) = (Party::at(client), Party::at(server));
         let kind =
             Kind { direction, outcome, client: Some(client.address), server: Some(server.address) };
@@ -256,9 +256,9 @@ impl FlowStore {
     }
 
     /// Follows the store from now on.
-    pub fn follow(&self) -> Follower {
+    pub fn follow(&self) -> FlowFollower {
         let (finished, closed) = (self.inner.finished.subscribe(), self.closed());
-        Follower { finished, closed }
+        FlowFollower { finished, closed }
     }
 
     /// Sets the reason for connections that are cut off from now on.
@@ -515,7 +515,7 @@ mod tests {
         let (client, server) = ("10.9.0.1:7".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
         let (direction, verdict) = (Direction::Inbound, Verdict::RefusedStrict);
         let outcome = verdict.into();
-        let refused = Refused { netns: 1, direction, client, server, verdict, outcome };
+        let refused = RefusedConnection { netns: 1, direction, client, server, verdict, outcome };
         end(&store, "10.0.0.1:1", Reason::Closed, 1);
         for _ in 0..flood {
             store.refuse(refused, |_, _| "strict".into());

@@ -140,12 +140,12 @@ impl Remembered {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::addr::{Addr, Endpoint};
+    use mesh_common::addr::{Addr, AddrPort};
 
     use super::*;
 
     fn key(netns: u64, port: usize) -> FailedKey {
-        FailedKey::new(netns, Endpoint::new(Addr::LOCALHOST_V6, port as u16))
+        FailedKey::new(netns, AddrPort::new(Addr::LOCALHOST_V6, port as u16))
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(crate) fn events(data: &[u8]) {
         let port = u16::from_ne_bytes([data[at + 16], data[at + 17]]);
         assert_eq!(end, SocketAddr::new(IpAddr::from(octets).to_canonical(), port));
         // The way back, as the agent writes its own tables.
-        let again = mesh_common::addr::Endpoint::from(end);
+        let again = mesh_common::addr::AddrPort::from(end);
         assert_eq!(SocketAddr::from(again), end);
         assert_eq!(again.addr.0.map(u32::to_ne_bytes).concat(), octets, "another key in the maps");
     }

@@ -17,8 +17,8 @@ use aya::{
     util::nr_cpus,
 };
 use mesh_common::{
-    addr::{Addr, Endpoint},
-    maps::{EnrolledPod, FlowKey, ListenerKey, LocalPod, Named, Pending, VerdictCounts},
+    addr::{Addr, AddrPort},
+    maps::{EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, VerdictCounts},
     verdict::{VERDICT_SLOTS, Verdict},
 };
 use parking_lot::Mutex;
@@ -38,13 +38,13 @@ pub struct Tables {
     /// Namespace cookie → pod whose connects are decided about.
     pub enrolled: Table<u64, EnrolledPod>,
     /// Pod address → pod of this node.
-    pub local: Table<Addr, LocalPod>,
+    pub local: Table<Addr, LocalEntry>,
     /// Address → `ADDRESS_*` bits.
     pub addresses: Table<Addr, u32>,
     /// Ranges of pod addresses.
     pub pod_cidrs: CidrTable,
     /// Address and port → `PORT_*` bits.
-    pub ports: Table<Endpoint, u32>,
+    pub ports: Table<AddrPort, u32>,
     /// The agent's listening sockets.
     pub listeners: ListenerTable,
     /// What pods could not reach a moment ago.

@@ -9,7 +9,7 @@ use std::{
 
 use mesh_api::Reason;
 use mesh_common::{
-    addr::Endpoint,
+    addr::AddrPort,
     maps::{FlowKey, Named},
     ports,
     verdict::Verdict,
@@ -295,7 +295,7 @@ impl LegNote {
             zero: 0,
         };
         let named =
-            Named { endpoint: Endpoint::from(client), verdict: Verdict::InboundMesh as u32 };
+            Named { endpoint: AddrPort::from(client), verdict: Verdict::InboundMesh as u32 };
         kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
         Ok(Self { kernel: Arc::clone(kernel), leg })
     }

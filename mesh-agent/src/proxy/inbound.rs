@@ -29,7 +29,7 @@ use super::{
     path,
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
-    relay::{self, AppStream, CarryOptions, Counters},
+    relay::{self, AppStream, ByteCounts, CarryOptions},
     turns::Claim,
 };
 use crate::flows::{self, Ended, Flow, Party, Security};
@@ -57,7 +57,7 @@ pub(super) fn refuse(
     let (direction, outcome) = (Direction::Inbound, reached.reason().into());
     let (netns, verdict) = (pod.netns.cookie(), Verdict::InboundMesh);
     mesh.flows.refuse(
-        flows::Refused { netns, direction, client, server, verdict, outcome },
+        flows::RefusedConnection { netns, direction, client, server, verdict, outcome },
         |client, server| {
             mesh.name(client);
             server.pod = Some(pod.name.clone());
@@ -256,8 +256,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
 }
 
 /// A connection's counters, which its record shows if it is cut off.
-fn counted(flow: &mut Flow) -> Arc<Counters> {
-    let counters = Arc::new(Counters::default());
+fn counted(flow: &mut Flow) -> Arc<ByteCounts> {
+    let counters = Arc::new(ByteCounts::default());
     let counted = Arc::clone(&counters);
     flow.measure(move || Bytes { sent: counted.from_peer(), received: counted.to_peer() });
     counters

@@ -20,7 +20,7 @@ use super::{
     failure::{Failed, Remembered},
     limits::{Admitted, LimitReached},
     pod::Pod,
-    relay::{self, AppStream, CarryOptions, Counters},
+    relay::{self, AppStream, ByteCounts, CarryOptions},
     turns::Claim,
     upstream::Upstream,
 };
@@ -58,7 +58,7 @@ pub(super) fn refuse(
     let (direction, outcome) = (Direction::Outbound, reached.reason().into());
     let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundSteered);
     mesh.flows.refuse(
-        flows::Refused { netns, direction, client, server, verdict, outcome },
+        flows::RefusedConnection { netns, direction, client, server, verdict, outcome },
         |client, server| {
             client.pod = Some(pod.name.clone());
             mesh.name(server);
@@ -128,7 +128,7 @@ fn original_destination(
 }
 
 async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flow: Flow) {
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(ByteCounts::default());
     let counted = Arc::clone(&counters);
     flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;

@@ -74,7 +74,7 @@ pub(super) struct MeshedPeer {
 #[error(
     "something on the path changes source addresses or ports (MASQUERADE, SNAT): what {pod} sent from {sent} reached {target} on {node} from {arrived}"
 )]
-pub(super) struct Seen {
+pub(super) struct SourceChange {
     pod: String,
     node: NodeName,
     target: IpAddr,
@@ -86,26 +86,26 @@ pub(super) struct Seen {
 #[derive(Clone, Debug)]
 enum Answer {
     Intact,
-    Changed(Seen),
+    Changed(SourceChange),
     Unanswered { detail: String },
 }
 
 /// One of our pods, and a pod of the mesh.
 type Pair = (IpAddr, IpAddr);
 /// A node, over IPv4 or not.
-type Leg = (NodeName, bool);
+type NodePath = (NodeName, bool);
 
 /// What is known of the paths.
 #[derive(Default)]
 pub(super) struct Paths {
-    known: Mutex<Known>,
+    known: Mutex<KnownPaths>,
     /// While one task asks about a pair, the others wait for its answer.
     asking: SingleFlight<Pair>,
 }
 
 #[derive(Default)]
-struct Known {
-    proven: HashMap<Leg, Instant>,
+struct KnownPaths {
+    proven: HashMap<NodePath, Instant>,
     pods: HashMap<IpAddr, Doubts>,
     swept: Option<Instant>,
 }
@@ -118,7 +118,7 @@ type Doubts = HashMap<IpAddr, (Doubt, Instant)>;
 enum Doubt {
     /// TLS has failed as it would if the source were changed.
     Suspected,
-    Changed(Seen),
+    Changed(SourceChange),
     Unanswered {
         detail: String,
     },
@@ -128,7 +128,7 @@ enum Doubt {
 #[derive(Debug)]
 enum Next {
     Intact,
-    Changed(Seen),
+    Changed(SourceChange),
     Unanswered { detail: String },
     Ask,
 }
@@ -185,8 +185,8 @@ async fn find_out(
     let Some(pair) = pair(pod, peer) else {
         return Answer::Intact; // there is no way at all, and the dial will say so
     };
-    let leg = leg(peer);
-    let known = || match paths.next(&pair, &leg, trusting, Instant::now()) {
+    let node_path = node_path(peer);
+    let known = || match paths.next(&pair, &node_path, trusting, Instant::now()) {
         Next::Intact => Some(Answer::Intact),
         Next::Changed(seen) => Some(Answer::Changed(seen)),
         Next::Unanswered { detail } => Some(Answer::Unanswered { detail }),
@@ -200,7 +200,7 @@ async fn find_out(
         return answer;
     }
     let answer = Box::pin(ask(connector, pod, peer)).await;
-    let is_news = paths.note(pair, leg, &answer, Instant::now());
+    let is_news = paths.note(pair, node_path, &answer, Instant::now());
     if let Answer::Changed(seen) = &answer
         && is_news
     {
@@ -213,16 +213,16 @@ fn pair(pod: &Pod, peer: &MeshedPeer) -> Option<Pair> {
     Some((pod.address_like(peer.target.ip())?, peer.target.ip()))
 }
 
-fn leg(peer: &MeshedPeer) -> Leg {
+fn node_path(peer: &MeshedPeer) -> NodePath {
     (peer.node.clone(), peer.target.is_ipv4())
 }
 
 impl Paths {
     /// What is known now. `trusting`: dial with TLS if nothing speaks against it.
-    fn next(&self, pair: &Pair, leg: &Leg, trusting: bool, now: Instant) -> Next {
+    fn next(&self, pair: &Pair, node_path: &NodePath, trusting: bool, now: Instant) -> Next {
         let known = self.lock();
         let fresh = |at: Instant, time: Duration| now.duration_since(at) < time;
-        let proven = known.proven.get(leg).is_some_and(|at| fresh(*at, PROVEN_FOR));
+        let proven = known.proven.get(node_path).is_some_and(|at| fresh(*at, PROVEN_FOR));
         match known.pods.get(&pair.0).and_then(|doubts| doubts.get(&pair.1)) {
             Some((Doubt::Changed(seen), at)) if fresh(*at, CHANGED_FOR) => {
                 Next::Changed(seen.clone())
@@ -237,18 +237,18 @@ impl Paths {
     }
 
     /// Notes an answer. Returns whether it is a change that was not known of the pair.
-    fn note(&self, pair: Pair, leg: Leg, answer: &Answer, now: Instant) -> bool {
+    fn note(&self, pair: Pair, node_path: NodePath, answer: &Answer, now: Instant) -> bool {
         let mut known = self.lock();
         let before = match answer.clone() {
             Answer::Intact => {
-                known.proven.insert(leg, now);
+                known.proven.insert(node_path, now);
                 known.pods.get_mut(&pair.0).and_then(|doubts| doubts.remove(&pair.1))
             }
             Answer::Changed(seen) => {
                 // Other pods ask again, too. A pod that changes its own packets costs them that
                 // only each time it begins to.
                 if !known.has_seen_changes(pair.0, &seen.node) {
-                    known.proven.remove(&leg);
+                    known.proven.remove(&node_path);
                 }
                 known.doubt(pair, Doubt::Changed(seen), now)
             }
@@ -269,7 +269,7 @@ impl Paths {
     /// For `status`: the latest change of each node and address family.
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
         let known = self.lock();
-        let mut latest: BTreeMap<(NodeName, bool), (&Seen, Instant)> = BTreeMap::new();
+        let mut latest: BTreeMap<(NodeName, bool), (&SourceChange, Instant)> = BTreeMap::new();
         for (doubt, at) in known.pods.values().flat_map(HashMap::values) {
             if let Doubt::Changed(seen) = doubt
                 && now.duration_since(*at) < SHOWN_FOR
@@ -289,13 +289,13 @@ impl Paths {
         latest.values().map(|(seen, _)| format!("{seen}; {consequence}.")).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, KnownPaths> {
         // A panic elsewhere does not make it wrong: each change is one insertion or removal.
         self.known.lock()
     }
 }
 
-impl Known {
+impl KnownPaths {
     /// Whether the path from one of our pods to a node is known to change the source.
     fn has_seen_changes(&self, pod: IpAddr, node: &NodeName) -> bool {
         let doubts = self.pods.get(&pod).into_iter().flat_map(HashMap::values);

@@ -15,7 +15,7 @@
 
 mod app;
 mod appetite;
-mod counters;
+mod byte_counts;
 mod down;
 mod drive;
 mod end;
@@ -29,8 +29,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 pub use app::AppStream;
-pub use counters::Counters;
-pub use end::{End, Party};
+pub use byte_counts::ByteCounts;
+pub use end::{End, RelaySide};
 pub use plain::{relay_plain, relay_plain_held};
 
 use down::Down;
@@ -91,7 +91,7 @@ pub struct Carried {
 pub async fn carry(
     mut session: Session,
     app: AppStream,
-    counters: &Counters,
+    counters: &ByteCounts,
     options: CarryOptions<'_>,
 ) -> Carried {
     let CarryOptions { answer_by, memory, refused } = options;
@@ -146,10 +146,10 @@ struct Relay<'a> {
     tcp: &'a TcpStream,
     channel: &'a mut Channel,
     app: &'a TcpStream,
-    counters: &'a Counters,
+    counters: &'a ByteCounts,
     up: Up,
     down: Down,
-    first_fin: Option<Party>,
+    first_fin: Option<RelaySide>,
     dead: Dead,
 }
 
@@ -164,7 +164,7 @@ impl Directions for Relay<'_> {
             match moved {
                 Err(end) => return Poll::Ready(end),
                 Ok(_) if self.is_finished() => {
-                    let first = self.first_fin.unwrap_or(Party::App);
+                    let first = self.first_fin.unwrap_or(RelaySide::App);
                     return Poll::Ready(End::Finished { first });
                 }
                 Ok(true) => {}
@@ -184,21 +184,23 @@ impl Directions for Relay<'_> {
         [&mut self.up.moved, &mut self.down.moved].map(std::mem::take)
     }
 
-    fn failed(&self, dead: Dead) -> Option<Party> {
+    fn failed(&self, dead: Dead) -> Option<RelaySide> {
         if dead.app || self.down.app_error().is_some() || self.up.reset_code().is_some() {
-            Some(Party::App)
+            Some(RelaySide::App)
         } else if dead.peer || self.up.is_broken() {
-            Some(Party::Peer)
+            Some(RelaySide::Peer)
         } else {
             None
         }
     }
 
-    fn give_up(&mut self, failed: Party) -> End {
+    fn give_up(&mut self, failed: RelaySide) -> End {
         match failed {
             _ if self.down.is_ending() => self.down.failure(),
-            Party::App => End::CutOff(self.up.reset_code().unwrap_or(ResetCode::ApplicationReset)),
-            Party::Peer => self.down.failure(),
+            RelaySide::App => {
+                End::CutOff(self.up.reset_code().unwrap_or(ResetCode::ApplicationReset))
+            }
+            RelaySide::Peer => self.down.failure(),
         }
     }
 
@@ -208,7 +210,7 @@ impl Directions for Relay<'_> {
 }
 
 impl<'a> Relay<'a> {
-    fn new(session: &'a mut Session, app: &'a AppStream, counters: &'a Counters) -> Self {
+    fn new(session: &'a mut Session, app: &'a AppStream, counters: &'a ByteCounts) -> Self {
         Self {
             tcp: &session.tcp,
             channel: &mut session.channel,

@@ -13,12 +13,12 @@ struct World {
     agent: bool,
     unclassified: bool,
     pod: Option<EnrolledPod>,
-    to: Endpoint,
+    to: AddrPort,
     source: Addr,
     peers: Vec<Addr>,
     known: Vec<Addr>,
-    services: Vec<Endpoint>,
-    excluded: Vec<Endpoint>,
+    services: Vec<AddrPort>,
+    excluded: Vec<AddrPort>,
     failed: Option<Failed>,
     full: bool,
     incomplete: bool,
@@ -32,11 +32,11 @@ fn world(to: Addr, port: u16) -> World {
         agent: false,
         unclassified: false,
         pod: Some(EnrolledPod { v4: A, v6: Addr::NONE }),
-        to: Endpoint::new(to, port),
+        to: AddrPort::new(to, port),
         source: Addr::NONE,
         peers: vec![A, B, V6],
         known: vec![],
-        services: vec![Endpoint::new(VIP, 80)],
+        services: vec![AddrPort::new(VIP, 80)],
         excluded: vec![],
         failed: None,
         full: false,
@@ -54,7 +54,7 @@ impl Dial for World {
     fn is_refused_as_unclassified(&self) -> bool {
         self.unclassified
     }
-    fn destination(&self) -> Endpoint {
+    fn destination(&self) -> AddrPort {
         self.to
     }
     fn bound_source(&self) -> Addr {
@@ -69,7 +69,7 @@ impl Dial for World {
         // All but the service's address is in the ranges of pod addresses.
         self.incomplete && *addr != VIP
     }
-    fn port_flags(&self, endpoint: &Endpoint) -> u32 {
+    fn port_flags(&self, endpoint: &AddrPort) -> u32 {
         let service = if self.services.contains(endpoint) { PORT_SERVICE } else { 0 };
         let excluded = if self.excluded.contains(endpoint) { PORT_EXCLUDED } else { 0 };
         service | excluded
@@ -154,7 +154,7 @@ fn a_full_table_refuses_what_it_does_not_know_and_may_have_forgotten() {
     assert_eq!(verdict(&full(VIP, 81)), Verdict::DestinationNotMeshed, "no pod's address");
     let known = World { known: vec![stranger], ..full(stranger, 443) };
     assert_eq!(verdict(&known), Verdict::DestinationNotMeshed, "known not to be captured");
-    let excluded = World { excluded: vec![Endpoint::new(A, 443)], ..full(stranger, 443) };
+    let excluded = World { excluded: vec![AddrPort::new(A, 443)], ..full(stranger, 443) };
     assert_eq!(verdict(&excluded), Verdict::OutboundExcluded, "by the pod's own annotation");
     assert_eq!(verdict(&World { pod: None, ..full(stranger, 443) }), Verdict::NotEnrolled);
 }
@@ -163,7 +163,7 @@ fn a_full_table_refuses_what_it_does_not_know_and_may_have_forgotten() {
 fn a_node_may_refuse_whom_nobody_has_classified() {
     let unknown = World { pod: None, unclassified: true, ..world(B, 8080) };
     assert_eq!(verdict(&unknown), Verdict::RefusedUnclassified);
-    let itself = World { to: Endpoint::new(Addr::LOCALHOST_V6, 80), ..unknown };
+    let itself = World { to: AddrPort::new(Addr::LOCALHOST_V6, 80), ..unknown };
     assert_eq!(verdict(&itself), Verdict::NotEnrolled);
     let enrolled = World { unclassified: true, ..world(B, 8080) };
     assert_eq!(verdict(&enrolled), Verdict::RedirectPeer, "an enrolled pod is classified");
@@ -180,9 +180,9 @@ fn an_agent_is_silent_only_after_it_has_spoken() {
 
 #[test]
 fn a_port_is_excluded_by_either_side() {
-    let by_server = World { excluded: vec![Endpoint::new(B, 6379)], ..world(B, 6379) };
-    let by_client = World { excluded: vec![Endpoint::new(A, 6379)], ..world(B, 6379) };
-    let other = World { excluded: vec![Endpoint::new(B, 6380)], ..world(B, 6379) };
+    let by_server = World { excluded: vec![AddrPort::new(B, 6379)], ..world(B, 6379) };
+    let by_client = World { excluded: vec![AddrPort::new(A, 6379)], ..world(B, 6379) };
+    let other = World { excluded: vec![AddrPort::new(B, 6380)], ..world(B, 6379) };
     assert_eq!(verdict(&by_server), Verdict::OutboundExcluded);
     assert_eq!(verdict(&by_client), Verdict::OutboundExcluded);
     assert_eq!(verdict(&other), Verdict::RedirectPeer);
@@ -209,7 +209,7 @@ fn what_failed_a_moment_ago_is_refused_until_its_time_is_over() {
         assert_eq!(verdict(&late), otherwise);
     }
     // Only what would be redirected is refused: everything else never failed through the agent.
-    let excluded = vec![Endpoint::new(B, 6379)];
+    let excluded = vec![AddrPort::new(B, 6379)];
     let failed = until(NOW + 1);
     assert_eq!(verdict(&World { excluded, failed, ..world(B, 6379) }), Verdict::OutboundExcluded);
     assert_eq!(verdict(&World { agent: true, failed, ..world(B, 8080) }), Verdict::AgentOwn);
@@ -236,8 +236,8 @@ fn arrival(packet: &Packet) -> Verdict {
 }
 
 struct Packet {
-    local: Endpoint,
-    remote: Endpoint,
+    local: AddrPort,
+    remote: AddrPort,
     flags: Option<u32>,
     peer: bool,
     node: bool,
@@ -249,8 +249,8 @@ struct Packet {
 
 fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
     Packet {
-        local: Endpoint::new(B, local_port),
-        remote: Endpoint::new(remote, remote_port),
+        local: AddrPort::new(B, local_port),
+        remote: AddrPort::new(remote, remote_port),
         flags: Some(0),
         peer: true,
         node: false,
@@ -262,14 +262,14 @@ fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
 }
 
 impl Arrival for Packet {
-    fn local(&self) -> Endpoint {
+    fn local(&self) -> AddrPort {
         self.local
     }
-    fn remote(&self) -> Endpoint {
+    fn remote(&self) -> AddrPort {
         self.remote
     }
-    fn pod(&self) -> Option<LocalPod> {
-        self.flags.map(|flags| LocalPod { netns: 1, flags, zero: 0 })
+    fn pod(&self) -> Option<LocalEntry> {
+        self.flags.map(|flags| LocalEntry { netns: 1, flags, zero: 0 })
     }
     fn address_flags(&self, _: &Addr) -> u32 {
         let pod = if self.peer { ADDRESS_KNOWN | ADDRESS_PEER } else { 0 };
@@ -278,7 +278,7 @@ impl Arrival for Packet {
     fn is_in_pod_cidr(&self, _: &Addr) -> bool {
         self.in_pod_cidr
     }
-    fn port_flags(&self, _: &Endpoint) -> u32 {
+    fn port_flags(&self, _: &AddrPort) -> u32 {
         let permissive = if self.permissive_port { PORT_PERMISSIVE } else { 0 };
         permissive | if self.excluded { PORT_EXCLUDED } else { 0 }
     }
@@ -378,10 +378,10 @@ fn the_agents_ports_answer_only_to_the_pod_itself() {
     assert_eq!(arrival(&packet(ports::MAGIC_FIRST, A, 40_000)), Verdict::RefusedForeignMagicPort);
     for addr in [ports::LISTENER_V4, Addr::LOCALHOST_V6] {
         for port in [ports::OUTBOUND_LISTENER, ports::INBOUND_LISTENER] {
-            let direct = Packet { local: Endpoint::new(addr, port), ..packet(0, addr, 40_000) };
+            let direct = Packet { local: AddrPort::new(addr, port), ..packet(0, addr, 40_000) };
             assert_eq!(arrival(&direct), Verdict::RefusedAgentListener);
         }
-        let other = Packet { local: Endpoint::new(addr, 8080), ..packet(0, addr, 40_000) };
+        let other = Packet { local: AddrPort::new(addr, 8080), ..packet(0, addr, 40_000) };
         assert_eq!(arrival(&other), Verdict::Loopback);
     }
 }

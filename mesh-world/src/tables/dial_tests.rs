@@ -61,7 +61,7 @@ fn room() -> impl Strategy<Value = Room> {
 struct View<'a> {
     wanted: &'a Wanted,
     world: &'a Snapshot,
-    to: addr::Endpoint,
+    to: addr::AddrPort,
 }
 
 impl decide::Dial for View<'_> {
@@ -75,7 +75,7 @@ impl decide::Dial for View<'_> {
     fn is_refused_as_unclassified(&self) -> bool {
         false
     }
-    fn destination(&self) -> addr::Endpoint {
+    fn destination(&self) -> addr::AddrPort {
         self.to
     }
     fn bound_source(&self) -> Addr {
@@ -89,7 +89,7 @@ impl decide::Dial for View<'_> {
         let in_range = Cover::of(self.world.pod_cidrs()).contains(address);
         self.wanted.incomplete && (self.wanted.anywhere || in_range)
     }
-    fn port_flags(&self, endpoint: &addr::Endpoint) -> u32 {
+    fn port_flags(&self, endpoint: &addr::AddrPort) -> u32 {
         self.wanted.ports.get(endpoint).copied().unwrap_or(0)
     }
     fn failed(&self) -> Option<Failed> {
@@ -105,7 +105,7 @@ impl decide::Dial for View<'_> {
 
 /// Whether the kernel lets a dial go as it is.
 fn passes(wanted: &Wanted, world: &Snapshot, to: SocketAddr) -> bool {
-    let to = addr::Endpoint::new(to.ip().into(), to.port());
+    let to = addr::AddrPort::new(to.ip().into(), to.port());
     let (verdict, _) = decide::dial(&View { wanted, world, to });
     assert!(matches!(
         verdict,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use mesh_api::PortSet;
-use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::addr::{Addr, AddrPort};
 use mesh_common::maps::{
     ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE,
 };
@@ -34,7 +34,7 @@ pub struct Wanted {
     /// The entries of `ADDRESSES`.
     pub addresses: HashMap<Addr, u32>,
     /// The entries of `PORTS`.
-    pub ports: HashMap<Endpoint, u32>,
+    pub ports: HashMap<AddrPort, u32>,
     /// Whether the address of a captured pod found no room: an address that is not in the table may
     /// then be one.
     pub incomplete: bool,
@@ -49,7 +49,7 @@ pub struct Difference {
     /// Of `ADDRESSES`.
     pub addresses: HashMap<Addr, Option<u32>>,
     /// Of `PORTS`.
-    pub ports: HashMap<Endpoint, Option<u32>>,
+    pub ports: HashMap<AddrPort, Option<u32>>,
 }
 
 impl Difference {
@@ -224,8 +224,8 @@ fn port_bits(world: &Snapshot, address: IpAddr, port: u16) -> u32 {
         | (if service { PORT_SERVICE } else { 0 })
 }
 
-fn endpoint(address: IpAddr, port: u16) -> Endpoint {
-    Endpoint::new(address.into(), port)
+fn endpoint(address: IpAddr, port: u16) -> AddrPort {
+    AddrPort::new(address.into(), port)
 }
 
 #[cfg(test)]

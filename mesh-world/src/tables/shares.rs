@@ -14,7 +14,7 @@ use std::{
 };
 
 use mesh_api::{PortSet, ProblemCode};
-use mesh_common::{addr::Endpoint, maps::PORT_SERVICE};
+use mesh_common::{addr::AddrPort, maps::PORT_SERVICE};
 
 /// A namespace or node that asks for more than its share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,13 +87,13 @@ impl Claim<'_> {
         }
     }
 
-    fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+    fn endpoints(&self) -> impl Iterator<Item = AddrPort> {
         let (set, only) = match self.ports {
             Ports::Of(ports) => (Some(ports), None),
             Ports::Only(port) => (None, Some(port)),
         };
         let (ports, address) = (set.into_iter().flat_map(PortSet::iter), self.address.into());
-        ports.chain(only).map(move |port| Endpoint::new(address, port))
+        ports.chain(only).map(move |port| AddrPort::new(address, port))
     }
 }
 
@@ -101,14 +101,14 @@ impl Claim<'_> {
 pub(super) fn share_out(
     mut claims: Vec<Claim<'_>>,
     size: usize,
-) -> (HashMap<Endpoint, u32>, Vec<Excess>) {
+) -> (HashMap<AddrPort, u32>, Vec<Excess>) {
     let mut asked: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
     for claim in &claims {
         *asked.entry(claim.namespace).or_default() += claim.len();
     }
     if asked.values().sum::<usize>() > size {
         // Only now is it worthwhile to count a port that is claimed for two reasons as one entry.
-        let mut claimed: HashSet<Endpoint> = HashSet::new();
+        let mut claimed: HashSet<AddrPort> = HashSet::new();
         asked.clear();
         for claim in &claims {
             let new = claim.endpoints().filter(|endpoint| claimed.insert(*endpoint)).count();
@@ -133,7 +133,7 @@ pub(super) fn share_out(
             left.insert(namespace, most);
         }
     }
-    let mut ports: HashMap<Endpoint, u32> = HashMap::new();
+    let mut ports: HashMap<AddrPort, u32> = HashMap::new();
     for claim in &claims {
         let mut left = left.get_mut(&**claim.namespace);
         for endpoint in claim.endpoints() {
@@ -200,7 +200,7 @@ mod tests {
         excess.iter().map(|it| (name(&it.by), it.wanted, it.given)).collect()
     }
 
-    fn of(ports: &HashMap<Endpoint, u32>, address: IpAddr) -> usize {
+    fn of(ports: &HashMap<AddrPort, u32>, address: IpAddr) -> usize {
         ports.keys().filter(|endpoint| IpAddr::from(endpoint.addr) == address).count()
     }
 
@@ -243,7 +243,7 @@ mod tests {
         let (given, excess) = share_out(all.clone(), 100);
         assert_eq!((given.len(), excess), (100, Vec::new()), "100 entries, of 199 claims");
         let (given, _) = share_out(all, 3);
-        let at = |port| Endpoint::new((*address).into(), port);
+        let at = |port| AddrPort::new((*address).into(), port);
         let both = PORT_EXCLUDED | PORT_PERMISSIVE;
         assert_eq!(given, HashMap::from([(at(8080), PORT_SERVICE), (at(1), both), (at(2), both)]));
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use mesh_api::Mode;
-use mesh_world::{Settings, Snapshot};
+use mesh_world::{PodSettings, Snapshot};
 
 /// Where Linux begins to choose source ports by default (`ip_local_port_range`).
 const EPHEMERAL: u16 = 32768;
@@ -23,7 +23,7 @@ pub(super) enum Side {
 /// What a pod's connections are judged by.
 pub(super) struct Judge<'a> {
     pub(super) addresses: &'a [IpAddr],
-    pub(super) settings: &'a Settings,
+    pub(super) settings: &'a PodSettings,
     /// Ports on which something in the pod listens.
     pub(super) listening: &'a BTreeSet<u16>,
     pub(super) world: &'a Snapshot,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     fn side(mode: Mode, local: &str, remote: &str) -> Option<Side> {
-        let settings = Settings {
+        let settings = PodSettings {
             mode,
             exclude_ports: "6379".parse().unwrap(),
             permissive_ports: "9102".parse().unwrap(),

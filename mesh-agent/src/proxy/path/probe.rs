@@ -6,7 +6,7 @@ use mesh_api::WirePort;
 use mesh_wire::{Accepted, Frame, Open, Session, SessionError};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answer, MeshedPeer, Seen};
+use super::{Answer, MeshedPeer, SourceChange};
 use crate::proxy::{
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
@@ -27,7 +27,7 @@ pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) 
     let detail = match asked {
         Ok(Ok((sent, Some(seen)))) if sent == seen => return Answer::Intact,
         Ok(Ok((sent, Some(seen)))) => {
-            return Answer::Changed(Seen {
+            return Answer::Changed(SourceChange {
                 pod: pod.name.to_string(),
                 node: peer.node.clone(),
                 target: peer.target.ip(),

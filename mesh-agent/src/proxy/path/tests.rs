@@ -6,8 +6,8 @@ fn node(name: &str) -> NodeName {
     NodeName::parse(name).unwrap()
 }
 
-fn seen() -> Seen {
-    Seen {
+fn seen() -> SourceChange {
+    SourceChange {
         pod: "shop/web".to_owned(),
         node: node("node2"),
         target: [10, 0, 2, 1].into(),
@@ -25,17 +25,17 @@ const DOUBTING: bool = false;
 
 struct World {
     paths: Paths,
-    leg: Leg,
+    path: NodePath,
     now: Instant,
 }
 
 impl World {
     fn new() -> Self {
-        Self { paths: Paths::default(), leg: (node("node2"), true), now: Instant::now() }
+        Self { paths: Paths::default(), path: (node("node2"), true), now: Instant::now() }
     }
 
     fn next(&self, pair: Pair, trusting: bool) -> String {
-        match self.paths.next(&pair, &self.leg, trusting, self.now) {
+        match self.paths.next(&pair, &self.path, trusting, self.now) {
             Next::Intact => "intact".to_owned(),
             Next::Changed(_) => "changed".to_owned(),
             Next::Unanswered { detail } => detail,
@@ -44,7 +44,7 @@ impl World {
     }
 
     fn note(&self, pair: Pair, answer: &Answer) -> bool {
-        self.paths.note(pair, self.leg.clone(), answer, self.now)
+        self.paths.note(pair, self.path.clone(), answer, self.now)
     }
 }
 

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of the application, each way.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct ByteCounts {
     to_peer: AtomicU64,
     from_peer: AtomicU64,
 }
 
-impl Counters {
+impl ByteCounts {
     /// Bytes read from our application and sealed for the peer.
     pub fn to_peer(&self) -> u64 {
         self.to_peer.load(Ordering::Relaxed)

@@ -14,7 +14,7 @@ use mesh_wire::{
 };
 
 use super::appetite::Appetite;
-use super::{End, Party, Progress, Relay};
+use super::{End, Progress, Relay, RelaySide};
 
 /// Records written at once, at most: small ones are gathered, too.
 const MAX_SLICES: usize = 64;
@@ -133,7 +133,7 @@ impl Relay<'_> {
                 }
                 Ok(Some(Received::Fin)) => {
                     self.down.fin = true;
-                    self.first_fin.get_or_insert(Party::Peer);
+                    self.first_fin.get_or_insert(RelaySide::Peer);
                     return true; // first everything before it is written
                 }
                 Ok(Some(Received::Accepted(_))) => None,

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Counters, End, GRACE, Party};
+use super::{ByteCounts, End, GRACE, RelaySide};
 use crate::proxy::socket_memory::Meter;
 
 /// Sockets with an error, read or not.
@@ -32,10 +32,10 @@ pub(super) trait Directions {
     fn take_moved(&mut self) -> [bool; 2];
 
     /// The side that is known to be dead. The other side gets only [`GRACE`] to take the rest.
-    fn failed(&self, dead: Dead) -> Option<Party>;
+    fn failed(&self, dead: Dead) -> Option<RelaySide>;
 
     /// The end of a connection whose rest was not taken in time, after that side had failed.
-    fn give_up(&mut self, failed: Party) -> End;
+    fn give_up(&mut self, failed: RelaySide) -> End;
 
     /// Whether the peer has not answered yet.
     fn awaits_answer(&self) -> bool {
@@ -48,7 +48,7 @@ pub(super) trait Directions {
 pub(super) async fn drive(
     directions: &mut impl Directions,
     sockets: [&TcpStream; 2],
-    counters: &Counters,
+    counters: &ByteCounts,
     mut meter: Option<Box<Meter>>,
     answer_by: Option<Instant>,
 ) -> End {
@@ -74,7 +74,7 @@ pub(super) async fn drive(
         }
         if let Some(failed) = directions.failed(dead) {
             // The direction that leads away from the failure has to make progress.
-            let goes_on = if failed == Party::App { up } else { down };
+            let goes_on = if failed == RelaySide::App { up } else { down };
             if goes_on || !grace_runs {
                 grace.as_mut().reset(Instant::now() + GRACE);
                 grace_runs = true;

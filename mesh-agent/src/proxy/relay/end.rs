@@ -7,14 +7,14 @@ use mesh_wire::{Refused, ResetCode, SessionError};
 
 /// One of the two sides of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Party {
+pub enum RelaySide {
     /// The application on our node.
     App,
     /// The other side, through its agent.
     Peer,
 }
 
-impl Party {
+impl RelaySide {
     /// Stable code, for flows.
     pub const fn as_code(self) -> &'static str {
         match self {
@@ -31,7 +31,7 @@ pub enum End {
     #[error("closed, first by the {}", .first.as_code())]
     Finished {
         /// The side that closed its direction first.
-        first: Party,
+        first: RelaySide,
     },
     /// Our application reset its connection; the peer has been told.
     #[error("reset on this side: {0}")]

@@ -15,11 +15,11 @@ use tokio::net::TcpStream;
 use super::appetite::Appetite;
 use super::drive::{Dead, Directions, drive};
 use super::end::reset_code;
-use super::{AppStream, Counters, End, Memory, Party};
+use super::{AppStream, ByteCounts, End, Memory, RelaySide};
 use crate::proxy::memory::Lease;
 
 /// Carries one connection between two sockets without TLS. It ends as in [`super::carry`]: `app` is
-/// [`Party::App`], `peer` is [`Party::Peer`]. `memory` is what it may take beyond its first
+/// [`RelaySide::App`], `peer` is [`RelaySide::Peer`]. `memory` is what it may take beyond its first
 /// buffers; `None`: as much as it wants.
 ///
 /// # Cancel safety
@@ -27,7 +27,7 @@ use crate::proxy::memory::Lease;
 pub async fn relay_plain(
     app: AppStream,
     peer: AppStream,
-    counters: &Counters,
+    counters: &ByteCounts,
     memory: Option<Memory>,
 ) -> End {
     relay(app, peer, counters, memory, false).await
@@ -41,7 +41,7 @@ pub async fn relay_plain(
 pub async fn relay_plain_held(
     app: AppStream,
     peer: AppStream,
-    counters: &Counters,
+    counters: &ByteCounts,
     memory: Option<Memory>,
 ) -> End {
     relay(app, peer, counters, memory, true).await
@@ -50,7 +50,7 @@ pub async fn relay_plain_held(
 async fn relay(
     app: AppStream,
     peer: AppStream,
-    counters: &Counters,
+    counters: &ByteCounts,
     memory: Option<Memory>,
     held: bool,
 ) -> End {
@@ -73,8 +73,8 @@ async fn relay(
 struct Pipes<'a> {
     up: Pipe<'a>,
     down: Pipe<'a>,
-    counters: &'a Counters,
-    first_fin: Option<Party>,
+    counters: &'a ByteCounts,
+    first_fin: Option<RelaySide>,
 }
 
 impl Directions for Pipes<'_> {
@@ -84,10 +84,10 @@ impl Directions for Pipes<'_> {
             let step_up = up.step(cx, down.sink_error, dead.app, |n| counters.add_to_peer(n));
             let step_down = down.step(cx, up.sink_error, dead.peer, |n| counters.add_from_peer(n));
             if up.fin {
-                first_fin.get_or_insert(Party::App);
+                first_fin.get_or_insert(RelaySide::App);
             }
             if down.fin {
-                first_fin.get_or_insert(Party::Peer);
+                first_fin.get_or_insert(RelaySide::Peer);
             }
             if up.is_agent {
                 return Poll::Ready(End::LateClientHello);
@@ -96,7 +96,7 @@ impl Directions for Pipes<'_> {
                 (Err(code), _) => return Poll::Ready(End::ResetByApp(code)),
                 (_, Err(code)) => return Poll::Ready(End::ResetByPeer(code)),
                 (Ok(_), Ok(_)) if up.shut && down.shut => {
-                    let first = first_fin.unwrap_or(Party::App);
+                    let first = first_fin.unwrap_or(RelaySide::App);
                     return Poll::Ready(End::Finished { first });
                 }
                 (Ok(false), Ok(false)) => {
@@ -120,20 +120,20 @@ impl Directions for Pipes<'_> {
         [&mut self.up.moved, &mut self.down.moved].map(std::mem::take)
     }
 
-    fn failed(&self, dead: Dead) -> Option<Party> {
+    fn failed(&self, dead: Dead) -> Option<RelaySide> {
         if dead.app || self.down.sink_error.is_some() {
-            Some(Party::App)
+            Some(RelaySide::App)
         } else if dead.peer || self.up.sink_error.is_some() {
-            Some(Party::Peer)
+            Some(RelaySide::Peer)
         } else {
             None
         }
     }
 
-    fn give_up(&mut self, failed: Party) -> End {
+    fn give_up(&mut self, failed: RelaySide) -> End {
         match failed {
-            Party::App => End::ResetByApp(ResetCode::ApplicationReset),
-            Party::Peer => End::ResetByPeer(ResetCode::ApplicationReset),
+            RelaySide::App => End::ResetByApp(ResetCode::ApplicationReset),
+            RelaySide::Peer => End::ResetByPeer(ResetCode::ApplicationReset),
         }
     }
 }

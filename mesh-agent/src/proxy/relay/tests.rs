@@ -23,7 +23,7 @@ async fn carry_both(
     agents: (TcpStream, TcpStream),
 ) -> (Carried, Carried) {
     let (a, b) = (AppStream::new(agents.0).unwrap(), AppStream::new(agents.1).unwrap());
-    let (count_a, count_b) = (Counters::default(), Counters::default());
+    let (count_a, count_b) = (ByteCounts::default(), ByteCounts::default());
     tokio::join!(
         carry(sessions.0, a, &count_a, CarryOptions::default()),
         carry(sessions.1, b, &count_b, CarryOptions::default()),

@@ -11,7 +11,7 @@ use mesh_wire::{
 
 use super::appetite::Appetite;
 use super::end::reset_code;
-use super::{End, Party, Progress, Relay};
+use super::{End, Progress, Relay, RelaySide};
 
 /// The state of this direction.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Relay<'_> {
                 _ => {
                     self.channel.send(&Frame::Fin).map_err(End::PeerFailed)?;
                     self.up.fin = true;
-                    self.first_fin.get_or_insert(Party::App);
+                    self.first_fin.get_or_insert(RelaySide::App);
                 }
             },
             Poll::Ready(Ok(count)) => {

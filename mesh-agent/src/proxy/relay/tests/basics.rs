@@ -24,8 +24,8 @@ async fn a_request_and_a_response() {
         assert_eq!(got, "pong");
     };
     let ((), (a, b)) = in_time("the exchange", async { tokio::join!(apps, carried) }).await;
-    assert!(matches!(a.end, End::Finished { first: Party::App }), "{:?}", a.end);
-    assert!(matches!(b.end, End::Finished { first: Party::Peer }), "{:?}", b.end);
+    assert!(matches!(a.end, End::Finished { first: RelaySide::App }), "{:?}", a.end);
+    assert!(matches!(b.end, End::Finished { first: RelaySide::Peer }), "{:?}", b.end);
     assert!(a.session.unwrap().is_idle());
     assert!(b.session.unwrap().is_idle());
 }
@@ -64,7 +64,7 @@ async fn data_travels_with_open_and_finished_before_the_answer() {
         let mut session = Session::connect(near, &mesh.client(), soon()).await.unwrap();
         session.send_open(&sample_open()).unwrap();
         let options = CarryOptions { answer_by: Some(soon()), ..CarryOptions::default() };
-        carry(session, AppStream::new(agent_a).unwrap(), &Counters::default(), options).await
+        carry(session, AppStream::new(agent_a).unwrap(), &ByteCounts::default(), options).await
     };
     let server = async {
         let mut session = Session::accept(far, &mesh.server(), soon()).await.unwrap();
@@ -72,7 +72,7 @@ async fn data_travels_with_open_and_finished_before_the_answer() {
         let accepted = Accepted { destination_pod_uid: Some("u-1".to_owned()), seen_source: None };
         session.send_accepted(&accepted).unwrap();
         let app = AppStream::new(agent_b).unwrap();
-        carry(session, app, &Counters::default(), CarryOptions::default()).await
+        carry(session, app, &ByteCounts::default(), CarryOptions::default()).await
     };
     let apps = async {
         a.write_all(b"early").await.unwrap();
@@ -169,7 +169,7 @@ async fn a_refusal_reaches_the_application_as_a_reset_and_us_with_its_reason() {
     let app = AppStream::new(agent_a).unwrap();
     let refused =
         Refused { reason: mesh_wire::Refusal::PolicyDenied, text: "shop/deny-all".to_owned() };
-    let counters = Counters::default();
+    let counters = ByteCounts::default();
     let ((), carried, kind) = in_time("the refusal", async {
         tokio::join!(
             async {

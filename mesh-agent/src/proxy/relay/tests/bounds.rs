@@ -26,7 +26,7 @@ async fn a_reader_that_does_not_read_stops_the_writer_within_bounds() {
     let (mut client, mut server) = mesh.connection().await;
     let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
     let (app_a, app_b) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-    let (count_a, count_b) = (Counters::default(), Counters::default());
+    let (count_a, count_b) = (ByteCounts::default(), ByteCounts::default());
     let (near, far) = {
         let mut relay_a = Relay::new(&mut client, &app_a, &count_a);
         let mut relay_b = Relay::new(&mut server, &app_b, &count_b);
@@ -80,7 +80,7 @@ async fn a_stream_that_turns_quiet_gives_its_memory_back() {
     let (mut client, server) = mesh.connection().await;
     let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
     let (app_a, app_b) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-    let (count_a, count_b) = (Counters::default(), Counters::default());
+    let (count_a, count_b) = (ByteCounts::default(), ByteCounts::default());
     {
         let mut relay_a = Relay::new(&mut client, &app_a, &count_a);
         let ends_a = [relay_a.app, relay_a.tcp];
@@ -145,7 +145,7 @@ async fn a_reset_reaches_an_application_that_only_writes() {
             let relay = async {
                 let (app, peer) =
                     (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-                relay_plain(app, peer, &Counters::default(), None).await;
+                relay_plain(app, peer, &ByteCounts::default(), None).await;
             };
             (a, b, Box::pin(relay))
         };
@@ -191,7 +191,7 @@ async fn a_connections_future_is_small() {
     let mesh = Mesh::new().await;
     let (client, _server) = mesh.connection().await;
     let (_app, agent) = tcp_pair().await;
-    let counters = Counters::default();
+    let counters = ByteCounts::default();
     let app = AppStream::new(agent).unwrap();
     let bytes = size_of_val(&carry(client, app, &counters, CarryOptions::default()));
     println!("the future of a carried connection: {bytes} bytes");

@@ -17,7 +17,7 @@ async fn half(mesh: &Mesh) -> (TcpStream, Session, impl Future<Output = Carried>
     let (app, agent) = tcp_pair().await;
     let carried = async move {
         let app = AppStream::new(agent).unwrap();
-        carry(client, app, &Counters::default(), CarryOptions::default()).await
+        carry(client, app, &ByteCounts::default(), CarryOptions::default()).await
     };
     (app, server, carried)
 }
@@ -160,7 +160,7 @@ async fn an_open_that_is_not_answered_is_given_up() {
     let (mut app, agent) = tcp_pair().await;
     client.send_open(&sample_open()).unwrap();
     let answer_by = Some(Instant::now() + Duration::from_millis(50));
-    let counters = Counters::default();
+    let counters = ByteCounts::default();
     let carried = carry(
         client,
         AppStream::new(agent).unwrap(),
@@ -205,7 +205,7 @@ async fn the_reason_of_a_refusal_survives_early_data() {
         let (mut app, agent) = tcp_pair().await;
         client.send_open(&sample_open()).unwrap();
         let app_stream = AppStream::new(agent).unwrap();
-        let counters = Counters::default();
+        let counters = ByteCounts::default();
         let carried = carry(client, app_stream, &counters, CarryOptions::default());
         let refusing = async {
             server.recv_open(soon()).await.unwrap();
@@ -237,7 +237,7 @@ async fn the_reason_of_a_refused_certificate_survives_early_data() {
             let mut session = Session::connect(near, &client_tls, soon()).await.unwrap();
             session.send_open(&sample_open()).unwrap();
             let app = AppStream::new(agent).unwrap();
-            carry(session, app, &Counters::default(), CarryOptions::default()).await
+            carry(session, app, &ByteCounts::default(), CarryOptions::default()).await
         };
         let server = async { Session::accept(far, &server_tls, soon()).await.unwrap_err() };
         let writer = async {

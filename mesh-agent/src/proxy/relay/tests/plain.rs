@@ -9,7 +9,7 @@ use super::*;
 async fn plain_pair() -> (TcpStream, TcpStream, impl Future<Output = (End, u64, u64)>) {
     let ((a, agent_a), (agent_b, b)) = (tcp_pair().await, tcp_pair().await);
     let relay = async move {
-        let counters = Counters::default();
+        let counters = ByteCounts::default();
         let (app, peer) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
         let end = relay_plain(app, peer, &counters, None).await;
         (end, counters.to_peer(), counters.from_peer())
@@ -33,7 +33,7 @@ async fn half_close_both_ways() {
     let (got, (end, to_peer, from_peer)) =
         in_time("the exchange", async { tokio::join!(play, relay) }).await;
     assert_eq!(got, "requestresponse");
-    assert!(matches!(end, End::Finished { first: Party::App }), "{end:?}");
+    assert!(matches!(end, End::Finished { first: RelaySide::App }), "{end:?}");
     assert_eq!((to_peer, from_peer), (7, 8));
 }
 
@@ -94,7 +94,7 @@ async fn a_stop_or_a_drop_resets_both() {
 async fn held(pieces: Vec<&'static [u8]>) -> (End, std::io::Result<Vec<u8>>) {
     let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
     let relay = async move {
-        let counters = Counters::default();
+        let counters = ByteCounts::default();
         let (app, peer) = (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
         relay_plain_held(app, peer, &counters, None).await
     };

@@ -173,7 +173,7 @@ async fn fifty_conversations_between_plain_sockets_look_like_direct_tcp() {
         let ((a, agent_a), (agent_b, b)) = (tcp_pair().await, tcp_pair().await);
         let (agent_a, agent_b) =
             (AppStream::new(agent_a).unwrap(), AppStream::new(agent_b).unwrap());
-        let counters = Counters::default();
+        let counters = ByteCounts::default();
         let relay = relay_plain(agent_a, agent_b, &counters, None);
         let (plain, end) =
             in_time("the relayed one", async { tokio::join!(converse(a, b, parts), relay) }).await;
