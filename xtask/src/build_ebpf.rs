@@ -51,7 +51,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         say::progress("build-ebpf", &format!("taking {} as it is", object.display()));
         return Ok(());
     }
-    let toolchain = Toolchain::find(workspace)
+    let toolchain = Toolchain::find()
         .context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
     process::run(toolchain.build(workspace).arg("--quiet"))
         .with_context(|| format!("mesh-ebpf does not compile with {}", toolchain.name()))?;

@@ -1,10 +1,11 @@
-//! Programs that are built from crates into `target/tools`, each at one version with the features
-//! we use.
+//! Programs that are built from crates, each at one version with the features we use. They are in
+//! the cache.
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use crate::cache;
 use crate::process;
 use crate::say;
 use crate::workspace::Workspace;
@@ -42,36 +43,31 @@ pub(crate) fn cargo_deny() -> CargoTool {
 }
 
 impl CargoTool {
-    pub(crate) fn program(&self, workspace: &Workspace) -> PathBuf {
-        workspace.tools().join("bin").join(self.name)
+    /// Where it is, or would be. Its version and feature are in the path.
+    pub(crate) fn program(&self) -> PathBuf {
+        cache::directory(&self.root()).join("bin").join(self.name)
     }
 
-    /// Whether it is there, at our version and with our feature. Cargo records that in
-    /// `.crates2.json`.
-    pub(crate) fn is_installed(&self, workspace: &Workspace) -> bool {
-        process::is_executable(&self.program(workspace))
-            && fs::read_to_string(workspace.tools().join(".crates2.json"))
-                .is_ok_and(|record| self.is_recorded(&record))
+    pub(crate) fn is_installed(&self) -> bool {
+        process::is_executable(&self.program())
     }
 
-    fn is_recorded(&self, record: &str) -> bool {
-        let Some((_, entry)) = record.split_once(&format!("\"{} {} (", self.name, self.version))
-        else {
-            return false;
-        };
-        let features: Vec<_> =
-            self.feature.iter().map(|feature| format!("\"{feature}\"")).collect();
-        let wanted = format!("\"features\":[{}]", features.join(","));
-        entry.split_inclusive('}').next().is_some_and(|entry| entry.contains(&wanted))
+    /// The directory in the cache.
+    fn root(&self) -> String {
+        let feature = self.feature.iter().map(|feature| format!("-{feature}"));
+        [format!("{}-{}", self.name, self.version)].into_iter().chain(feature).collect()
     }
 
-    /// Builds and installs it.
+    /// Builds and installs it, or waits until another process has.
     pub(crate) fn install(&self, workspace: &Workspace) -> Result<()> {
+        let root = cache::locked(&self.root())?;
+        if self.is_installed() {
+            return Ok(());
+        }
         say::progress(
             "setup",
             &format!("building {} {} ({})", self.name, self.version, self.about),
         );
-        let tools = workspace.tools();
         let mut cargo = process::cargo(workspace);
         cargo.args([
             "install",
@@ -85,10 +81,10 @@ impl CargoTool {
         if let Some(feature) = &self.feature {
             cargo.args(["--features", feature]);
         }
-        cargo.arg("--root").arg(&tools);
+        cargo.arg("--root").arg(&root.path);
         // A directory of its own: otherwise `cargo install` would build in one that it deletes when
         // interrupted.
-        let build = tools.join("build").join(self.name);
+        let build = root.path.join("build");
         cargo
             .env("CARGO_TARGET_DIR", &build)
             .envs(self.env.iter().map(|(name, value)| (name, value)));
@@ -102,21 +98,18 @@ impl CargoTool {
 mod tests {
     use super::*;
 
-    const RECORD: &str = r#"{"installs":{"bpf-linker 0.13.0 (registry)":{"version_req":"=0.13.0","bins":["bpf-linker"],"features":["llvm-22"],"all_features":false},"cargo-deny 0.20.2 (registry)":{"bins":["cargo-deny"],"features":[]}}}"#;
-
-    fn tool(name: &'static str, version: &'static str, feature: Option<&str>) -> CargoTool {
-        CargoTool { name, version, feature: feature.map(str::to_owned), env: Vec::new(), about: "" }
+    fn tool(version: &'static str, feature: Option<&str>) -> CargoTool {
+        let feature = feature.map(str::to_owned);
+        CargoTool { name: "bpf-linker", version, feature, env: Vec::new(), about: "" }
     }
 
     #[test]
     fn another_version_or_feature_is_another_program() {
-        assert!(tool("bpf-linker", "0.13.0", Some("llvm-22")).is_recorded(RECORD));
-        assert!(!tool("bpf-linker", "0.13.0", Some("llvm-23")).is_recorded(RECORD));
-        assert!(!tool("bpf-linker", "0.13.1", Some("llvm-22")).is_recorded(RECORD));
-        assert!(tool("cargo-deny", "0.20.2", None).is_recorded(RECORD));
-        assert!(
-            !tool("bpf-linker", "0.13.0", None).is_recorded(RECORD),
-            "features of the next entry are not ours"
-        );
+        let program = tool("0.13.0", Some("llvm-22")).program();
+        assert!(program.ends_with("nodemesh/bpf-linker-0.13.0-llvm-22/bin/bpf-linker"));
+        for other in [tool("0.13.0", Some("llvm-23")), tool("0.13.1", Some("llvm-22"))] {
+            assert_ne!(other.program(), program);
+        }
+        assert_ne!(tool("0.13.0", None).program(), program);
     }
 }

@@ -112,7 +112,7 @@ fn ebpf(workspace: &Workspace) -> Result<()> {
         );
         return Ok(());
     }
-    let toolchain = Toolchain::find(workspace)
+    let toolchain = Toolchain::find()
         .context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
     process::run(&mut toolchain.clippy(workspace))
 }

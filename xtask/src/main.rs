@@ -6,6 +6,7 @@ mod arrows;
 mod bench;
 mod build;
 mod build_ebpf;
+mod cache;
 mod cargo_tools;
 mod cluster;
 mod columns;

@@ -21,7 +21,7 @@ pub(crate) const COMMAND: Command = Command {
     about: "Finds or installs what build, demo and tests need, and says what it installs.",
     details: "\
 Every other command does this by itself. It installs with apt-get (root on Debian only) and with cargo
-into target/tools; elsewhere it says what to install. It changes nothing when nothing is missing.
+into ~/.cache/nodemesh; elsewhere it says what to install. It changes nothing when nothing is missing.
 
 Environment:
   MESH_EBPF_OBJECT=FILE    use this eBPF object; no compiler for eBPF is looked for",
@@ -54,7 +54,7 @@ pub(crate) fn ensure(workspace: &Workspace, purpose: Purpose) -> Result<()> {
 }
 
 fn ensure_toolchain(workspace: &Workspace) -> Result<()> {
-    if build_ebpf::given_object().is_some() || Toolchain::find(workspace).is_some() {
+    if build_ebpf::given_object().is_some() || Toolchain::find().is_some() {
         return Ok(());
     }
     if !Toolchain::has_debians_compiler() {
@@ -82,7 +82,7 @@ fn install_compiler() -> Result<()> {
 
 fn ensure_linker(workspace: &Workspace, llvm: u32) -> Result<()> {
     let linker = toolchain::bpf_linker(llvm);
-    if linker.is_installed(workspace) {
+    if linker.is_installed() {
         return Ok(());
     }
     let package = format!("llvm-{llvm}-dev");
@@ -135,7 +135,7 @@ fn ensure_programs(purpose: Purpose) -> Result<()> {
 }
 
 fn ensure_tool(workspace: &Workspace, tool: &CargoTool) -> Result<()> {
-    if tool.is_installed(workspace) { Ok(()) } else { tool.install(workspace) }
+    if tool.is_installed() { Ok(()) } else { tool.install(workspace) }
 }
 
 /// Where the agent pins its programs.

@@ -138,7 +138,7 @@ fn run(args: &Args) -> Result<ExitCode> {
 
 /// Banned crates, licences and sources, by deny.toml.
 fn deny(workspace: &Workspace) -> Result<()> {
-    let mut deny = std::process::Command::new(cargo_tools::cargo_deny().program(workspace));
+    let mut deny = std::process::Command::new(cargo_tools::cargo_deny().program());
     deny.current_dir(&workspace.root);
     deny.args(["--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
     process::run(&mut deny)

@@ -35,8 +35,8 @@ pub(crate) enum Toolchain {
 
 impl Toolchain {
     /// The toolchain that is ready to use.
-    pub(crate) fn find(workspace: &Workspace) -> Option<Self> {
-        Self::debian(workspace).or_else(|| Self::nightly(workspace))
+    pub(crate) fn find() -> Option<Self> {
+        Self::debian().or_else(Self::nightly)
     }
 
     /// Whether Debian's packages are there; its linker is another matter.
@@ -44,18 +44,15 @@ impl Toolchain {
         process::is_executable(Path::new(DEBIAN_CLIPPY)) && debian_llvm().is_some()
     }
 
-    fn debian(workspace: &Workspace) -> Option<Self> {
+    fn debian() -> Option<Self> {
         let linker = bpf_linker(debian_llvm()?);
-        let ready =
-            process::is_executable(Path::new(DEBIAN_CLIPPY)) && linker.is_installed(workspace);
-        ready.then(|| Self::Debian { linker: linker.program(workspace) })
+        let ready = process::is_executable(Path::new(DEBIAN_CLIPPY)) && linker.is_installed();
+        ready.then(|| Self::Debian { linker: linker.program() })
     }
 
-    fn nightly(workspace: &Workspace) -> Option<Self> {
+    fn nightly() -> Option<Self> {
         process::find("rustup")?;
-        let own = workspace.tools().join("bin/bpf-linker");
-        let linker =
-            process::find("bpf-linker").or_else(|| process::is_executable(&own).then_some(own))?;
+        let linker = process::find("bpf-linker")?;
         let sysroot = process::read(
             Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]),
         )?;

@@ -15,12 +15,6 @@ impl Workspace {
         Self { root }
     }
 
-    /// Programs that setup has built for this tree alone: `bin/` in it. `cargo clean` removes them,
-    /// too.
-    pub(crate) fn tools(&self) -> PathBuf {
-        self.root.join("target/tools")
-    }
-
     /// The eBPF object that mesh-agent embeds.
     pub(crate) fn ebpf_object(&self) -> PathBuf {
         self.root.join("target/bpf/mesh-ebpf")

@@ -1,7 +1,8 @@
-//! The cluster's programs, out of the Go module in `tests/cluster`. What was built from the same
-//! sources is not built again.
+//! Builds the cluster's programs from the Go module in `tests/cluster`, unless any work tree has
+//! built them from the same sources before.
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,28 +10,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
 
 use super::go::{self, Go};
+use crate::cache::{self, hex};
 use crate::process;
 use crate::say;
 use crate::workspace::Workspace;
 
-/// A program, and the package of Go that it is. Go names what it builds after the package's last
-/// directory.
+/// A program, and the Go package that it is built from.
 struct Program {
     name: &'static str,
     package: &'static str,
 }
 
-impl Program {
-    fn built_as(&self) -> &'static str {
-        let directories = self.package.rsplit('/');
-        // The version of a module is none of them.
-        let mut directories = directories.filter(|it| !it.starts_with('v'));
-        directories.next().unwrap_or(self.name)
-    }
-}
-
+/// The API server first: it compiles most of what the others share.
 const PROGRAMS: [Program; 8] = [
     Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver" },
     Program { name: "kubelet", package: "k8s.io/kubernetes/cmd/kubelet" },
@@ -45,8 +39,8 @@ const PROGRAMS: [Program; 8] = [
     Program { name: "coredns", package: "./coredns" },
 ];
 
-/// What compilers leave out, by package; the last row that fits counts. It is what debuggers read,
-/// and inlining in most of Kubernetes: together a third of their processor time.
+/// Compiler flags by package; for each package the last row that fits counts. They leave out debug
+/// information, and inlining in most of Kubernetes. That saves a third of the processor time.
 const COMPILERS: [&str; 4] = [
     "all=-dwarf=false",
     "k8s.io/...=-dwarf=false -l",
@@ -54,15 +48,15 @@ const COMPILERS: [&str; 4] = [
     "k8s.io/kube-openapi/...=-dwarf=false",
 ];
 
-/// The packages with the variables for Kubernetes' version. Left alone they say v0.0.0, and the
-/// parts do not trust each other.
+/// The packages with the variables for Kubernetes' version. Unset, they say v0.0.0, and the
+/// components do not trust each other.
 const VERSIONS: [&str; 2] = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
 
 /// How often to ask whether a program is built, or not wanted any more.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Builds what is missing or was built from something else. If that is nothing, it is silent and
-/// takes a moment.
+/// Builds the programs that are missing or were built from other sources. If there are none, it
+/// prints nothing and takes a moment.
 ///
 /// # Errors
 /// Something could not be built, or `stop` was set.
@@ -84,34 +78,42 @@ pub(crate) fn build(workspace: &Workspace, stop: &AtomicBool) -> Result<()> {
     ]
     .join("\n");
 
-    let (bin, from) = (workspace.cluster().join("bin"), workspace.cluster().join("built-from"));
-    fs::create_dir_all(&bin)?;
-    let is_built = PROGRAMS.iter().all(|program| process::is_executable(&bin.join(program.name)));
-    if is_built && fs::read_to_string(&from).is_ok_and(|built_from| built_from == source) {
-        return Ok(());
-    }
-    say::progress("cluster", "building Kubernetes, etcd and CoreDNS ...");
-    let start = Instant::now();
-    let unnamed = workspace.cluster().join("built");
-    compile(&go, &module, &flags, &unnamed, stop)?;
+    let of_source = format!("cluster-{:.8}", hex(&Sha256::digest(source)));
+    let bin = cache::locked(&of_source)?;
     for program in &PROGRAMS {
-        let built = unnamed.join(program.built_as());
-        fs::rename(&built, bin.join(program.name))
-            .with_context(|| format!("Go has built no {}", built.display()))?;
+        let file = bin.path.join(program.name);
+        if process::is_executable(&file) {
+            continue;
+        }
+        say::progress("cluster", &format!("building {} ...", program.name));
+        let start = Instant::now();
+        let draft = bin.path.join("draft");
+        compile(&go, &module, &flags, program, &draft, stop)?;
+        fs::rename(&draft, &file)?;
+        let took = start.elapsed().as_secs_f64();
+        say::progress("cluster", &format!("{} is built ({took:.0} s)", program.name));
     }
-    let took = start.elapsed().as_secs_f64();
-    say::progress("cluster", &format!("Kubernetes, etcd and CoreDNS are built ({took:.0} s)"));
-    fs::write(&from, &source)?;
+    // The tests look for them in their own work tree.
+    let link = workspace.cluster().join("bin");
+    if !fs::read_link(&link).is_ok_and(|to| to == bin.path) {
+        fs::create_dir_all(workspace.cluster())?;
+        // There may be none: then both fail. Earlier versions had a directory here.
+        drop(fs::remove_file(&link).or_else(|_| fs::remove_dir_all(&link)));
+        symlink(&bin.path, &link).with_context(|| format!("cannot make {}", link.display()))?;
+    }
     Ok(())
 }
 
-/// Builds all programs into a directory: in one go, the linkers of some work beside the compilers
-/// of others.
-fn compile(go: &Go, module: &Path, flags: &[String], to: &Path, stop: &AtomicBool) -> Result<()> {
-    fs::create_dir_all(to)?;
+fn compile(
+    go: &Go,
+    module: &Path,
+    flags: &[String],
+    program: &Program,
+    to: &Path,
+    stop: &AtomicBool,
+) -> Result<()> {
     let mut command = Command::new(&go.program);
-    command.arg("build").args(flags).arg("-o").arg(to);
-    command.args(PROGRAMS.iter().map(|program| program.package));
+    command.arg("build").args(flags).arg("-o").arg(to).arg(program.package);
     // The user's own Go settings would change these programs; statically linked, they run in any
     // image.
     command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "").env("GOWORK", "off");
@@ -120,12 +122,12 @@ fn compile(go: &Go, module: &Path, flags: &[String], to: &Path, stop: &AtomicBoo
     command.env("GOGC", "400");
     let mut child = process::behind(&command).spawn().context("cannot start Go")?;
     loop {
-        match child.try_wait().context("Go got lost")? {
+        match child.try_wait().context("cannot wait for Go")? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => bail!("the cluster's programs could not be built: {status}"),
+            Some(status) => bail!("{} could not be built: {status}", program.name),
             None if stop.load(Ordering::Relaxed) => {
                 child.kill().and_then(|()| child.wait()).context("Go cannot be stopped")?;
-                bail!("the cluster's programs are not wanted any more");
+                bail!("{} is not wanted any more", program.name);
             }
             None => thread::sleep(POLL),
         }

@@ -4,7 +4,6 @@
 //! Nothing in it comes from the clock, from a user or from the order of a directory, so the same
 //! image is the same bytes.
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -15,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use super::tree::{Entry, Tree};
+use crate::cache::hex;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -164,11 +164,7 @@ fn content(entry: &Entry) -> &[u8] {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let mut text = "sha256:".to_owned();
-    for byte in Sha256::digest(bytes) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
 fn json(value: &Value) -> Vec<u8> {
