@@ -1,6 +1,6 @@
-//! What counts as one client, where each client has a share. The owner of one IPv6 address of a
-//! network can have all of its /64: a host chooses the lower half by itself (RFC 4291 §2.5.1), so
-//! that a share per address would be no share.
+//! What counts as one client, where each client has a share. A share per IPv6 address would limit
+//! nothing: a host chooses the lower half of its address by itself (RFC 4291 §2.5.1), and so can
+//! have all addresses of its /64.
 
 use std::{
     fmt,

@@ -90,7 +90,7 @@ pub struct LocalEntry {
 
 /// [`LocalEntry::flags`]: only mutual TLS may enter.
 pub const LOCAL_STRICT: u32 = 1;
-/// [`LocalEntry::flags`]: the pod has left the mesh; only the rule about agents' source ports stays.
+/// [`LocalEntry::flags`]: the pod has left; only the rule about agents' source ports stays.
 pub const LOCAL_LEFT: u32 = 2;
 
 /// Value bits of `ADDRESSES`, keyed by address: a pod of the cluster is known to have it.

@@ -1,13 +1,13 @@
-//! What rarely happens and needs a person, as lines in the agent's log (aya-log). Only failures come
-//! here: no connection that goes well runs an instruction for it.
+//! Rare failures that need a person, as lines in the agent's log (aya-log). A connection that goes
+//! well runs no instruction for it.
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use aya_log_ebpf::warn;
 
 use crate::maps;
 
-/// At most one line in this time, of all programs on all processors. What fails once fails a
-/// thousand times a second.
+/// At most one line in this time, of all programs on all processors. A failure that comes once may
+/// come a thousand times a second.
 const PAUSE_NS: u64 = 1_000_000_000;
 
 /// When the last line was written (`CLOCK_BOOTTIME`, index 0).

@@ -1,7 +1,8 @@
 //! The frames of `nodemesh/1`: bytes to values and back, nothing else (docs/wire.md, frames).
 //!
 //! One TLS record holds exactly one frame; its first byte is the frame's type. DATA is the only
-//! frame of the hot path, so it is never built here: its payload stays where the record lies.
+//! frame of the hot path. Only tests and fuzzing encode it here: its payload stays where the record
+//! lies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -13,7 +14,7 @@ use super::tlv::{self, Fields, IGNORABLE};
 pub const VERSION: u8 = 1;
 /// Bytes after the type byte, at most: a TLS record holds 16,384 (RFC 8446 §5.1).
 pub const MAX_PAYLOAD_BYTES: usize = 16_383;
-/// The text of a refusal, at most.
+/// Bytes of a refusal's text, at most.
 pub const MAX_TEXT_BYTES: usize = 512;
 
 const MAX_UID_BYTES: usize = 64;

@@ -14,7 +14,7 @@ pub struct SingleFlight<K: Hash + Eq>(Mutex<HashMap<K, Arc<Queue<()>>>>);
 /// A task's turn with a key, until it is dropped. Then the next task has its turn.
 #[derive(Debug)]
 pub struct Turn<'a, K: Hash + Eq> {
-    // Before the place: what is released last is forgotten.
+    // Dropped before the place, which forgets the queue if nothing else refers to it.
     _guard: OwnedMutexGuard<()>,
     _place: Place<'a, K>,
 }
@@ -28,8 +28,8 @@ struct Place<'a, K: Hash + Eq> {
 }
 
 impl<K: Hash + Eq + Clone> SingleFlight<K> {
-    /// Waits for this task's turn with a key. Look again then: the task before has perhaps done
-    /// what is to be done.
+    /// Waits for this task's turn with a key. Then check again whether anything is to be done: the
+    /// task before may have done it.
     ///
     /// # Cancel safety
     /// If dropped, the place in the queue is lost.

@@ -14,15 +14,16 @@ use super::slips::{Slip, slips};
 pub const MESH_LABEL: &str = "nodemesh.dev/mesh";
 /// Annotation on a namespace or pod: `permissive` (the default) or `strict`. The pod's wins.
 pub const MODE_ANNOTATION: &str = "nodemesh.dev/mode";
-/// Annotation on a namespace or pod: ports such as `6379,8000-8010`. The pod's wins whole.
+/// Annotation on a namespace or pod: ports such as `6379,8000-8010`. The pod's replaces the
+/// namespace's; the two are not merged.
 pub const EXCLUDE_PORTS_ANNOTATION: &str = "nodemesh.dev/exclude-ports";
-/// Annotation on a namespace or pod: ports, in the same form, on which a strict pod takes what a
-/// permissive one would. The pod's wins whole.
+/// Annotation on a namespace or pod: on these ports a strict pod takes what a permissive one would.
+/// Form and precedence are those of [`EXCLUDE_PORTS_ANNOTATION`].
 pub const PERMISSIVE_PORTS_ANNOTATION: &str = "nodemesh.dev/permissive-ports";
 /// Annotation on a pod in a file: its network namespace, a path or a name under /run/netns.
 pub const NETNS_ANNOTATION: &str = "nodemesh.dev/netns";
 
-/// Not a value of any of them.
+/// Stands for an unreadable value without an earlier one: none of the keys accepts it.
 const UNREADABLE: &str = "unreadable";
 
 /// The value of [`MESH_LABEL`].
@@ -134,7 +135,7 @@ impl<T: Clone> Declared<T> {
         )
     }
 
-    /// The same with this consequence in any case.
+    /// The problem, if this cannot be read, with this consequence even if an earlier value exists.
     fn problem_that(&self, origin: &Origin, consequence: &str) -> Option<Problem> {
         let Self::Unreadable { error, .. } = self else {
             return None;
@@ -212,7 +213,7 @@ impl Declaration {
         }
     }
 
-    /// Whether an earlier version of the object can supply a value.
+    /// Whether an earlier version of the object can supply a value: never for permissive ports.
     pub(super) fn has_unreadable(&self) -> bool {
         self.mesh.is_unreadable() || self.mode.is_unreadable() || self.exclude_ports.is_unreadable()
     }

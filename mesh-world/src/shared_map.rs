@@ -25,7 +25,7 @@ pub(super) struct SharedMap<K, V> {
     len: usize,
 }
 
-/// What became of one key between two copies; never twice the same value.
+/// What became of one key between two copies: `before` and `now` always differ.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Difference<'a, K, V> {
     pub(super) key: &'a K,
@@ -114,14 +114,14 @@ impl<K: Ord + Hash + Clone, V: Clone> SharedMap<K, V> {
         self.iter().map(|(key, _)| key)
     }
 
-    /// All values, sorted by key. Sorting takes time; for uses that look at all of them anyway.
+    /// All values, sorted by key. Sorting takes time: meant for callers that look at all of them.
     pub(super) fn sorted_values(&self) -> impl Iterator<Item = &V> {
         let mut all: Vec<_> = self.iter().collect();
         all.sort_unstable_by_key(|(key, _)| *key);
         all.into_iter().map(|(_, value)| value)
     }
 
-    /// The leaf for a hash. This map does not share it from now on.
+    /// The leaf for a hash, to be changed: it is copied first if another map shares it.
     fn leaf(&mut self, hash: u64) -> &mut Vec<(K, V)> {
         let (branch, leaf) = path(hash);
         let branch = Arc::make_mut(&mut Arc::make_mut(&mut self.root)[branch]);

@@ -2,7 +2,8 @@
 //!
 //! The key is not known beforehand, only its public half. Every place of the writable memory that
 //! could be a P-256 scalar is multiplied with the curve's generator until the public key comes out.
-//! So nothing in the agent has to tell, and a search that finds the key has proven that it can.
+//! So the agent needs no test hook. A search that finds the key where it must be proves that the
+//! search works.
 
 use std::{
     fmt,
@@ -17,15 +18,15 @@ use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 
 use crate::exec::Place;
 
-/// Bytes of a P-256 scalar, and of a word of it as the crypto library keeps it.
+/// Bytes of a P-256 scalar, and of the words in which the crypto library keeps it.
 const SCALAR: usize = 32;
 const WORD: usize = 8;
 
-/// Fewer different bytes than this among 32 are text, pointers or counters. Random ones have 30.1
-/// on average; fewer than 24 in one of a million keys.
+/// 32 bytes with fewer distinct values than this are text, pointers or counters. Random bytes have
+/// 30.1 distinct values on average; one key in a million has fewer than 24.
 const DISTINCT: usize = 24;
 
-/// An uncompressed point.
+/// Bytes of an uncompressed point.
 const POINT: usize = 65;
 
 /// A P-256 public key, as in a certificate.
@@ -138,7 +139,7 @@ fn readable(pid: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, u64,
         let mut bytes = vec![0; usize::try_from(end - start)?];
         match memory.read_exact_at(&mut bytes, start) {
             Ok(()) => all.push((line.to_owned(), start, bytes)),
-            // Unmapped meanwhile, or a device's.
+            // EIO or EFAULT: unmapped meanwhile, or a device's memory.
             Err(error) if matches!(error.raw_os_error(), Some(5 | 14)) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(error) => return Err(error).with_context(|| line.to_owned()),

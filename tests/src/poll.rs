@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// What has been waited for so long may be seen later by this part of it. A question is often a
-/// program that is started: tests that only wait would take the processors from those that work.
+/// The pause is one part in this many of the time waited so far. It grows because a question often
+/// starts a program: tests that only wait would take the processors from those that work.
 const LATER_BY: u32 = 8;
 
 /// Calls `state` until it is `Ok`, and returns that. At the deadline the last error is the
@@ -19,7 +19,8 @@ pub fn eventually<T>(deadline: Duration, state: impl FnMut() -> Result<T>) -> Re
     ask(deadline, pause, state)
 }
 
-/// The same for a state that is asked for without starting a program: it is seen at once.
+/// As [`eventually`], with short pauses only: for a state that is asked for without starting a
+/// program.
 pub fn promptly<T>(deadline: Duration, state: impl FnMut() -> Result<T>) -> Result<T> {
     ask(deadline, |_| FIRST_PAUSE, state)
 }
@@ -41,7 +42,7 @@ fn ask<T>(
     }
 }
 
-/// Waits until `is` says so; `what` is what is missing if it never does.
+/// Waits until `is` returns `true`. `what` names the state that was missing if it never does.
 pub fn wait_until(deadline: Duration, what: &str, is: impl Fn() -> bool) -> Result<()> {
     promptly(deadline, || {
         ensure!(is(), "not so: {what}");

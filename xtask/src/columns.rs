@@ -24,7 +24,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         let is_markdown = file.extension().is_some_and(|extension| extension == "md");
         let name = file.strip_prefix(&workspace.root).unwrap_or(&file).display();
         found.extend(too_long(&text, is_markdown).map(|(line, columns)| {
-            format!("{name}:{line}: {columns} columns, {MAX_COLUMNS} may be")
+            format!("{name}:{line}: {columns} columns, at most {MAX_COLUMNS} may be")
         }));
     }
     if !found.is_empty() {

@@ -1,5 +1,5 @@
-//! How busy this machine's processors are. What waits can run beside other things, what computes
-//! cannot: the figure says how many tests are good at once.
+//! How busy this machine's processors are. The figure says how many tests to run at once: tests
+//! that wait can share a processor, tests that compute cannot.
 use std::fs;
 
 use anyhow::{Context as _, Result};
@@ -11,7 +11,7 @@ pub(crate) struct Used {
     all: u64,
 }
 
-/// The time used until now.
+/// The time used since the machine started.
 ///
 /// # Errors
 /// /proc/stat cannot be read.
@@ -20,8 +20,8 @@ pub(crate) fn used() -> Result<Used> {
     parse(&stat).context("/proc/stat does not begin with the sum of all processors")
 }
 
-/// The first line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal, and two
-/// that are in the first ones already.
+/// The first line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal, guest and
+/// `guest_nice`. The last two are left out: user and nice contain them.
 fn parse(stat: &str) -> Option<Used> {
     let sum = stat.lines().next()?.strip_prefix("cpu ")?;
     let ticks: Vec<u64> = sum.split_whitespace().take(8).map_while(|it| it.parse().ok()).collect();

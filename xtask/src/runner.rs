@@ -1,6 +1,6 @@
-//! Runs tests. Unit tests run program by program. Whole-system tests are processes of their own,
-//! several at once, from whatever programs: they wait more than they compute, and a program's last
-//! test would leave a processor idle.
+//! Runs tests. Unit tests run program by program. Each whole-system test is a process of its own.
+//! Several run at once, because they wait more than they compute. Those of different programs are
+//! mixed: otherwise each program's last test would leave a processor idle.
 //!
 //! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed
 //! and is listed as flaky, with what it said the first time.
@@ -22,7 +22,7 @@ use crate::test::is_about_nothing;
 use crate::test_programs::TestProgram;
 use crate::workspace::Workspace;
 
-/// More flaky tests than these fail the run.
+/// More flaky tests than this fail the run.
 const MAX_FLAKY: usize = 2;
 
 /// The program whose modules run one after the other, and beside no other program: their tests
@@ -31,13 +31,14 @@ const BY_THEMSELVES: &str = "load";
 
 /// Which tests run, and how.
 pub(crate) struct Chosen<'a> {
-    /// Those whose paths contain one of these, or all.
+    /// Only tests whose paths contain one of these; all tests if there are none.
     pub(crate) names: &'a [String],
     /// How many whole-system tests at a time.
     pub(crate) at_once: usize,
     /// Whether tests that have a long form run that: `NODEMESH_LONG` is set for them.
     pub(crate) long: bool,
-    /// Whether clippy read what was built: cargo then finds the libraries of doc tests only so.
+    /// Whether clippy ran as the compiler's wrapper. Doc tests then need the same wrapper: cargo
+    /// keeps what it built with one apart.
     pub(crate) linted: bool,
 }
 
@@ -60,7 +61,7 @@ struct Outcome {
 /// Runs the tests of these programs, and those in documentation.
 ///
 /// # Errors
-/// They could not be started, a test failed, too many were flaky, or none was there.
+/// They could not be started, a test failed, too many were flaky, or none ran.
 pub(crate) fn run(
     workspace: &Workspace,
     programs: &[TestProgram],
@@ -105,7 +106,7 @@ pub(crate) fn run(
         bail!("{} failed: {}", failed.len(), failed.join(", "));
     }
     if flaky.len() > MAX_FLAKY {
-        bail!("{} tests were flaky, {MAX_FLAKY} may be", flaky.len());
+        bail!("{} tests were flaky, at most {MAX_FLAKY} may be", flaky.len());
     }
     if tally.passed == 0 {
         bail!("no test ran: no test's path contains {}", names.join(" or "));
@@ -113,7 +114,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Runs them all; adds those that failed to `failed`. Returns those that passed at the second try.
+/// Runs all jobs and adds the failed ones to `failed`. Returns those that passed at the second try.
 fn whole_system_tests(
     jobs: VecDeque<Job<'_>>,
     at_once: usize,
@@ -157,7 +158,7 @@ fn whole_system_tests(
             continue;
         }
         failed.push(job.name());
-        // A program that was killed has not counted itself.
+        // A killed program has printed no count of its tests.
         tally.failed = tally.failed.max(failed_before + 1);
     }
     if count > 0 {
@@ -170,7 +171,7 @@ fn whole_system_tests(
     Ok(flaky)
 }
 
-/// A program as cargo starts it.
+/// The command that starts a test program as cargo would.
 fn command(program: &TestProgram, long: bool) -> Command {
     let mut command = Command::new(&program.executable);
     command.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
@@ -193,7 +194,7 @@ impl<'a> Job<'a> {
         format!("{}::{}", self.program.name(), self.test)
     }
 
-    /// The module whose tests alone may run beside this one; `None` if any may.
+    /// The module, if only its own tests may run beside this one; `None` if any test may.
     fn alone(&self) -> Option<&'a str> {
         let module = self.test.split_once("::").map_or("", |(module, _)| module);
         (self.program.name() == BY_THEMSELVES).then_some(module)
@@ -222,7 +223,7 @@ impl Outcome {
     }
 }
 
-/// Runs a program that prints what libtest prints; whether it succeeded.
+/// Runs a program and passes on libtest's lines as they come. Returns whether it succeeded.
 fn aloud(command: &mut Command, name: &str, only_some: bool, tally: &mut Tally) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn();
     let child = child.as_mut().map_err(|error| anyhow!("cannot start {name}: {error}"))?;

@@ -2,7 +2,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "this is the command line's one mouth"
+    reason = "everything that xtask prints goes through here"
 )]
 
 /// A short line about what `command` is doing now.
@@ -10,12 +10,12 @@ pub(crate) fn progress(command: &str, text: &str) {
     eprintln!("{command}: {text}");
 }
 
-/// What a compiler has to say of a source, with its own line breaks.
+/// A compiler's diagnostic, with its own line breaks.
 pub(crate) fn diagnostic(text: &str) {
     eprint!("{text}");
 }
 
-/// Why a command failed or was not understood; `text` already says which one.
+/// Why a command failed or was not understood; `text` names the command.
 pub(crate) fn error(text: &str) {
     eprintln!("xtask: {text}");
 }

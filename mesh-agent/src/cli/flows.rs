@@ -15,7 +15,7 @@ use super::{
 };
 use crate::admin::Answers;
 
-/// How long the flows are followed where the end of the reader cannot be noticed.
+/// How long flows are followed if nothing would show that the reader has gone.
 const FOLLOWED_UNSEEN: Duration = Duration::from_hours(1);
 
 /// Show the connections that the agent carried or the kernel refused, oldest first.
@@ -23,11 +23,11 @@ const FOLLOWED_UNSEEN: Duration = Duration::from_hours(1);
 pub(super) struct Flows {
     #[command(flatten)]
     asked: Asked,
-    /// Go on with each connection as it ends
+    /// Then print each further connection as it ends
     #[arg(short, long)]
     follow: bool,
-    /// End after so many seconds. Without it, as long as somebody reads; an hour, if nothing would
-    /// tell that (`kubectl exec` without -i)
+    /// End after so many seconds. The default is to go on while the output is read, or for an hour
+    /// where that cannot be known (`kubectl exec` without -i)
     #[arg(long, requires = "follow", value_name = "SECONDS")]
     for_seconds: Option<u64>,
     /// How to print
@@ -38,7 +38,7 @@ pub(super) struct Flows {
 impl Flows {
     pub(super) fn execute(self) -> anyhow::Result<()> {
         let request = Request::Flows { follow: self.follow };
-        // Whether a reader is there at the beginning is found out before any request.
+        // First: if the reader left before this, nothing would show that any more.
         let limit = self.for_seconds.map(Duration::from_secs);
         let reader = Reader::new(limit, FOLLOWED_UNSEEN)?;
         let answers = Answers::to(&request, &self.asked.runtime_dir)?;
@@ -77,7 +77,7 @@ impl Flows {
         Ok(())
     }
 
-    /// Until the agent ends, or no process reads the output.
+    /// Prints until the agent ends, no process reads the output, or the time limit is over.
     fn follow(self, mut answers: Answers, reader: &Reader) -> anyhow::Result<()> {
         loop {
             if !answers.has_one() {
@@ -92,7 +92,7 @@ impl Flows {
             }
             let Some(answer) = answers.receive()? else { return Ok(()) };
             if !output_takes()? {
-                bail!("standard output has taken nothing for a while: nobody reads it");
+                bail!("nothing has read standard output for a while");
             }
             match answer {
                 Response::Flow(record) if self.output == Output::Json => json(&record)?,
@@ -108,7 +108,7 @@ impl Flows {
     fn why_over(&self) -> String {
         match self.for_seconds {
             Some(seconds) => format!("Followed for {seconds} s."),
-            None => "Followed for an hour. Nothing would have told whether anybody still reads this: `kubectl exec -i` does, and --for-seconds follows longer.".to_owned(),
+            None => "Followed for an hour, because this command cannot know whether its output is still read. With `kubectl exec -i` it can; --for-seconds sets another limit.".to_owned(),
         }
     }
 }

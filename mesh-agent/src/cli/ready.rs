@@ -9,7 +9,7 @@ use mesh_api::KnowledgeSource;
 use super::{Asked, print_line};
 
 /// Say whether this container's agent is in charge of its node and knows the world, from the API
-/// server or from what an earlier agent wrote down; 0 if so, for a readiness probe.
+/// server or from an earlier agent's notes. Exits with 0 if so, for a readiness probe.
 #[derive(Debug, Args)]
 pub(super) struct Ready {
     #[command(flatten)]
@@ -32,7 +32,7 @@ impl Ready {
         }
         match (status.knowledge.from, status.knowledge.as_of) {
             (KnowledgeSource::Disk, Some(as_of)) => print_line(&format!(
-                "ready, with what an earlier agent knew at {as_of:.0}: the API server has told nothing yet"
+                "ready, with what an earlier agent knew at {as_of:.0}: the API server has not answered yet"
             )),
             _ => print_line("ready"),
         }

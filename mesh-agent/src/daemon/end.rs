@@ -17,16 +17,16 @@ use crate::tasks::Tasks;
 /// is told to stop.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// How long pods may take to leave then: the grace, and the time that a hand-over under way takes.
+/// How long pods may take to leave a deleted installation: their grace, and a hand-over under way.
 const LEAVE: Duration = Duration::from_secs(15);
 
-/// How many of the connections that a drain cuts are logged; `flows` has all.
+/// A drain logs at most this many of the connections that it cuts. `mesh-agent flows` shows all.
 const CUT_TOLD: usize = 100;
 
 /// How long the API server may take to tell the others that this node has left the mesh.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// What tells the agent to stop.
+/// The signals that stop the agent.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -53,20 +53,20 @@ pub(super) async fn is_being_removed(
     question: Option<Question>,
     over: &mut oneshot::Receiver<Over>,
 ) -> Option<Result<Over, oneshot::error::RecvError>> {
-    // As a rule this is known already; by now the agent's own rights may have been deleted too.
+    // What the watch has seen comes first: asking fails once the agent's own rights are deleted.
     let known = *is_removed.borrow();
     let removed = known || timeout(ANSWER, question?.ask()).await.unwrap_or(false);
     if removed { timeout(LEAVE, over).await.ok() } else { None }
 }
 
-/// Lets open connections end, and logs those that have not. New connections are refused by the
-/// kernel once the listeners are gone, or go to the successor: strict stays closed.
+/// Lets open connections end; cuts and logs those that are still open at the deadline. New ones go
+/// to the successor, or the kernel refuses them once the listeners are gone: strict stays closed.
 pub(super) async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore) {
     let open = serving.running();
     tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
     if timeout(deadline, serving.wait()).await.is_err() {
         let sentence = format!(
-            "The agent was told to stop, and the connection was still open when {deadline:?} were over."
+            "The agent was told to stop, and the connection was still open after {deadline:?}."
         );
         flows.cut(Ended::new(Reason::DrainDeadline, sentence));
         let open = flows.list_open();
@@ -84,12 +84,12 @@ pub(super) async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore
     tracing::info!("agent stopped");
 }
 
-/// Takes this node's announcement back. This may be done already: with the
-/// `CustomResourceDefinition` all announcements go.
+/// Deletes this node's announcement. It may be gone already: deleting the
+/// `CustomResourceDefinition` deletes all announcements.
 pub(super) async fn withdraw(announcer: &Announcer) {
     match timeout(LAST_WORD, announcer.withdraw()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the announcement stays"),
-        Err(_elapsed) => tracing::warn!("the announcement stays: the API server does not answer"),
+        Ok(Err(error)) => tracing::warn!(%error, "cannot delete the announcement"),
+        Err(_elapsed) => tracing::warn!("cannot delete the announcement: it took too long"),
     }
 }

@@ -1,6 +1,6 @@
 //! What an earlier agent left in the kernel. It is read once, before this agent changes anything.
 //!
-//! 1. The first step recognises the strict pods that it keeps closed.
+//! 1. The first step recognises the strict pods that the earlier agent's programs keep closed.
 //! 2. Pods that are not wanted any more are taken in only to leave in order: peers still dial them
 //!    over TLS. Pods that are meant to be closed stay so, whether they can be enrolled or not.
 //! 3. Once the source names all pods, the rest is settled. A namespace that is no pod's any more
@@ -30,7 +30,7 @@ pub(super) struct Earlier {
     pub(super) found: Option<Found>,
     /// The cookies of its namespaces. `None` once they are settled.
     pub(super) namespaces: Option<BTreeSet<u64>>,
-    /// Namespaces whose pods are not in the mesh any more, or have another one.
+    /// Namespaces whose pods are not in the mesh any more, or are in another namespace now.
     pub(super) orphans: BTreeSet<u64>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Found {
 }
 
 impl Earlier {
-    /// Reads it, and the floors that it sets.
+    /// Reads the kernel's tables, and takes the floors from them.
     pub(super) fn read(kernel: &Kernel) -> (Self, Floors) {
         let found = Found {
             attached: kernel.attached_pods().unwrap_or_default().into_iter().collect(),
@@ -74,8 +74,8 @@ impl Found {
     }
 }
 
-/// Whether what is closed of a pod stays so. It does if the pod's settings cannot be read now, if
-/// the pod is meant to be strict and waits for something, or if the pod could not be enrolled.
+/// Whether a closed pod stays so. It does if its settings cannot be read now, if it is meant to be
+/// strict and waits for something, or if it could not be enrolled.
 fn stays_closed(pod: &LocalPod) -> bool {
     let membership = &pod.workload.membership;
     matches!(membership, Membership::Invalid { .. })
@@ -96,9 +96,9 @@ impl Enroller {
         }
     }
 
-    /// Takes in pods that were closed and that nothing asks to be closed any more, only so that
+    /// Opens pods that were closed and need not be any more. They are taken in first, only so that
     /// they leave in order. A pod that cannot be taken in is let go: at once, or by
-    /// [`Enroller::settle_earlier`] as long as that is to come.
+    /// [`Enroller::settle_earlier`] if that has not run yet.
     pub(super) async fn open_unwanted(&mut self, world: &Snapshot) {
         let is_over = |uid: &PodUid| !world.local_pod(uid).is_some_and(|pod| stays_closed(pod));
         self.pods.end_guards(|uid, guard| matches!(guard, Guard::Earlier(_)) && is_over(uid));
@@ -123,12 +123,12 @@ impl Enroller {
         }
     }
 
-    /// Returns `false` if the pod is not in the kernel as one that is in the mesh, or if that
-    /// fails.
+    /// Takes in a pod that the kernel still has as one of the mesh, so that it leaves in order.
+    /// Returns `false` for any other pod, or if that fails.
     async fn take_in_to_leave(&mut self, pod: &LocalPod) -> bool {
         let uid = &pod.workload.uid;
         if self.pods.one(uid, Phase::serving).is_some() {
-            return false; // it leaves by itself
+            return false; // `withdraw_unwanted` lets it leave
         }
         let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await else { return false };
         let local = self.mesh.kernel.tables().local.content();
@@ -154,7 +154,7 @@ impl Enroller {
 
     /// Once, when the source is complete: lets go what an earlier agent left of pods that are not
     /// in the mesh any more. Pods for which [`stays_closed`] holds stay as they are, until
-    /// [`Enroller::open_unwanted`].
+    /// [`Enroller::open_unwanted`] opens them.
     pub(super) async fn settle_earlier(&mut self, world: &Snapshot) {
         let Some(namespaces) = self.earlier.namespaces.take() else { return };
         for pod in world.local_pods().iter().filter(|pod| stays_closed(pod)) {
@@ -176,8 +176,8 @@ impl Enroller {
         }
     }
 
-    /// Lets go what is left of a namespace: its own dials at once, arrivals as those of a pod that
-    /// leaves.
+    /// Lets go of a namespace: its dials are not redirected any more, and arrivals are treated like
+    /// those at a pod that has left.
     async fn let_go(&mut self, netns: u64) {
         self.pods.end_guards(|_, guard| guard == Guard::Earlier(netns));
         self.log_failure("let go", self.mesh.kernel.tables().enrolled.remove(&netns));
@@ -189,8 +189,8 @@ impl Enroller {
         restore(&self.mesh.factory, &self.saved_dir, netns).await;
     }
 
-    /// Goes on with a namespace as with that of a pod that has left. Returns `false` if it is gone,
-    /// or if nothing is attached there.
+    /// Treats a namespace like that of a pod that has left. Returns `false` if it is gone, or if
+    /// nothing is attached there.
     fn adopt(&self, netns: u64) -> bool {
         if !self.mesh.kernel.keep_attached(netns).unwrap_or(false) {
             return false;

@@ -1,4 +1,4 @@
-//! Taking pods in.
+//! How pods join the mesh.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Enroller {
-    /// Takes in the pods that are wanted and not in, up to the point where the world has to know.
+    /// Takes in the pods that are wanted and not in, as far as the world need not know them yet.
     pub(super) async fn enrol_wanted(&mut self, world: &Snapshot) {
         let now = Instant::now();
         for local in world.local_pods() {
@@ -49,8 +49,8 @@ impl Enroller {
         }
     }
 
-    /// Notes that a pod is in. Its namespace is no pod's that has left, and if it had left another
-    /// one, that is an orphan.
+    /// Notes that a pod is in. A member that has left in the same namespace is forgotten. If this
+    /// pod has left in another namespace, that namespace becomes an orphan.
     pub(super) fn join(&mut self, member: Member) {
         let netns = member.pod.netns.cookie();
         self.pods.take_all(|_, left| left.pod.netns.cookie() == netns);
@@ -155,8 +155,7 @@ impl Enroller {
         }
     }
 
-    /// The last step of joining: redirects the dials of all pods whose dials are not redirected
-    /// yet.
+    /// The last step of joining: redirects the pods' dials where they are not redirected yet.
     pub(super) fn capture_dials(&mut self, _: &Published) {
         self.capture_dials_of(self.pods_that(Phase::joining));
     }

@@ -1,4 +1,4 @@
-//! Letting pods go.
+//! How pods leave the mesh.
 
 use std::net::IpAddr;
 
@@ -30,7 +30,7 @@ impl Enroller {
         self.bury_orphans();
     }
 
-    /// Withdraws pods that are to leave: they go on taking TLS, and take plaintext from now on.
+    /// Withdraws pods that are to leave. They still take TLS, and from now on plaintext too.
     pub(super) fn withdraw_unwanted(&mut self, world: &Snapshot) {
         let is_wanted = |uid: &PodUid| {
             world.local_pod(uid).is_some_and(|pod| matches!(pod.wanted, Wanted::In(_)))
@@ -70,15 +70,15 @@ impl Enroller {
             let restore = move || crate::netns::restore_ports(&before);
             let restored = pod.netns.run(&self.mesh.factory, restore).await;
             if !matches!(restored, Ok(Ok(()))) {
-                tracing::debug!(pod = %pod.name, "the reserved ports could not be put back; the namespace is going");
+                tracing::debug!(pod = %pod.name, "the reserved ports could not be put back; the namespace is probably gone");
             }
             Saved::forget(&self.saved_dir, cookie);
         }
     }
 }
 
-/// Whether a pod is no longer what was enrolled. A pod that has lost only its object still runs,
-/// and leaves in order.
+/// Whether a pod is no longer what was enrolled. A pod of which only the API object is gone still
+/// runs, and leaves in order.
 fn is_gone(finder: &Finder, world: &Snapshot, uid: &PodUid, pod: &Pod) -> bool {
     if !finder.is_still_there(uid, &pod.netns) {
         return true;

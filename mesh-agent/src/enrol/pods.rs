@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Failure, Member};
 
-/// The pods of which there is anything to say.
+/// The pods that are guarded, have failed, or have been taken in.
 pub(super) struct Pods<M = Member>(pub(super) BTreeMap<PodUid, Tracked<M>>);
 
 pub(super) struct Tracked<M> {
@@ -24,8 +24,8 @@ pub(super) enum Phase<M> {
     /// Taken in. Its own dials are not redirected yet.
     Joining(M),
     /// In the mesh, both ways.
-    Enrolled(M),
-    /// Not announced any more. It takes TLS until then, because peers' news may be that old.
+    Captured(M),
+    /// Not announced any more. It takes TLS until this instant, for peers that do not know yet.
     Leaving(M, Instant),
     /// It has left. The rule about agents' source ports stays as long as its namespace does.
     Left(M, Out),
@@ -36,18 +36,18 @@ pub(super) enum Phase<M> {
 pub(super) struct Out {
     /// Why it could not be enrolled, and when that is tried again.
     pub(super) failure: Option<(Failure, Instant)>,
-    /// The cookie of its namespace, if the kernel still has something of it: an earlier agent left
-    /// it, or an enrolment failed half-way. It stays as closed as it is while it is meant to be.
+    /// The cookie of its namespace, if the kernel still has entries or programs for it: an earlier
+    /// agent left them, or an enrolment failed half-way. They stay while the pod is to be closed.
     pub(super) closed: Option<u64>,
 }
 
-/// What keeps a strict pod from plaintext while it is not enrolled. It stands beside the phase,
-/// because a pod is held before it is taken in, and before it is let go.
+/// What keeps a strict pod from plaintext while it is not enrolled. It is no part of the phase: a
+/// pod is held before it is taken in, and again before it is let go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Guard {
     None,
-    /// What an earlier agent left, until this one has redirected the pod's dials. To hold the pod
-    /// would drop the connections that arrive meanwhile. It is the cookie of the pod's namespace.
+    /// What an earlier agent left in the kernel, until this one has redirected the pod's dials. A
+    /// hold would drop the connections that arrive meanwhile. The cookie of the pod's namespace.
     Earlier(u64),
     /// The programs on its cgroup, which has this id.
     Held(u64),
@@ -61,10 +61,11 @@ impl<M> Phase<M> {
 
     /// Taken in, and its dials are redirected.
     pub(super) fn captured(&self) -> Option<&M> {
-        if let Self::Enrolled(it) = self { Some(it) } else { None }
+        if let Self::Captured(it) = self { Some(it) } else { None }
     }
 
-    /// One of both: what the world and the other nodes know as captured.
+    /// Taken in, whether or not its dials are redirected. The world and the other nodes call such
+    /// pods captured.
     pub(super) fn enrolled(&self) -> Option<&M> {
         self.joining().or(self.captured())
     }
@@ -107,7 +108,7 @@ impl<M> Default for Phase<M> {
 }
 
 impl<M> Pods<M> {
-    /// What a pod's phase says of it.
+    /// What `of` says of a pod's phase.
     pub(super) fn one<'a, T>(
         &'a self,
         uid: &PodUid,
@@ -116,7 +117,7 @@ impl<M> Pods<M> {
         of(&self.0.get(uid)?.phase)
     }
 
-    /// The pods whose phases say it.
+    /// The pods for whose phases `of` returns something.
     pub(super) fn all<'a, T>(
         &'a self,
         of: impl Fn(&'a Phase<M>) -> Option<T>,
@@ -124,10 +125,10 @@ impl<M> Pods<M> {
         self.0.iter().filter_map(move |(uid, pod)| Some((uid, of(&pod.phase)?)))
     }
 
-    /// The pods that take TLS, to change what this agent has of them.
+    /// The pods that take TLS, to change their members.
     pub(super) fn serving_mut(&mut self) -> impl Iterator<Item = (&PodUid, &mut M)> {
         self.0.iter_mut().filter_map(|(uid, pod)| match &mut pod.phase {
-            Phase::Joining(it) | Phase::Enrolled(it) | Phase::Leaving(it, _) => Some((uid, it)),
+            Phase::Joining(it) | Phase::Captured(it) | Phase::Leaving(it, _) => Some((uid, it)),
             Phase::Out(_) | Phase::Left(..) => None,
         })
     }
@@ -138,20 +139,21 @@ impl<M> Pods<M> {
         ends.chain(self.all(Phase::failure).map(|(_, (_, retry_at))| *retry_at)).min()
     }
 
-    /// A pod is taken in. What was known of it outside is over. Returns what this agent had of it.
+    /// A pod is taken in. Its failure and [`Out::closed`] are forgotten. Returns the member that
+    /// this agent had for it before.
     pub(super) fn join(&mut self, uid: &PodUid, member: M) -> Option<M> {
         let before = self.take(uid);
         self.pod(uid).phase = Phase::Joining(member);
         before
     }
 
-    /// Sets whether the dials of a pod in the mesh are redirected. What an earlier agent left keeps
-    /// it no longer, even if the kernel has refused.
+    /// Sets whether the dials of a pod in the mesh are redirected. An earlier agent's guard ends,
+    /// even if the kernel has refused.
     pub(super) fn capture(&mut self, uid: &PodUid, is_captured: bool) {
         self.end_guards(|known, guard| known == uid && matches!(guard, Guard::Earlier(_)));
         self.change(uid, |phase| match phase {
-            Phase::Joining(it) | Phase::Enrolled(it) if is_captured => Phase::Enrolled(it),
-            Phase::Enrolled(it) => Phase::Joining(it),
+            Phase::Joining(it) | Phase::Captured(it) if is_captured => Phase::Captured(it),
+            Phase::Captured(it) => Phase::Joining(it),
             other => other,
         });
     }
@@ -159,7 +161,7 @@ impl<M> Pods<M> {
     /// A pod begins to leave.
     pub(super) fn withdraw(&mut self, uid: &PodUid, until: Instant) {
         self.change(uid, |phase| match phase {
-            Phase::Joining(it) | Phase::Enrolled(it) => Phase::Leaving(it, until),
+            Phase::Joining(it) | Phase::Captured(it) => Phase::Leaving(it, until),
             other => other,
         });
     }
@@ -172,11 +174,11 @@ impl<M> Pods<M> {
         });
     }
 
-    /// Takes away what this agent has of a pod, which is outside from now on.
+    /// Removes and returns a pod's member. The pod is outside the mesh from now on.
     pub(super) fn take(&mut self, uid: &PodUid) -> Option<M> {
         let phase = &mut self.0.get_mut(uid)?.phase;
         let (member, out) = match mem::take(phase) {
-            Phase::Joining(it) | Phase::Enrolled(it) | Phase::Leaving(it, _) => return Some(it),
+            Phase::Joining(it) | Phase::Captured(it) | Phase::Leaving(it, _) => return Some(it),
             Phase::Left(it, out) => (Some(it), out),
             Phase::Out(out) => (None, out),
         };
@@ -184,27 +186,27 @@ impl<M> Pods<M> {
         member
     }
 
-    /// The same, if the pod leaves.
+    /// As [`Pods::take`], but only if the pod is leaving.
     pub(super) fn take_leaving(&mut self, uid: &PodUid) -> Option<M> {
         self.one(uid, Phase::leaving)?;
         self.take(uid)
     }
 
-    /// Takes away what this agent has of each of these.
+    /// As [`Pods::take`], for each member that is over.
     pub(super) fn take_all(&mut self, is_over: impl Fn(&PodUid, &M) -> bool) -> Vec<M> {
         let over = self.all(Phase::member).filter(|(uid, member)| is_over(uid, member));
         let over: Vec<_> = over.map(|(uid, _)| uid.clone()).collect();
         over.iter().filter_map(|uid| self.take(uid)).collect()
     }
 
-    /// A pod outside could not be enrolled.
+    /// A pod outside the mesh could not be enrolled.
     pub(super) fn fail(&mut self, uid: &PodUid, failure: Failure, retry_at: Instant) {
         if let Some(out) = self.pod(uid).phase.out_mut() {
             out.failure = Some((failure, retry_at));
         }
     }
 
-    /// Sets of which namespace the kernel still has something, for a pod outside.
+    /// Sets [`Out::closed`] of a pod outside the mesh.
     pub(super) fn set_closed(&mut self, uid: &PodUid, netns: Option<u64>) {
         if let Some(out) = self.pod(uid).phase.out_mut() {
             out.closed = netns;
@@ -240,7 +242,7 @@ impl<M> Pods<M> {
         }
     }
 
-    /// Forgets pods of which there is nothing to say.
+    /// Forgets pods outside the mesh without a guard, a failure or [`Out::closed`].
     pub(super) fn forget_idle(&mut self) {
         let idle = Out::default();
         let is_idle = |phase: &Phase<M>| matches!(phase, Phase::Out(out) if *out == idle);
@@ -266,7 +268,7 @@ mod tests {
     use mesh_api::PodCode;
 
     use super::{
-        Phase::{Enrolled, Joining, Leaving, Left},
+        Phase::{Captured, Joining, Leaving, Left},
         *,
     };
 
@@ -288,7 +290,7 @@ mod tests {
         let (out, left) = (|| Phase::Out(known()), || Left(1, known()));
         let (nothing, just_left) = (Phase::default, || Left(1, Out::default()));
         let after = |event: &dyn Fn(&mut Pods<u8>)| {
-            [out(), Joining(1), Enrolled(1), Leaving(1, now), left()].map(|phase| {
+            [out(), Joining(1), Captured(1), Leaving(1, now), left()].map(|phase| {
                 let mut pods = pods(phase);
                 event(&mut pods);
                 pods.0.remove(&uid()).unwrap().phase
@@ -300,14 +302,14 @@ mod tests {
         });
         assert_eq!(joined, [Joining(2), Joining(2), Joining(2), Joining(2), Joining(2)]);
         let captured = after(&|pods| pods.capture(&uid(), true));
-        assert_eq!(captured, [out(), Enrolled(1), Enrolled(1), Leaving(1, now), left()]);
+        assert_eq!(captured, [out(), Captured(1), Captured(1), Leaving(1, now), left()]);
         let refused = after(&|pods| pods.capture(&uid(), false));
         assert_eq!(refused, [out(), Joining(1), Joining(1), Leaving(1, now), left()]);
         let withdrawn = after(&|pods| pods.withdraw(&uid(), later));
         let leaving = || Leaving(1, later);
         assert_eq!(withdrawn, [out(), leaving(), leaving(), Leaving(1, now), left()]);
         let over = after(&|pods| pods.leave(&uid()));
-        assert_eq!(over, [out(), Joining(1), Enrolled(1), just_left(), left()]);
+        assert_eq!(over, [out(), Joining(1), Captured(1), just_left(), left()]);
         let taken = after(&|pods| {
             pods.take(&uid());
         });
@@ -315,7 +317,7 @@ mod tests {
 
         let new = || Out { failure: Some((failure("new"), later)), ..known() };
         let failed = after(&|pods| pods.fail(&uid(), failure("new"), later));
-        let inside = [Joining(1), Enrolled(1), Leaving(1, now)];
+        let inside = [Joining(1), Captured(1), Leaving(1, now)];
         let [joining, enrolled, leaving] = inside;
         assert_eq!(failed, [Phase::Out(new()), joining, enrolled, leaving, Left(1, new())]);
         let opened = || Out { closed: None, ..known() };

@@ -1,5 +1,5 @@
 //! A namespace's settings from before the pod was enrolled. They are kept in the runtime directory,
-//! so that a later agent can put them back, or `cleanup` without one.
+//! so that a later agent, or `mesh-agent cleanup`, can put them back.
 
 use std::{
     fs, io,
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns::{Factory, Netns, NetnsError, restore_ports};
 
-/// One namespace's settings from before.
+/// The note: one namespace's settings from before the pod was enrolled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// Where the namespace is found.
+    /// The namespace's path.
     pub netns: PathBuf,
     /// Its cookie, so that another namespace at the same path is left alone.
     pub cookie: u64,
@@ -52,7 +52,7 @@ impl Saved {
 /// Returns how many.
 ///
 /// # Errors
-/// The directory could not be read. A namespace that is gone needs nothing; one that refuses is
+/// The directory could not be read. A namespace that is gone is skipped; a failure in one is only
 /// logged.
 pub async fn restore_all(factory: &Factory, dir: &Path, keep: &[u64]) -> io::Result<usize> {
     let entries = match fs::read_dir(dir) {

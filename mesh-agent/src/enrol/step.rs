@@ -14,12 +14,12 @@ use crate::{
     source::SourceState,
 };
 
-/// A world by which connections are judged from now on. It knows the pods that have been taken in:
-/// nothing is steered to the agent before.
+/// Proof that connections are judged by this world, which knows the pods that were taken in. Only
+/// then is anything steered to the agent.
 pub(super) struct InForce(Snapshot);
 
-/// A world that the kernel's tables and the other nodes have been told. Pods' own dials are
-/// redirected, and are not any more, only after that.
+/// Proof that a world was given to the kernel's tables and the other nodes. Only then does the
+/// redirection of a pod's own dials begin or end.
 pub(super) struct Published {
     /// What the kernel refused.
     refused: Option<KernelError>,
@@ -57,7 +57,7 @@ impl Enroller {
         let enrolled = self.enrolled();
         let world = self.hold_first(state, announcements, cgroups).await;
 
-        // Arrivals at a pod that is taken in are judged by these ranges.
+        // First: arrivals at pods that are taken in below are judged by these ranges.
         let ranges = self.follower.write_ranges(&self.mesh, &world).err();
         self.remove_vanished(&world).await;
         if state.complete {
@@ -108,8 +108,8 @@ impl Enroller {
     ) -> Snapshot {
         let mut world = self.build(state, announcements).await;
         if self.earlier.found.is_some() {
-            // Without its address a closed pod would be held, which drops the connections that
-            // arrive.
+            // A closed pod is recognised by its addresses. Otherwise it would be held, which drops
+            // the connections that arrive.
             if self.look_for_addresses(&world, &state.objects, cgroups).await {
                 world = self.build(state, announcements).await;
             }
@@ -127,8 +127,8 @@ impl Enroller {
         InForce(world)
     }
 
-    /// Gives the new world to the kernel and to the other nodes. They are told all the same if the
-    /// kernel refuses; the next step tries again.
+    /// Gives the new world to the kernel and to the other nodes. If the kernel refuses, the other
+    /// nodes get it all the same, and the next step tries the kernel again.
     async fn publish(&mut self, InForce(world): &InForce) -> Published {
         let refused = self.follower.write(&self.mesh, world).await.err();
         let generation =
@@ -189,7 +189,7 @@ impl Enroller {
         self.mesh.kernel.attach_pod(pod.netns.as_fd(), pod.netns.cookie(), strict)
     }
 
-    /// Stops steering; open connections go on.
+    /// Stops redirecting a pod's dials and steering its arrivals. Open connections go on.
     pub(super) fn release(&self, member: &Member) {
         let netns = member.pod.netns.cookie();
         self.log_failure("release", self.mesh.kernel.tables().enrolled.remove(&netns));

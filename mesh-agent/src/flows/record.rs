@@ -1,5 +1,5 @@
-//! A record as it is stored: what it says is a code or a name that others hold too. It becomes
-//! text, a [`FlowRecord`], only when it is printed.
+//! A record as it is stored: codes, and names that are shared with others, so that it stays small.
+//! It becomes text, a [`FlowRecord`], only when it is printed.
 
 use std::{
     borrow::Cow,
@@ -30,7 +30,7 @@ pub struct Record {
     /// The service that it dialled.
     pub service: Option<ObjectName>,
     pub(super) verdict: Verdict,
-    /// How the bytes went between the nodes.
+    /// How the bytes travel between the nodes.
     pub security: Security,
     /// `None` while it has not ended.
     pub(super) outcome: Option<Outcome>,
@@ -53,14 +53,14 @@ pub struct Party {
     pub identity: Option<SpiffeId>,
 }
 
-/// How the bytes went between the nodes.
+/// How the bytes travel between the nodes.
 #[derive(Clone, Debug)]
 pub enum Security {
-    /// Mutual TLS, to one of two ports.
+    /// Mutual TLS, to the application's port or to the agents'.
     Mtls(TlsInfo, WirePort),
     /// Plaintext, and why.
     Plaintext(PlaintextReason),
-    /// No bytes went.
+    /// No bytes travelled.
     None,
 }
 

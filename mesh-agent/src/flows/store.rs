@@ -26,7 +26,7 @@ use super::{
     record::{Party, Record, Security},
 };
 
-/// Finished records that a slow follower may lag behind.
+/// How many finished records a slow follower may lag behind.
 const LAG: usize = 1024;
 
 /// All records of this agent.
@@ -224,7 +224,7 @@ impl FlowStore {
         drop(self.inner.finished.send(finished)); // fails if there is no follower
     }
 
-    /// A record's number, which no other has.
+    /// A new number for a record.
     fn number(&self) -> u64 {
         self.inner.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -271,7 +271,7 @@ impl FlowStore {
         self.inner.closed.cancel();
     }
 
-    /// Is cancelled when nothing more comes.
+    /// A token that is cancelled when no more records come.
     pub fn closed(&self) -> CancellationToken {
         self.inner.closed.clone()
     }

@@ -1,5 +1,5 @@
 //! The fuzz targets of this crate: all code here that reads bytes which others have written.
-#![allow(clippy::panic, reason = "a target tells a defect by panicking")]
+#![allow(clippy::panic, reason = "a target reports a defect by panicking")]
 
 mod admin;
 

@@ -1,5 +1,5 @@
-//! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie. If they find no
-//! room, the trie holds all addresses.
+//! `POD_CIDRS`: the longest-prefix trie of the ranges in which pods' addresses lie. If they are too
+//! many, the trie holds the one range of all addresses.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ use super::programs::KernelError;
 
 const NAME: &str = "POD_CIDRS";
 
-/// The value of every prefix: only its being there counts.
+/// The value of every prefix. Programs only ask whether a prefix is there.
 const PRESENT: u32 = 1;
 
 /// First address and number of common bits, of 128.
@@ -27,14 +27,14 @@ type Prefix = (Addr, u32);
 /// All addresses.
 const ALL: Prefix = (Addr::NONE, 0);
 
-/// A trie whose content the agent alone decides.
+/// The trie, and a copy of its content. Only agents write it.
 pub struct CidrTable(Mutex<Mirrored>);
 
 struct Mirrored {
     map: LpmTrie<MapData, Addr, u32>,
-    /// What the kernel holds.
+    /// What the kernel holds, as far as this agent knows.
     content: BTreeSet<Prefix>,
-    /// How many it was to hold at last.
+    /// How many ranges the last sync was given.
     wanted: usize,
 }
 
@@ -47,7 +47,7 @@ impl CidrTable {
         Ok(Self(Mutex::new(Mirrored { map, content, wanted })))
     }
 
-    /// Looks again at what the kernel holds: another agent may have written.
+    /// Reads again what the kernel holds: another agent may have written to it.
     ///
     /// # Errors
     /// What the kernel said.
@@ -100,7 +100,7 @@ enum Step {
 
 /// The steps from some ranges to others, in a map with `room` entries. A range that is in both is
 /// never missing meanwhile: where both sets do not fit at once, all addresses are in the map until
-/// the steps are done. A place is kept free for that.
+/// the steps are done. One entry of the map is kept free for that.
 fn steps(content: &BTreeSet<Prefix>, wanted: BTreeSet<Prefix>, room: usize) -> Vec<Step> {
     let wanted = if wanted.len() < room { wanted } else { BTreeSet::from([ALL]) };
     let fits = content.union(&wanted).count() < room;

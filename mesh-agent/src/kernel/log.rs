@@ -35,7 +35,7 @@ impl ProgramLog {
     }
 }
 
-/// Makes an event of each line. What the programs report is all of one kind: a failure.
+/// Makes a warning of each line: the programs report only failures.
 struct Lines;
 
 impl Log for Lines {

@@ -1,12 +1,12 @@
 //! What the proxy counts and measures for Prometheus. Each metric is looked up by its labels once,
-//! here, so that a connection pays for an addition only.
+//! here, so that a connection costs only an addition.
 
 use prometheus::{
     Histogram, IntCounter, Registry, register_histogram_vec_with_registry,
     register_int_counter_vec_with_registry, register_int_counter_with_registry,
 };
 
-/// Seconds. The longest is the limit of a handshake.
+/// Upper bounds in seconds. The last one is the time limit of a handshake.
 const HANDSHAKE_BUCKETS: [f64; 13] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
@@ -55,12 +55,12 @@ impl Metrics {
         )?;
         let refused_by_limits = register_int_counter_with_registry!(
             "nodemesh_connections_refused_by_limits_total",
-            "Connections refused because too many were open, or in their handshakes, over all, of a pod or of a client's address.",
+            "Connections refused because too many were open or in their handshakes: on this node, of one pod or of one client.",
             registry
         )?;
         let handshakes = register_histogram_vec_with_registry!(
             "nodemesh_handshake_duration_seconds",
-            "Of each connection over mutual TLS that came about: outbound from the agent's dial until the peer has proven its identity, inbound from the ClientHello until the peer's agent has said what it asks for.",
+            "Time until each connection over mutual TLS was established: outbound from the agent's dial until the peer has proven its identity, inbound from the ClientHello until the peer's agent has said what it asks for.",
             &["direction"],
             HANDSHAKE_BUCKETS.to_vec(),
             registry

@@ -71,7 +71,7 @@ fn problems(state: &SourceState) -> Vec<String> {
     snapshot.problems().iter().map(ToString::to_string).collect()
 }
 
-/// The errors of a directory with one such file.
+/// The errors of a directory whose only file has this text.
 fn complaints(text: &str) -> Vec<String> {
     let dir = TestDir::new();
     dir.write("shop.yaml", text);

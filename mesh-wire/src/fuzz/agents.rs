@@ -37,7 +37,7 @@ impl Agents {
             if client_is_done && server_is_done {
                 break;
             }
-            assert!(!heard.is_empty(), "two agents of one mesh do not come together");
+            assert!(!heard.is_empty(), "two agents of one mesh do not finish the handshake");
         }
         let (Ok(client), Ok(server)) = (client.established(), server.established()) else {
             panic!("a handshake between two agents leads to no session");

@@ -18,7 +18,7 @@ pub struct EndpointSliceObject {
     pub service: Option<ObjectName>,
     /// The endpoints; none for `addressType: FQDN`, which has no addresses.
     pub endpoints: Vec<EndpointObject>,
-    /// The ports, for each endpoint the same.
+    /// The ports, the same for each endpoint.
     pub ports: Vec<SlicePort>,
 }
 

@@ -17,7 +17,7 @@ use crate::problem::Problem;
 pub(super) struct Settled<'a> {
     /// The addresses that are its own, each once, in its order.
     pub(super) owned: Vec<IpAddr>,
-    /// The first address that another pod has, and that pod.
+    /// The first claimed address that is another pod's, and that pod.
     pub(super) lost: Option<(IpAddr, &'a PodObject)>,
 }
 
@@ -26,9 +26,9 @@ pub(super) fn has_own_addresses(pod: &PodObject) -> bool {
     !pod.host_network && !pod.completed
 }
 
-/// The precedence of a pod: of several pods with one address the least has it, by the rule that
-/// [`super::Snapshot::build`] states. Captured pods come first, or a new file could take a running
-/// pod out of the mesh.
+/// The precedence of a pod, by the rule that [`super::Snapshot::build`] states. Of several pods
+/// with one address, the pod that sorts first has it. Captured pods come first, or a new file could
+/// take a running pod out of the mesh.
 pub(super) fn precedence(pod: &PodObject, captured: bool) -> impl Ord + '_ {
     (!captured, pod.created_s.unwrap_or(i64::MAX), &pod.name, &pod.uid)
 }

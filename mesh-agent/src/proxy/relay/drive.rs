@@ -1,5 +1,5 @@
-//! What a relay does whatever lies between its two sockets: it notices dead ones, ends in time, and
-//! measures what the kernel holds.
+//! What every relay does, TLS or plaintext: it notices dead sockets, ends in time, and measures
+//! what the kernel holds.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{ByteCounts, End, GRACE, RelaySide};
 use crate::proxy::socket_memory::Meter;
 
-/// Sockets with an error, read or not.
+/// Which sockets have an error, even if it has not been read yet.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Dead {
     pub(super) app: bool,
@@ -34,7 +34,8 @@ pub(super) trait Directions {
     /// The side that is known to be dead. The other side gets only [`GRACE`] to take the rest.
     fn failed(&self, dead: Dead) -> Option<RelaySide>;
 
-    /// The end of a connection whose rest was not taken in time, after that side had failed.
+    /// Ends a connection after `failed` has failed, because the other side did not take the rest in
+    /// time.
     fn give_up(&mut self, failed: RelaySide) -> End;
 
     /// Whether the peer has not answered yet.

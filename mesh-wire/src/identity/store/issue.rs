@@ -26,12 +26,12 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) enum Occasion {
     /// A caller waits for it.
     Wanted,
-    /// Half of its life is over. If its account has left meanwhile, it is not brought back.
+    /// Half of its life is over. If the identity was dropped meanwhile, it is not brought back.
     Renewal,
 }
 
 impl Identities {
-    /// Makes, signs and publishes a new identity, and keeps account of failures.
+    /// Makes, signs and publishes a new identity. Notes failures.
     pub(super) async fn issue(
         &self,
         id: &SpiffeId,
@@ -108,8 +108,8 @@ impl Identities {
     }
 }
 
-/// A new P-256 key and a request for `id` signed with it. The key's bytes are erased. The crypto
-/// library's own form stays; the library erases it when it is dropped.
+/// A new P-256 key and a request for `id` signed with it. The key's serialised bytes are erased
+/// here; the crypto library erases its own copy when that is dropped.
 fn key_and_request(id: &SpiffeId) -> Result<(Vec<u8>, Arc<dyn SigningKey>), String> {
     let mut pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(to_text)?;
     let mut params = CertificateParams::default();
@@ -123,7 +123,7 @@ fn key_and_request(id: &SpiffeId) -> Result<(Vec<u8>, Arc<dyn SigningKey>), Stri
     Ok((csr.der().to_vec(), key))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the form that map_err calls")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
 fn to_text(error: rcgen::Error) -> String {
     error.to_string()
 }

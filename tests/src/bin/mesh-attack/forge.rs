@@ -10,13 +10,13 @@ use tests::attack::AttackSpec;
 
 use crate::Shared;
 
-/// `IPPROTO_RAW`: the header is ours (raw(7), ipv6(7)).
+/// `IPPROTO_RAW`: we write the IP header ourselves (raw(7), ipv6(7)).
 const RAW: i32 = 255;
 const TCP: u8 = 6;
 const SYN: u8 = 2;
 const TCP_BYTES: u16 = 20;
 
-/// SYNs, until the attack is over.
+/// Sends SYNs until the attack is over.
 pub(crate) fn syns(spec: &AttackSpec, shared: &Shared) {
     let begun = Instant::now();
     let Ok(socket) =
@@ -51,7 +51,7 @@ pub(crate) fn syns(spec: &AttackSpec, shared: &Shared) {
     }
 }
 
-/// RFC 9293 §3.1, with a sum that already has the addresses.
+/// A TCP header (RFC 9293 §3.1). `addresses` is their part of the checksum.
 fn segment(addresses: u32, from: u16, to: u16, sequence: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(usize::from(TCP_BYTES));
     bytes.extend(from.to_be_bytes());
@@ -67,7 +67,7 @@ fn segment(addresses: u32, from: u16, to: u16, sequence: u32) -> Vec<u8> {
     bytes
 }
 
-/// RFC 791 §3.1. The kernel fills in length, checksum and identification.
+/// An IPv4 header (RFC 791 §3.1). The kernel fills in length, checksum and identification.
 fn v4_header(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let mut bytes = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, TCP, 0, 0];
     bytes.extend(from.octets());
@@ -75,7 +75,7 @@ fn v4_header(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     bytes
 }
 
-/// RFC 8200 §3.
+/// An IPv6 header (RFC 8200 §3).
 fn v6_header(from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
     let mut bytes = vec![0x60, 0, 0, 0];
     bytes.extend(TCP_BYTES.to_be_bytes());
@@ -93,7 +93,7 @@ fn v6_sum(from: Ipv6Addr, to: Ipv6Addr) -> u32 {
     sum(&from.octets()) + sum(&to.octets())
 }
 
-/// RFC 1071.
+/// The sum of the internet checksum, not folded yet (RFC 1071).
 fn sum(bytes: &[u8]) -> u32 {
     let (words, _) = bytes.as_chunks::<2>();
     words.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum()
