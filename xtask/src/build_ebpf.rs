@@ -51,8 +51,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         say::progress("build-ebpf", &format!("taking {} as it is", object.display()));
         return Ok(());
     }
-    let toolchain = Toolchain::find()
-        .context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
+    let toolchain =
+        Toolchain::find().context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
     process::run(toolchain.build(workspace).arg("--quiet"))
         .with_context(|| format!("mesh-ebpf does not compile with {}", toolchain.name()))?;
     let built = workspace.ebpf_target_dir().join(TARGET).join("release/mesh-ebpf");

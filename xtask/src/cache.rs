@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use crate::say;
+
 /// A directory that no other process changes until this is dropped.
 pub(crate) struct Locked {
     pub(crate) path: PathBuf,
@@ -19,8 +21,12 @@ pub(crate) struct Locked {
 pub(crate) fn locked(name: &str) -> Result<Locked> {
     let path = directory(name);
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-    let lock = File::create(path.join("lock")).and_then(|lock| lock.lock().map(|()| lock));
-    let lock = lock.with_context(|| format!("cannot lock {}", path.display()))?;
+    let lock = File::create(path.join("lock"));
+    let lock = lock.with_context(|| format!("cannot make a lock in {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        say::progress("cache", &format!("waiting for another process that builds {name} ..."));
+        lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
     Ok(Locked { path, _lock: lock })
 }
 

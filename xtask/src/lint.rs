@@ -112,8 +112,8 @@ fn ebpf(workspace: &Workspace) -> Result<()> {
         );
         return Ok(());
     }
-    let toolchain = Toolchain::find()
-        .context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
+    let toolchain =
+        Toolchain::find().context("no toolchain for eBPF; `cargo xtask setup` finds one")?;
     process::run(&mut toolchain.clippy(workspace))
 }
 

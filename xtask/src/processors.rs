@@ -20,7 +20,7 @@ pub(crate) fn used() -> Result<Used> {
     parse(&stat).context("/proc/stat does not begin with the sum of all processors")
 }
 
-/// The first line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal, guest and
+/// The first line of `proc_stat(5)`: user, nice, system, idle, iowait, irq, softirq, steal, guest and
 /// `guest_nice`. The last two are left out: user and nice contain them.
 fn parse(stat: &str) -> Option<Used> {
     let sum = stat.lines().next()?.strip_prefix("cpu ")?;
@@ -31,9 +31,9 @@ fn parse(stat: &str) -> Option<Used> {
 
 impl Used {
     /// The share of the time since then that was used, in percent.
-    pub(crate) fn since(self, then: Self) -> f64 {
+    pub(crate) fn since(self, then: Self) -> u64 {
         let all = self.all.saturating_sub(then.all).max(1);
-        self.busy.saturating_sub(then.busy) as f64 * 100.0 / all as f64
+        self.busy.saturating_sub(then.busy) * 100 / all
     }
 }
 
@@ -46,7 +46,7 @@ mod tests {
         let at = |line: &str| parse(line).unwrap();
         let before = at("cpu  10 0 10 100 20 0 0 0 5 0\ncpu0 1 1 1 1\n");
         let now = at("cpu  20 5 20 150 40 1 1 3 9 0\n");
-        assert_eq!(now.since(before), 30.0);
+        assert_eq!(now.since(before), 30);
         assert!(parse("intr 1").is_none());
     }
 }

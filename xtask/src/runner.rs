@@ -164,7 +164,7 @@ fn whole_system_tests(
     if count > 0 {
         let (took, busy) = (started.elapsed().as_secs_f64(), processors::used()?.since(before));
         say::out(&format!(
-            "{count} whole-system tests, {} flaky, {took:.1} s, processors {busy:.0} % busy",
+            "{count} whole-system tests, {} flaky, {took:.1} s, processors {busy} % busy",
             flaky.len()
         ));
     }

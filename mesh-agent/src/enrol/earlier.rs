@@ -142,7 +142,7 @@ impl Enroller {
         }
         match self.enrol(pod, &PodSettings::default()).await {
             Ok(member) => {
-                self.join(member);
+                self.join(member).await;
                 true
             }
             Err(error) => {
@@ -159,10 +159,19 @@ impl Enroller {
         let Some(namespaces) = self.earlier.namespaces.take() else { return };
         for pod in world.local_pods().iter().filter(|pod| stays_closed(pod)) {
             let uid = &pod.workload.uid;
-            if self.pods.one(uid, Phase::serving).is_none()
-                && let Ok(netns) = self.finder.find(&self.mesh.factory, pod).await
-            {
-                self.pods.set_closed(uid, Some(netns.cookie()));
+            if self.pods.one(uid, Phase::serving).is_some() {
+                continue;
+            }
+            let found = self.finder.find(&self.mesh.factory, pod).await;
+            let netns = match (found, self.pods.guard(uid)) {
+                (Ok(netns), _) => netns.cookie(),
+                // It cannot be found now, and is still what an earlier agent closed.
+                (Err(_), Guard::Earlier(netns)) => netns,
+                (Err(_), Guard::None | Guard::Held(_)) => continue,
+            };
+            // In file mode, two pods can name one namespace. It is the other's.
+            if self.holder_of(netns, uid).is_none() {
+                self.pods.set_closed(uid, Some(netns));
             }
         }
         let serving = self.pods.all(Phase::serving).map(|(_, member)| member.pod.netns.cookie());
@@ -177,10 +186,16 @@ impl Enroller {
     }
 
     /// Lets go of a namespace: its dials are not redirected any more, and arrivals are treated like
-    /// those at a pod that has left.
-    async fn let_go(&mut self, netns: u64) {
+    /// those at a pod that has left. A namespace with a pod that takes TLS is that pod's.
+    pub(super) async fn let_go(&mut self, netns: u64) {
+        if self.pods.all(Phase::serving).any(|(_, member)| member.pod.netns.cookie() == netns) {
+            return;
+        }
         self.pods.end_guards(|_, guard| guard == Guard::Earlier(netns));
-        self.log_failure("let go", self.mesh.kernel.tables().enrolled.remove(&netns));
+        let tables = self.mesh.kernel.tables();
+        self.log_failure("let go", tables.enrolled.remove(&netns));
+        tables.remove_pod_verdicts(netns);
+        tables.shares.remove(netns);
         if self.adopt(netns) {
             self.earlier.orphans.insert(netns);
         } else {

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
+use mesh_api::Mode;
 use mesh_common::{addr::Addr, maps::EnrolledPod};
 use mesh_wire::identity::SpiffeId;
 use mesh_world::{LocalPod, ObjectName, PodSettings, PodUid, Snapshot, Wanted};
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     EnrolError, Enroller, Failure, Listeners, Member, RETRY, Saved,
-    pods::Phase,
+    pods::{Guard, Phase},
     step::{InForce, Published},
     tables,
 };
@@ -32,14 +33,17 @@ impl Enroller {
                 continue;
             }
             let member = match self.pods.take_leaving(uid) {
-                Some(leaving) => self.rejoin(leaving, settings),
-                None => self.enrol(local, settings).await,
+                Some(leaving) if leaving.has_listeners() => self.rejoin(leaving, settings),
+                deaf => {
+                    deaf.iter().for_each(|leaving| self.release(leaving));
+                    self.enrol(local, settings).await
+                }
             };
             match member {
                 Ok(member) => {
                     let pod = &member.pod;
                     tracing::info!(pod = %pod.name, %uid, mode = %settings.mode, identity = %pod.identity, "pod enrolled");
-                    self.join(member);
+                    self.join(member).await;
                 }
                 Err(error) => {
                     let name = format!("{}/{}", local.workload.namespace, local.workload.name);
@@ -51,13 +55,17 @@ impl Enroller {
 
     /// Notes that a pod is in. A member that has left in the same namespace is forgotten. If this
     /// pod has left in another namespace, that namespace becomes an orphan.
-    pub(super) fn join(&mut self, member: Member) {
+    pub(super) async fn join(&mut self, member: Member) {
         let netns = member.pod.netns.cookie();
         self.pods.take_all(|_, left| left.pod.netns.cookie() == netns);
         self.earlier.orphans.remove(&netns);
         let uid = member.pod.uid.clone();
+        let closed = self.pods.one(&uid, Phase::closed).filter(|closed| *closed != netns);
         let elsewhere = self.pods.join(&uid, member);
         self.earlier.orphans.extend(elsewhere.map(|left| left.pod.netns.cookie()));
+        if let Some(closed) = closed {
+            self.let_go(closed).await;
+        }
     }
 
     /// Notes a failure, for `status` and for the next attempt; logs it once.
@@ -77,7 +85,7 @@ impl Enroller {
     ) -> Result<Member, EnrolError> {
         let workload = &local.workload;
         let netns = self.finder.find(&self.mesh.factory, local).await?;
-        if let Some(holder) = self.holder_of(&netns, &workload.uid) {
+        if let Some(holder) = self.holder_of(netns.cookie(), &workload.uid) {
             return Err(EnrolError::NetnsTaken(holder));
         }
         let trust_domain = &self.mesh.trust_domain;
@@ -102,6 +110,12 @@ impl Enroller {
             since: None,
             generation: self.generation,
         };
+        if settings.mode != Mode::Strict {
+            // What an earlier agent left does not keep the pod closed any more.
+            let uid = &member.pod.uid;
+            let is_its = |known: &PodUid, guard| known == uid && matches!(guard, Guard::Earlier(_));
+            self.pods.end_guards(is_its);
+        }
         if let Err(error) = self.take_addresses(&member) {
             self.leave_closed(&member.pod);
             return Err(error.into());

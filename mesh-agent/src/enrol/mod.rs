@@ -310,9 +310,9 @@ impl Enroller {
     }
 
     /// Another pod that has the same namespace.
-    fn holder_of(&self, netns: &Netns, uid: &PodUid) -> Option<String> {
+    fn holder_of(&self, netns: u64, uid: &PodUid) -> Option<String> {
         let mut others = self.pods.all(Phase::serving).filter(|(other, _)| *other != uid);
-        let holder = others.find(|(_, other)| other.pod.netns.cookie() == netns.cookie());
+        let holder = others.find(|(_, other)| other.pod.netns.cookie() == netns);
         holder.map(|(_, other)| other.pod.name.to_string())
     }
 }

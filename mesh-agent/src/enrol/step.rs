@@ -38,6 +38,11 @@ impl Member {
         }
         Ok(())
     }
+
+    /// Whether it accepts, or can. If its listeners could not be steered to, they are lost.
+    pub(super) fn has_listeners(&self) -> bool {
+        !matches!(self.listeners, Listeners::Made(None))
+    }
 }
 
 impl Enroller {

@@ -9,7 +9,7 @@ use tests::{
     agent::{self, Dirs, SOON},
     certs::{self, Validity},
     exec::Output,
-    objects,
+    objects::{self, MODE},
     probe::{self, DialSpec, End, Talk},
     scenario,
 };
@@ -323,6 +323,54 @@ fn two_pods_with_one_address() {
             names(&problem.message, &["shop/server", "shop/twin"])?;
         }
         still_meshed(&pair)
+    });
+}
+
+#[test]
+fn two_pods_with_one_network_namespace() {
+    scenario("inputs-netns-twice", |net| {
+        let pair = Pair::new(net)?;
+        net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
+        pair.join()?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        let agent = &pair.agents[1];
+
+        // It is there when an agent settles what an earlier one left.
+        agent.stop()?;
+        let text = fs::read_to_string(net.objects().dir().join(objects::pod_file(&pair.server)))?;
+        let twin = text
+            .replace("name: server\n", "name: twin\n")
+            .replace(&net.objects().uid(&pair.server)?, "7e1a0000-0000-4000-8000-000000000001")
+            .replace(&pair.server.v4.to_string(), "10.244.2.77")
+            .replace(&pair.server.v6.to_string(), "fd00:244:2::77");
+        net.objects().write("twin.yaml", &twin)?;
+        agent.start_again()?;
+        agent.wait_enrolled(&[&pair.server])?;
+        tests::eventually(SOON, || {
+            let pods = agent.status()?.pods;
+            let twin = pods.iter().find(|pod| pod.name == "twin").context("no twin")?;
+            ensure!(twin.code == "netns_taken", "{twin:?}");
+            Ok(())
+        })?;
+
+        // "Correct one of the two": that opens nothing of the other.
+        net.objects().remove("twin.yaml")?;
+        tests::eventually(SOON, || {
+            let pods = agent.status()?.pods;
+            ensure!(pods.iter().all(|pod| pod.name != "twin"), "{pods:?}");
+            Ok(())
+        })?;
+        // A step later, too.
+        net.objects().annotate_pod(&pair.client, "example.com/step", Some("1"))?;
+        for _ in 0..10 {
+            let to = pair.server.at(PORT);
+            let seen = probe::dial(&stranger, &DialSpec::say(to, "hello"))?;
+            ensure!(matches!(seen.end, End::Reset | End::Refused), "strict is open: {seen:?}");
+            still_meshed(&pair)?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     });
 }
 

@@ -72,6 +72,7 @@ pub(crate) fn build(workspace: &Workspace, stop: &AtomicBool) -> Result<()> {
     let source = [
         go.version.as_str(),
         &flags.join(" "),
+        &PROGRAMS.map(|program| program.package).join(" "),
         &go_mod,
         &read("go.sum")?,
         &read("coredns/main.go")?,
