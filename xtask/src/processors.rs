@@ -20,8 +20,8 @@ pub(crate) fn used() -> Result<Used> {
     parse(&stat).context("/proc/stat does not begin with the sum of all processors")
 }
 
-/// The first line of `proc_stat(5)`: user, nice, system, idle, iowait, irq, softirq, steal, guest and
-/// `guest_nice`. The last two are left out: user and nice contain them.
+/// The first line of `proc_stat(5)`: user, nice, system, idle, iowait, irq, softirq, steal, guest
+/// and `guest_nice`. The last two are left out: user and nice contain them.
 fn parse(stat: &str) -> Option<Used> {
     let sum = stat.lines().next()?.strip_prefix("cpu ")?;
     let ticks: Vec<u64> = sum.split_whitespace().take(8).map_while(|it| it.parse().ok()).collect();

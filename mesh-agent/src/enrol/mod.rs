@@ -52,7 +52,7 @@ use sightings::Sightings;
 use crate::{
     handover::Inherited,
     kernel::KernelError,
-    netns::{Netns, NetnsError},
+    netns::NetnsError,
     proxy::{ListenError, Listening, Mesh, Pod, Steered},
     source::{Announcer, SourceState},
     tasks::Tasks,
