@@ -1,6 +1,7 @@
 //! What takes minutes to build and is the same for every work tree: programs of the tests'
 //! Kubernetes, and tools. It is in the user's cache, as cargo's own downloads are, and may be
 //! removed at any time.
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::PathBuf;
 
@@ -39,5 +40,9 @@ pub(crate) fn directory(name: &str) -> PathBuf {
 
 /// Bytes as hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }

@@ -35,7 +35,9 @@ impl Enroller {
             let member = match self.pods.take_leaving(uid) {
                 Some(leaving) if leaving.has_listeners() => self.rejoin(leaving, settings),
                 deaf => {
-                    deaf.iter().for_each(|leaving| self.release(leaving));
+                    if let Some(leaving) = deaf {
+                        self.release(&leaving);
+                    }
                     self.enrol(local, settings).await
                 }
             };

@@ -98,7 +98,10 @@ fn the_page_says_what_status_says() {
             let (count, seconds) = (handshakes("count")?, handshakes("sum")?);
             println!("{count} handshakes {direction} took {seconds} s");
             let possible = 0.000_1..count * PATIENCE.as_secs_f64();
-            ensure!(count == 3.0 && possible.contains(&seconds), "{direction}: {samples:#?}");
+            ensure!(
+                (2.5..3.5).contains(&count) && possible.contains(&seconds),
+                "{direction}: {samples:#?}"
+            );
         }
         let verdict =
             |code: &str| samples.get(&format!("nodemesh_verdicts_total{{verdict=\"{code}\"}}"));
