@@ -1,4 +1,5 @@
 //! `cargo xtask lint`: format, long lines, clippy for the host, clippy for the kernel.
+use std::ffi::OsString;
 use std::process::Command as Process;
 
 use anyhow::{Context as _, Result, bail};
@@ -44,7 +45,13 @@ pub(crate) fn apart_from_the_host(workspace: &Workspace, gates: &mut Gates) {
 /// Lets clippy read the workspace's crates while this cargo compiles them. Such crates are compiled
 /// apart from those of other builds: all of a run's cargos have to be told.
 pub(crate) fn beside_the_compiler(cargo: &mut Process, workspace: &Workspace) {
-    cargo.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/rustc"));
+    let (name, value) = wrapper(workspace);
+    cargo.env(name, value);
+}
+
+/// The same as a variable of the environment.
+pub(crate) fn wrapper(workspace: &Workspace) -> (&'static str, OsString) {
+    ("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/rustc").into())
 }
 
 /// What the compiler and clippy complained about in one build.

@@ -5,6 +5,7 @@
 //! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed
 //! and is listed as flaky, with what it said the first time.
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -47,8 +48,11 @@ pub(crate) struct Chosen<'a> {
 struct Job<'a> {
     program: &'a TestProgram,
     test: &'a str,
-    long: bool,
+    environment: &'a Environment,
 }
+
+/// What tests find in their environment, beside what cargo gives them.
+type Environment = Vec<(&'static str, OsString)>;
 
 /// How a test went.
 struct Outcome {
@@ -68,10 +72,11 @@ pub(crate) fn run(
     chosen: &Chosen<'_>,
     tally: &mut Tally,
 ) -> Result<()> {
-    let Chosen { names, at_once, long, linted } = *chosen;
+    let Chosen { names, at_once, linted, .. } = *chosen;
+    let environment = chosen.environment(workspace);
     let mut failed = Vec::new();
     for program in programs.iter().filter(|program| !program.is_whole_system) {
-        let mut command = command(program, long);
+        let mut command = command(program, &environment);
         command.args(names).env("RUST_TEST_THREADS", at_once.to_string());
         if !aloud(&mut command, program.name(), !names.is_empty(), tally)? {
             failed.push(program.name().to_owned());
@@ -80,9 +85,10 @@ pub(crate) fn run(
     let whole_system = programs.iter().filter(|program| program.is_whole_system);
     let tests: Vec<(&TestProgram, Vec<String>)> =
         whole_system.map(|it| Ok((it, list(it, names)?))).collect::<Result<_>>()?;
-    let jobs = tests
-        .iter()
-        .flat_map(|(program, tests)| tests.iter().map(|test| Job { program, test, long }));
+    let jobs = tests.iter().flat_map(|(program, tests)| {
+        let environment = &environment;
+        tests.iter().map(move |test| Job { program, test, environment })
+    });
     let mut queues: BTreeMap<Option<&str>, VecDeque<Job<'_>>> = BTreeMap::new();
     for job in jobs {
         queues.entry(job.alone()).or_default().push_back(job);
@@ -171,19 +177,31 @@ fn whole_system_tests(
     Ok(flaky)
 }
 
+impl Chosen<'_> {
+    fn environment(&self, workspace: &Workspace) -> Environment {
+        let mut environment = Vec::new();
+        if self.long {
+            environment.push(("NODEMESH_LONG", "1".into()));
+        }
+        if self.linted {
+            // A test that follows a page builds the agent. It is built, if cargo is asked likewise.
+            environment.push(lint::wrapper(workspace));
+        }
+        environment
+    }
+}
+
 /// The command that starts a test program as cargo would.
-fn command(program: &TestProgram, long: bool) -> Command {
+fn command(program: &TestProgram, environment: &Environment) -> Command {
     let mut command = Command::new(&program.executable);
     command.current_dir(&program.package).env("CARGO_MANIFEST_DIR", &program.package);
-    if long {
-        command.env("NODEMESH_LONG", "1");
-    }
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command
 }
 
 /// A program's tests whose names contain one of these, or all.
 fn list(program: &TestProgram, names: &[String]) -> Result<Vec<String>> {
-    let mut command = command(program, false);
+    let mut command = command(program, &Environment::new());
     let list = process::read_aloud(command.args(names).args(["--list", "--format", "terse"]))?;
     let test = |line: &str| line.strip_suffix(": test").map(str::to_owned);
     Ok(list.lines().filter_map(test).collect())
@@ -201,7 +219,7 @@ impl<'a> Job<'a> {
     }
 
     fn run(&self) -> Result<Outcome> {
-        let mut command = command(self.program, self.long);
+        let mut command = command(self.program, self.environment);
         command.args([self.test, "--exact", "--test-threads=1"]);
         let started = Instant::now();
         let output = command.stdin(Stdio::null()).output();
@@ -265,7 +283,8 @@ mod tests {
         };
         let (load, trust) =
             (program("tests/tests/load/main.rs"), program("tests/tests/trust/main.rs"));
-        let alone = |program, test| Job { program, test, long: false }.alone().map(str::to_owned);
+        let environment = &Environment::new();
+        let alone = |program, test| Job { program, test, environment }.alone().map(str::to_owned);
         assert_eq!(alone(&load, "attacks::clients::cut").as_deref(), Some("attacks"));
         assert_eq!(alone(&trust, "strict::one"), None);
     }
@@ -279,10 +298,11 @@ mod tests {
             "case $1 in good) ;; flaky) mkdir seen 2>/dev/null && echo oops && exit 1 ;; \
              bad) echo '{FAILED}'; exit 1 ;; killed) kill -9 $$ ;; esac; echo '{PASSED}'"
         ));
+        let environment = &Environment::new();
         let jobs = ["bad", "flaky", "good", "killed"].map(|test| Job {
             program: &program,
             test,
-            long: false,
+            environment,
         });
         let (mut tally, mut failed) = (Tally::default(), Vec::new());
         let flaky = whole_system_tests(jobs.into(), 2, &mut tally, &mut failed).unwrap();
