@@ -89,11 +89,15 @@ impl Toolchain {
         command.env("CARGO_TARGET_DIR", workspace.ebpf_target_dir());
         command.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
         command.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", rust_flags());
-        // Each of the first three would replace something above; the last has the libraries of the
-        // toolchain that runs us.
-        for inherited in
-            ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "LD_LIBRARY_PATH"]
-        {
+        // Each of the first three would replace something above; the fourth has the libraries of
+        // the toolchain that runs us, and the last would change the programs' bytes.
+        for inherited in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+            "LD_LIBRARY_PATH",
+            "RUSTC_WORKSPACE_WRAPPER",
+        ] {
             command.env_remove(inherited);
         }
         command
