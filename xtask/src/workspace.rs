@@ -26,7 +26,7 @@ impl Workspace {
         self.root.join("target/bpf-build")
     }
 
-    /// The programs of the tests' Kubernetes, and what each was built from.
+    /// Its `bin` leads to the programs of the tests' Kubernetes, which are in the cache.
     pub(crate) fn cluster(&self) -> PathBuf {
         self.root.join("target/cluster")
     }

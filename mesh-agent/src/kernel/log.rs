@@ -1,4 +1,5 @@
-//! The programs' own lines (aya-log), in the agent's log. The programs write at most one a second.
+//! The lines that the programs write (aya-log), in the log of the agent: at most one of a kind a
+//! second.
 
 use std::io;
 

@@ -25,10 +25,11 @@ pub(crate) const COMMAND: Command = Command {
   load ARCHIVE  gives both nodes the images of an archive, e.g. of `cargo xtask image`
   down          takes it down, also one that has crashed or was half made
   status        what of it runs; fails if it is not all
-  build         only builds its programs: etcd, Kubernetes and CoreDNS, into target/cluster
+  build         only builds its programs: etcd, Kubernetes and CoreDNS, into ~/.cache/nodemesh, to which
+                target/cluster/bin leads
 
-The programs are built from the Go modules in tests/cluster: 8 minutes on two cores the first time. A node
-is made of namespaces: it has its own processes, mounts, cgroups and network. Needs root.",
+The programs are built from the Go modules in tests/cluster: 8 minutes on two cores the first time
+on a machine. A node is made of namespaces: it has its own processes, mounts, cgroups and network. Needs root.",
     options: &[Opt { flag: "--name", values: &["NAME"], about: "which cluster; there may be several (dev)" }],
     operands: Some("up|demo|load ARCHIVE|down|status|build"),
     run,
