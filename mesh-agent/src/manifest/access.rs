@@ -1,16 +1,14 @@
 //! What the agents may do at the API server: read what the world is made of, and write their
 //! MeshNode and Events.
 
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde_json::{Value, json};
 
-use super::{AGENT, ManifestError, NAMESPACE, Part, events, part};
+use super::{AGENT, NAMESPACE, Part, events, part};
 use crate::source::{CA_NOTICE, KINDS};
 
 pub(super) const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
-pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
+pub(super) fn parts() -> Vec<Part> {
     let (group, resource, verb) = events::MARKER;
     let mut rules = reading();
     rules.extend([
@@ -18,17 +16,17 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
         json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}),
         json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]}),
     ]);
-    Ok(vec![
-        part::<ServiceAccount>("The agents.", account(AGENT))?,
-        part::<ClusterRole>(
+    vec![
+        part("The agents.", account(AGENT)),
+        part(
             "What agents read of the cluster, and the two things they write: their MeshNode, and Events, by the\npolicy below, which knows this role by a permission that means nothing else. No write to pods or nodes.",
             json!({
                 "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(AGENT)},
                 "rules": rules,
             }),
-        )?,
-        part::<ClusterRoleBinding>("", cluster_role_binding(AGENT))?,
-        part::<Role>(
+        ),
+        part("", cluster_role_binding(AGENT)),
+        part(
             "An agent watches its own DaemonSet: when that is deleted, it takes everything away that it has put on its node. And\nwhat is said of the CA's Secret, which it may not read.",
             role(
                 AGENT,
@@ -37,9 +35,9 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
                     {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CA_NOTICE], "verbs": ["get", "list", "watch"]},
                 ]),
             ),
-        )?,
-        part::<RoleBinding>("", role_binding(AGENT))?,
-    ])
+        ),
+        part("", role_binding(AGENT)),
+    ]
 }
 
 /// To read the kinds that the world is made of, a rule for each API group.

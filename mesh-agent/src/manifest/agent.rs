@@ -1,10 +1,9 @@
 //! The DaemonSet.
 
-use k8s_openapi::api::apps::v1::DaemonSet;
 use serde_json::json;
 
 use super::authority::SECRET;
-use super::{AGENT, Manifest, ManifestError, NAMESPACE, Part, part};
+use super::{AGENT, Manifest, NAMESPACE, Part, part};
 
 /// How long open connections may take to end at an agent's shutdown.
 const DRAIN_SECONDS: u32 = 25;
@@ -18,7 +17,7 @@ const PATIENCE_SECONDS: u32 = 60 * 60;
 /// node.
 const GRACE_SECONDS: u32 = DRAIN_SECONDS + 35;
 
-pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+pub(super) fn parts(chosen: &Manifest) -> Vec<Part> {
     let about = "One agent per node, not in the node's network. An update starts the new agent beside the old one and lets it take over:\nno connection is refused meanwhile.";
     let labels = json!({"app.kubernetes.io/name": AGENT, "app.kubernetes.io/part-of": "nodemesh"});
     let selector = json!({"app.kubernetes.io/name": AGENT});
@@ -97,5 +96,5 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
             },
         },
     });
-    Ok(vec![part::<DaemonSet>(about, object)?])
+    vec![part(about, object)]
 }

@@ -1,12 +1,9 @@
 //! The interim CA: its key lies in a Secret that every agent reads. A CA service will replace it.
 
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde_json::json;
 
 use super::access::{account, role, role_binding, unprivileged};
-use super::{Manifest, ManifestError, NAMESPACE, Part, part};
+use super::{Manifest, NAMESPACE, Part, part};
 use crate::source::CA_NOTICE;
 
 /// The Secret with `ca.crt`, `ca.key` and `anchors.pem`.
@@ -14,14 +11,14 @@ pub(super) const SECRET: &str = "nodemesh-ca";
 /// The Deployment that makes it, once.
 const MAKER: &str = "make-ca";
 
-pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+pub(super) fn parts(chosen: &Manifest) -> Vec<Part> {
     let labels = json!({"app.kubernetes.io/name": MAKER, "app.kubernetes.io/part-of": "nodemesh"});
-    Ok(vec![
-        part::<ServiceAccount>(
+    vec![
+        part(
             "INTERIM: the CA's key is in the Secret nodemesh-ca, and every agent signs with it. Whoever reads that Secret, or takes over\na node, can be anybody in the mesh. A CA of its own, which only signs for pods that run on the asking node, replaces this.",
             account(MAKER),
-        )?,
-        part::<Role>(
+        ),
+        part(
             "",
             role(
                 MAKER,
@@ -33,9 +30,9 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                     {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CA_NOTICE], "verbs": ["get", "patch"]},
                 ]),
             ),
-        )?,
-        part::<RoleBinding>("", role_binding(MAKER))?,
-        part::<Deployment>(
+        ),
+        part("", role_binding(MAKER)),
+        part(
             "Makes the Secret, unless it is there or agents use the one that was. A Deployment and no Job: a Job cannot be given\nanother image.",
             json!({
                 "apiVersion": "apps/v1", "kind": "Deployment",
@@ -61,6 +58,6 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                     },
                 },
             }),
-        )?,
-    ])
+        ),
+    ]
 }

@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
+use super::Part;
 use super::policy::{IS_SERVICE_ACCOUNT, Policy, node_of_token};
-use super::{ManifestError, Part};
 use crate::notices::EVENT_CONTROLLER;
 
 /// A permission for nothing, by which the policy recognises the agents' role: group, resource,
 /// verb.
 pub(super) const MARKER: (&str, &str, &str) = ("nodemesh.dev", "signedevents", "write");
 
-pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
+pub(super) fn parts() -> Vec<Part> {
     // The account is recognised by the permission that only the agents' role gives, whatever
     // namespace or name it has been moved to. An account that may delete Events is an
     // administrator's.
@@ -34,5 +34,5 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
             "reason": "Forbidden",
         }]),
     };
-    Ok(policy.parts()?.into())
+    policy.parts().into()
 }

@@ -1,18 +1,16 @@
 //! `MeshNode`, and which account may write which.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::json;
 
 use super::policy::{IS_SERVICE_ACCOUNT, Policy, node_of_token};
-use super::{ManifestError, Part, part};
+use super::{Part, part};
 use crate::source::mesh_node_crd;
 
 /// Kubernetes' own account that deletes a MeshNode when its Node goes.
 const GARBAGE_COLLECTOR: &str = "system:serviceaccount:kube-system:generic-garbage-collector";
 
-pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
-    let crd = serde_json::to_value(mesh_node_crd())
-        .map_err(|error| super::wrong(&json!({"kind": "CustomResourceDefinition"}), &error))?;
+pub(super) fn parts() -> serde_json::Result<Vec<Part>> {
+    let crd = serde_json::to_value(mesh_node_crd())?;
     let policy = Policy {
         name: "nodemesh-agents-speak-for-their-own-node",
         about: "An agent writes only the MeshNode of its own node: that of the node claim in its token, which the API server signs\nsince Kubernetes 1.30. It holds for every service account, whatever namespace or name the agents' has.",
@@ -32,8 +30,7 @@ pub(super) fn parts() -> Result<Vec<Part>, ManifestError> {
             "reason": "Forbidden",
         }]),
     };
-    let mut parts =
-        vec![part::<CustomResourceDefinition>("What each node's agent tells the others.", crd)?];
-    parts.extend(policy.parts()?);
+    let mut parts = vec![part("What each node's agent tells the others.", crd)];
+    parts.extend(policy.parts());
     Ok(parts)
 }

@@ -1,11 +1,8 @@
 //! Admission policies: what an account may write, more narrowly than a role can say.
 
-use k8s_openapi::api::admissionregistration::v1::{
-    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
-};
 use serde_json::{Value, json};
 
-use super::{ManifestError, Part, part};
+use super::{Part, part};
 
 /// The request's account is a service account.
 pub(super) const IS_SERVICE_ACCOUNT: &str =
@@ -29,10 +26,7 @@ pub(super) struct Policy {
 
 impl Policy {
     /// The policy and its binding.
-    ///
-    /// # Errors
-    /// It is none.
-    pub(super) fn parts(self) -> Result<[Part; 2], ManifestError> {
+    pub(super) fn parts(self) -> [Part; 2] {
         let Self { name, about, of: (group, resources, operations), .. } = self;
         let mut spec = json!({
             "failurePolicy": "Fail",
@@ -55,13 +49,10 @@ impl Policy {
             })
         };
         let binding = json!({"policyName": name, "validationActions": ["Deny"]});
-        Ok([
-            part::<ValidatingAdmissionPolicy>(about, object("ValidatingAdmissionPolicy", &spec))?,
-            part::<ValidatingAdmissionPolicyBinding>(
-                "The policy is in force.",
-                object("ValidatingAdmissionPolicyBinding", &binding),
-            )?,
-        ])
+        [
+            part(about, object("ValidatingAdmissionPolicy", &spec)),
+            part("The policy is in force.", object("ValidatingAdmissionPolicyBinding", &binding)),
+        ]
     }
 }
 

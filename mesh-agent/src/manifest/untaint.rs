@@ -1,16 +1,13 @@
 //! The program that takes the start-up taint off nodes: a small Deployment of its own, since agents
 //! must not write nodes.
 
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde_json::json;
 
 use super::access::{
     RBAC, account, cluster_name, cluster_role_binding, role, role_binding, unprivileged,
 };
 use super::policy::{IS_SERVICE_ACCOUNT, Policy};
-use super::{Manifest, ManifestError, NAMESPACE, Part, part};
+use super::{Manifest, NAMESPACE, Part, part};
 use crate::start_taint::TAINT;
 
 const UNTAINT: &str = "untaint";
@@ -23,13 +20,13 @@ struct Marker {
     verb: &'static str,
 }
 
-pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
+pub(super) fn parts(chosen: &Manifest) -> Vec<Part> {
     let mut parts = vec![
-        part::<ServiceAccount>(
+        part(
             "Takes the start-up taint off nodes whose agent is ready. Nodes of which nobody has tainted any are none of its business.",
             account(UNTAINT),
-        )?,
-        part::<ClusterRole>(
+        ),
+        part(
             "A taint is a field of the node, and no role is as narrow as a field: the policy below is. It holds for whoever has\nthis role, known by the permission `remove starttaints`, which means nothing else.",
             json!({
                 "apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": cluster_name(UNTAINT)},
@@ -38,20 +35,20 @@ pub(super) fn parts(chosen: &Manifest) -> Result<Vec<Part>, ManifestError> {
                     {"apiGroups": [MARKER.group], "resources": [MARKER.resource], "verbs": [MARKER.verb]},
                 ],
             }),
-        )?,
-        part::<ClusterRoleBinding>("", cluster_role_binding(UNTAINT))?,
-        part::<Role>(
+        ),
+        part("", cluster_role_binding(UNTAINT)),
+        part(
             "",
             role(
                 UNTAINT,
                 &json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]),
             ),
-        )?,
-        part::<RoleBinding>("", role_binding(UNTAINT))?,
+        ),
+        part("", role_binding(UNTAINT)),
     ];
-    parts.extend(policy().parts()?);
-    parts.push(deployment(chosen)?);
-    Ok(parts)
+    parts.extend(policy().parts());
+    parts.push(deployment(chosen));
+    parts
 }
 
 fn policy() -> Policy {
@@ -102,12 +99,12 @@ fn policy() -> Policy {
     }
 }
 
-fn deployment(chosen: &Manifest) -> Result<Part, ManifestError> {
+fn deployment(chosen: &Manifest) -> Part {
     let labels =
         json!({"app.kubernetes.io/name": UNTAINT, "app.kubernetes.io/part-of": "nodemesh"});
     let selector = json!({"app.kubernetes.io/name": UNTAINT});
     let tolerated = ["node-role.kubernetes.io/control-plane", TAINT];
-    part::<Deployment>(
+    part(
         "One for the cluster. It runs on nodes that still have the taint: all may have it.",
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
