@@ -9,14 +9,15 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::core::ApiResource;
 use kube::{Api, Client};
 use mesh_wire::identity::{
     TrustDomain,
     file_ca::{ANCHORS, CA_CERTIFICATE, CA_KEY, CA_LIFETIME, make, trust_domain_in},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::source::{CA_NOTICE, CA_NOTICE_KEY, Repeats, sentence};
+use crate::source::{ApiObject, CA_NOTICE, CA_NOTICE_KEY, Repeats, sentence};
 
 /// How often the Secret is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -77,7 +78,7 @@ pub enum SecretError {
 /// Keeps the CA's Secret.
 pub struct SecretKeeper {
     secrets: Api<Secret>,
-    pods: Api<Pod>,
+    pods: Api<ApiObject>,
     notices: Api<ConfigMap>,
     namespace: String,
     name: String,
@@ -92,7 +93,8 @@ impl SecretKeeper {
         let namespace = client.default_namespace().to_owned();
         let (name, agents) = (name.to_owned(), agents.to_owned());
         let secrets = Api::namespaced(client.clone(), &namespace);
-        let pods = Api::namespaced(client.clone(), &namespace);
+        let pods = ApiResource::erase::<Pod>(&());
+        let pods = Api::namespaced_with(client.clone(), &namespace, &pods);
         let notices = Api::namespaced(client, &namespace);
         Self { secrets, pods, notices, namespace, name, agents, trust_domain }
     }
@@ -164,7 +166,8 @@ impl SecretKeeper {
         let agents = format!("app.kubernetes.io/name={}", self.agents);
         let agents = ListParams::default().labels(&agents);
         let agents = self.pods.list(&agents).await.map_err(|e| self.refused(e))?;
-        Ok(agents.into_iter().filter(runs).filter_map(|pod| pod.spec?.node_name).collect())
+        let node = |agent: &ApiObject| Some(agent.pointer("/spec/nodeName")?.as_str()?.to_owned());
+        Ok(agents.iter().filter(|agent| runs(agent)).filter_map(node).collect())
     }
 
     fn is_of_trust_domain(&self, secret: &Secret) -> Result<(), SecretError> {
@@ -210,10 +213,9 @@ impl SecretKeeper {
     }
 }
 
-fn runs(agent: &Pod) -> bool {
-    let containers = agent.status.as_ref().and_then(|it| it.container_statuses.as_ref());
-    let is_running = |it: &k8s_openapi::api::core::v1::ContainerStatus| {
-        it.state.as_ref().is_some_and(|state| state.running.is_some())
-    };
+fn runs(agent: &ApiObject) -> bool {
+    let containers = agent.pointer("/status/containerStatuses").and_then(Value::as_array);
+    let is_running =
+        |it: &Value| it.pointer("/state/running").is_some_and(|running| !running.is_null());
     containers.into_iter().flatten().any(is_running)
 }

@@ -16,24 +16,20 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{Patch, PatchParams},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    core::ApiResource,
+    runtime::watcher::Event,
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::source::{Repeats, of_watch, sentence};
+use crate::source::{ApiObject, Repeats, events, of_watch, read, sentence, settled};
 
 /// The taint's key; its effect is `NoSchedule`.
 pub const TAINT: &str = "nodemesh.dev/not-ready";
 
 /// The pause after a failed write.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// How long one watch lasts, in seconds. A dead connection is given up then.
-const WATCH_S: u32 = 120;
 
 /// Follows nodes and agents (pods of the client's own namespace that have this
 /// `app.kubernetes.io/name`), and takes the taint off each node whose agent is ready. Ends only by
@@ -42,12 +38,11 @@ const WATCH_S: u32 = 120;
 /// # Cancel safety
 /// Can be dropped at any time.
 pub async fn keep_untainting(client: Client, agents: &str) {
-    let nodes = Api::<Node>::all(client.clone());
-    let pods = Api::<Pod>::default_namespaced(client);
-    let settled = || watcher::Config::default().timeout(WATCH_S);
+    let nodes = Api::<ApiObject>::all_with(client.clone(), &ApiResource::erase::<Node>(&()));
+    let pods = Api::default_namespaced_with(client, &ApiResource::erase::<Pod>(&()));
     let of_agents = settled().labels(&format!("app.kubernetes.io/name={agents}"));
-    let mut node_events = watcher(nodes.clone(), settled()).default_backoff().boxed();
-    let mut pod_events = watcher(pods, of_agents).default_backoff().boxed();
+    let mut node_events = events(nodes.clone(), settled());
+    let mut pod_events = events(pods, of_agents);
     let mut known = Known::default();
     let mut is_refused = false;
     let mut repeats = Repeats::default();
@@ -116,23 +111,30 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    fn apply<K: kube::Resource>(&mut self, event: Event<K>, matters: impl Fn(&K) -> Option<T>) {
+    fn apply<K: DeserializeOwned>(
+        &mut self,
+        event: Event<ApiObject>,
+        matters: impl Fn(&K) -> Option<T>,
+    ) {
         match event {
             Event::Init => self.listing.clear(),
             Event::InitApply(object) => {
                 self.listing.insert(object.name_any());
-                self.put(&object, matters);
+                self.put(object, matters);
             }
-            Event::Apply(object) => self.put(&object, matters),
+            Event::Apply(object) => self.put(object, matters),
             Event::Delete(object) => drop(self.now.remove(&object.name_any())),
             Event::InitDone => self.now.retain(|name, _| self.listing.contains(name)),
         }
     }
 
-    fn put<K: kube::Resource>(&mut self, object: &K, matters: impl Fn(&K) -> Option<T>) {
-        match matters(object) {
-            Some(value) => drop(self.now.insert(object.name_any(), value)),
-            None => drop(self.now.remove(&object.name_any())),
+    fn put<K: DeserializeOwned>(&mut self, object: ApiObject, matters: impl Fn(&K) -> Option<T>) {
+        let name = object.name_any();
+        let read = read(object.into_value());
+        let read = read.inspect_err(|error| tracing::warn!(name, %error, "cannot be read"));
+        match read.ok().as_ref().and_then(matters) {
+            Some(value) => drop(self.now.insert(name, value)),
+            None => drop(self.now.remove(&name)),
         }
     }
 }
@@ -167,14 +169,14 @@ fn node_of_ready(agent: &Pod) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn node(name: &str, taints: &Value) -> Node {
+    fn node(name: &str, taints: &Value) -> ApiObject {
         serde_json::from_value(json!({
             "metadata": {"name": name, "resourceVersion": "7"}, "spec": {"taints": taints},
         }))
         .unwrap()
     }
 
-    fn agent(node: &str, ready: &str, deleted: Option<&str>) -> Pod {
+    fn agent(node: &str, ready: &str, deleted: Option<&str>) -> ApiObject {
         serde_json::from_value(json!({
             "metadata": {"name": format!("agent-{node}"), "deletionTimestamp": deleted},
             "spec": {"nodeName": node, "containers": []},

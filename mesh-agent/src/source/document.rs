@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_world::{FieldError, FileLines, Origin};
 
 use super::error::SourceError;
-use super::kinds::{ForKind, KINDS, Kind, KindName, Object, for_kind, kind_named};
+use super::kinds::{KINDS, Kind, Object, kind_named};
 use super::tree::{self, Tree};
 
 /// Reads a file's text. Reports everything that is wrong with it, not only the first error.
@@ -41,9 +41,8 @@ impl Reader<'_> {
             return self.errors.push(error);
         };
         let known = kind_named(&kind).filter(|known| known.api_version == version);
-        if known.is_some() {
-            let read = ReadObject { reader: self, tree };
-            let _: Option<()> = for_kind(&kind, read);
+        if let Some(kind) = known {
+            self.object(kind, tree);
         } else if is_list(&version, &kind) {
             let items = tree.remove("items").and_then(Tree::into_items).unwrap_or_default();
             let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
@@ -55,19 +54,12 @@ impl Reader<'_> {
         }
     }
 
-    fn object<K: Kind>(&mut self, tree: Tree) {
-        let kind = K::NAME.kind;
-        let name = display_name(kind, &tree);
+    fn object(&mut self, kind: &Kind, tree: Tree) {
+        let name = display_name(kind.name, &tree);
         let lines = FileLines::new(tree.place(), tree.fields());
-        let converted = tree
-            .deserialize::<K::Api>()
-            .map_err(|error| with_type_hint(error, kind))
-            .and_then(|object| {
-                let kept = Arc::new(lines.only(may_be_complained_about));
-                let locate = |it: Origin| it.in_file(Arc::clone(self.file), Arc::clone(&kept));
-                K::convert(&object, locate)
-            });
-        match converted {
+        let kept = Arc::new(lines.only(may_be_complained_about));
+        let locate = |it: Origin| it.in_file(Arc::clone(self.file), Arc::clone(&kept));
+        match (kind.read)(tree.into_value(), &locate) {
             Ok(object) => self.objects.push(object),
             Err(error) => {
                 let place = lines.place(&error.field);
@@ -77,7 +69,7 @@ impl Reader<'_> {
     }
 
     fn other_kind(&mut self, tree: &Tree, version: &str, kind: &str) {
-        let is_of_group = |known: &&KindName| match known.group {
+        let is_of_group = |known: &&Kind| match known.group {
             "" => !version.contains('/'),
             group => version.strip_prefix(group).is_some_and(|rest| rest.starts_with('/')),
         };
@@ -94,24 +86,10 @@ impl Reader<'_> {
     }
 }
 
-/// An object that is read as its kind wants it.
-struct ReadObject<'r, 'a> {
-    reader: &'r mut Reader<'a>,
-    tree: Tree,
-}
-
-impl ForKind for ReadObject<'_, '_> {
-    type Done = ();
-
-    fn run<K: Kind>(self) {
-        self.reader.object::<K>(self.tree);
-    }
-}
-
 /// Whether it is a list of any kinds, or of one of ours.
 fn is_list(version: &str, kind: &str) -> bool {
-    let of_kind = |known: &KindName| {
-        kind.strip_suffix("List") == Some(known.kind) && version == known.api_version
+    let of_kind = |known: &Kind| {
+        kind.strip_suffix("List") == Some(known.name) && version == known.api_version
     };
     (version, kind) == ("v1", "List") || KINDS.iter().any(of_kind)
 }
@@ -136,19 +114,4 @@ fn may_be_complained_about(field: &str) -> bool {
         "spec.ports",
     ];
     field == "metadata" || FIELDS.iter().any(|start| field.starts_with(start))
-}
-
-fn with_type_hint(error: FieldError, kind: &str) -> FieldError {
-    let unquoted = error.message.starts_with("invalid type: integer")
-        || error.message.starts_with("invalid type: boolean")
-        || error.message.starts_with("invalid type: floating point");
-    if unquoted && error.message.ends_with("expected a string") {
-        return error.hint("put the value in quotes");
-    }
-    let path: String = match error.field.find('[') {
-        Some(bracket) => error.field.chars().take(bracket).collect(),
-        None => error.field.clone(),
-    };
-    let kind = kind.to_ascii_lowercase();
-    error.hint(format!("`kubectl explain {kind}.{path}` shows what belongs there"))
 }

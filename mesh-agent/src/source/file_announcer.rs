@@ -11,6 +11,7 @@ use super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announc
 use super::directory::Directory;
 use super::earlier::Earlier;
 use super::error::{OpenError, SourceError};
+use super::json::read;
 use super::last_good::LastGood;
 use super::state::Knowledge;
 use super::tree;
@@ -159,7 +160,7 @@ pub(super) fn parse(file: &Arc<str>, text: &str) -> Result<Arc<MeshNode>, Vec<So
         return Err(vec![SourceError::whole_file(file, "is not one MeshNode object").hint(hint)]);
     };
     let lines = FileLines::new(document.place(), document.fields());
-    let checked = document.deserialize::<MeshNode>().and_then(|announcement| {
+    let checked = read::<MeshNode>(document.into_value()).and_then(|announcement| {
         if file.strip_suffix(".json") == Some(announcement.node.as_str()) {
             return Ok(Arc::new(announcement));
         }

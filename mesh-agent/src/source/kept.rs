@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::kinds::{ForKind, Kind, Object, for_kind};
+use super::kinds::{Object, kind_named};
 
 /// Rises when a file of today could be misread.
 const FORMAT: u32 = 1;
@@ -297,27 +297,14 @@ pub(super) fn insert(
         announcements.insert(announcement.node.clone(), Arc::new(announcement));
         return Ok(());
     }
-    let read = for_kind(&kind, ReadObject { value, file });
-    read.unwrap_or_else(|| Err(format!("unknown kind {kind:?}")))?.insert_into(objects);
+    let known = kind_named(&kind).ok_or_else(|| format!("unknown kind {kind:?}"))?;
+    let locate = |origin: Origin| match &file {
+        Some(file) => origin.in_file(Arc::clone(file), Arc::new(FileLines::unknown())),
+        None => origin,
+    };
+    let object = (known.read)(value, &locate).map_err(|error| error.to_string())?;
+    object.insert_into(objects);
     Ok(())
-}
-
-/// An object, and the file in which it stood.
-struct ReadObject {
-    value: Value,
-    file: Option<Arc<str>>,
-}
-
-impl ForKind for ReadObject {
-    type Done = Result<Object, String>;
-
-    fn run<K: Kind>(self) -> Self::Done {
-        let locate = |origin: Origin| match self.file {
-            Some(file) => origin.in_file(file, Arc::new(FileLines::unknown())),
-            None => origin,
-        };
-        K::convert(&object::<K::Api>(self.value)?, locate).map_err(|error| error.to_string())
-    }
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> Result<T, String> {

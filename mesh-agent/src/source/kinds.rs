@@ -4,69 +4,44 @@
 //! new kind is a row here, its type (`mesh-world/src/objects/`) and its conversion
 //! (`mesh-world/src/kubernetes/`).
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_world::{
     EndpointSliceObject, FieldError, NamespaceObject, NodeObject, ObjectName, Objects, Origin,
     PodObject, PodUid, ServiceObject,
 };
-use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
-/// What the API server is asked for of a kind.
+use super::json::read;
+
+/// Which objects of a kind the API server is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watched {
-    /// Whole objects.
-    Whole,
-    /// Their metadata.
-    Metadata,
-    /// The whole objects of this node.
+    All,
+    /// Those of this node.
     OfOwnNode,
 }
 
-/// A kind by the API server's names for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct KindName {
+type Read = fn(Value, &dyn Fn(Origin) -> Origin) -> Result<Object, FieldError>;
+
+/// A kind of objects: the API server's names for it, what is watched, and how one is read.
+#[derive(Debug)]
+pub(crate) struct Kind {
     /// `EndpointSlice`.
-    pub(crate) kind: &'static str,
+    pub(crate) name: &'static str,
     /// `discovery.k8s.io/v1`.
     pub(crate) api_version: &'static str,
     /// `discovery.k8s.io`; empty for the core kinds.
     pub(crate) group: &'static str,
     /// `endpointslices`.
     pub(crate) plural: &'static str,
-}
-
-/// The world's type of a kind.
-pub(super) trait Kind: Sized {
-    /// The API server's type.
-    type Api: k8s_openapi::Metadata<Ty = ObjectMeta>
-        + kube::Resource<DynamicType = ()>
-        + Clone
-        + Debug
-        + Default
-        + DeserializeOwned
-        + Send
-        + 'static;
-
-    const NAME: KindName;
-    const WATCHED: Watched;
-
-    /// Converts an object that was read at the place `locate` adds to its origin.
-    fn convert(
-        object: &Self::Api,
-        locate: impl FnOnce(Origin) -> Origin,
-    ) -> Result<Object, FieldError>;
-}
-
-/// Something that is done for a kind.
-pub(super) trait ForKind {
-    type Done;
-    fn run<K: Kind>(self) -> Self::Done;
+    pub(super) watched: Watched,
+    /// Reads an object; the second argument adds the place where it was found to its origin.
+    pub(super) read: Read,
+    remove: fn(&mut Objects, &ObjectName),
 }
 
 /// Each row: the API server's type, the world's, what is watched; of [`Objects`] all of them, to
@@ -80,46 +55,19 @@ macro_rules! kinds {
         }
 
         /// Every kind.
-        pub(crate) const KINDS: &[KindName] = &[$($world::NAME),+];
-
-        $(impl Kind for $world {
-            type Api = $api;
-            const NAME: KindName = KindName {
-                kind: <$api as k8s_openapi::Resource>::KIND,
-                api_version: <$api as k8s_openapi::Resource>::API_VERSION,
-                group: <$api as k8s_openapi::Resource>::GROUP,
-                plural: <$api as k8s_openapi::Resource>::URL_PATH_SEGMENT,
-            };
-            const WATCHED: Watched = Watched::$watched;
-
-            fn convert(
-                object: &$api,
-                locate: impl FnOnce(Origin) -> Origin,
-            ) -> Result<Object, FieldError> {
-                $world::parse(object, locate).map(|it| Object::$api(Arc::new(it)))
-            }
-        })+
-
-        /// Does something for the kind of that name; `None` if there is no such kind.
-        pub(super) fn for_kind<F: ForKind>(kind: &str, what: F) -> Option<F::Done> {
-            $(if kind == $world::NAME.kind {
-                return Some(what.run::<$world>());
-            })+
-            None
-        }
-
-        /// Does something for each kind, in the order of the rows.
-        pub(super) fn for_each<F: ForKind + Copy>(what: F) -> Vec<F::Done> {
-            vec![$(what.run::<$world>()),+]
-        }
-
-        /// Removes what has that name. A pod is known by its UID, and not removed by its name.
-        fn remove_named(objects: &mut Objects, kind: &str, name: &ObjectName) {
-            $(if kind == $world::NAME.kind {
-                let remove: fn(&mut Objects, &ObjectName) = $remove;
-                return remove(objects, name);
-            })+
-        }
+        pub(crate) const KINDS: &[Kind] = &[$(Kind {
+            name: <$api as k8s_openapi::Resource>::KIND,
+            api_version: <$api as k8s_openapi::Resource>::API_VERSION,
+            group: <$api as k8s_openapi::Resource>::GROUP,
+            plural: <$api as k8s_openapi::Resource>::URL_PATH_SEGMENT,
+            watched: Watched::$watched,
+            read: |object, locate| {
+                let kind = <$api as k8s_openapi::Resource>::KIND;
+                let object = read::<$api>(object).map_err(|error| with_type_hint(error, kind))?;
+                $world::parse(&object, locate).map(|it| Object::$api(Arc::new(it)))
+            },
+            remove: $remove,
+        }),+];
 
         impl Object {
             /// Where it was read.
@@ -154,11 +102,11 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Namespace: NamespaceObject, Metadata, namespaces, insert_namespace, |objects, it| objects.remove_namespace(&it.name);
-    Node: NodeObject, Whole, nodes, insert_node, |objects, it| objects.remove_node(&it.name);
+    Namespace: NamespaceObject, All, namespaces, insert_namespace, |objects, it| objects.remove_namespace(&it.name);
+    Node: NodeObject, All, nodes, insert_node, |objects, it| objects.remove_node(&it.name);
     Pod: PodObject, OfOwnNode, pods, insert_pod, |_, _| {};
-    Service: ServiceObject, Whole, services, insert_service, Objects::remove_service;
-    EndpointSlice: EndpointSliceObject, Whole, slices, insert_slice, Objects::remove_slice;
+    Service: ServiceObject, All, services, insert_service, Objects::remove_service;
+    EndpointSlice: EndpointSliceObject, All, slices, insert_slice, Objects::remove_slice;
 }
 
 impl Object {
@@ -171,14 +119,32 @@ impl Object {
     }
 }
 
-/// Removes the object of that kind, namespace and name.
+/// Removes the object of that kind, namespace and name. A pod is known by its UID, and not removed
+/// by its name.
 pub(super) fn remove(objects: &mut Objects, kind: &str, namespace: Option<&str>, name: &str) {
-    remove_named(objects, kind, &ObjectName::new(namespace.unwrap_or_default(), name));
+    if let Some(kind) = kind_named(kind) {
+        (kind.remove)(objects, &ObjectName::new(namespace.unwrap_or_default(), name));
+    }
 }
 
 /// The kind of that name.
-pub(crate) fn kind_named(kind: &str) -> Option<&'static KindName> {
-    KINDS.iter().find(|known| known.kind == kind)
+pub(crate) fn kind_named(kind: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|known| known.name == kind)
+}
+
+fn with_type_hint(error: FieldError, kind: &str) -> FieldError {
+    let unquoted = error.message.starts_with("invalid type: integer")
+        || error.message.starts_with("invalid type: boolean")
+        || error.message.starts_with("invalid type: floating point");
+    if unquoted && error.message.ends_with("expected a string") {
+        return error.hint("put the value in quotes");
+    }
+    let path: String = match error.field.find('[') {
+        Some(bracket) => error.field.chars().take(bracket).collect(),
+        None => error.field.clone(),
+    };
+    let kind = kind.to_ascii_lowercase();
+    error.hint(format!("`kubectl explain {kind}.{path}` shows what belongs there"))
 }
 
 #[cfg(test)]
@@ -190,6 +156,7 @@ mod tests {
         let slices = kind_named("EndpointSlice").unwrap();
         assert_eq!((slices.api_version, slices.group), ("discovery.k8s.io/v1", "discovery.k8s.io"));
         assert_eq!((slices.plural, kind_named("Pod").unwrap().plural), ("endpointslices", "pods"));
-        assert_eq!((kind_named("Pod").unwrap().group, kind_named("Secret")), ("", None));
+        assert_eq!(kind_named("Pod").unwrap().group, "");
+        assert!(kind_named("Secret").is_none());
     }
 }

@@ -19,6 +19,7 @@ mod file_announcer_tests;
 mod file_tests;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod json;
 mod keep;
 mod kept;
 #[cfg(test)]
@@ -39,10 +40,11 @@ pub use earlier::Earlier;
 pub use error::{OpenError, SourceError};
 pub use file::FileSource;
 pub use file_announcer::{FileAnnouncerTask, announcement_file, file_announcer, withdraw_in_file};
+pub(crate) use json::read;
 pub use keep::Keep;
 pub use kept::{KeptFile, forget_kept};
 pub(crate) use kinds::{KINDS, kind_named};
-pub(crate) use kubernetes::{AWAY, Repeats, of_watch};
+pub(crate) use kubernetes::{AWAY, ApiObject, Repeats, events, of_watch, settled};
 pub use kubernetes::{
     CA_NOTICE, CA_NOTICE_KEY, Installation, KubeAnnouncerTask, KubeSource, NodePodsTask, Question,
     api_server, kube_announcer, listed, mesh_node_crd, sentence,

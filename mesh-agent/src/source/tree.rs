@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mesh_world::{FieldError, Place};
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use mesh_world::Place;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use serde_path_to_error::Segment;
 use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
+
+use super::json::child_path;
 
 /// Deepest nesting, which bounds the stack. Built without optimisation, a level takes some 38 KB of
 /// a thread's 2 MiB (test below). The objects of the mesh have some 15 levels.
@@ -134,20 +135,8 @@ impl Tree {
         }
     }
 
-    /// Deserialises; an error names the field.
-    pub(super) fn deserialize<T: DeserializeOwned>(self) -> Result<T, FieldError> {
-        serde_path_to_error::deserialize(self.into_value()).map_err(|error| {
-            let path = error.path().iter().fold(String::new(), |path, segment| match segment {
-                Segment::Seq { index } => format!("{path}[{index}]"),
-                Segment::Map { key } => child_path(&path, key),
-                Segment::Enum { variant } => child_path(&path, variant),
-                Segment::Unknown => path,
-            });
-            FieldError::new(path, error.into_inner().to_string())
-        })
-    }
-
-    fn into_value(self) -> Value {
+    /// The value without its places.
+    pub(super) fn into_value(self) -> Value {
         match self.node {
             Node::Scalar(value) => value,
             Node::Sequence(items) => items.into_iter().map(Self::into_value).collect(),
@@ -155,16 +144,6 @@ impl Tree {
                 entries.into_iter().map(|(key, value)| (key, value.into_value())).collect()
             }
         }
-    }
-}
-
-/// `a` + `b` is `a.b`, `a` + `b.c/d` is `a[b.c/d]`.
-fn child_path(path: &str, key: &str) -> String {
-    let plain = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    match (plain, path) {
-        (true, "") => key.to_owned(),
-        (true, path) => format!("{path}.{key}"),
-        (false, path) => format!("{path}[{key}]"),
     }
 }
 

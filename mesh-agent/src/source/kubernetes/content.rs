@@ -70,7 +70,7 @@ impl Content {
 
     /// Whether every kind has been listed once; nothing is published before.
     pub(super) fn is_listed(&self) -> bool {
-        KINDS.iter().all(|it| self.listed.contains(it.kind))
+        KINDS.iter().all(|it| self.listed.contains(it.name))
     }
 
     pub(super) fn apply(&mut self, change: Change) {

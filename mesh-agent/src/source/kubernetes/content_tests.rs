@@ -104,7 +104,7 @@ fn what_cannot_be_read_when_an_agent_begins_is_as_an_earlier_one_read_it() {
 #[test]
 fn nothing_is_told_before_every_kind_has_been_listed() {
     let mut content = Content::default();
-    for kind in KINDS.iter().map(|it| it.kind) {
+    for kind in KINDS.iter().map(|it| it.name) {
         assert!(!content.is_listed());
         content.apply(Change::ListBegins(kind));
         content.apply(Change::ListEnds(kind));

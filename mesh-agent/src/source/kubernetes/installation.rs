@@ -2,7 +2,6 @@
 //! been deleted, or its namespace is going. Only the API server knows that: the agent watches it,
 //! and asks once more at shutdown. Silence, 401 and 403 mean nothing: everything stays closed.
 
-use std::fmt::Debug;
 use std::future::{Future, ready};
 use std::pin::pin;
 
@@ -11,12 +10,12 @@ use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::PartialObjectMeta;
+use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client, Resource as _};
 use tokio::sync::watch;
 
+use super::api_object::ApiObject;
 use super::watches::{events, settled};
 
 /// Follows the agent's DaemonSet and namespace.
@@ -28,9 +27,9 @@ pub struct Installation {
 
 /// Asks the API server without waiting for a watch.
 pub struct Question {
-    daemon_sets: Api<DaemonSet>,
+    daemon_sets: Api<ApiObject>,
     daemon_set: String,
-    namespaces: Api<Namespace>,
+    namespaces: Api<ApiObject>,
     namespace: String,
     is_removed: watch::Sender<bool>,
 }
@@ -42,15 +41,18 @@ impl Installation {
         let (is_removed, receiver) = watch::channel(false);
         let namespace = client.default_namespace().to_owned();
         let named = |name: &str| settled().fields(&format!("metadata.name={name}"));
-        let watched = Api::<PartialObjectMeta<DaemonSet>>::namespaced(client.clone(), &namespace);
-        let daemon_sets = going(events(watched, named(daemon_set)));
-        let watched = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
-        let namespaces = going(events(watched, named(&namespace)));
-        let signs = stream::select(daemon_sets, namespaces).boxed();
+        let daemon_sets = ApiResource::erase::<DaemonSet>(&());
+        let daemon_sets = Api::namespaced_with(client.clone(), &namespace, &daemon_sets);
+        let namespaces = Api::all_with(client, &ApiResource::erase::<Namespace>(&()));
+        let signs = stream::select(
+            going(events(daemon_sets.clone(), named(daemon_set))),
+            going(events(namespaces.clone(), named(&namespace))),
+        );
+        let (signs, daemon_set) = (signs.boxed(), daemon_set.to_owned());
         let question = Question {
-            daemon_sets: Api::namespaced(client.clone(), &namespace),
-            daemon_set: daemon_set.to_owned(),
-            namespaces: Api::all(client),
+            daemon_sets,
+            daemon_set,
+            namespaces,
             namespace,
             is_removed: is_removed.clone(),
         };
@@ -96,11 +98,11 @@ fn is_orphaning(meta: &ObjectMeta) -> bool {
 }
 
 /// Yields when an object is gone or going.
-fn going<K: Resource + Clone + Debug + DeserializeOwned + Send + 'static>(
-    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+fn going(
+    events: impl Stream<Item = watcher::Result<Event<ApiObject>>> + Send + 'static,
 ) -> BoxStream<'static, ()> {
     let (mut is_listed, mut is_orphaned) = (false, false);
-    let is_going = move |event: watcher::Result<Event<K>>| {
+    let is_going = move |event: watcher::Result<Event<ApiObject>>| {
         let going = match event {
             Ok(Event::Apply(object) | Event::InitApply(object)) => {
                 (is_listed, is_orphaned) = (true, is_orphaning(object.meta()));
@@ -125,19 +127,19 @@ mod tests {
 
     use super::*;
 
-    fn daemon_set(going: bool) -> DaemonSet {
+    fn daemon_set(going: bool) -> ApiObject {
         let at = going.then_some("2026-01-01T00:00:00Z");
         serde_json::from_value(json!({"metadata": {"name": "mesh-agent", "deletionTimestamp": at}}))
             .unwrap()
     }
 
-    async fn signs(events: Vec<watcher::Result<Event<DaemonSet>>>) -> usize {
+    async fn signs(events: Vec<watcher::Result<Event<ApiObject>>>) -> usize {
         going(stream::iter(events)).count().await
     }
 
     #[tokio::test]
     async fn only_an_answer_that_it_is_gone_means_that_it_is() {
-        let lists = |with: Option<DaemonSet>| {
+        let lists = |with: Option<ApiObject>| {
             let listed = with.into_iter().map(|it| Ok(Event::InitApply(it)));
             [Ok(Event::Init)].into_iter().chain(listed).chain([Ok(Event::InitDone)])
         };
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(signs(there().chain(refused()).collect()).await, 0);
         assert_eq!(signs(lists(None).collect()).await, 1, "deleted before the agent began");
         let mut orphaning = daemon_set(true);
-        orphaning.metadata.finalizers = Some(vec!["orphan".into()]);
+        orphaning.meta_mut().finalizers = Some(vec!["orphan".into()]);
         let orphaned = [Ok(Event::Apply(orphaning.clone())), Ok(Event::Delete(orphaning))];
         assert_eq!(signs(there().chain(orphaned).collect()).await, 0, "its pods stay");
         let deleted = [Ok(Event::Delete(daemon_set(false)))];

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
-use kube::core::DynamicObject;
+use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use mesh_api::ProblemCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::error::SourceError;
+use super::api_object::ApiObject;
 use super::mesh_nodes::mesh_nodes;
-use super::watches::{events, settled};
+use super::watches::{Events, events, settled};
 
 /// The ConfigMap in the agents' namespace, and its key, in which `mesh-agent ca keep` says what is
 /// wrong with the CA's Secret.
@@ -36,8 +36,8 @@ const NO_NODE: &str = "nodemesh-asks-whether-it-may";
 
 /// Looks after the installation.
 pub(super) struct Installed {
-    mesh_nodes: Api<DynamicObject>,
-    notices: BoxStream<'static, watcher::Result<Event<ConfigMap>>>,
+    mesh_nodes: Api<ApiObject>,
+    notices: Events,
     next: Instant,
     is_open: bool,
     ca: Option<String>,
@@ -45,11 +45,12 @@ pub(super) struct Installed {
 
 impl Installed {
     pub(super) fn new(client: &Client) -> Self {
-        let notices = Api::<ConfigMap>::default_namespaced(client.clone());
+        let config_maps = ApiResource::erase::<ConfigMap>(&());
+        let notices = Api::default_namespaced_with(client.clone(), &config_maps);
         let named = settled().fields(&format!("metadata.name={CA_NOTICE}"));
         Self {
             mesh_nodes: Api::all_with(client.clone(), &mesh_nodes()),
-            notices: events(notices, named).boxed(),
+            notices: events(notices, named),
             next: Instant::now(),
             is_open: false,
             ca: None,
@@ -70,10 +71,11 @@ impl Installed {
         }
     }
 
-    fn take_in(&mut self, event: watcher::Result<Event<ConfigMap>>) {
+    fn take_in(&mut self, event: watcher::Result<Event<ApiObject>>) {
         match event {
             Ok(Event::Apply(notice) | Event::InitApply(notice)) => {
-                self.ca = notice.data.and_then(|mut data| data.remove(CA_NOTICE_KEY));
+                let problem = notice.pointer("/data").and_then(|data| data.get(CA_NOTICE_KEY));
+                self.ca = problem.and_then(Value::as_str).map(str::to_owned);
             }
             Ok(Event::Delete(_)) => self.ca = None,
             // The next list says what a failed watch has missed.

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::watcher::{self, Event};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt as _};
 use mesh_world::{Announcements, FieldError, MeshNode, NodeName};
 use serde_json::{Value, json};
@@ -20,11 +19,13 @@ use tokio::time::timeout;
 use super::super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
 use super::super::earlier::Earlier;
 use super::super::error::SourceError;
+use super::super::json::read;
 use super::super::state::Knowledge;
+use super::api_object::ApiObject;
 use super::away::Away;
 use super::fallback::Fallback;
 use super::told::{of_watch, sentence};
-use super::watches::{events, settled};
+use super::watches::{Events, events, settled};
 
 /// What is watched.
 const KIND: &str = "MeshNode";
@@ -39,14 +40,14 @@ pub fn kube_announcer(
     own_node: NodeName,
     earlier: &Earlier,
 ) -> (Announcer, KubeAnnouncerTask) {
-    let api = Api::<DynamicObject>::all_with(client.clone(), &mesh_nodes());
+    let api = Api::<ApiObject>::all_with(client.clone(), &mesh_nodes());
     let node = own_node.clone();
     let place = OwnObject { client: client.clone(), api: api.clone(), node, owner: None };
     let (announcer, publisher, heard) = announcer(own_node.clone(), place);
     let task = KubeAnnouncerTask {
         own_node,
         client,
-        events: events(api, settled()).boxed(),
+        events: events(api, settled()),
         known: BTreeMap::new(),
         listing: None,
         is_listed: false,
@@ -68,7 +69,7 @@ pub(super) fn mesh_nodes() -> ApiResource {
 pub struct KubeAnnouncerTask {
     own_node: NodeName,
     client: Client,
-    events: BoxStream<'static, watcher::Result<Event<DynamicObject>>>,
+    events: Events,
     /// By the object's name. An object that cannot be used keeps its earlier content.
     known: BTreeMap<String, Known>,
     /// What has come since a list began.
@@ -132,7 +133,7 @@ impl KubeAnnouncerTask {
         }
     }
 
-    fn take_in(&mut self, event: Event<DynamicObject>) {
+    fn take_in(&mut self, event: Event<ApiObject>) {
         if !matches!(event, Event::Init) {
             self.away.heard_of(KIND); // the beginning of a list proves nothing
         }
@@ -169,7 +170,7 @@ impl KubeAnnouncerTask {
         }
     }
 
-    fn put(&mut self, object: &DynamicObject) {
+    fn put(&mut self, object: &ApiObject) {
         let name = object.name_any();
         let known = self.known.entry(name.clone()).or_default();
         match parse(object) {
@@ -207,21 +208,20 @@ impl KubeAnnouncerTask {
     }
 }
 
-fn parse(object: &DynamicObject) -> Result<MeshNode, FieldError> {
+fn parse(object: &ApiObject) -> Result<MeshNode, FieldError> {
     let value = json!({
         "apiVersion": "nodemesh.dev/v1alpha1",
         "kind": "MeshNode",
         "metadata": {"name": object.name_any()},
-        "spec": object.data.get("spec").unwrap_or(&Value::Null),
+        "spec": object.pointer("/spec").unwrap_or(&Value::Null),
     });
-    let read = serde_path_to_error::deserialize(value);
-    read.map_err(|error| FieldError::new(error.path().to_string(), error.inner().to_string()))
+    read(value)
 }
 
 /// This node's object.
 struct OwnObject {
     client: Client,
-    api: Api<DynamicObject>,
+    api: Api<ApiObject>,
     node: NodeName,
     /// The Node, so that the object is deleted with it.
     owner: Option<Value>,
@@ -232,10 +232,12 @@ impl OwnObject {
         if let Some(owner) = &self.owner {
             return Ok(owner.clone());
         }
-        let node = Api::<Node>::all(self.client.clone()).get(self.node.as_str()).await?;
+        let nodes =
+            Api::<ApiObject>::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
+        let node = nodes.get(self.node.as_str()).await?;
         let owner = json!({
             "apiVersion": "v1", "kind": "Node", "name": self.node.as_str(),
-            "uid": node.metadata.uid.unwrap_or_default(),
+            "uid": node.uid().unwrap_or_default(),
         });
         Ok(self.owner.insert(owner).clone())
     }

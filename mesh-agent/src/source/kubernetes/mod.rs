@@ -6,6 +6,7 @@
 //! API server is away, its last answers stay in force; an agent that starts meanwhile goes on with
 //! what an earlier one has written down (`fallback.rs`).
 
+mod api_object;
 mod away;
 mod content;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use kube::{Client, Config};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+pub(crate) use self::api_object::ApiObject;
 pub(crate) use self::away::AWAY;
 use self::away::Away;
 use self::content::{Change, Content};
@@ -42,6 +44,7 @@ pub use self::mesh_nodes::{KubeAnnouncerTask, kube_announcer};
 pub use self::node_pods::NodePodsTask;
 pub use self::told::sentence;
 pub(crate) use self::told::{Repeats, of_watch};
+pub(crate) use self::watches::{events, settled};
 use mesh_world::{NodeName, Objects};
 
 use super::announce::AnnouncementState;

@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::core::ApiResource;
+use kube::{Api, Client, Resource as _};
 use mesh_world::{
     Announcements, Answer, Answers, MeshNode, NodeName, NodePods, PodObject, PodUid, add_pod,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::super::json::read;
+use super::api_object::ApiObject;
 use super::told::{Repeats, sentence};
 use super::watches::spread;
 
@@ -136,13 +139,14 @@ fn pause_between(in_question: usize) -> Duration {
 /// What the API server says now: an answer from its cache may be older than the announcement.
 async fn pods_of(client: &Client, node: &NodeName) -> Result<NodePods, String> {
     let which = ListParams::default().fields(&format!("spec.nodeName={node}"));
-    let api = Api::<Pod>::all(client.clone());
+    let api = Api::<ApiObject>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
     let listed = timeout(ANSWER_TIMEOUT, api.list(&which)).await;
     let listed = listed.map_err(|_elapsed| format!("no answer for {ANSWER_TIMEOUT:?}"))?;
     let mut pods = NodePods::new();
     for pod in listed.map_err(|error| sentence(&error))? {
-        let uid = pod.metadata.uid.as_deref().map(PodUid::parse);
-        match (PodObject::try_from(&pod), uid) {
+        let uid = pod.meta().uid.as_deref().map(PodUid::parse);
+        let read = read::<Pod>(pod.into_value()).and_then(|pod| PodObject::try_from(&pod));
+        match (read, uid) {
             (Ok(pod), _) => add_pod(&mut pods, &pod),
             (Err(_unreadable), Some(Ok(uid))) => drop(pods.insert(uid, Vec::new())),
             (Err(_unreadable), _) => {} // nothing can have been announced of it
@@ -206,6 +210,7 @@ mod tests {
             pod("moved", json!({"phase": "Running", "podIP": "10.0.1.9"})),
             pod("starting", json!({"phase": "Pending"})),
             pod("unreadable", json!({"phase": "Running", "podIP": "no address"})),
+            pod("odd", json!({"phase": 7})),
         ]});
         let (client, question) = answering(list).await;
         let before = announcement(&[
@@ -214,6 +219,7 @@ mod tests {
             ("moved", "10.0.1.3"),
             ("starting", "10.0.1.4"),
             ("unreadable", "10.0.1.5"),
+            ("odd", "10.0.1.7"),
             ("gone", "10.0.1.6"),
         ]);
         let (questions, receiver) = watch::channel(Announcements::new());
@@ -226,14 +232,14 @@ mod tests {
             let pods = found.announcements.values().flat_map(|said| said.pods.clone());
             pods.map(|pod| pod.name).collect::<Vec<_>>()
         };
-        assert_eq!(in_force_of(&answers.borrow()).len(), 6, "nothing is known yet");
+        assert_eq!(in_force_of(&answers.borrow()).len(), 7, "nothing is known yet");
         task.take_questions();
         assert!(task.asked[&node].due > Instant::now(), "its agent may announce them again");
 
         // An answer that does not come changes nothing.
         task.take_answer(&node, Err("no answer".to_owned()));
         task.tell();
-        assert_eq!(in_force_of(&answers.borrow()).len(), 6);
+        assert_eq!(in_force_of(&answers.borrow()).len(), 7);
         assert!(task.not_before > Instant::now(), "other nodes' pods are not asked for at once");
         assert_eq!(pause_between(1000), SHORTEST_PAUSE * 10);
         task.take_questions();
@@ -244,7 +250,7 @@ mod tests {
         assert!(!asked.contains("resourceVersion"), "a cache may lag behind: {asked}");
         task.take_answer(&node, pods);
         task.tell();
-        assert_eq!(in_force_of(&answers.borrow()), ["there", "starting", "unreadable"]);
+        assert_eq!(in_force_of(&answers.borrow()), ["there", "starting", "unreadable", "odd"]);
         // The rest is another question, and the answer to this one is not kept.
         task.take_questions();
         task.tell();

@@ -1,19 +1,17 @@
 //! One watch per kind, each a stream of [`Change`]s that recovers by itself.
 
-use std::fmt::Debug;
 use std::future::ready;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll, select_all};
-use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt as _, utils::Backoff};
-use kube::{Api, Client, Resource};
-use mesh_world::{FieldError, NodeName};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client, Resource as _};
+use mesh_world::NodeName;
 
-use super::super::kinds::{self, ForKind, Kind, Object, Watched};
+use super::super::kinds::{KINDS, Kind, Watched};
+use super::api_object::ApiObject;
 use super::content::{Change, Name};
 use super::told::of_watch;
 
@@ -37,80 +35,43 @@ const GONE: u16 = 410;
 
 /// All watches of the source for the agent of `node`.
 pub(super) fn all(client: &Client, node: &NodeName) -> SelectAll<BoxStream<'static, Change>> {
-    select_all(kinds::for_each(Watch { client, node }))
+    select_all(KINDS.iter().map(|kind| follow(kind, client, node)))
 }
 
-/// The watch of a kind.
-#[derive(Clone, Copy)]
-struct Watch<'a> {
-    client: &'a Client,
-    node: &'a NodeName,
+fn follow(kind: &'static Kind, client: &Client, node: &NodeName) -> BoxStream<'static, Change> {
+    let which = match kind.watched {
+        Watched::All => settled(),
+        Watched::OfOwnNode => settled().fields(&format!("spec.nodeName={node}")),
+    };
+    let name = |object: &ApiObject| name(kind.name, object);
+    let is = move |object: ApiObject| {
+        Change::Is(name(&object), (kind.read)(object.into_value(), &|origin| origin))
+    };
+    events(Api::all_with(client.clone(), &ApiObject::of(kind)), which)
+        .map(move |event| match event {
+            Ok(Event::Init) => Change::ListBegins(kind.name),
+            Ok(Event::InitApply(object) | Event::Apply(object)) => is(object),
+            Ok(Event::Delete(object)) => Change::Gone(name(&object)),
+            Ok(Event::InitDone) => Change::ListEnds(kind.name),
+            Err(error) => Change::Failed { kind: kind.name, error: of_watch(&error) },
+        })
+        .boxed()
 }
 
-impl ForKind for Watch<'_> {
-    type Done = BoxStream<'static, Change>;
-
-    fn run<K: Kind>(self) -> Self::Done {
-        let whole = |object: &K::Api| K::convert(object, |origin| origin);
-        match K::WATCHED {
-            Watched::Whole => self.follow::<K, K::Api>(settled(), whole),
-            Watched::OfOwnNode => {
-                let own = settled().fields(&format!("spec.nodeName={}", self.node));
-                self.follow::<K, K::Api>(own, whole)
-            }
-            Watched::Metadata => {
-                self.follow::<K, PartialObjectMeta<K::Api>>(settled(), move |meta| {
-                    let mut object = K::Api::default();
-                    *k8s_openapi::Metadata::metadata_mut(&mut object) = meta.metadata.clone();
-                    whole(&object)
-                })
-            }
-        }
-    }
-}
-
-impl Watch<'_> {
-    /// Follows objects that come as `T`.
-    fn follow<K, T>(
-        self,
-        which: watcher::Config,
-        convert: impl Fn(&T) -> Result<Object, FieldError> + Send + 'static,
-    ) -> BoxStream<'static, Change>
-    where
-        K: Kind,
-        T: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    {
-        let kind = K::NAME.kind;
-        let is = move |object: &T| Change::Is(name(kind, object), convert(object));
-        events(Api::<T>::all(self.client.clone()), which)
-            .map(move |event| match event {
-                Ok(Event::Init) => Change::ListBegins(kind),
-                Ok(Event::InitApply(object) | Event::Apply(object)) => is(&object),
-                Ok(Event::Delete(object)) => Change::Gone(name(kind, &object)),
-                Ok(Event::InitDone) => Change::ListEnds(kind),
-                Err(error) => Change::Failed { kind, error: of_watch(&error) },
-            })
-            .boxed()
-    }
-}
+/// What a watch yields.
+pub(crate) type Events = BoxStream<'static, watcher::Result<Event<ApiObject>>>;
 
 /// How a kind is watched. A watch that an API server leaves hanging is given up after [`WATCH_S`].
-pub(super) fn settled() -> watcher::Config {
+pub(crate) fn settled() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_S)
 }
 
 /// A watch that restarts after failures, with pauses. That the API server has forgotten the changes
 /// in between (410) is no failure, since a list follows; unless it does so again at once.
-pub(super) fn events<K>(
-    api: Api<K>,
-    which: watcher::Config,
-) -> impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send
-where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-{
+pub(crate) fn events(api: Api<ApiObject>, which: watcher::Config) -> Events {
     let what = api.resource_url().to_owned();
     let mut last: Option<Instant> = None;
-    let is_told = move |event: &watcher::Result<Event<K>>| {
+    let is_told = move |event: &watcher::Result<Event<ApiObject>>| {
         let forgotten = event.as_ref().err().and_then(forgotten);
         let forgotten = forgotten.filter(|_| {
             last.replace(Instant::now()).is_none_or(|last| last.elapsed() > FORGIVEN_AFTER)
@@ -124,7 +85,7 @@ where
         }
         ready(forgotten.is_none())
     };
-    watcher(api, which).backoff(Pauses::default()).filter(is_told)
+    watcher(api, which).backoff(Pauses::default()).filter(is_told).boxed()
 }
 
 /// What the API server says of a version that is too old for it.
@@ -135,7 +96,7 @@ fn forgotten(error: &watcher::Error) -> Option<&str> {
     }
 }
 
-fn name(kind: &'static str, object: &impl Resource) -> Name {
+fn name(kind: &'static str, object: &ApiObject) -> Name {
     let meta = object.meta();
     let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
     (kind, meta.namespace.as_deref().map(Into::into), text(&meta.name))
