@@ -1,4 +1,5 @@
 //! The programs of tests that cargo builds, and what the compiler or clippy says meanwhile.
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -56,18 +57,50 @@ pub(crate) fn build(
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let output = child.stdout.take().context("cargo without an output")?;
     let mut programs = Vec::new();
+    let mut not_linted = NotLinted::default();
     for line in BufReader::new(output).lines() {
         let line = line.context("cannot read what cargo prints")?;
         let Ok(message) = serde_json::from_str(&line) else { continue };
         warnings.hear(&message);
+        not_linted.hear(&message, workspace);
         programs.extend(test_program(&message, workspace));
     }
     let status = child.wait().context("cargo got lost")?;
     if !status.success() {
         bail!("`cargo build --all-targets` ended with {status}");
     }
+    not_linted.none()?;
     programs.sort_by(|a, b| a.source.cmp(&b.source));
     Ok(programs)
+}
+
+/// The crates that clippy has not read: it reads those that are compiled for their tests
+/// (`xtask/rustc`).
+#[derive(Default)]
+struct NotLinted {
+    /// Their main files, and whether they were compiled for tests.
+    crates: BTreeMap<String, bool>,
+}
+
+impl NotLinted {
+    fn hear(&mut self, message: &Value, workspace: &Workspace) {
+        let Some(source) = message["target"]["src_path"].as_str() else { return };
+        let is_ours = message["reason"] == "compiler-artifact"
+            && workspace.root.to_str().is_some_and(|root| source.starts_with(root));
+        if is_ours && message["target"]["kind"][0] != "custom-build" {
+            let is_tests = message["profile"]["test"] == true;
+            *self.crates.entry(source.to_owned()).or_default() |= is_tests;
+        }
+    }
+
+    fn none(&self) -> Result<()> {
+        match self.crates.iter().find(|(_, is_tests)| !**is_tests) {
+            None => Ok(()),
+            Some((source, _)) => {
+                bail!("{source} has no tests (`test = false`?), so clippy does not read it")
+            }
+        }
+    }
 }
 
 /// The program of tests that one of cargo's messages tells of.
@@ -84,6 +117,23 @@ fn test_program(message: &Value, workspace: &Workspace) -> Option<TestProgram> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crate_that_is_not_compiled_for_its_tests_is_not_linted() {
+        let workspace = Workspace { root: "/w".into() };
+        let mut not_linted = NotLinted::default();
+        let mut hear = |source: &str, kind: &str, tests: bool| {
+            let message = serde_json::json!({"reason": "compiler-artifact",
+                "target": {"kind": [kind], "src_path": source}, "profile": {"test": tests}});
+            not_linted.hear(&message, &workspace);
+            not_linted.none().is_ok()
+        };
+        assert!(hear("/elsewhere/src/lib.rs", "lib", false));
+        assert!(hear("/w/build.rs", "custom-build", false));
+        assert!(!hear("/w/src/lib.rs", "lib", false));
+        assert!(hear("/w/src/lib.rs", "lib", true));
+        assert!(!hear("/w/src/main.rs", "bin", false));
+    }
 
     #[test]
     fn programs_of_tests_are_found_among_cargos_messages() {
