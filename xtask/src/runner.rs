@@ -1,6 +1,7 @@
-//! Runs tests. Unit tests run program by program. Each whole-system test is a process of its own.
-//! Several run at once, because they wait more than they compute. Those of different programs are
-//! mixed: otherwise each program's last test would leave a processor idle.
+//! Runs tests. Unit tests run program by program, as many at once as there are processors. Each
+//! whole-system test is a process of its own. Several run at once, because they wait more than they
+//! compute. Those of different programs are mixed: otherwise each program's last test would leave a
+//! processor idle.
 //!
 //! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed
 //! and is listed as flaky, with what it said the first time.
@@ -29,6 +30,14 @@ const MAX_FLAKY: usize = 2;
 /// The program whose modules run one after the other, and beside no other program: their tests
 /// measure, or take the whole machine.
 const BY_THEMSELVES: &str = "load";
+
+/// How many of them run at a time at most.
+const MEASURED_AT_ONCE: usize = 2;
+
+/// The program whose tests take longest, and wait most: each starts a Kubernetes. They come first,
+/// this many at a time at most, beside others.
+const CLUSTER: &str = "cluster";
+const CLUSTERS_AT_ONCE: usize = 2;
 
 /// Which tests run, and how.
 pub(crate) struct Chosen<'a> {
@@ -77,7 +86,7 @@ pub(crate) fn run(
     let mut failed = Vec::new();
     for program in programs.iter().filter(|program| !program.is_whole_system) {
         let mut command = command(program, &environment);
-        command.args(names).env("RUST_TEST_THREADS", at_once.to_string());
+        command.args(names);
         if !aloud(&mut command, program.name(), !names.is_empty(), tally)? {
             failed.push(program.name().to_owned());
         }
@@ -94,7 +103,8 @@ pub(crate) fn run(
         queues.entry(job.alone()).or_default().push_back(job);
     }
     let mut flaky = Vec::new();
-    for jobs in queues.into_values() {
+    for (module, jobs) in queues {
+        let at_once = if module.is_some() { at_once.min(MEASURED_AT_ONCE) } else { at_once };
         flaky.extend(whole_system_tests(jobs, at_once, tally, &mut failed)?);
     }
     let mut doc = process::cargo(workspace);
@@ -128,10 +138,10 @@ fn whole_system_tests(
     failed: &mut Vec<String>,
 ) -> Result<Vec<String>> {
     let count = jobs.len();
-    let queue = Mutex::new(jobs);
+    let queue = Mutex::new(Queue::of(jobs));
     let done = Mutex::new((&mut *tally, Vec::new()));
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let work = || -> Result<()> {
+    let work = |starts_clusters: bool| -> Result<()> {
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next(starts_clusters);
         while let Some(job) = next() {
             let outcome = job.run()?;
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +157,8 @@ fn whole_system_tests(
     };
     let (started, before) = (Instant::now(), processors::used()?);
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let workers = (0..at_once).map(|it| scope.spawn(move || work(it < CLUSTERS_AT_ONCE)));
+        let workers: Vec<_> = workers.collect();
         workers.into_iter().try_for_each(|worker| {
             worker.join().unwrap_or_else(|_panicked| Err(anyhow!("the runner itself broke")))
         })
@@ -175,6 +186,24 @@ fn whole_system_tests(
         ));
     }
     Ok(flaky)
+}
+
+/// The tests that have not begun.
+struct Queue<'a> {
+    clusters: VecDeque<Job<'a>>,
+    others: VecDeque<Job<'a>>,
+}
+
+impl<'a> Queue<'a> {
+    fn of(jobs: VecDeque<Job<'a>>) -> Self {
+        let (clusters, others) = jobs.into_iter().partition(|job| job.program.name() == CLUSTER);
+        Self { clusters, others }
+    }
+
+    fn next(&mut self, starts_clusters: bool) -> Option<Job<'a>> {
+        let cluster = if starts_clusters { self.clusters.pop_front() } else { None };
+        cluster.or_else(|| self.others.pop_front())
+    }
 }
 
 impl Chosen<'_> {
@@ -273,14 +302,31 @@ mod tests {
         TestProgram { source, executable, package: dir, is_whole_system: true }
     }
 
-    #[test]
-    fn only_tests_that_measure_are_apart() {
-        let program = |source: &str| TestProgram {
+    fn program(source: &str) -> TestProgram {
+        TestProgram {
             source: source.to_owned(),
             executable: "".into(),
             package: "".into(),
             is_whole_system: true,
-        };
+        }
+    }
+
+    #[test]
+    fn clusters_come_first_and_are_not_started_by_all() {
+        let programs = ["agents", "cluster", "trust"]
+            .map(|name| program(&format!("tests/tests/{name}/main.rs")));
+        let environment = &Environment::new();
+        let jobs = programs.iter().map(|program| Job { program, test: "one", environment });
+        let mut queue = Queue::of(jobs.collect());
+        let mut next = |starts_clusters| queue.next(starts_clusters).map(|job| job.name());
+        assert_eq!(next(false).as_deref(), Some("agents::one"));
+        assert_eq!(next(true).as_deref(), Some("cluster::one"));
+        assert_eq!(next(true).as_deref(), Some("trust::one"), "nobody waits");
+        assert_eq!(next(true), None);
+    }
+
+    #[test]
+    fn only_tests_that_measure_are_apart() {
         let (load, trust) =
             (program("tests/tests/load/main.rs"), program("tests/tests/trust/main.rs"));
         let environment = &Environment::new();
