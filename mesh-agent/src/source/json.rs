@@ -1,5 +1,5 @@
-//! The API server's types, read from JSON values. Whatever an object came in, it is read from a value:
-//! code that is made for each type and each format took a fifth of the agent's compile time.
+//! The API server's types, read from JSON values. Whatever an object came in, it is read from a
+//! value: code that is made for each type and each format took a fifth of the agent's compile time.
 
 use mesh_world::FieldError;
 use serde::de::DeserializeOwned;

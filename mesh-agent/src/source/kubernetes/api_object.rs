@@ -1,5 +1,5 @@
-//! An object as the API server sends it. All kinds are asked for as this one type: kube's client and
-//! watches are then compiled once, and an object that cannot be read is no failure of its watch.
+//! An object as the API server sends it. All kinds are asked for as this one type: kube's client
+//! and watches are then compiled once, and an object that cannot be read does not break its watch.
 
 use std::borrow::Cow;
 
