@@ -9,15 +9,14 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::core::ApiResource;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use mesh_wire::identity::{
     TrustDomain,
     file_ca::{ANCHORS, CA_CERTIFICATE, CA_KEY, CA_LIFETIME, make, trust_domain_in},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::source::{ApiObject, CA_NOTICE, CA_NOTICE_KEY, Repeats, sentence};
+use crate::source::{ApiObject, CA_NOTICE, CA_NOTICE_KEY, Repeats, read, sentence};
 
 /// How often the Secret is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -59,6 +58,16 @@ pub enum SecretError {
         /// The Secret's.
         theirs: TrustDomain,
     },
+    /// Whether an agent runs cannot be read, so that no CA is made.
+    #[error(
+        "the agent's pod {name} cannot be read: {error}; no CA is made as long as it may use one"
+    )]
+    Agent {
+        /// The pod's name.
+        name: String,
+        /// What is wrong with it.
+        error: String,
+    },
     /// It holds no CA.
     #[error(
         "Secret {secret} holds no CA of ours (ca.crt, ca.key, anchors.pem); put it back from your copy"
@@ -93,8 +102,7 @@ impl SecretKeeper {
         let namespace = client.default_namespace().to_owned();
         let (name, agents) = (name.to_owned(), agents.to_owned());
         let secrets = Api::namespaced(client.clone(), &namespace);
-        let pods = ApiResource::erase::<Pod>(&());
-        let pods = Api::namespaced_with(client.clone(), &namespace, &pods);
+        let pods = ApiObject::namespaced::<Pod>(&client, &namespace);
         let notices = Api::namespaced(client, &namespace);
         Self { secrets, pods, notices, namespace, name, agents, trust_domain }
     }
@@ -166,8 +174,16 @@ impl SecretKeeper {
         let agents = format!("app.kubernetes.io/name={}", self.agents);
         let agents = ListParams::default().labels(&agents);
         let agents = self.pods.list(&agents).await.map_err(|e| self.refused(e))?;
-        let node = |agent: &ApiObject| Some(agent.pointer("/spec/nodeName")?.as_str()?.to_owned());
-        Ok(agents.iter().filter(|agent| runs(agent)).filter_map(node).collect())
+        let mut nodes = BTreeSet::new();
+        for agent in agents {
+            let name = agent.name_any();
+            let agent: Pod = read(agent.into_value())
+                .map_err(|error| SecretError::Agent { name, error: error.to_string() })?;
+            if runs(&agent) {
+                nodes.extend(agent.spec.and_then(|spec| spec.node_name));
+            }
+        }
+        Ok(nodes)
     }
 
     fn is_of_trust_domain(&self, secret: &Secret) -> Result<(), SecretError> {
@@ -213,9 +229,10 @@ impl SecretKeeper {
     }
 }
 
-fn runs(agent: &ApiObject) -> bool {
-    let containers = agent.pointer("/status/containerStatuses").and_then(Value::as_array);
-    let is_running =
-        |it: &Value| it.pointer("/state/running").is_some_and(|running| !running.is_null());
+fn runs(agent: &Pod) -> bool {
+    let containers = agent.status.as_ref().and_then(|it| it.container_statuses.as_ref());
+    let is_running = |it: &k8s_openapi::api::core::v1::ContainerStatus| {
+        it.state.as_ref().is_some_and(|state| state.running.is_some())
+    };
     containers.into_iter().flatten().any(is_running)
 }

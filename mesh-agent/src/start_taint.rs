@@ -14,9 +14,8 @@ use std::{
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::{
-    Api, Client, ResourceExt as _,
+    Client, ResourceExt as _,
     api::{Patch, PatchParams},
-    core::ApiResource,
     runtime::watcher::Event,
 };
 use serde::de::DeserializeOwned;
@@ -38,8 +37,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Cancel safety
 /// Can be dropped at any time.
 pub async fn keep_untainting(client: Client, agents: &str) {
-    let nodes = Api::<ApiObject>::all_with(client.clone(), &ApiResource::erase::<Node>(&()));
-    let pods = Api::default_namespaced_with(client, &ApiResource::erase::<Pod>(&()));
+    let nodes = ApiObject::all::<Node>(&client);
+    let pods = ApiObject::namespaced::<Pod>(&client, client.default_namespace());
     let of_agents = settled().labels(&format!("app.kubernetes.io/name={agents}"));
     let mut node_events = events(nodes.clone(), settled());
     let mut pod_events = events(pods, of_agents);
@@ -49,11 +48,19 @@ pub async fn keep_untainting(client: Client, agents: &str) {
     loop {
         tokio::select! {
             Some(event) = node_events.next() => match event {
-                Ok(event) => known.nodes.apply(event, tainted),
+                Ok(event) => {
+                    if let Err(why) = known.nodes.apply(event, tainted) {
+                        complain("a node cannot be read", &why, &mut repeats);
+                    }
+                }
                 Err(error) => complain("nodes cannot be watched", &of_watch(&error), &mut repeats),
             },
             Some(event) = pod_events.next() => match event {
-                Ok(event) => known.agents.apply(event, node_of_ready),
+                Ok(event) => {
+                    if let Err(why) = known.agents.apply(event, node_of_ready) {
+                        complain("an agent's pod cannot be read", &why, &mut repeats);
+                    }
+                }
                 Err(error) => complain("agents cannot be watched", &of_watch(&error), &mut repeats),
             },
             () = sleep(PAUSE), if is_refused => {}
@@ -111,31 +118,37 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
+    /// An object that cannot be read does not matter; returns why.
     fn apply<K: DeserializeOwned>(
         &mut self,
         event: Event<ApiObject>,
         matters: impl Fn(&K) -> Option<T>,
-    ) {
+    ) -> Result<(), String> {
         match event {
             Event::Init => self.listing.clear(),
             Event::InitApply(object) => {
                 self.listing.insert(object.name_any());
-                self.put(object, matters);
+                return self.put(object, matters);
             }
-            Event::Apply(object) => self.put(object, matters),
+            Event::Apply(object) => return self.put(object, matters),
             Event::Delete(object) => drop(self.now.remove(&object.name_any())),
             Event::InitDone => self.now.retain(|name, _| self.listing.contains(name)),
         }
+        Ok(())
     }
 
-    fn put<K: DeserializeOwned>(&mut self, object: ApiObject, matters: impl Fn(&K) -> Option<T>) {
+    fn put<K: DeserializeOwned>(
+        &mut self,
+        object: ApiObject,
+        matters: impl Fn(&K) -> Option<T>,
+    ) -> Result<(), String> {
         let name = object.name_any();
         let read = read(object.into_value());
-        let read = read.inspect_err(|error| tracing::warn!(name, %error, "cannot be read"));
-        match read.ok().as_ref().and_then(matters) {
-            Some(value) => drop(self.now.insert(name, value)),
+        match read.as_ref().ok().and_then(matters) {
+            Some(value) => drop(self.now.insert(name.clone(), value)),
             None => drop(self.now.remove(&name)),
         }
+        read.map(drop).map_err(|error| format!("{name}: {error}"))
     }
 }
 
@@ -193,33 +206,36 @@ mod tests {
     fn a_node_is_freed_when_its_agent_is_ready_and_keeps_its_other_taints() {
         let mut known = Known::default();
         let other = json!({"key": "team", "value": "a", "effect": "NoExecute"});
-        known.nodes.apply(Event::Apply(node("n1", &json!([other, ours()]))), tainted);
-        known.nodes.apply(Event::Apply(node("n2", &json!([ours()]))), tainted);
-        known.nodes.apply(Event::Apply(node("n3", &json!([other]))), tainted);
+        known.nodes.apply(Event::Apply(node("n1", &json!([other, ours()]))), tainted).unwrap();
+        known.nodes.apply(Event::Apply(node("n2", &json!([ours()]))), tainted).unwrap();
+        known.nodes.apply(Event::Apply(node("n3", &json!([other]))), tainted).unwrap();
         assert_eq!(known.to_free(), []);
         for starting in
             [agent("n1", "False", None), agent("n2", "True", Some("2026-01-01T00:00:00Z"))]
         {
-            known.agents.apply(Event::Apply(starting), node_of_ready);
+            known.agents.apply(Event::Apply(starting), node_of_ready).unwrap();
         }
         assert_eq!(known.to_free(), [], "one is not ready, the other is going");
-        known.agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready);
-        known.agents.apply(Event::Apply(agent("n3", "True", None)), node_of_ready);
+        known.agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready).unwrap();
+        known.agents.apply(Event::Apply(agent("n3", "True", None)), node_of_ready).unwrap();
         let wanted = json!({"metadata": {"resourceVersion": "7"}, "spec": {"taints": [other]}});
         assert_eq!(known.to_free(), [("n1".to_owned(), wanted)]);
-        known.nodes.apply(Event::Apply(node("n1", &json!([other]))), tainted);
+        let odd = node("n1", &json!("none"));
+        assert!(known.nodes.apply(Event::Apply(odd), tainted).is_err());
+        assert_eq!(known.to_free(), [], "what cannot be read is left alone");
+        known.nodes.apply(Event::Apply(node("n1", &json!([other]))), tainted).unwrap();
         assert_eq!(known.to_free(), []);
     }
 
     #[test]
     fn what_a_new_list_does_not_name_is_gone() {
         let mut agents = Kept::default();
-        agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready);
-        agents.apply(Event::Apply(agent("n2", "True", None)), node_of_ready);
-        agents.apply(Event::Init, node_of_ready);
-        agents.apply(Event::InitApply(agent("n2", "True", None)), node_of_ready);
+        agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready).unwrap();
+        agents.apply(Event::Apply(agent("n2", "True", None)), node_of_ready).unwrap();
+        agents.apply(Event::Init, node_of_ready).unwrap();
+        agents.apply(Event::InitApply(agent("n2", "True", None)), node_of_ready).unwrap();
         assert_eq!(agents.now.len(), 2, "a list that has only begun says nothing");
-        agents.apply(Event::InitDone, node_of_ready);
+        agents.apply(Event::InitDone, node_of_ready).unwrap();
         assert_eq!(agents.now.into_values().collect::<Vec<_>>(), ["n2"]);
     }
 }

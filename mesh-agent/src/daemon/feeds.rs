@@ -175,8 +175,7 @@ impl WorldSource {
                     // As the token's mount names it, not a label: only administrators write where
                     // the mount is.
                     mesh_namespace = Some(Arc::from(client.default_namespace()));
-                    let (installation, asks, removed) =
-                        Installation::new(client.clone(), daemon_set);
+                    let (installation, asks, removed) = Installation::new(&client, daemon_set);
                     feeding.spawn("installation", installation.run(stop()));
                     (question, is_removed) = (Some(asks), removed);
                 }

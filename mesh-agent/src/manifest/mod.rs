@@ -41,10 +41,10 @@ pub struct Manifest {
 /// The manifest could not be written. Fault: ours.
 #[derive(Debug, Error)]
 pub enum ManifestError {
-    /// The CRD is no JSON.
+    /// The CRD cannot be written as JSON.
     #[error("the CRD cannot be written: {0}")]
     Crd(#[from] serde_json::Error),
-    /// An object is no YAML.
+    /// An object cannot be written as YAML.
     #[error("an object cannot be written: {0}")]
     Yaml(#[from] serde_saphyr::ser::Error),
 }

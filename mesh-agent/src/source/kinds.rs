@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{Api, Client};
 use mesh_world::{
     EndpointSliceObject, FieldError, NamespaceObject, NodeObject, ObjectName, Objects, Origin,
     PodObject, PodUid, ServiceObject,
@@ -16,9 +17,10 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::json::read;
+use super::kubernetes::ApiObject;
 
 /// Which objects of a kind the API server is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Watched {
     All,
     /// Those of this node.
@@ -31,7 +33,7 @@ type Read = fn(Value, &dyn Fn(Origin) -> Origin) -> Result<Object, FieldError>;
 #[derive(Debug)]
 pub(crate) struct Kind {
     /// `EndpointSlice`.
-    pub(crate) name: &'static str,
+    pub(super) name: &'static str,
     /// `discovery.k8s.io/v1`.
     pub(crate) api_version: &'static str,
     /// `discovery.k8s.io`; empty for the core kinds.
@@ -39,6 +41,8 @@ pub(crate) struct Kind {
     /// `endpointslices`.
     pub(crate) plural: &'static str,
     pub(super) watched: Watched,
+    /// All of them, to be watched.
+    pub(super) all: fn(&Client) -> Api<ApiObject>,
     /// Reads an object; the second argument adds the place where it was found to its origin.
     pub(super) read: Read,
     remove: fn(&mut Objects, &ObjectName),
@@ -61,6 +65,7 @@ macro_rules! kinds {
             group: <$api as k8s_openapi::Resource>::GROUP,
             plural: <$api as k8s_openapi::Resource>::URL_PATH_SEGMENT,
             watched: Watched::$watched,
+            all: ApiObject::all::<$api>,
             read: |object, locate| {
                 let kind = <$api as k8s_openapi::Resource>::KIND;
                 let object = read::<$api>(object).map_err(|error| with_type_hint(error, kind))?;

@@ -10,7 +10,6 @@ use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource as _};
 use tokio::sync::watch;
@@ -37,13 +36,12 @@ pub struct Question {
 impl Installation {
     /// Watches a DaemonSet of the client's own namespace. Nothing happens unless [`Self::run`]
     /// runs. The receiver turns true once and stays so.
-    pub fn new(client: Client, daemon_set: &str) -> (Self, Question, watch::Receiver<bool>) {
+    pub fn new(client: &Client, daemon_set: &str) -> (Self, Question, watch::Receiver<bool>) {
         let (is_removed, receiver) = watch::channel(false);
         let namespace = client.default_namespace().to_owned();
         let named = |name: &str| settled().fields(&format!("metadata.name={name}"));
-        let daemon_sets = ApiResource::erase::<DaemonSet>(&());
-        let daemon_sets = Api::namespaced_with(client.clone(), &namespace, &daemon_sets);
-        let namespaces = Api::all_with(client, &ApiResource::erase::<Namespace>(&()));
+        let daemon_sets = ApiObject::namespaced::<DaemonSet>(client, &namespace);
+        let namespaces = ApiObject::all::<Namespace>(client);
         let signs = stream::select(
             going(events(daemon_sets.clone(), named(daemon_set))),
             going(events(namespaces.clone(), named(&namespace))),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
-use kube::core::ApiResource;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use mesh_api::ProblemCode;
@@ -45,8 +44,7 @@ pub(super) struct Installed {
 
 impl Installed {
     pub(super) fn new(client: &Client) -> Self {
-        let config_maps = ApiResource::erase::<ConfigMap>(&());
-        let notices = Api::default_namespaced_with(client.clone(), &config_maps);
+        let notices = ApiObject::namespaced::<ConfigMap>(client, client.default_namespace());
         let named = settled().fields(&format!("metadata.name={CA_NOTICE}"));
         Self {
             mesh_nodes: Api::all_with(client.clone(), &mesh_nodes()),

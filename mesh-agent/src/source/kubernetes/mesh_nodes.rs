@@ -143,7 +143,7 @@ impl KubeAnnouncerTask {
                 if let Some(seen) = &mut self.listing {
                     seen.insert(object.name_any());
                 }
-                self.put(&object);
+                self.put(object);
             }
             Event::InitDone => {
                 let seen = self.listing.take().unwrap_or_default();
@@ -156,7 +156,7 @@ impl KubeAnnouncerTask {
                 self.tell();
             }
             Event::Apply(object) => {
-                self.put(&object);
+                self.put(object);
                 self.tell();
             }
             Event::Delete(object) => {
@@ -170,10 +170,10 @@ impl KubeAnnouncerTask {
         }
     }
 
-    fn put(&mut self, object: &ApiObject) {
+    fn put(&mut self, object: ApiObject) {
         let name = object.name_any();
         let known = self.known.entry(name.clone()).or_default();
-        match parse(object) {
+        match parse(&name, object) {
             Ok(announcement) => *known = Known { good: Some(Arc::new(announcement)), error: None },
             Err(error) => {
                 let object: Arc<str> = format!("MeshNode {name}").into();
@@ -208,14 +208,14 @@ impl KubeAnnouncerTask {
     }
 }
 
-fn parse(object: &ApiObject) -> Result<MeshNode, FieldError> {
-    let value = json!({
+fn parse(name: &str, object: ApiObject) -> Result<MeshNode, FieldError> {
+    let mut whole = object.into_value();
+    read(json!({
         "apiVersion": "nodemesh.dev/v1alpha1",
         "kind": "MeshNode",
-        "metadata": {"name": object.name_any()},
-        "spec": object.pointer("/spec").unwrap_or(&Value::Null),
-    });
-    read(value)
+        "metadata": {"name": name},
+        "spec": whole.get_mut("spec").map(Value::take),
+    }))
 }
 
 /// This node's object.
@@ -232,9 +232,7 @@ impl OwnObject {
         if let Some(owner) = &self.owner {
             return Ok(owner.clone());
         }
-        let nodes =
-            Api::<ApiObject>::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
-        let node = nodes.get(self.node.as_str()).await?;
+        let node = ApiObject::all::<Node>(&self.client).get(self.node.as_str()).await?;
         let owner = json!({
             "apiVersion": "v1", "kind": "Node", "name": self.node.as_str(),
             "uid": node.uid().unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! The world from the API server.
 //!
-//! The watches are: this node's pods, whole; and of the cluster Namespaces (their metadata), Nodes,
-//! Services, `EndpointSlice`s and `MeshNode`s. The pods of another node are asked for only while
+//! The watches are: this node's pods; and of the cluster Namespaces, Nodes, Services,
+//! `EndpointSlice`s and `MeshNode`s. The pods of another node are asked for only while
 //! its announcement is in question (`node_pods.rs`). Each object is trimmed as it comes. While the
 //! API server is away, its last answers stay in force; an agent that starts meanwhile goes on with
 //! what an earlier one has written down (`fallback.rs`).

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::core::ApiResource;
-use kube::{Api, Client, Resource as _};
+use kube::{Client, Resource as _};
 use mesh_world::{
     Announcements, Answer, Answers, MeshNode, NodeName, NodePods, PodObject, PodUid, add_pod,
 };
@@ -139,7 +138,7 @@ fn pause_between(in_question: usize) -> Duration {
 /// What the API server says now: an answer from its cache may be older than the announcement.
 async fn pods_of(client: &Client, node: &NodeName) -> Result<NodePods, String> {
     let which = ListParams::default().fields(&format!("spec.nodeName={node}"));
-    let api = Api::<ApiObject>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
+    let api = ApiObject::all::<Pod>(client);
     let listed = timeout(ANSWER_TIMEOUT, api.list(&which)).await;
     let listed = listed.map_err(|_elapsed| format!("no answer for {ANSWER_TIMEOUT:?}"))?;
     let mut pods = NodePods::new();

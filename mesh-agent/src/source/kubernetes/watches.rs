@@ -26,6 +26,9 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(15);
 /// How long one watch lasts, in seconds. A dead connection is noticed after that time, with kube's
 /// 5 s more.
 const WATCH_S: u32 = 120;
+/// How many objects of a list come at a time. A whole page is in memory, and an object as it comes
+/// takes several times what is kept of it.
+const PAGE: u32 = 100;
 /// How long the API server may be silent in the middle of an answer: longer than a watch.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(150);
 
@@ -47,7 +50,7 @@ fn follow(kind: &'static Kind, client: &Client, node: &NodeName) -> BoxStream<'s
     let is = move |object: ApiObject| {
         Change::Is(name(&object), (kind.read)(object.into_value(), &|origin| origin))
     };
-    events(Api::all_with(client.clone(), &ApiObject::of(kind)), which)
+    events((kind.all)(client), which)
         .map(move |event| match event {
             Ok(Event::Init) => Change::ListBegins(kind.name),
             Ok(Event::InitApply(object) | Event::Apply(object)) => is(object),
@@ -63,7 +66,7 @@ pub(crate) type Events = BoxStream<'static, watcher::Result<Event<ApiObject>>>;
 
 /// How a kind is watched. A watch that an API server leaves hanging is given up after [`WATCH_S`].
 pub(crate) fn settled() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_S)
+    watcher::Config::default().timeout(WATCH_S).page_size(PAGE)
 }
 
 /// A watch that restarts after failures, with pauses. That the API server has forgotten the changes
