@@ -27,6 +27,18 @@ fn pulled_in(workspace: &Workspace, package: &str) -> BTreeSet<String> {
     tree.lines().map(name).filter(|name| name != package).collect()
 }
 
+/// Dependencies have no debug information and are optimised; a crate of ours that the profile does
+/// not name would be like them.
+#[test]
+fn the_profile_names_every_crate_of_ours() {
+    let manifest = std::fs::read_to_string(Workspace::here().root.join("Cargo.toml")).unwrap();
+    let members = manifest.lines().find_map(|line| line.strip_prefix("members = [")).unwrap();
+    for member in members.split('"').skip(1).step_by(2).filter(|it| *it != "mesh-ebpf") {
+        let row = format!("\n{} = {{ opt-level", member.replace('/', "-"));
+        assert!(manifest.contains(&row), "{member} has no row in [profile.dev.package]");
+    }
+}
+
 #[test]
 fn crates_use_only_what_they_may() {
     let workspace = Workspace::here();

@@ -38,7 +38,7 @@ that breaks a target lands in target/fuzz/found. `cargo xtask test` does this fo
 const SECONDS: u64 = 60;
 /// The same in `cargo xtask test`, where tests have the processors first: with a third of them,
 /// still longer than any planted defect took (CONTRIBUTING.md).
-pub(crate) const SECONDS_IN_TEST: u64 = 24;
+const SECONDS_IN_TEST: u64 = 24;
 /// Where the random choices begin in `cargo xtask test`; elsewhere libFuzzer chooses by the clock.
 const SEED_IN_TEST: u32 = 1;
 

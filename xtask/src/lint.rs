@@ -84,6 +84,11 @@ impl Warnings {
         self.places.push(format!("{place} {}", lint.unwrap_or("no lint")));
     }
 
+    /// Adds complaints that name their places.
+    pub(crate) fn extend(&mut self, complaints: impl IntoIterator<Item = String>) {
+        self.places.extend(complaints);
+    }
+
     /// Whether there was nothing to complain about; says where.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
-/// A command as it is, at lower priority: for a build beside another one that a user waits for.
+/// A command as it is, at lower priority: for work beside other work that a user waits for.
 pub(crate) fn behind(command: &Command) -> Command {
     let mut behind = Command::new("nice");
     behind.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::lint;
 use crate::process;
@@ -34,10 +34,14 @@ const BY_THEMSELVES: &str = "load";
 /// How many of them run at a time at most.
 const MEASURED_AT_ONCE: usize = 2;
 
-/// The program whose tests take longest, and wait most: each starts a Kubernetes. They come first,
-/// this many at a time at most, beside others.
+/// The program whose tests take longest, and wait most: most start a Kubernetes. They come first,
+/// beside others.
 const CLUSTER: &str = "cluster";
+/// How many of them run at a time at most.
 const CLUSTERS_AT_ONCE: usize = 2;
+
+/// How many tests run at once. libtest reads it, too.
+pub(crate) const THREADS: &str = "RUST_TEST_THREADS";
 
 /// Which tests run, and how.
 pub(crate) struct Chosen<'a> {
@@ -71,67 +75,109 @@ struct Outcome {
     said: String,
 }
 
-/// Runs the tests of these programs, and those in documentation.
+/// Which whole-system tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Those that other work may run beside.
+    Ordinary,
+    /// Those that measure, or take the whole machine.
+    Measuring,
+}
+
+/// Runs the unit tests of these programs, and those in documentation.
 ///
 /// # Errors
-/// They could not be started, a test failed, too many were flaky, or none ran.
-pub(crate) fn run(
+/// They could not be started, or a test failed.
+pub(crate) fn unit_tests(
     workspace: &Workspace,
     programs: &[TestProgram],
     chosen: &Chosen<'_>,
     tally: &mut Tally,
 ) -> Result<()> {
-    let Chosen { names, at_once, linted, .. } = *chosen;
+    let names = chosen.names;
     let environment = chosen.environment(workspace);
     let mut failed = Vec::new();
     for program in programs.iter().filter(|program| !program.is_whole_system) {
         let mut command = command(program, &environment);
-        command.args(names);
+        command.args(names).env_remove(THREADS);
         if !aloud(&mut command, program.name(), !names.is_empty(), tally)? {
             failed.push(program.name().to_owned());
         }
     }
-    let whole_system = programs.iter().filter(|program| program.is_whole_system);
-    let tests: Vec<(&TestProgram, Vec<String>)> =
-        whole_system.map(|it| Ok((it, list(it, names)?))).collect::<Result<_>>()?;
-    let jobs = tests.iter().flat_map(|(program, tests)| {
-        let environment = &environment;
-        tests.iter().map(move |test| Job { program, test, environment })
-    });
-    let mut queues: BTreeMap<Option<&str>, VecDeque<Job<'_>>> = BTreeMap::new();
-    for job in jobs {
-        queues.entry(job.alone()).or_default().push_back(job);
-    }
-    let mut flaky = Vec::new();
-    for (module, jobs) in queues {
-        let at_once = if module.is_some() { at_once.min(MEASURED_AT_ONCE) } else { at_once };
-        flaky.extend(whole_system_tests(jobs, at_once, tally, &mut failed)?);
-    }
     let mut doc = process::cargo(workspace);
     doc.args(["test", "--doc", "--quiet", "--"]).args(names);
-    if linted {
+    if chosen.linted {
         lint::beside_the_compiler(&mut doc, workspace);
     }
     if !aloud(&mut doc, "documentation", !names.is_empty(), tally)? {
         failed.push("documentation".to_owned());
     }
-    for name in &flaky {
-        say::out(&format!("flaky: {name}: failed once, as said above, and passed by itself"));
+    none(&failed)
+}
+
+/// Runs whole-system tests of these programs. Adds those that passed at the second try to `flaky`.
+///
+/// # Errors
+/// They could not be started, or a test failed.
+pub(crate) fn whole_system_tests(
+    workspace: &Workspace,
+    programs: &[TestProgram],
+    chosen: &Chosen<'_>,
+    which: Which,
+    (tally, flaky): (&mut Tally, &mut Vec<String>),
+) -> Result<()> {
+    let environment = &chosen.environment(workspace);
+    let whole_system = programs.iter().filter(|program| program.is_whole_system);
+    let tests: Vec<(&TestProgram, Vec<String>)> =
+        whole_system.map(|it| Ok((it, list(it, chosen.names)?))).collect::<Result<_>>()?;
+    let jobs = tests.iter().flat_map(|(program, tests)| {
+        tests.iter().map(move |test| Job { program, test, environment })
+    });
+    let mut queues: BTreeMap<Option<&str>, VecDeque<Job<'_>>> = BTreeMap::new();
+    for job in jobs.filter(|job| job.alone().is_some() == (which == Which::Measuring)) {
+        queues.entry(job.alone()).or_default().push_back(job);
     }
-    if !failed.is_empty() {
-        bail!("{} failed: {}", failed.len(), failed.join(", "));
+    let at_once = match which {
+        Which::Ordinary => chosen.at_once,
+        Which::Measuring => chosen.at_once.min(MEASURED_AT_ONCE),
+    };
+    let mut failed = Vec::new();
+    for jobs in queues.into_values() {
+        flaky.extend(run_jobs(jobs, at_once, tally, &mut failed)?);
+    }
+    none(&failed)
+}
+
+fn none(failed: &[String]) -> Result<()> {
+    ensure!(failed.is_empty(), "{} failed: {}", failed.len(), failed.join(", "));
+    Ok(())
+}
+
+/// Whether any test ran, and few of them passed only at the second try.
+///
+/// # Errors
+/// None ran, or too many were flaky.
+pub(crate) fn judge(chosen: &Chosen<'_>, tally: &Tally, flaky: &[String]) -> Result<()> {
+    for name in flaky {
+        say::out(&format!("flaky: {name}: failed once, as said above, and passed by itself"));
     }
     if flaky.len() > MAX_FLAKY {
         bail!("{} tests were flaky, at most {MAX_FLAKY} may be", flaky.len());
     }
-    if tally.passed == 0 {
-        bail!("no test ran: no test's path contains {}", names.join(" or "));
+    if tally.passed + tally.failed == 0 {
+        bail!(
+            "no test ran{}",
+            match chosen.names {
+                [] => String::new(),
+                names => format!(": no test's path contains {}", names.join(" or ")),
+            }
+        );
     }
     Ok(())
 }
 
 /// Runs all jobs and adds the failed ones to `failed`. Returns those that passed at the second try.
-fn whole_system_tests(
+fn run_jobs(
     jobs: VecDeque<Job<'_>>,
     at_once: usize,
     tally: &mut Tally,
@@ -144,6 +190,7 @@ fn whole_system_tests(
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next(starts_clusters);
         while let Some(job) = next() {
             let outcome = job.run()?;
+            queue.lock().unwrap_or_else(PoisonError::into_inner).end(&job);
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             let (tally, failures) = &mut *done;
             outcome.tell(&job);
@@ -192,17 +239,29 @@ fn whole_system_tests(
 struct Queue<'a> {
     clusters: VecDeque<Job<'a>>,
     others: VecDeque<Job<'a>>,
+    /// How many tests of clusters are running.
+    running: usize,
 }
 
 impl<'a> Queue<'a> {
     fn of(jobs: VecDeque<Job<'a>>) -> Self {
-        let (clusters, others) = jobs.into_iter().partition(|job| job.program.name() == CLUSTER);
-        Self { clusters, others }
+        let (clusters, others) = jobs.into_iter().partition(|job| job.is_of_clusters());
+        Self { clusters, others, running: 0 }
     }
 
+    /// The next test for a lane. Lanes that start no clusters are there only beside those that do.
     fn next(&mut self, starts_clusters: bool) -> Option<Job<'a>> {
-        let cluster = if starts_clusters { self.clusters.pop_front() } else { None };
+        if !starts_clusters {
+            let beside = self.running > 0 || !self.clusters.is_empty();
+            return if beside { self.others.pop_front() } else { None };
+        }
+        let cluster = self.clusters.pop_front();
+        self.running += usize::from(cluster.is_some());
         cluster.or_else(|| self.others.pop_front())
+    }
+
+    fn end(&mut self, job: &Job<'_>) {
+        self.running -= usize::from(job.is_of_clusters());
     }
 }
 
@@ -245,6 +304,10 @@ impl<'a> Job<'a> {
     fn alone(&self) -> Option<&'a str> {
         let module = self.test.split_once("::").map_or("", |(module, _)| module);
         (self.program.name() == BY_THEMSELVES).then_some(module)
+    }
+
+    fn is_of_clusters(&self) -> bool {
+        self.program.name() == CLUSTER
     }
 
     fn run(&self) -> Result<Outcome> {
@@ -318,11 +381,14 @@ mod tests {
         let environment = &Environment::new();
         let jobs = programs.iter().map(|program| Job { program, test: "one", environment });
         let mut queue = Queue::of(jobs.collect());
-        let mut next = |starts_clusters| queue.next(starts_clusters).map(|job| job.name());
-        assert_eq!(next(false).as_deref(), Some("agents::one"));
-        assert_eq!(next(true).as_deref(), Some("cluster::one"));
-        assert_eq!(next(true).as_deref(), Some("trust::one"), "nobody waits");
-        assert_eq!(next(true), None);
+        let name = |job: Option<Job<'_>>| job.map(|job| job.name());
+        let cluster = queue.next(true);
+        assert_eq!(name(cluster).as_deref(), Some("cluster::one"));
+        assert_eq!(name(queue.next(false)).as_deref(), Some("agents::one"), "beside it");
+        queue.end(&cluster.unwrap());
+        assert_eq!(name(queue.next(false)), None, "no cluster is left that waits");
+        assert_eq!(name(queue.next(true)).as_deref(), Some("trust::one"));
+        assert_eq!(name(queue.next(true)), None);
     }
 
     #[test]
@@ -351,7 +417,7 @@ mod tests {
             environment,
         });
         let (mut tally, mut failed) = (Tally::default(), Vec::new());
-        let flaky = whole_system_tests(jobs.into(), 2, &mut tally, &mut failed).unwrap();
+        let flaky = run_jobs(jobs.into(), 2, &mut tally, &mut failed).unwrap();
         std::fs::remove_dir_all(&program.package).unwrap();
         assert_eq!(
             (flaky, failed),

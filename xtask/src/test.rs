@@ -15,7 +15,7 @@ use crate::kernels;
 use crate::lint::{self, Warnings};
 use crate::needs::Purpose;
 use crate::process;
-use crate::runner::{self, Chosen};
+use crate::runner::{self, Chosen, Which};
 use crate::say;
 use crate::setup;
 use crate::tally::Tally;
@@ -48,9 +48,9 @@ Environment:
     run,
 };
 
-/// How many whole-system tests run at once. Those with a Kubernetes wait so much that a third one
-/// finds a processor (`runner.rs`). Three others on two processors would make deadlines a matter
-/// of luck.
+/// How many whole-system tests run at once. Those with a Kubernetes wait so much that a third test
+/// finds a processor; without them, two run (`runner.rs`). Three others on two processors would
+/// make deadlines a matter of luck.
 const AT_ONCE: usize = 3;
 
 /// How many tests may be skipped or ignored before the run counts as failed. CI has all that tests
@@ -68,7 +68,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     if args.has("--kernels") {
         return kernels::test(&workspace, names);
     }
-    let at_once = std::env::var("RUST_TEST_THREADS").ok().map(|number| number.parse());
+    let at_once = std::env::var(runner::THREADS).ok().map(|number| number.parse());
     let at_once = at_once.transpose().context("RUST_TEST_THREADS is no number")?;
     let at_once: usize = at_once.unwrap_or(AT_ONCE).max(1);
     let everything = names.is_empty();
@@ -123,15 +123,25 @@ fn run(args: &Args) -> Result<ExitCode> {
             return Ok(());
         }
         let chosen = Chosen { names, at_once, long: args.has("--long"), linted: lint };
-        // It takes what the tests leave of the processors.
+        let (programs, mut flaky) = (&programs, Vec::new());
+        gates.run("unit tests", || runner::unit_tests(&workspace, programs, &chosen, &mut tally));
+        // It takes what those tests leave of the processors that wait.
         let fuzz = can_fuzz.then(|| gates.begin(scope, "fuzz", || fuzz::gate(Workspace::here())));
-        gates.run("tests", || runner::run(&workspace, &programs, &chosen, &mut tally));
+        let mut whole_system = |gates: &mut Gates, name, which| {
+            gates.run(name, || {
+                let told = (&mut tally, &mut flaky);
+                runner::whole_system_tests(&workspace, programs, &chosen, which, told)
+            })
+        };
+        whole_system(&mut gates, "whole-system tests", Which::Ordinary);
+        if let Some(fuzz) = fuzz {
+            gates.end(fuzz);
+        }
+        whole_system(&mut gates, "tests that measure", Which::Measuring);
+        gates.run("few flaky tests", || runner::judge(&chosen, &tally, &flaky));
         if everything {
             gates.run("few tests skipped", || few_skipped(&tally));
             gates.run("all tests there", || enough_run(&tally));
-        }
-        if let Some(fuzz) = fuzz {
-            gates.end(fuzz);
         }
         Ok(())
     })?;

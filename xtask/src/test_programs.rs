@@ -1,7 +1,7 @@
 //! The programs of tests that cargo builds, and what the compiler or clippy says meanwhile.
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
@@ -46,6 +46,7 @@ pub(crate) fn build(
     let format = if terminal { "json-diagnostic-rendered-ansi" } else { "json" };
     // What does not depend on a crate that is broken is built, and linted, too.
     cargo.args(["build", "--all-targets", "--keep-going", "--message-format", format]);
+    let linted = warnings.is_some();
     let mut unasked = Warnings::default();
     let warnings = match warnings {
         Some(warnings) => {
@@ -69,7 +70,9 @@ pub(crate) fn build(
     if !status.success() {
         bail!("`cargo build --all-targets` ended with {status}");
     }
-    not_linted.none()?;
+    if linted {
+        warnings.extend(not_linted.sources());
+    }
     programs.sort_by(|a, b| a.source.cmp(&b.source));
     Ok(programs)
 }
@@ -86,20 +89,19 @@ impl NotLinted {
     fn hear(&mut self, message: &Value, workspace: &Workspace) {
         let Some(source) = message["target"]["src_path"].as_str() else { return };
         let is_ours = message["reason"] == "compiler-artifact"
-            && workspace.root.to_str().is_some_and(|root| source.starts_with(root));
+            && message["package_id"].as_str().is_some_and(|id| id.starts_with("path+file://"))
+            && Path::new(source).starts_with(&workspace.root);
         if is_ours && message["target"]["kind"][0] != "custom-build" {
             let is_tests = message["profile"]["test"] == true;
             *self.crates.entry(source.to_owned()).or_default() |= is_tests;
         }
     }
 
-    fn none(&self) -> Result<()> {
-        match self.crates.iter().find(|(_, is_tests)| !**is_tests) {
-            None => Ok(()),
-            Some((source, _)) => {
-                bail!("{source} has no tests (`test = false`?), so clippy does not read it")
-            }
-        }
+    fn sources(&self) -> impl Iterator<Item = String> {
+        let not = self.crates.iter().filter(|(_, is_tests)| !**is_tests);
+        not.map(|(source, _)| {
+            format!("{source}: no tests of it are compiled, so clippy does not read it")
+        })
     }
 }
 
@@ -122,17 +124,19 @@ mod tests {
     fn a_crate_that_is_not_compiled_for_its_tests_is_not_linted() {
         let workspace = Workspace { root: "/w".into() };
         let mut not_linted = NotLinted::default();
-        let mut hear = |source: &str, kind: &str, tests: bool| {
-            let message = serde_json::json!({"reason": "compiler-artifact",
-                "target": {"kind": [kind], "src_path": source}, "profile": {"test": tests}});
+        let mut left_after = |source: &str, kind: &str, tests: bool| {
+            let message = serde_json::json!({
+                "reason": "compiler-artifact", "package_id": "path+file:///w#0.1.0",
+                "target": {"kind": [kind], "src_path": source}, "profile": {"test": tests},
+            });
             not_linted.hear(&message, &workspace);
-            not_linted.none().is_ok()
+            not_linted.sources().count()
         };
-        assert!(hear("/elsewhere/src/lib.rs", "lib", false));
-        assert!(hear("/w/build.rs", "custom-build", false));
-        assert!(!hear("/w/src/lib.rs", "lib", false));
-        assert!(hear("/w/src/lib.rs", "lib", true));
-        assert!(!hear("/w/src/main.rs", "bin", false));
+        assert_eq!(left_after("/w2/src/lib.rs", "lib", false), 0);
+        assert_eq!(left_after("/w/build.rs", "custom-build", false), 0);
+        assert_eq!(left_after("/w/src/lib.rs", "lib", false), 1);
+        assert_eq!(left_after("/w/src/lib.rs", "lib", true), 0);
+        assert_eq!(left_after("/w/src/main.rs", "bin", false), 1);
     }
 
     #[test]
