@@ -185,7 +185,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         memory: memory.clone(),
     });
     let (request, requests) = mpsc::channel(1);
-    let state = Arc::new(admin::State {
+    let state = Arc::new(admin::AdminContext {
         node: settings.node.to_string(),
         started,
         mesh: Arc::clone(&mesh),
@@ -320,7 +320,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
 fn answer(
     settings: &Settings,
     host: &Host,
-    state: &Arc<admin::State>,
+    state: &Arc<admin::AdminContext>,
     (answering, asked, scraped): (&Tasks, &Tasks, &Tasks),
 ) -> Result<(), DaemonError> {
     let note = Note::of(settings, host);

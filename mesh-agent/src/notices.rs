@@ -26,7 +26,7 @@ use self::{
     events::Events,
     pace::Pace,
 };
-use crate::{admin::State, source::AnnouncementState};
+use crate::{admin::AdminContext, source::AnnouncementState};
 
 /// How often problems are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -41,17 +41,17 @@ const SPEAKERS: usize = 2;
 
 /// The task that reports problems.
 pub struct Notices {
-    state: Arc<State>,
+    state: Arc<AdminContext>,
     node: NodeName,
     announcements: watch::Receiver<Arc<AnnouncementState>>,
     /// Only in a cluster.
     events: Option<Events>,
     /// The present problems, and those of a short while ago.
-    known: BTreeMap<Key, Known>,
+    known: BTreeMap<Key, ProblemTimes>,
     pace: Pace,
 }
 
-struct Known {
+struct ProblemTimes {
     since: Timestamp,
     first: Instant,
     /// When the problem was last seen.
@@ -63,7 +63,7 @@ struct Known {
 impl Notices {
     /// For a node's agent; `client` where there is an API server to write Events to.
     pub fn new(
-        state: Arc<State>,
+        state: Arc<AdminContext>,
         node: NodeName,
         announcements: watch::Receiver<Arc<AnnouncementState>>,
         client: Option<Client>,
@@ -92,14 +92,14 @@ impl Notices {
     /// Notes since when problems last. A problem that is over is forgotten only after [`REPEAT`],
     /// so that one that comes and goes is reported no more often than one that stays.
     fn note(&mut self, found: &BTreeMap<Key, Notice>, now: Instant) {
-        let is_recent = |known: &Known| {
+        let is_recent = |known: &ProblemTimes| {
             let told = known.logged.max(known.written);
             told.is_some_and(|told| now - told < REPEAT)
         };
         self.known.retain(|key, known| found.contains_key(key) || is_recent(known));
         for key in found.keys() {
             let (since, first) = (Timestamp::now(), now);
-            let new = Known { since, first, last: now, logged: None, written: None };
+            let new = ProblemTimes { since, first, last: now, logged: None, written: None };
             let known = self.known.entry(key.clone()).or_insert(new);
             if now - known.last > 2 * LOOK_EVERY {
                 (known.since, known.first) = (since, first); // it was over in between

@@ -42,7 +42,7 @@ pub async fn keep_untainting(client: Client, agents: &str) {
     let of_agents = settled().labels(&format!("app.kubernetes.io/name={agents}"));
     let mut node_events = events(nodes.clone(), settled());
     let mut pod_events = events(pods, of_agents);
-    let mut known = Known::default();
+    let mut known = TaintedNodes::default();
     let mut is_refused = false;
     let mut repeats = Repeats::default();
     loop {
@@ -98,26 +98,26 @@ struct Tainted {
 }
 
 #[derive(Default)]
-struct Known {
-    nodes: Kept<Tainted>,
+struct TaintedNodes {
+    nodes: WatchCache<Tainted>,
     /// The nodes of ready agents, by pod.
-    agents: Kept<String>,
+    agents: WatchCache<String>,
 }
 
 /// The objects of a watch that matter.
-struct Kept<T> {
+struct WatchCache<T> {
     now: BTreeMap<String, T>,
     /// What has come since a list began; everything else is gone at its end.
     listing: BTreeSet<String>,
 }
 
-impl<T> Default for Kept<T> {
+impl<T> Default for WatchCache<T> {
     fn default() -> Self {
         Self { now: BTreeMap::new(), listing: BTreeSet::new() }
     }
 }
 
-impl<T> Kept<T> {
+impl<T> WatchCache<T> {
     /// An object that cannot be read does not matter; returns why.
     fn apply<K: DeserializeOwned>(
         &mut self,
@@ -152,7 +152,7 @@ impl<T> Kept<T> {
     }
 }
 
-impl Known {
+impl TaintedNodes {
     /// The nodes that have the taint and a ready agent, with the patch for each. The version in it
     /// makes the API server refuse the patch if the node has changed meanwhile: another writer's
     /// taint must not be lost.
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_node_is_freed_when_its_agent_is_ready_and_keeps_its_other_taints() {
-        let mut known = Known::default();
+        let mut known = TaintedNodes::default();
         let other = json!({"key": "team", "value": "a", "effect": "NoExecute"});
         known.nodes.apply(Event::Apply(node("n1", &json!([other, ours()]))), tainted).unwrap();
         known.nodes.apply(Event::Apply(node("n2", &json!([ours()]))), tainted).unwrap();
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_a_new_list_does_not_name_is_gone() {
-        let mut agents = Kept::default();
+        let mut agents = WatchCache::default();
         agents.apply(Event::Apply(agent("n1", "True", None)), node_of_ready).unwrap();
         agents.apply(Event::Apply(agent("n2", "True", None)), node_of_ready).unwrap();
         agents.apply(Event::Init, node_of_ready).unwrap();

@@ -1,4 +1,4 @@
-//! Connections of a pod from before it was in the mesh, or strict.
+//! Connections of a pod that predate its mesh membership or strict mode.
 
 use std::net::SocketAddr;
 
@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Mode;
 
-/// A pod's connections from before it was in the mesh, or strict: the mesh would carry or refuse
-/// them if they were made today. Also the form in which `mesh-agent status -o json` prints them.
+/// A pod's connections that predate its mesh membership or strict mode: the mesh would carry or
+/// refuse them if they were made now. Also the form in which `mesh-agent status -o json` prints
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaintextFacts {
     /// How many.

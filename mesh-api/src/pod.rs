@@ -40,7 +40,7 @@ pub struct PodStatus {
     pub netns: Option<u64>,
     /// Connections of it that the agent carries now.
     pub connections: usize,
-    /// Its connections from before it was in the mesh, or strict, that go on in plaintext.
+    /// Its plaintext connections that predate its mesh membership or strict mode.
     #[serde(default)]
     pub plaintext: PlaintextFacts,
 }

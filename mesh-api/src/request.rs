@@ -15,7 +15,7 @@ pub enum Request {
         /// Whether to go on with new records.
         follow: bool,
     },
-    /// End the connections of a pod (`namespace/name`) from before it was in the mesh, or strict.
+    /// End a pod's (`namespace/name`) connections that predate its mesh membership or strict mode.
     Reset {
         /// The pod.
         pod: String,

@@ -8,7 +8,7 @@ use super::inbox::Inbox;
 use super::outbox::{MAX_RECORDS, Outbox};
 use super::reason::{JudgedBy, ResetCode, SessionError, StateError, TlsReason};
 use super::record::Content;
-use super::state::{Role, State, Step};
+use super::state::{ConversationState, Role, Step};
 use super::traffic::{Opened, Traffic, ours};
 
 /// With more unwritten bytes than this, no new data is read from the application. Small frames may
@@ -23,7 +23,7 @@ pub struct Channel {
     inbox: Inbox,
     pub(super) outbox: Outbox,
     role: Role,
-    state: State,
+    state: ConversationState,
 }
 
 /// What the peer has sent.
@@ -42,17 +42,18 @@ pub enum Received {
 
 impl Channel {
     pub(super) fn new(traffic: Traffic, inbox: Inbox, outbox: Outbox, role: Role) -> Self {
-        Self { traffic, inbox, outbox, role, state: State::Idle }
+        Self { traffic, inbox, outbox, role, state: ConversationState::Idle }
     }
 
     /// Whether no connection is carried, so that the next may begin.
     pub fn is_idle(&self) -> bool {
-        self.state == State::Idle
+        self.state == ConversationState::Idle
     }
 
     /// Whether we opened a connection and have no answer yet.
     pub fn awaits_answer(&self) -> bool {
-        self.role == Role::Client && matches!(self.state, State::Connection { accepted: false, .. })
+        self.role == Role::Client
+            && matches!(self.state, ConversationState::Connection { accepted: false, .. })
     }
 
     /// The next thing the peer sent, or `None` if more bytes are needed.
@@ -71,7 +72,9 @@ impl Channel {
                 // Our OPEN is not answered: it and the close may have crossed, and nothing was
                 // carried out.
                 Opened::CloseNotify if self.awaits_answer() => return Ok(Some(Received::Closed)),
-                Opened::CloseNotify if matches!(self.state, State::Connection { .. }) => {
+                Opened::CloseNotify
+                    if matches!(self.state, ConversationState::Connection { .. }) =>
+                {
                     return Err(StateError::Close.into());
                 }
                 Opened::CloseNotify => return Ok(Some(Received::Closed)),
@@ -191,7 +194,7 @@ impl Channel {
     /// Seals `close_notify`: we shall send nothing more.
     pub fn close(&mut self) {
         self.alert(1, 0);
-        self.state = State::Over;
+        self.state = ConversationState::Over;
     }
 
     /// How much memory the buffers hold now.

@@ -16,12 +16,12 @@ pub struct SingleFlight<K: Hash + Eq>(Mutex<HashMap<K, Arc<Queue<()>>>>);
 pub struct Turn<'a, K: Hash + Eq> {
     // Dropped before the place, which forgets the queue if nothing else refers to it.
     _guard: OwnedMutexGuard<()>,
-    _place: Place<'a, K>,
+    _place: QueuePosition<'a, K>,
 }
 
 /// A place in the queue of a key.
 #[derive(Debug)]
-struct Place<'a, K: Hash + Eq> {
+struct QueuePosition<'a, K: Hash + Eq> {
     flights: &'a SingleFlight<K>,
     key: K,
     queue: Arc<Queue<()>>,
@@ -35,7 +35,7 @@ impl<K: Hash + Eq + Clone> SingleFlight<K> {
     /// If dropped, the place in the queue is lost.
     pub async fn turn(&self, key: K) -> Turn<'_, K> {
         let queue = Arc::clone(self.0.lock().entry(key.clone()).or_default());
-        let place = Place { flights: self, key, queue };
+        let place = QueuePosition { flights: self, key, queue };
         let guard = Arc::clone(&place.queue).lock_owned().await;
         Turn { _guard: guard, _place: place }
     }
@@ -47,7 +47,7 @@ impl<K: Hash + Eq> Default for SingleFlight<K> {
     }
 }
 
-impl<K: Hash + Eq> Drop for Place<'_, K> {
+impl<K: Hash + Eq> Drop for QueuePosition<'_, K> {
     fn drop(&mut self) {
         let mut queues = self.flights.0.lock();
         // Our own reference goes first, and under the lock: of two places that end at once, the

@@ -22,7 +22,7 @@ pub(super) enum Step {
 
 /// Where the conversation on a session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ConversationState {
     /// No connection; the client may open one.
     Idle,
     /// A connection, from OPEN on.
@@ -38,7 +38,7 @@ pub(super) enum State {
     Over,
 }
 
-impl State {
+impl ConversationState {
     /// The state after `by` has sent `step`.
     ///
     /// # Errors
@@ -86,8 +86,8 @@ impl State {
 mod tests {
     use super::*;
 
-    fn run(steps: &[(Role, Step)]) -> Result<State, StateError> {
-        steps.iter().try_fold(State::Idle, |state, &(by, step)| state.after(by, step))
+    fn run(steps: &[(Role, Step)]) -> Result<ConversationState, StateError> {
+        steps.iter().try_fold(ConversationState::Idle, |state, &(by, step)| state.after(by, step))
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
             &[(C, Open), (C, Fin), (S, Accepted), (S, Data), (S, Fin)],
             &[(C, Open), (S, Accepted), (S, Fin), (C, Data), (C, Fin)],
         ] {
-            assert_eq!(run(steps), Ok(State::Idle), "{steps:?}");
+            assert_eq!(run(steps), Ok(ConversationState::Idle), "{steps:?}");
         }
     }
 

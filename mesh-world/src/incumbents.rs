@@ -14,11 +14,11 @@ use super::shared_map::SharedMap;
 
 /// See the file. Cloning copies one pointer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Incumbents(SharedMap<IpAddr, Arc<[Claim]>>);
+pub struct Incumbents(SharedMap<IpAddr, Arc<[NodeRank]>>);
 
 /// A node that announces an address, and the rank of its announcement: the least rank came first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claim {
+pub struct NodeRank {
     /// The node.
     pub node: NodeName,
     /// Equal for nodes that were first heard at once.
@@ -45,12 +45,12 @@ impl Incumbents {
     }
 
     /// All addresses that several nodes announce, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&IpAddr, &[Claim])> {
+    pub fn iter(&self) -> impl Iterator<Item = (&IpAddr, &[NodeRank])> {
         self.0.iter().map(|(address, claims)| (address, &**claims))
     }
 
     /// Notes what is known of an address from earlier.
-    pub fn insert(&mut self, address: IpAddr, claims: Vec<Claim>) {
+    pub fn insert(&mut self, address: IpAddr, claims: Vec<NodeRank>) {
         self.0.insert(address, claims.into());
     }
 
@@ -68,8 +68,8 @@ impl Incumbents {
         };
         let next = now.iter().filter_map(rank).max().map_or(0, |last| last.saturating_add(1));
         let claim =
-            |node: &NodeName| Claim { node: node.clone(), rank: rank(node).unwrap_or(next) };
-        let claims: Arc<[Claim]> = now.iter().map(claim).collect();
+            |node: &NodeName| NodeRank { node: node.clone(), rank: rank(node).unwrap_or(next) };
+        let claims: Arc<[NodeRank]> = now.iter().map(claim).collect();
         if known.is_none_or(|known| **known != *claims) {
             self.0.insert(address, claims);
         }

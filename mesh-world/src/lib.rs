@@ -34,7 +34,7 @@ pub use announcement::{AnnouncedCa, AnnouncedPod, Announcements, MeshNode};
 pub use boots::{Answer, Answers, InForce, NodePods, add_pod, in_force};
 pub use cidr::{Cidr, Cover};
 pub use floor::Floor;
-pub use incumbents::{Claim, Incumbents, Memory};
+pub use incumbents::{Incumbents, Memory, NodeRank};
 pub use membership::{Membership, NotEnabledReason};
 pub use names::{NodeName, ObjectName, PodUid, check_subdomain};
 pub use objects::{

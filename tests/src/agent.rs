@@ -95,7 +95,7 @@ pub struct PodStatus {
     pub code: String,
     /// The same as a sentence.
     pub reason: String,
-    /// Its connections from before it was in the mesh, or strict.
+    /// Its connections that predate its mesh membership or strict mode.
     #[serde(default)]
     pub plaintext: Plaintext,
 }

@@ -13,7 +13,8 @@ use crate::say;
 /// How long to wait for another apt, in seconds.
 const LOCK_WAIT_S: u32 = 300;
 
-/// What Debian asks before it starts a service: exit code 101 forbids it (invoke-rc.d(8)).
+/// Debian runs this program before it starts a service. Exit code 101 forbids the start
+/// (invoke-rc.d(8)).
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const POLICY_TEXT: &str = "#!/bin/sh\n# Made by nodemesh's `cargo xtask setup` for the length of one apt-get; delete it if you find it.\nexit 101\n";
 
@@ -65,15 +66,15 @@ fn apt_get(what: &str) -> Command {
     command
 }
 
-/// While it lives, installed packages do not start their services. The demo starts its own
-/// redis-server, and the host needs none. A machine that has a policy of its own keeps it.
+/// Until it is dropped, packages that are installed do not start their services. The demo starts
+/// its own redis-server, and the host needs none. A host that has its own policy keeps it.
 struct NoServices<'a> {
     ours: Option<&'a Path>,
 }
 
 impl<'a> NoServices<'a> {
     fn declare(policy: &'a Path) -> Result<Self> {
-        // A policy left by a killed setup is ours and is taken over, so that it goes away at last.
+        // A policy that a killed setup left is ours as well, so that this setup removes it.
         let free = fs::read_to_string(policy).map_or(true, |text| text == POLICY_TEXT)
             && !policy.is_symlink();
         if !free {
@@ -101,7 +102,7 @@ impl Drop for NoServices<'_> {
 mod tests {
     use super::*;
 
-    /// A file of this test alone, gone at its end.
+    /// The path of a file that only one test uses, and removes.
     fn scratch(name: &str) -> std::path::PathBuf {
         std::env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()))
     }

@@ -22,7 +22,7 @@ fn pulled_in(workspace: &Workspace, package: &str) -> BTreeSet<String> {
     let mut cargo = process::cargo(workspace);
     cargo.args(["tree", "--offline", "--prefix", "none", "--format", "{p}"]);
     cargo.args(["--edges", "normal,build", "--package", package]);
-    let tree = process::read_aloud(&mut cargo).unwrap();
+    let tree = process::read_showing_errors(&mut cargo).unwrap();
     let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
     tree.lines().map(name).filter(|name| name != package).collect()
 }

@@ -73,7 +73,7 @@ mod tests {
     /// Package, version and features of all that is built.
     fn features(workspace: &Workspace, edges: &str) -> BTreeSet<String> {
         let format = ["--prefix", "none", "--format", "{p} {f}", "--offline", "--edges", edges];
-        let tree = process::read_aloud(process::cargo(workspace).arg("tree").args(format));
+        let tree = process::read_showing_errors(process::cargo(workspace).arg("tree").args(format));
         tree.unwrap().lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
     }
 

@@ -16,11 +16,11 @@ use crate::workspace::Workspace;
 
 pub(crate) const COMMAND: Command = Command {
     name: "fuzz",
-    about: "Feeds made-up inputs to everything that reads what others wrote, guided by coverage.",
+    about: "Fuzzes all code that reads what others wrote, guided by coverage (libFuzzer).",
     details: "\
-TARGET is one of the directories in fuzz/corpus; without one, each has its turn. Its committed inputs are
-tried first. What is found on the way is kept in target/fuzz/corpus and used the next time; an input
-that breaks a target lands in target/fuzz/found. `cargo xtask test` does this for a few seconds each.
+TARGET is a directory of fuzz/corpus; without one, all targets run. The committed inputs of a target are
+tried first. New inputs are kept in target/fuzz/corpus and used the next time. An input that breaks a
+target is saved in target/fuzz/found. `cargo xtask test` runs each target for 24 seconds, beside the tests.
 
   cargo xtask fuzz records --seconds 3600     look at one target for an hour
   cargo xtask fuzz records --input FILE       try this one input and show what happens
@@ -36,15 +36,17 @@ that breaks a target lands in target/fuzz/found. `cargo xtask test` does this fo
 
 /// The default duration for each target.
 const SECONDS: u64 = 60;
-/// The same in `cargo xtask test`, where tests have the processors first: with a third of them,
-/// still longer than any planted defect took (CONTRIBUTING.md).
+/// The duration for each target in `cargo xtask test`. The tests beside it come first and leave the
+/// targets about a third of the processors. Every planted defect was found in less time than that
+/// (CONTRIBUTING.md, "Fuzz").
 const SECONDS_IN_TEST: u64 = 24;
-/// Where the random choices begin in `cargo xtask test`; elsewhere libFuzzer chooses by the clock.
+/// The seed of the random choices in `cargo xtask test`. Elsewhere libFuzzer takes the clock.
 const SEED_IN_TEST: u32 = 1;
 
-/// One input may take this long: the largest takes a hundredth of a second.
+/// How long one input may take. The largest takes a hundredth of a second.
 const TIMEOUT_S: u64 = 10;
-/// Memory of one run. Most targets stay below 50 MB; one that passes this has no bound.
+/// How much memory a run may take. Most targets stay below 50 MB; one that takes more than this
+/// does not bound its memory.
 const MAX_MEMORY_MB: u64 = 512;
 /// Longest input: some records, some objects. Longer ones find less per second.
 const MAX_INPUT_BYTES: u64 = 4096;
@@ -85,8 +87,10 @@ pub(crate) fn build(workspace: Workspace) -> Result<()> {
     Fuzzer::build(workspace).map(drop)
 }
 
-/// Every target for a few seconds, as a gate of `cargo xtask test`. The inputs are always the same,
-/// as far as the time goes, so that a commit is judged by what it changed and not by luck.
+/// Runs every target for [`SECONDS_IN_TEST`], as a gate of `cargo xtask test`. The seed is fixed,
+/// so that a commit is judged by its changes rather than by luck. Runs still differ: the machine's
+/// speed decides how many inputs are tried, and inputs that earlier runs left in
+/// `target/fuzz/corpus` are read too.
 pub(crate) fn gate(workspace: Workspace) -> Result<()> {
     let targets = targets(&workspace)?;
     Fuzzer::build(workspace)?.all(&targets, SECONDS_IN_TEST, true)
@@ -147,7 +151,7 @@ impl Fuzzer {
             std::thread::sleep(POLL);
             let mut still = Vec::new();
             for mut one in running {
-                match one.child.try_wait().context("a fuzzer got lost")? {
+                match one.child.try_wait().context("cannot wait for a fuzzer")? {
                     None => still.push(one),
                     Some(status) if status.success() => {
                         say::progress(
@@ -192,7 +196,7 @@ impl Fuzzer {
         // New inputs go to the first directory; both are read.
         fuzzer.arg(self.directory("corpus", target)?).arg(self.committed(target));
         if in_test {
-            fuzzer = process::behind(&fuzzer);
+            fuzzer = process::at_low_priority(&fuzzer);
         }
         fuzzer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = fuzzer.spawn().context("cannot start the fuzzer")?;

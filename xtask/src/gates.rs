@@ -1,5 +1,5 @@
-//! Checks that run one after the other, or beside the others. Each runs to its end, whatever
-//! becomes of the others.
+//! Gates: checks that run one after the other or beside each other. Each runs to its end, even if
+//! others fail.
 use std::process::ExitCode;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};

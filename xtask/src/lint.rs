@@ -44,7 +44,7 @@ pub(crate) fn apart_from_the_host(workspace: &Workspace, gates: &mut Gates) {
 
 /// Lets clippy read the workspace's crates while this cargo compiles them. Such crates are compiled
 /// apart from those of other builds: all of a run's cargos have to be told.
-pub(crate) fn beside_the_compiler(cargo: &mut Process, workspace: &Workspace) {
+pub(crate) fn wrap_compiler(cargo: &mut Process, workspace: &Workspace) {
     let (name, value) = wrapper(workspace);
     cargo.env(name, value);
 }

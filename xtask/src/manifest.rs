@@ -29,7 +29,7 @@ pub(crate) const COMMAND: Command = Command {
 
 fn write(workspace: &Workspace) -> Result<()> {
     let agent = workspace.programs(Profile::Dev.directory()).join("mesh-agent");
-    let yaml = process::read_aloud(Process::new(agent).arg("manifest"))?;
+    let yaml = process::read_showing_errors(Process::new(agent).arg("manifest"))?;
     let file = workspace.root.join("daemonset.yaml");
     fs::write(&file, yaml).with_context(|| format!("cannot write {}", file.display()))?;
     say::progress("manifest", &format!("wrote {}", file.display()));

@@ -28,20 +28,20 @@ pub(crate) fn cargo(workspace: &Workspace) -> Command {
     command
 }
 
-/// A command as it is, at lower priority: for work beside other work that a user waits for.
-pub(crate) fn behind(command: &Command) -> Command {
-    let mut behind = Command::new("nice");
-    behind.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
+/// The same command at a lower priority, so that it does not slow down what a user waits for.
+pub(crate) fn at_low_priority(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
     if let Some(directory) = command.get_current_dir() {
-        behind.current_dir(directory);
+        nice.current_dir(directory);
     }
     for (key, value) in command.get_envs() {
         match value {
-            Some(value) => behind.env(key, value),
-            None => behind.env_remove(key),
+            Some(value) => nice.env(key, value),
+            None => nice.env_remove(key),
         };
     }
-    behind
+    nice
 }
 
 /// Runs to the end, its output on our terminal.
@@ -79,7 +79,7 @@ pub(crate) fn read(command: &mut Command) -> Option<String> {
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn read_aloud(command: &mut Command) -> Result<String> {
+pub(crate) fn read_showing_errors(command: &mut Command) -> Result<String> {
     let output = command.stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("cannot start `{}`", line(command)))?;
     if !output.status.success() {

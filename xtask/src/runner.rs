@@ -3,8 +3,8 @@
 //! compute. Those of different programs are mixed: otherwise each program's last test would leave a
 //! processor idle.
 //!
-//! A whole-system test that fails runs once more, by itself. If it passes then, it counts as passed
-//! and is listed as flaky, with what it said the first time.
+//! A whole-system test that fails is run again, alone. If it passes then, it counts as passed and
+//! is listed as flaky. What it printed the first time is shown.
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
@@ -27,11 +27,11 @@ use crate::workspace::Workspace;
 /// More flaky tests than this fail the run.
 const MAX_FLAKY: usize = 2;
 
-/// The program whose modules run one after the other, and beside no other program: their tests
-/// measure, or take the whole machine.
+/// The program whose tests measure, or need the whole machine. Its modules run one after the other,
+/// and no other program's tests run beside them.
 const BY_THEMSELVES: &str = "load";
 
-/// How many of them run at a time at most.
+/// How many tests of such a module run at once, at most.
 const MEASURED_AT_ONCE: usize = 2;
 
 /// The program whose tests take longest, and wait most: most start a Kubernetes. They come first,
@@ -47,12 +47,12 @@ pub(crate) const THREADS: &str = "RUST_TEST_THREADS";
 pub(crate) struct Chosen<'a> {
     /// Only tests whose paths contain one of these; all tests if there are none.
     pub(crate) names: &'a [String],
-    /// How many whole-system tests at a time.
+    /// How many whole-system tests run at once, at most.
     pub(crate) at_once: usize,
-    /// Whether tests that have a long form run that: `NODEMESH_LONG` is set for them.
+    /// Whether tests run in their long form, if they have one: `NODEMESH_LONG` is set for them.
     pub(crate) long: bool,
-    /// Whether clippy ran as the compiler's wrapper. Doc tests then need the same wrapper: cargo
-    /// keeps what it built with one apart.
+    /// Whether clippy ran as the compiler's wrapper. Doc tests then need the same wrapper, since
+    /// cargo does not reuse what it has built with another one.
     pub(crate) linted: bool,
 }
 
@@ -100,16 +100,16 @@ pub(crate) fn unit_tests(
     for program in programs.iter().filter(|program| !program.is_whole_system) {
         let mut command = command(program, &environment);
         command.args(names).env_remove(THREADS);
-        if !aloud(&mut command, program.name(), !names.is_empty(), tally)? {
+        if !run_and_print(&mut command, program.name(), !names.is_empty(), tally)? {
             failed.push(program.name().to_owned());
         }
     }
     let mut doc = process::cargo(workspace);
     doc.args(["test", "--doc", "--quiet", "--"]).args(names);
     if chosen.linted {
-        lint::beside_the_compiler(&mut doc, workspace);
+        lint::wrap_compiler(&mut doc, workspace);
     }
-    if !aloud(&mut doc, "documentation", !names.is_empty(), tally)? {
+    if !run_and_print(&mut doc, "documentation", !names.is_empty(), tally)? {
         failed.push("documentation".to_owned());
     }
     none(&failed)
@@ -134,8 +134,8 @@ pub(crate) fn whole_system_tests(
         tests.iter().map(move |test| Job { program, test, environment })
     });
     let mut queues: BTreeMap<Option<&str>, VecDeque<Job<'_>>> = BTreeMap::new();
-    for job in jobs.filter(|job| job.alone().is_some() == (which == Which::Measuring)) {
-        queues.entry(job.alone()).or_default().push_back(job);
+    for job in jobs.filter(|job| job.exclusive_module().is_some() == (which == Which::Measuring)) {
+        queues.entry(job.exclusive_module()).or_default().push_back(job);
     }
     let at_once = match which {
         Which::Ordinary => chosen.at_once,
@@ -159,7 +159,9 @@ fn none(failed: &[String]) -> Result<()> {
 /// None ran, or too many were flaky.
 pub(crate) fn judge(chosen: &Chosen<'_>, tally: &Tally, flaky: &[String]) -> Result<()> {
     for name in flaky {
-        say::out(&format!("flaky: {name}: failed once, as said above, and passed by itself"));
+        say::out(&format!(
+            "flaky: {name}: failed once (see above), and passed when it was run again, alone"
+        ));
     }
     if flaky.len() > MAX_FLAKY {
         bail!("{} tests were flaky, at most {MAX_FLAKY} may be", flaky.len());
@@ -213,7 +215,7 @@ fn run_jobs(
     let (tally, failures) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut flaky = Vec::new();
     for job in failures {
-        say::out(&format!("test {} is run once more, by itself", job.name()));
+        say::out(&format!("test {} is run again, alone", job.name()));
         let (again, failed_before) = (job.run()?, tally.failed);
         again.tell(&job);
         again.said.lines().for_each(|line| tally.line(line));
@@ -245,7 +247,7 @@ struct Queue<'a> {
 
 impl<'a> Queue<'a> {
     fn of(jobs: VecDeque<Job<'a>>) -> Self {
-        let (clusters, others) = jobs.into_iter().partition(|job| job.is_of_clusters());
+        let (clusters, others) = jobs.into_iter().partition(Job::is_of_clusters);
         Self { clusters, others, running: 0 }
     }
 
@@ -272,7 +274,8 @@ impl Chosen<'_> {
             environment.push(("NODEMESH_LONG", "1".into()));
         }
         if self.linted {
-            // A test that follows a page builds the agent. It is built, if cargo is asked likewise.
+            // A test that follows a page of the documentation runs cargo to build the agent. With
+            // the same wrapper, cargo finds that it is already built.
             environment.push(lint::wrapper(workspace));
         }
         environment
@@ -290,7 +293,8 @@ fn command(program: &TestProgram, environment: &Environment) -> Command {
 /// A program's tests whose names contain one of these, or all.
 fn list(program: &TestProgram, names: &[String]) -> Result<Vec<String>> {
     let mut command = command(program, &Environment::new());
-    let list = process::read_aloud(command.args(names).args(["--list", "--format", "terse"]))?;
+    let list =
+        process::read_showing_errors(command.args(names).args(["--list", "--format", "terse"]))?;
     let test = |line: &str| line.strip_suffix(": test").map(str::to_owned);
     Ok(list.lines().filter_map(test).collect())
 }
@@ -301,7 +305,7 @@ impl<'a> Job<'a> {
     }
 
     /// The module, if only its own tests may run beside this one; `None` if any test may.
-    fn alone(&self) -> Option<&'a str> {
+    fn exclusive_module(&self) -> Option<&'a str> {
         let module = self.test.split_once("::").map_or("", |(module, _)| module);
         (self.program.name() == BY_THEMSELVES).then_some(module)
     }
@@ -333,11 +337,16 @@ impl Outcome {
     }
 }
 
-/// Runs a program and passes on libtest's lines as they come. Returns whether it succeeded.
-fn aloud(command: &mut Command, name: &str, only_some: bool, tally: &mut Tally) -> Result<bool> {
+/// Runs a program and prints libtest's lines as they come. Returns whether it succeeded.
+fn run_and_print(
+    command: &mut Command,
+    name: &str,
+    only_some: bool,
+    tally: &mut Tally,
+) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn();
     let child = child.as_mut().map_err(|error| anyhow!("cannot start {name}: {error}"))?;
-    let output = child.stdout.take().with_context(|| format!("{name} without an output"))?;
+    let output = child.stdout.take().with_context(|| format!("{name} has no output"))?;
     say::out(&format!("     Running {name}"));
     for line in BufReader::new(output).split(b'\n') {
         let line = line.with_context(|| format!("cannot read what {name} prints"))?;
@@ -347,7 +356,7 @@ fn aloud(command: &mut Command, name: &str, only_some: bool, tally: &mut Tally) 
             say::out(&line);
         }
     }
-    Ok(child.wait().with_context(|| format!("{name} got lost"))?.success())
+    Ok(child.wait().with_context(|| format!("cannot wait for {name}"))?.success())
 }
 
 #[cfg(test)]
@@ -396,9 +405,11 @@ mod tests {
         let (load, trust) =
             (program("tests/tests/load/main.rs"), program("tests/tests/trust/main.rs"));
         let environment = &Environment::new();
-        let alone = |program, test| Job { program, test, environment }.alone().map(str::to_owned);
-        assert_eq!(alone(&load, "attacks::clients::cut").as_deref(), Some("attacks"));
-        assert_eq!(alone(&trust, "strict::one"), None);
+        let module = |program, test| {
+            Job { program, test, environment }.exclusive_module().map(str::to_owned)
+        };
+        assert_eq!(module(&load, "attacks::clients::cut").as_deref(), Some("attacks"));
+        assert_eq!(module(&trust, "strict::one"), None);
     }
 
     const PASSED: &str = "test result: ok. 1 passed; 0 failed; 0 ignored;";

@@ -27,9 +27,9 @@ pub(crate) const COMMAND: Command = Command {
     about: "Sets up, and passes every gate: format, lints, all tests, fuzzing, licences. With names, only those tests.",
     details: "\
 NAME is part of a test's path, as for `cargo test`: `cargo xtask test getpeername`. The whole-system tests
-need root. One of them that fails is run once more by itself; if it passes then, it counts as passed and is
-listed as flaky, and more than two of those fail the run. The last line is `N passed, N failed`, summed over
-all test programs.
+need root. One of them that fails is run again, alone. If it passes then, it counts as passed and is listed
+as flaky. More than two flaky tests fail the run. The last line is `N passed, N failed`, summed over all test
+programs.
 
 With --kernels, tests run inside other kernels, in QEMU: 5.10 (too old, and told so), 6.1, 6.12 and newest,
 or those of them that are named: `cargo xtask test --kernels 6.1`. The kernels are Debian's; their

@@ -50,13 +50,13 @@ pub(crate) fn build(
     let mut unasked = Warnings::default();
     let warnings = match warnings {
         Some(warnings) => {
-            lint::beside_the_compiler(&mut cargo, workspace);
+            lint::wrap_compiler(&mut cargo, workspace);
             warnings
         }
         None => &mut unasked,
     };
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
-    let output = child.stdout.take().context("cargo without an output")?;
+    let output = child.stdout.take().context("cargo has no output")?;
     let mut programs = Vec::new();
     let mut not_linted = NotLinted::default();
     for line in BufReader::new(output).lines() {
@@ -66,7 +66,7 @@ pub(crate) fn build(
         not_linted.hear(&message, workspace);
         programs.extend(test_program(&message, workspace));
     }
-    let status = child.wait().context("cargo got lost")?;
+    let status = child.wait().context("cannot wait for cargo")?;
     if !status.success() {
         bail!("`cargo build --all-targets` ended with {status}");
     }

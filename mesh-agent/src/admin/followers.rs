@@ -21,7 +21,7 @@ struct Queue {
 }
 
 /// The place of one follower, until it is dropped.
-pub(super) struct Place<'a> {
+pub(super) struct FollowerSlot<'a> {
     followers: &'a Followers,
     number: u64,
     /// Cancelled when a later follower has taken the place.
@@ -30,7 +30,7 @@ pub(super) struct Place<'a> {
 
 impl Followers {
     /// Adds a follower. If there are too many, the longest one has to go.
-    pub(super) fn join(&self) -> Place<'_> {
+    pub(super) fn join(&self) -> FollowerSlot<'_> {
         let mut queue = self.lock();
         let (number, taken) = (queue.next, CancellationToken::new());
         queue.next += 1;
@@ -40,7 +40,7 @@ impl Followers {
         {
             longest.cancel();
         }
-        Place { followers: self, number, taken }
+        FollowerSlot { followers: self, number, taken }
     }
 
     /// A panic elsewhere cannot leave the queue wrong: each change is one insertion or removal.
@@ -49,7 +49,7 @@ impl Followers {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for FollowerSlot<'_> {
     fn drop(&mut self) {
         self.followers.lock().places.retain(|(number, _)| *number != self.number);
     }

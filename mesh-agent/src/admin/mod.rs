@@ -9,7 +9,7 @@ mod server;
 
 pub use client::{Answers, ClientError};
 pub use followers::Followers;
-pub use server::{ServeError, State, bind, serve};
+pub use server::{AdminContext, ServeError, bind, serve};
 
 use std::path::{Path, PathBuf};
 

@@ -48,7 +48,7 @@ const MAX_REQUEST_BYTES: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The state that the answers are made from.
-pub struct State {
+pub struct AdminContext {
     /// The node's name.
     pub node: String,
     /// When the agent started.
@@ -77,7 +77,7 @@ pub struct State {
     pub takeovers: TakeoverQueue,
 }
 
-impl State {
+impl AdminContext {
     /// How the agent and its pods are.
     pub fn status(&self) -> Status {
         let tables = self.mesh.kernel.tables();
@@ -215,7 +215,7 @@ pub fn bind(runtime_dir: &Path) -> Result<UnixListener, ServeError> {
 }
 
 /// Answers until dropped.
-pub async fn serve(listener: UnixListener, state: Arc<State>, tasks: Tasks) {
+pub async fn serve(listener: UnixListener, state: Arc<AdminContext>, tasks: Tasks) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -234,7 +234,7 @@ pub async fn serve(listener: UnixListener, state: Arc<State>, tasks: Tasks) {
     }
 }
 
-async fn answer(stream: UnixStream, state: &State) -> io::Result<()> {
+async fn answer(stream: UnixStream, state: &AdminContext) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(MAX_REQUEST_BYTES));

@@ -50,7 +50,7 @@ enum Command {
     Flows(flows::Flows),
     /// Show the agent, its pods and what is wrong
     Status(status::Status),
-    /// End a pod's connections from before it was in the mesh, or strict, which go on in plaintext
+    // Its help is in reset.rs; a text here would replace it.
     Reset(reset::Reset),
     /// Say whether the agent is ready: in charge, and knowing the world
     Ready(ready::Ready),

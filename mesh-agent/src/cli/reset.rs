@@ -7,11 +7,15 @@ use mesh_api::{Request, ResetConnection, ResetReport, Response};
 use super::{Asked, Output, print_line, table};
 use crate::admin::Answers;
 
-/// End a pod's connections from before it was in the mesh, or strict. They go on in plaintext as
-/// they are, since a label counts for new connections only; client and server read a reset, and
-/// what they dial then goes through the mesh. Connections that the mesh carries, those on excluded
-/// ports and the kubelet's are left alone. Ask the agent of the pod's own node. 0: none is left; 1:
-/// some could not be ended.
+/// End a pod's connections that predate its mesh membership or strict mode.
+///
+/// Labels and annotations apply to new connections only. Older ones stay in plaintext until they
+/// end. This command resets them: client and server see a reset, and the mesh carries or refuses
+/// what they dial next. Connections that the mesh carries, those on excluded ports and the
+/// kubelet's are left alone. Ask the agent on the pod's own node.
+///
+/// Exit code 0: all were reset, there were none, or --dry-run listed them. 1: some could not be
+/// reset, or the agent could not answer. 2: the arguments are wrong.
 #[derive(Debug, Args)]
 pub(super) struct Reset {
     #[command(flatten)]
@@ -19,7 +23,7 @@ pub(super) struct Reset {
     /// The pod
     #[arg(value_name = "NAMESPACE/POD", value_parser = pod)]
     pod: String,
-    /// Only list them
+    /// Only list the connections
     #[arg(long)]
     dry_run: bool,
     /// How to print
@@ -51,7 +55,7 @@ impl Reset {
         }
         let left = report.found - report.reset;
         if left > 0 && !report.dry_run {
-            bail!("{left} of {} connections could not be reset", report.found);
+            bail!("{left} of {} could not be reset", connections(report.found));
         }
         Ok(())
     }
@@ -60,7 +64,9 @@ impl Reset {
 fn print(report: &ResetReport) -> anyhow::Result<()> {
     let ResetReport { pod, found, reset, .. } = report;
     if *found == 0 {
-        return print_line(&format!("{pod} has no connection from before it was in the mesh."));
+        return print_line(&format!(
+            "{pod} has no connections that predate its mesh membership or strict mode."
+        ));
     }
     let rows = report.connections.iter().map(|it| row(it, report.dry_run));
     print_line(&table::table(["CLIENT", "SERVER", "SEEN SINCE", "OUTCOME"], rows))?;
@@ -69,10 +75,16 @@ fn print(report: &ResetReport) -> anyhow::Result<()> {
         print_line(&format!("and {unlisted} more"))?;
     }
     print_line(&if report.dry_run {
-        format!("\n{found} connections of {pod} would be reset; say it without --dry-run.")
+        let found = connections(*found);
+        format!("\n{found} of {pod} would be reset. To do that, run this without --dry-run.")
     } else {
-        format!("\n{reset} connections of {pod} are reset.")
+        format!("\nReset {} of {pod}.", connections(*reset))
     })
+}
+
+/// A number of connections, in words for people.
+fn connections(count: usize) -> String {
+    if count == 1 { "1 connection".to_owned() } else { format!("{count} connections") }
 }
 
 fn row(it: &ResetConnection, dry_run: bool) -> [String; 4] {

@@ -22,72 +22,72 @@ pub(super) struct Run {
     /// This node's name, as in the pods' spec.nodeName
     #[arg(long, env = "NODE_NAME", value_parser = node, value_name = "NAME")]
     node: NodeName,
-    /// Take the world from the API server, and announce there: in a pod by its service account,
-    /// elsewhere by KUBECONFIG
+    /// Read the cluster's objects from the API server, and announce this node's pods there. A pod
+    /// uses its service account; elsewhere KUBECONFIG is used
     #[arg(long, conflicts_with_all = ["source", "announce_dir"])]
     kubernetes: bool,
-    /// The DaemonSet of its own namespace that this agent belongs to: when it is deleted, the agent
-    /// takes away everything that it has put on the node
+    /// The DaemonSet, in the agent's own namespace, that this agent belongs to. When it is deleted,
+    /// the agent removes everything that it has put on the node
     #[arg(long, requires = "kubernetes", value_parser = super::object_name, value_name = "NAME")]
     daemon_set: Option<String>,
     /// Directory of Kubernetes objects (Namespace, Node, Pod, Service, EndpointSlice) in YAML or
-    /// JSON; watched
+    /// JSON. The agent follows its changes
     #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
     source: Option<PathBuf>,
-    /// Directory shared by all nodes, where each announces the pods it has captured
+    /// Directory shared by all nodes. Each node announces its captured pods there
     #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
     announce_dir: Option<PathBuf>,
-    /// Directory of the CA made by `mesh-agent ca init`: this agent signs for itself
+    /// Directory of a CA made by `mesh-agent ca init`. The agent signs its certificates with it
     #[arg(long, value_name = "DIR")]
     ca_dir: PathBuf,
-    /// The trust domain that the CA must be of; without it, the CA says
+    /// The trust domain that the CA must have. By default, it is the CA's own
     #[arg(long, env = "NODEMESH_TRUST_DOMAIN", value_parser = super::trust_domain, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
-    /// Where the agent keeps its socket, lock and notes; one per agent
+    /// Directory of the agent's socket, lock and notes. Each node's agent has its own
     #[arg(long, env = "NODEMESH_RUNTIME_DIR", default_value = RUNTIME_DIR, value_name = "DIR")]
     runtime_dir: PathBuf,
-    /// Where programs and maps are pinned, on a bpffs; one per agent
+    /// Directory on a bpffs where programs and maps are pinned. Each node's agent has its own
     #[arg(long, env = "NODEMESH_PIN_DIR", default_value = PIN_DIR, value_name = "DIR")]
     pin_dir: PathBuf,
-    /// The cgroup v2 directory above this node's pods. Without it, an agent that is a pod finds it,
-    /// and any other takes the root of cgroup v2
+    /// The cgroup v2 directory above this node's pods. By default, an agent in a pod finds it, and
+    /// any other agent uses the root of cgroup v2
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
-    /// What becomes of TCP connections of a pod that the agent has not heard of yet; strict pods it
-    /// has heard of are refused theirs in any case until they are enrolled
+    /// What happens to TCP connections of a pod that the agent does not know yet. Those of a strict
+    /// pod that it knows are always refused until the pod is enrolled
     #[arg(long, default_value = "open", value_name = "WHAT")]
     unclassified: Unclassified,
     /// How many seconds open connections may take to end after SIGTERM
     #[arg(long, default_value_t = 25, value_parser = value_parser!(u64).range(..=A_DAY_S), value_name = "SECONDS")]
     drain_seconds: u64,
-    /// If an agent runs for this node already, take over from it: new connections go on without a
-    /// gap, and those that are open inside it get until its --drain-seconds are over
+    /// If an agent already runs for this node, take over from it. There is no gap for new
+    /// connections. Open ones stay with the old agent for at most its --drain-seconds
     #[arg(long, env = "NODEMESH_TAKE_OVER")]
     take_over: bool,
-    /// How many seconds certificates live; renewed at half of it
+    /// How many seconds a certificate is valid. It is renewed after half of that time
     #[arg(long, default_value_t = A_DAY_S, value_parser = value_parser!(u64).range(1..=LONGEST_LEAF_S), value_name = "SECONDS")]
     leaf_ttl_seconds: u64,
-    /// How many connections may be open at once, over all pods; without it, and at most, what the
-    /// descriptor limit is enough for (half of what is left of it beside 1024), up to 16384
+    /// How many connections may be open at once, over all pods. The default, which is also the
+    /// maximum, depends on the descriptor limit: half of what it leaves beside 1024, up to 16384
     #[arg(long, value_parser = connections, value_name = "NUMBER")]
     max_connections: Option<usize>,
-    /// Where to serve metrics for Prometheus (GET /metrics), to anybody who reaches it, such as
-    /// [::]:15020; not at all without it
+    /// Where to serve metrics for Prometheus (GET /metrics), such as [::]:15020. Anyone who can
+    /// reach it can read them. By default, no metrics are served
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<metrics::Address>,
     #[command(flatten)]
     log: log::Log,
-    /// How to log
+    /// The log's format
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: log::Format,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Unclassified {
-    /// They go on, as without a mesh
+    /// They are allowed, as without a mesh
     Open,
-    /// They are refused, also while the agent is away; needs --cgroup, and is not for --kubernetes,
-    /// where it would cut static pods off
+    /// They are refused, also while the agent is away. Needs --cgroup. Not for --kubernetes, where
+    /// it would cut off static pods
     Refuse,
 }
 

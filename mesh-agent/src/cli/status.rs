@@ -5,8 +5,7 @@ use mesh_api::{KnowledgeSource, Mode, OpenPeer, PodState, PodStatus, PortSet};
 
 use super::{Asked, Output, print_line, table, table::age};
 
-/// How many of other nodes' pods with open ports the table names; a longer list is for a program to
-/// read.
+/// How many pods of other nodes with open ports are shown. `-o json` lists all.
 const OPEN_PEERS_SHOWN: usize = 8;
 
 /// Show the agent, its pods and what is wrong.
@@ -53,7 +52,7 @@ fn print(status: &mesh_api::Status) -> anyhow::Result<()> {
             KnowledgeSource::Disk => ", from an earlier agent's file",
             KnowledgeSource::Nobody | KnowledgeSource::Source => "",
         };
-        print_line(&format!("what is known of the cluster is {} old{from}", age(as_of)))?;
+        print_line(&format!("knowledge of the cluster: {} old{from}", age(as_of)))?;
     }
     print_line("")?;
     if status.pods.is_empty() {
@@ -64,12 +63,12 @@ fn print(status: &mesh_api::Status) -> anyhow::Result<()> {
             status.pods.iter().map(row),
         ))?;
     }
-    // That of a strict pod is among the problems.
-    let goes_on = |pod: &&PodStatus| pod.plaintext.count > 0 && pod.mode != Some(Mode::Strict);
-    for pod in status.pods.iter().filter(goes_on) {
+    // Those of strict pods are among the problems.
+    let has_older = |pod: &&PodStatus| pod.plaintext.count > 0 && pod.mode != Some(Mode::Strict);
+    for pod in status.pods.iter().filter(has_older) {
         let (name, count) = (format!("{}/{}", pod.namespace, pod.name), pod.plaintext.count);
         print_line(&format!(
-            "\n{count} connections of {name} with pods of the mesh are from before and go on in plaintext; they end by themselves, or by: mesh-agent reset {name}"
+            "\nplaintext connections of {name} with other pods of the mesh, from before both had joined: {count}; they end by themselves, or by: mesh-agent reset {name}"
         ))?;
     }
     for identity in status.identities.iter().filter(|identity| identity.failure.is_some()) {
@@ -87,7 +86,7 @@ fn print(status: &mesh_api::Status) -> anyhow::Result<()> {
     }
     if !status.not_carried.is_empty() {
         print_line(&format!(
-            "\nports of services that are reached from outside the cluster too, at addresses (node ports, load balancers) that the mesh does not carry when its pods dial them: {} (-o json lists them)",
+            "\nservice ports that are also exposed at node ports or load balancers; the mesh does not carry what its pods dial there: {} (-o json lists them)",
             status.not_carried.len()
         ))?;
     }
@@ -115,7 +114,7 @@ fn row(pod: &PodStatus) -> [String; 7] {
     ]
 }
 
-/// The code before the sentence, since the documents and metrics go by codes.
+/// The reason's code, then its sentence. Documentation and metrics use the code.
 fn reason(pod: &PodStatus) -> String {
     if pod.code.is_empty() { String::new() } else { format!("{}: {}", pod.code, pod.reason) }
 }

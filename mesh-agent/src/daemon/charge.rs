@@ -100,7 +100,7 @@ pub(super) async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, Dae
 pub(super) async fn succeed(
     mut predecessor: Predecessor,
     settings: &Settings,
-    state: &Arc<admin::State>,
+    state: &Arc<admin::AdminContext>,
     answering: &Tasks,
 ) -> Result<Locks, DaemonError> {
     let records = UnixStream::connect(admin::socket_path(&settings.runtime_dir)).await;

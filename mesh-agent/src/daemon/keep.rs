@@ -37,7 +37,7 @@ const NEARLY_FULL_PERCENT: usize = 80;
 pub(super) struct Keeper {
     pub(super) enroller: Enroller,
     pub(super) feeds: Feeds,
-    pub(super) state: Arc<admin::State>,
+    pub(super) state: Arc<admin::AdminContext>,
     pub(super) hooks: Hooks,
     pub(super) ca: Arc<FileCa>,
     /// In a cluster.

@@ -46,7 +46,8 @@ impl Finder {
             NO_PODS.into_iter().filter_map(|path| inode(Path::new(path))).collect();
         let excluded = seen.len();
         for path in namespaces_of(uid, cgroups) {
-            // A pod without an address (hostNetwork) has no namespace of its own.
+            // Each namespace is looked at once. A pod without an address uses the node's network
+            // (hostNetwork): none is its own.
             if addresses.is_empty() || !inode(&path).is_some_and(|inode| seen.insert(inode)) {
                 continue;
             }
@@ -87,8 +88,9 @@ impl Finder {
         (only_process()? == process && inode(&path) == Some(netns.inode())).then_some(found)
     }
 
-    /// Of the namespaces of a pod's processes, the only one whose cookie is asked for: the cookie,
-    /// and the addresses in the namespace.
+    /// Of the namespaces of a pod's processes, looks for the one whose cookie is asked for. Returns
+    /// the cookie and the addresses in the namespace; `None` if there is no such namespace, or more
+    /// than one.
     pub(super) async fn see_one_of(
         &self,
         factory: &Factory,

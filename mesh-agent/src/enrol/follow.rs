@@ -17,7 +17,7 @@ use crate::{kernel::KernelError, proxy::Mesh, tasks::off_the_workers};
 pub(super) struct WorldFollower {
     /// `None` before the first update, while one runs on the blocking pool, and after one that was
     /// cancelled: the next call then builds everything.
-    state: Option<State>,
+    state: Option<FollowState>,
     /// What an earlier agent knew of announcements; the first step takes it.
     memory: Memory,
     /// As the last step left it.
@@ -25,7 +25,7 @@ pub(super) struct WorldFollower {
 }
 
 #[derive(Default)]
-struct State {
+struct FollowState {
     /// `None` before the first step.
     world: Option<World>,
     /// What the kernel's tables hold; `None` if that is not known. It is also kept so that the last
@@ -72,7 +72,7 @@ impl WorldFollower {
         }
         let (objects, announcements) = (Arc::clone(objects), Arc::clone(announcements));
         let memory = std::mem::take(&mut self.memory);
-        let update = move |state: &mut State| {
+        let update = move |state: &mut FollowState| {
             let world = match &mut state.world {
                 Some(world) => {
                     world.update(&objects, &announcements, &local);
@@ -153,7 +153,7 @@ impl WorldFollower {
             return Ok(());
         }
         let (mesh, world) = (Arc::clone(mesh), world.clone());
-        let write = move |state: &mut State| {
+        let write = move |state: &mut FollowState| {
             let before = state.written.take();
             state.lost = None;
             let written = tables::write_world(mesh.kernel.tables(), before.as_ref(), &world);

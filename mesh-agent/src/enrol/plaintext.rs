@@ -1,5 +1,5 @@
-//! Connections of pods from before they were in the mesh, or strict. They go on in plaintext as
-//! they are. The agent finds and lists them, and resets them on request.
+//! Connections of pods that predate their mesh membership or strict mode. They stay in plaintext.
+//! The agent finds and lists them, and resets them on request.
 //!
 //! The sockets of a pod's namespace are looked at when it joins or its settings change, and twice
 //! more soon after: its peers may have joined a moment later. From then on they are looked at only
@@ -50,11 +50,11 @@ pub struct PlaintextWatch(Arc<Shared>);
 
 struct Shared {
     mesh: Arc<Mesh>,
-    pods: Mutex<BTreeMap<PodUid, Watched>>,
+    pods: Mutex<BTreeMap<PodUid, WatchedPod>>,
     changed: Notify,
 }
 
-struct Watched {
+struct WatchedPod {
     pod: Arc<Pod>,
     settings: PodSettings,
     /// `None` if there is no need.
@@ -99,7 +99,7 @@ impl PlaintextWatch {
         for (pod, settings) in pods {
             let known = before.remove(&pod.uid);
             let is_same =
-                |known: &Watched| Arc::ptr_eq(&known.pod, pod) && known.settings == *settings;
+                |known: &WatchedPod| Arc::ptr_eq(&known.pod, pod) && known.settings == *settings;
             let (found, seen) = match known {
                 Some(known) if is_same(&known) => {
                     watched.insert(pod.uid.clone(), known);
@@ -110,7 +110,7 @@ impl PlaintextWatch {
             };
             let (pod, settings) = (Arc::clone(pod), settings.clone());
             let next_look = Some(Instant::now());
-            let new = Watched { pod, settings, next_look, looks: 0, found, seen };
+            let new = WatchedPod { pod, settings, next_look, looks: 0, found, seen };
             watched.insert(new.pod.uid.clone(), new);
             self.0.changed.notify_one();
         }
@@ -287,7 +287,7 @@ impl PlaintextWatch {
         self.watched().get(uid).map(|it| it.seen.clone()).unwrap_or_default()
     }
 
-    fn watched(&self) -> MutexGuard<'_, BTreeMap<PodUid, Watched>> {
+    fn watched(&self) -> MutexGuard<'_, BTreeMap<PodUid, WatchedPod>> {
         self.0.pods.lock()
     }
 }

@@ -1,6 +1,6 @@
-//! Connections that come to nothing and are all alike. The first ones are recorded one by one,
-//! further ones are counted. A flood of them must not cost much, nor evict the records that explain
-//! it.
+//! Alike connections that failed without carrying a byte. The first ones are recorded one by one;
+//! further ones are only counted. A flood of them must not cost much, nor evict the records that
+//! explain it.
 
 use std::{
     collections::HashMap,
@@ -12,13 +12,13 @@ use mesh_api::{Direction, Outcome};
 
 use super::record::Record;
 
-/// Alike connections that are recorded one by one in a [`WINDOW`].
+/// How many alike connections are recorded one by one in a [`WINDOW`].
 pub(super) const SINGLY: u32 = 32;
 /// After this time, one record stands for the others.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Kinds of one pod that are told apart at once. With more (a scan from forged addresses) the
-/// client is ignored; with twice as many (dials to ever new addresses) the server is ignored too.
-/// There are few directions and outcomes.
+/// How many kinds of one pod are counted apart. With more (a scan from forged addresses), new kinds
+/// ignore the client; with twice as many (dials to ever new addresses), the server too. That bounds
+/// their number, since there are few directions and outcomes.
 const KINDS: usize = 64;
 
 /// What makes two connections of one pod alike.
@@ -61,8 +61,8 @@ pub(super) enum Recorded {
 }
 
 impl Folds {
-    /// Counts one more of a kind. The second part is the record of the window that has ended with
-    /// it.
+    /// Counts one more connection of a kind. Returns whether to record it by itself, and the record
+    /// of those that were only counted in the kind's last window, if that window is over.
     pub(super) fn count(
         &mut self,
         netns: u64,

@@ -14,8 +14,8 @@ use super::record::Record;
 pub(super) const KEPT: usize = 4096;
 
 /// A pod of this node, and whether bytes of applications went. So neither another pod nor a flood
-/// of connections that came to nothing evicts the records of a pod's connections that carried
-/// bytes. Addresses that belong to no pod have one owner together, because a pod may give itself as
+/// of connections without a byte evicts the records of a pod's connections that carried bytes.
+/// Addresses that belong to no pod have one owner together, because a pod may give itself as
 /// many addresses as it likes.
 type Owner = (Option<ObjectName>, bool);
 
@@ -54,13 +54,13 @@ impl Finished {
 
 /// A bounded store.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct FinishedRecords {
     by_owner: HashMap<Owner, VecDeque<(u64, Arc<Finished>)>>,
     count: usize,
     next: u64,
 }
 
-impl Kept {
+impl FinishedRecords {
     /// Keeps one more record. If the store is full, evicts the oldest record of the owner with the
     /// most.
     pub(super) fn push(&mut self, record: Arc<Finished>) {

@@ -3,8 +3,8 @@
 //!
 //! A record begins when the connection is accepted and is completed when it ends. The newest
 //! finished records are kept in memory; followers get each one as it is finished. A follower that
-//! is too slow loses records and is told how many. Records of connections that came to nothing and
-//! are all alike are folded into one (`fold.rs`). A record is stored as codes and shared names, and
+//! is too slow loses records and is told how many. Alike connections that failed without carrying a
+//! byte are folded into one record (`fold.rs`). A record is stored as codes and shared names, and
 //! becomes text when it is printed (`record.rs`).
 
 mod ended;

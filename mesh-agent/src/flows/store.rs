@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ended::Ended,
     fold::{Folds, Kind, Recorded},
-    kept::{Finished, Kept},
+    kept::{Finished, FinishedRecords},
     record::{Party, Record, Security},
 };
 
@@ -48,7 +48,7 @@ struct Inner {
 #[derive(Default)]
 struct Records {
     open: BTreeMap<u64, Arc<Mutex<Record>>>,
-    finished: Kept,
+    finished: FinishedRecords,
     folds: Folds,
 }
 
@@ -292,12 +292,12 @@ impl Flow {
         self.measure = Some(Box::new(bytes));
     }
 
-    /// Completes the record. If many connections came to nothing and are alike, further ones are
-    /// only counted.
+    /// Completes the record. Of many alike connections that failed without carrying a byte, further
+    /// ones are only counted.
     pub fn end(self, ended: Ended, bytes: Bytes) {
         let is_closed = ended.outcome == Reason::Closed.into();
-        let came_to_nothing = bytes.sent + bytes.received == 0 && !is_closed;
-        let kind = came_to_nothing.then(|| self.kind(ended.outcome));
+        let failed_empty = bytes.sent + bytes.received == 0 && !is_closed;
+        let kind = failed_empty.then(|| self.kind(ended.outcome));
         let is_folded = |kind| self.store.count(self.netns, kind) == Recorded::Folded;
         if kind.clone().is_some_and(is_folded) {
             return self.forget();

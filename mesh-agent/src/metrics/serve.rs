@@ -33,7 +33,7 @@ use super::{
     guests::{Guests, Left, MAX_OPEN},
     page,
 };
-use crate::{admin::State, tasks::Tasks};
+use crate::{admin::AdminContext, tasks::Tasks};
 
 /// How long a connection may last; Prometheus itself waits for 10 s unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,7 +88,7 @@ fn is_without_ipv6(error: &io::Error) -> bool {
 
 /// Answers until dropped. While the port cannot be bound, `status` says so, and binding is tried
 /// again: an agent that is just being replaced may still hold the port.
-pub async fn keep_serving(address: Address, state: Arc<State>, tasks: Tasks) {
+pub async fn keep_serving(address: Address, state: Arc<AdminContext>, tasks: Tasks) {
     let mut is_told = false;
     let listener = loop {
         match address.bind().await {
@@ -161,7 +161,7 @@ async fn answer(stream: TcpStream, office: &Office) {
 
 /// Makes the page, and keeps it for clients that ask a moment later.
 struct Office {
-    state: Arc<State>,
+    state: Arc<AdminContext>,
     kept: Mutex<Option<(Instant, Bytes)>>,
 }
 

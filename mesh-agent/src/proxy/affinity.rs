@@ -23,7 +23,7 @@ pub(super) struct Affinities(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    kept: HashMap<Key, Kept>,
+    kept: HashMap<Key, AffinityEntry>,
     /// Number of entries at which expired ones are removed.
     sweep_at: usize,
 }
@@ -31,7 +31,7 @@ struct Table {
 /// The client's address; namespace, name and port of the service.
 type Key = (IpAddr, Arc<str>, Arc<str>, u16);
 
-struct Kept {
+struct AffinityEntry {
     endpoint: SocketAddr,
     until: Instant,
 }
@@ -50,7 +50,7 @@ impl Affinities {
     pub(super) fn keep(&self, client: IpAddr, service: &ServicePort, endpoint: SocketAddr) {
         let Some(affinity) = service.affinity else { return };
         let now = Instant::now();
-        let kept = Kept { endpoint, until: now + affinity.min(Duration::from_hours(24)) };
+        let kept = AffinityEntry { endpoint, until: now + affinity.min(Duration::from_hours(24)) };
         let mut table = self.0.lock();
         if table.kept.len() > table.sweep_at.max(FEW) {
             table.kept.retain(|_, kept| kept.until > now);

@@ -7,7 +7,7 @@ use super::{
     dial,
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
-    turns::{Claim, Turns},
+    turns::{TurnOwner, Turns},
 };
 
 /// What it takes to accept.
@@ -32,7 +32,7 @@ impl Acceptor<'_> {
     pub(super) async fn accept(
         self,
         pod: &Pod,
-        claim: Claim,
+        claim: TurnOwner,
         stream: TcpStream,
         authenticated: impl FnOnce(&Session),
     ) -> Result<(Session, Open), PeerError> {

@@ -30,7 +30,7 @@ use super::{
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
-    turns::Claim,
+    turns::TurnOwner,
 };
 use crate::flows::{self, Ended, Flow, Party, Security};
 
@@ -166,7 +166,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
         return flow.end(client_gone(&error), Bytes::default());
     }
-    let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
+    let claim = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
     let wire_port =
         if to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application };
     let authenticated = |session: &Session| {

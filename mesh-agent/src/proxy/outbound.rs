@@ -21,7 +21,7 @@ use super::{
     limits::{Admitted, LimitReached},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
-    turns::Claim,
+    turns::TurnOwner,
     upstream::Upstream,
 };
 use crate::flows::{self, Ended, Flow, Party};
@@ -133,7 +133,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
     flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;
     let memory = Some(mesh.memory(pod));
-    let claim = Claim { pod: pod.netns.cookie(), peer: mesh.client(dialled.to.ip()) };
+    let claim = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(dialled.to.ip()) };
     let reaching = Box::pin(mesh.turns.run(claim, reach(mesh, pod, dialled, &flow)));
     let reached = tokio::select! {
         biased;

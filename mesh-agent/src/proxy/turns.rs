@@ -19,7 +19,7 @@ use crate::client_key::ClientKey;
 
 /// The owner of a handshake that wants to be worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Claim {
+pub(super) struct TurnOwner {
     /// Cookie of the pod's namespace.
     pub(super) pod: u64,
     /// The pod's peer: the client that dials it, or the server that it dials.
@@ -27,9 +27,9 @@ pub(super) struct Claim {
 }
 
 /// Gives out turns.
-pub(super) struct Turns(Mutex<State>);
+pub(super) struct Turns(Mutex<TurnQueue>);
 
-struct State {
+struct TurnQueue {
     free: usize,
     next: u64,
     pods: Ring<u64, Ring<ClientKey, VecDeque<u64>>>,
@@ -49,7 +49,7 @@ struct Ring<K, Q> {
 }
 
 /// A place in the queue, or a turn that was granted and not yet used.
-struct Place<'a> {
+struct TurnTicket<'a> {
     turns: &'a Turns,
     ticket: Option<u64>,
 }
@@ -57,7 +57,7 @@ struct Place<'a> {
 impl Turns {
     /// For this many threads.
     pub(super) fn new(threads: usize) -> Self {
-        Self(Mutex::new(State {
+        Self(Mutex::new(TurnQueue {
             free: (threads / 2).max(1),
             next: 0,
             pods: Ring::default(),
@@ -69,9 +69,9 @@ impl Turns {
     ///
     /// # Cancel safety
     /// That of the future.
-    pub(super) async fn run<T>(&self, claim: Claim, work: impl Future<Output = T>) -> T {
+    pub(super) async fn run<T>(&self, claim: TurnOwner, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
-        let mut place = Place { turns: self, ticket: None };
+        let mut place = TurnTicket { turns: self, ticket: None };
         poll_fn(|cx| {
             if place.poll(claim, cx).is_pending() {
                 return Poll::Pending;
@@ -82,13 +82,13 @@ impl Turns {
         .await
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TurnQueue> {
         self.0.lock()
     }
 }
 
-impl Place<'_> {
-    fn poll(&mut self, claim: Claim, cx: &mut Context<'_>) -> Poll<()> {
+impl TurnTicket<'_> {
+    fn poll(&mut self, claim: TurnOwner, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.turns.lock();
         if let Some(ticket) = self.ticket {
             match state.waiting.get_mut(&ticket) {
@@ -116,7 +116,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for TurnTicket<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket else { return };
         let gone = self.turns.lock().waiting.remove(&ticket);
@@ -144,7 +144,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl State {
+impl TurnQueue {
     fn pop(&mut self) -> Option<u64> {
         self.pods.pop(|peers| {
             let ticket = peers.pop(|queue| (queue.pop_front(), queue.is_empty()));
@@ -187,13 +187,13 @@ mod tests {
     use super::*;
     use crate::tasks::Tasks;
 
-    fn claim(pod: u64, peer: u8) -> Claim {
-        Claim { pod, peer: ClientKey::of_pod([10, 0, 0, peer].into()) }
+    fn claim(pod: u64, peer: u8) -> TurnOwner {
+        TurnOwner { pod, peer: ClientKey::of_pod([10, 0, 0, peer].into()) }
     }
 
     /// Queues all claims behind one that holds the only turn, and returns the order in which they
     /// are served.
-    async fn served(claims: &[Claim]) -> Vec<Claim> {
+    async fn served(claims: &[TurnOwner]) -> Vec<TurnOwner> {
         let turns = Arc::new(Turns::new(2));
         let order = Arc::new(Mutex::new(Vec::new()));
         turns.lock().free = 0;
@@ -225,7 +225,7 @@ mod tests {
     async fn who_gives_up_passes_the_turn_on() {
         let turns = Turns::new(1);
         let gone = async {
-            let mut place = Place { turns: &turns, ticket: None };
+            let mut place = TurnTicket { turns: &turns, ticket: None };
             poll_fn(|cx| Poll::Ready(place.poll(claim(1, 1), cx))).await
         };
         assert!(gone.await.is_ready(), "the only turn is taken, and held");

@@ -139,7 +139,7 @@ struct Outcome {
 }
 
 /// Where this node's announcement is stored.
-pub(super) trait Place: Send {
+pub(super) trait AnnouncementStore: Send {
     /// Atomic: a reader sees the earlier announcement or this one.
     fn write(
         &mut self,
@@ -167,7 +167,7 @@ pub(super) struct Publisher<P> {
 pub(super) struct Heard(watch::Sender<Arc<AnnouncementState>>);
 
 /// The parts of an announcer.
-pub(super) fn announcer<P: Place>(
+pub(super) fn announcer<P: AnnouncementStore>(
     own_node: NodeName,
     place: P,
 ) -> (Announcer, Publisher<P>, Heard) {
@@ -181,7 +181,7 @@ pub(super) fn announcer<P: Place>(
     (announcer, publisher, Heard(said))
 }
 
-impl<P: Place> Publisher<P> {
+impl<P: AnnouncementStore> Publisher<P> {
     /// Resolves when there is something to [`Self::fulfil`].
     ///
     /// # Cancel safety

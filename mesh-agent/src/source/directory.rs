@@ -133,7 +133,7 @@ impl Directory {
 struct Scanner {
     dir: PathBuf,
     wants: fn(&str) -> bool,
-    files: BTreeMap<Arc<str>, Seen>,
+    files: BTreeMap<Arc<str>, FileScan>,
     signal: Arc<Notify>,
     /// The watcher and the device and inode that it watches.
     watch: Option<(RecommendedWatcher, (u64, u64))>,
@@ -141,7 +141,7 @@ struct Scanner {
 }
 
 /// What the last scan saw of a file.
-struct Seen {
+struct FileScan {
     stamp: Option<Stamp>,
     content_hash: u64,
 }
@@ -202,7 +202,7 @@ impl Scanner {
         };
         let content_hash = hash(&content);
         let same = seen.is_some_and(|seen| seen.content_hash == content_hash);
-        self.files.insert(Arc::clone(&file), Seen { stamp, content_hash });
+        self.files.insert(Arc::clone(&file), FileScan { stamp, content_hash });
         (!same).then_some(Change { file, content })
     }
 

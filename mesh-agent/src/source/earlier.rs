@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use super::error::SourceError;
 use super::file_announcer::file_of;
-use super::kept::{Kept, KeptFile};
+use super::kept::{KeptFile, SavedWorld};
 use super::kinds::Object;
 
 /// What an earlier agent wrote down, if anything.
 pub struct Earlier {
-    pub(super) kept: Option<Kept>,
+    pub(super) kept: Option<SavedWorld>,
     /// Why the file cannot be used.
     pub(super) unusable: Option<SourceError>,
     pub(super) read_at: Instant,

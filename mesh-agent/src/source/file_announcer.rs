@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh_world::{FieldError, FileLines, MeshNode, NodeName};
 
-use super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
+use super::announce::{AnnounceError, AnnouncementStore, Announcer, Heard, Publisher, announcer};
 use super::directory::Directory;
 use super::earlier::Earlier;
 use super::error::{OpenError, SourceError};
@@ -121,7 +121,7 @@ impl OwnFile {
     }
 }
 
-impl Place for OwnFile {
+impl AnnouncementStore for OwnFile {
     async fn write(&mut self, announcement: &MeshNode) -> Result<(), AnnounceError> {
         let write = async {
             let mut text = serde_json::to_vec_pretty(announcement)?;

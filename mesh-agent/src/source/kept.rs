@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use mesh_world::{
-    Announcements, Claim, FileLines, Incumbents, Memory, MeshNode, NodeName, Objects, Origin,
+    Announcements, FileLines, Incumbents, Memory, MeshNode, NodeName, NodeRank, Objects, Origin,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ const FIRST_OBJECT: usize = 2;
 
 /// What an earlier agent wrote down.
 #[derive(Debug)]
-pub struct Kept {
+pub struct SavedWorld {
     /// When it was last known to be true.
     pub as_of: Timestamp,
     /// The objects.
@@ -73,7 +73,7 @@ struct Footer {
 struct Contested {
     kind: ContestedKind,
     address: IpAddr,
-    nodes: Vec<Claim>,
+    nodes: Vec<NodeRank>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -144,7 +144,7 @@ impl KeptFile {
     ///
     /// # Errors
     /// It cannot be used: see [`KeptError`].
-    pub fn read(&self) -> Result<Option<Kept>, KeptError> {
+    pub fn read(&self) -> Result<Option<SavedWorld>, KeptError> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
@@ -165,7 +165,7 @@ impl KeptFile {
             if value.get("kind").is_none() {
                 let footer: Footer = object(value).map_err(wrong)?;
                 let memory = Memory { announcements: announcements.into(), incumbents };
-                let kept = Kept { as_of, objects: objects.into(), memory };
+                let kept = SavedWorld { as_of, objects: objects.into(), memory };
                 return if footer.all_of_them == count {
                     Ok(Some(kept))
                 } else {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use mesh_world::{Announcements, Claim, Incumbents, Memory, MeshNode, NodeName, Objects};
+use mesh_world::{Announcements, Incumbents, Memory, MeshNode, NodeName, NodeRank, Objects};
 use serde_json::{Value, json};
 
 use super::kept::{KeptError, KeptFile, forget_kept};
@@ -92,7 +92,7 @@ fn who_came_first_is_remembered() {
     let kept = file(&dir, "node1", "b1");
     let node = |name| NodeName::parse(name).unwrap();
     let mut incumbents = Incumbents::default();
-    let claim = |name, rank| Claim { node: node(name), rank };
+    let claim = |name, rank| NodeRank { node: node(name), rank };
     incumbents.insert("10.244.2.9".parse().unwrap(), vec![claim("node2", 1), claim("node9", 0)]);
     let memory = Memory { announcements: announcements().into(), incumbents };
     kept.write(&objects(), &memory, Timestamp::now()).unwrap();

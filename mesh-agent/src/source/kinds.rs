@@ -21,7 +21,7 @@ use super::kubernetes::ApiObject;
 
 /// Which objects of a kind the API server is asked for.
 #[derive(Debug)]
-pub(super) enum Watched {
+pub(super) enum WatchScope {
     All,
     /// Those of this node.
     OfOwnNode,
@@ -40,7 +40,7 @@ pub(crate) struct Kind {
     pub(crate) group: &'static str,
     /// `endpointslices`.
     pub(crate) plural: &'static str,
-    pub(super) watched: Watched,
+    pub(super) watched: WatchScope,
     /// All of them, to be watched.
     pub(super) all: fn(&Client) -> Api<ApiObject>,
     /// Reads an object; the second argument adds the place where it was found to its origin.
@@ -64,7 +64,7 @@ macro_rules! kinds {
             api_version: <$api as k8s_openapi::Resource>::API_VERSION,
             group: <$api as k8s_openapi::Resource>::GROUP,
             plural: <$api as k8s_openapi::Resource>::URL_PATH_SEGMENT,
-            watched: Watched::$watched,
+            watched: WatchScope::$watched,
             all: ApiObject::all::<$api>,
             read: |object, locate| {
                 let kind = <$api as k8s_openapi::Resource>::KIND;

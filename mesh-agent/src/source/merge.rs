@@ -18,7 +18,7 @@ use super::last_good::LastGood;
 pub(super) struct Merged {
     objects: Objects,
     /// Every name and UID.
-    claims: HashMap<Key, Claim>,
+    claims: HashMap<Key, NameHolders>,
     duplicates: BTreeMap<Spot, SourceError>,
 }
 
@@ -31,7 +31,7 @@ type Spot = (Arc<str>, usize);
 /// One name or UID: the objects that have it, and the one in force, so that a duplicate elsewhere
 /// does not replace it.
 #[derive(Default)]
-struct Claim {
+struct NameHolders {
     spots: Vec<Spot>,
     owner: Option<Owner>,
 }

@@ -17,13 +17,13 @@ const KNOWN: usize = 16;
 /// What is known of other clocks.
 #[derive(Debug, Default)]
 pub struct Clocks {
-    ahead: Mutex<BTreeMap<SpiffeId, Seen>>,
+    ahead: Mutex<BTreeMap<SpiffeId, ClockLead>>,
     /// Whether `ahead` has entries: handshakes are many, and differing clocks rare.
     any: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct ClockLead {
     by: Duration,
     at: Instant,
 }
@@ -34,7 +34,7 @@ impl Clocks {
         let mut ahead = self.ahead();
         ahead.retain(|_, seen| seen.at.elapsed() < TOLD);
         if ahead.len() < KNOWN || ahead.contains_key(&id) {
-            ahead.insert(id, Seen { by, at: Instant::now() });
+            ahead.insert(id, ClockLead { by, at: Instant::now() });
         }
         self.any.store(true, Ordering::Relaxed);
     }
@@ -63,7 +63,7 @@ impl Clocks {
     }
 
     /// A panic elsewhere leaves the table valid: each change is one insertion or removal.
-    fn ahead(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, Seen>> {
+    fn ahead(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, ClockLead>> {
         self.ahead.lock()
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mesh_api::ProblemCode;
 
 use super::facts::AddressFacts;
-use super::peers::Known;
+use super::peers::AddressEvidence;
 use super::problems::{Problems, Subject};
 use super::ranges::{Holders, Ranges};
 use super::services::Here;
@@ -52,7 +52,7 @@ pub(super) fn build(
 
     let facts = AddressFacts::of(objects);
     let ranges = Ranges::of(objects, Holders { by_address: &by_address, facts: &facts });
-    let known = Known {
+    let known = AddressEvidence {
         workloads: &workloads,
         by_address: &by_address,
         facts: &facts,

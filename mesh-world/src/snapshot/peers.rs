@@ -27,7 +27,7 @@ use crate::standing::{Claimant, Dispute, Standing};
 use crate::workload::{Peer, Workload};
 
 /// What objects and history say about addresses.
-pub(super) struct Known<'a> {
+pub(super) struct AddressEvidence<'a> {
     pub(super) workloads: &'a SharedMap<PodUid, Arc<Workload>>,
     pub(super) by_address: &'a SharedMap<IpAddr, Arc<Workload>>,
     pub(super) facts: &'a AddressFacts,
@@ -38,7 +38,7 @@ pub(super) struct Known<'a> {
 
 /// One node's announcement of one address.
 #[derive(Clone)]
-pub(super) struct Claim<'a> {
+pub(super) struct AnnouncedAddress<'a> {
     pub(super) pod: &'a AnnouncedPod,
     /// The peer, if nothing contradicts the claim.
     pub(super) peer: Arc<Peer>,
@@ -57,10 +57,14 @@ impl Doubt {
     }
 }
 
-impl Known<'_> {
+impl AddressEvidence<'_> {
     /// Which pod is captured at an address, given all claims to it, in the order of
     /// [`AnnouncedKey`].
-    pub(super) fn standing(&self, address: IpAddr, claims: &[Claim<'_>]) -> Option<Standing> {
+    pub(super) fn standing(
+        &self,
+        address: IpAddr,
+        claims: &[AnnouncedAddress<'_>],
+    ) -> Option<Standing> {
         if let Some(peer) = self.here(address) {
             return Some(Standing::Believed(Arc::new(peer)));
         }
@@ -99,7 +103,7 @@ impl Known<'_> {
     }
 
     /// What contradicts a claim, from everything known.
-    fn doubt(&self, claim: &Claim<'_>, address: IpAddr) -> Option<Doubt> {
+    fn doubt(&self, claim: &AnnouncedAddress<'_>, address: IpAddr) -> Option<Doubt> {
         if let Some(doubt) = self.of_objects(claim, address) {
             return Some(doubt);
         }
@@ -119,8 +123,8 @@ impl Known<'_> {
 
     /// What Pod objects and ranges of pod addresses say against a claim. They decide between
     /// several claims.
-    fn of_objects(&self, claim: &Claim<'_>, address: IpAddr) -> Option<Doubt> {
-        let Claim { pod, peer } = claim;
+    fn of_objects(&self, claim: &AnnouncedAddress<'_>, address: IpAddr) -> Option<Doubt> {
+        let AnnouncedAddress { pod, peer } = claim;
         let owner = self.by_address.get(&address);
         let same_uid = self.workloads.get(&pod.uid);
         for known in owner.into_iter().chain(same_uid) {
@@ -156,7 +160,7 @@ impl Known<'_> {
     pub(super) fn problems<'s>(
         &self,
         index: usize,
-        claim: &Claim<'_>,
+        claim: &AnnouncedAddress<'_>,
         standing: impl Fn(IpAddr) -> Option<&'s Standing>,
     ) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -204,12 +208,12 @@ impl Known<'_> {
 
 /// All captured pods by address, and what is wrong with announcements.
 pub(super) fn standings(
-    known: &Known<'_>,
+    known: &AddressEvidence<'_>,
     announcements: &Announcements,
     problems: &mut Problems,
 ) -> SharedMap<IpAddr, Standing> {
     let local = known.local;
-    let mut announced_pods: Vec<(AnnouncedKey, usize, Claim<'_>)> = Vec::new();
+    let mut announced_pods: Vec<(AnnouncedKey, usize, AnnouncedAddress<'_>)> = Vec::new();
     for (node, announcement) in announcements.iter().filter(|(node, _)| **node != local.name) {
         if let Some(problem) = whole_objection(node, announcement) {
             problems.set(Subject::Node(node.clone()), vec![problem]);
@@ -218,10 +222,10 @@ pub(super) fn standings(
         for (key, index) in announced(node, announcement) {
             let Some(pod) = announcement.pods.get(index) else { continue };
             let peer = Arc::new(remote_peer(node, pod));
-            announced_pods.push((key, index, Claim { pod, peer }));
+            announced_pods.push((key, index, AnnouncedAddress { pod, peer }));
         }
     }
-    let mut claims: HashMap<IpAddr, Vec<Claim<'_>>> = HashMap::new();
+    let mut claims: HashMap<IpAddr, Vec<AnnouncedAddress<'_>>> = HashMap::new();
     for (_, _, claim) in &announced_pods {
         for address in &claim.peer.addresses {
             claims.entry(*address).or_insert_with(|| Vec::with_capacity(1)).push(claim.clone());
@@ -313,16 +317,16 @@ pub(super) fn remote_peer(node: &NodeName, pod: &AnnouncedPod) -> Peer {
 }
 
 /// The first of these claims, if all mean one identity.
-fn one<'c, 'a>(claims: &[&'c Claim<'a>]) -> Option<&'c Claim<'a>> {
+fn one<'c, 'a>(claims: &[&'c AnnouncedAddress<'a>]) -> Option<&'c AnnouncedAddress<'a>> {
     let (first, others) = claims.split_first()?;
-    let identity = |claim: &&Claim<'_>| {
+    let identity = |claim: &&AnnouncedAddress<'_>| {
         (Arc::clone(&claim.peer.namespace), Arc::clone(&claim.peer.service_account))
     };
     others.iter().all(|other| identity(other) == identity(first)).then_some(*first)
 }
 
 /// The pod, no more open than every claim to its address says.
-fn merged(peer: &Arc<Peer>, claims: &[Claim<'_>]) -> Arc<Peer> {
+fn merged(peer: &Arc<Peer>, claims: &[AnnouncedAddress<'_>]) -> Arc<Peer> {
     let all = || claims.iter().map(|claim| &claim.peer);
     let mode = all().map(|other| other.mode).fold(peer.mode, Ord::max);
     let exclude_ports =

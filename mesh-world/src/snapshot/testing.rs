@@ -9,7 +9,7 @@ use crate::announcement::{Announcements, MeshNode};
 use crate::names::{NodeName, PodUid};
 use crate::objects::{EndpointSliceObject, NamespaceObject, NodeObject, PodObject, ServiceObject};
 
-/// Names with their values; `nodemesh.dev/mesh` becomes a label, all others annotations.
+/// Names and values. `nodemesh.dev/mesh` becomes a label; all others become annotations.
 pub(crate) type Meta<'a> = &'a [(&'a str, &'a str)];
 
 fn labels_and_annotations(meta: Meta<'_>) -> (Value, Value) {
@@ -36,7 +36,8 @@ pub(crate) fn node_object(name: &str, pod_cidrs: &[&str], address: &str) -> Node
     NodeObject::try_from(&object.unwrap()).unwrap()
 }
 
-/// A pod whose UID is `uid-<name>`; `addresses` are separated by commas.
+/// A running pod with the UID `uid-<name>` and a service account of its own name. `addresses` are
+/// separated by commas.
 pub(crate) fn pod(
     namespace: &str,
     name: &str,
@@ -55,12 +56,14 @@ pub(crate) fn pod(
     PodObject::try_from(&object.unwrap()).unwrap()
 }
 
+/// A service in namespace shop.
 pub(crate) fn service(name: &str, spec: &Value) -> ServiceObject {
     let metadata = json!({"namespace": "shop", "name": name});
     let object = serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap();
     ServiceObject::try_from(&object).unwrap()
 }
 
+/// A slice of a service in namespace shop. Its address family is told from `endpoints`.
 pub(crate) fn slice(
     name: &str,
     service: &str,

@@ -15,7 +15,7 @@ use mesh_common::maps::{
 };
 
 pub use self::shares::{By, Excess};
-use self::shares::{Claim, Ports, level, share_out};
+use self::shares::{EntryRequest, Ports, level, share_out};
 use crate::cidr::{Cidr, Cover};
 use crate::names::NodeName;
 use crate::snapshot::{KernelAddress, KernelService, Snapshot};
@@ -112,7 +112,7 @@ pub fn wanted(world: &Snapshot, room: Room) -> Wanted {
         for (ports, bit) in sets {
             if let Some(ports) = ports.filter(|ports| !ports.is_empty()) {
                 let (namespace, ports) = (&peer.namespace, Ports::Of(ports));
-                claims.push(Claim { namespace, address: row.address, ports, bit });
+                claims.push(EntryRequest { namespace, address: row.address, ports, bit });
             }
         }
     }
@@ -120,7 +120,7 @@ pub fn wanted(world: &Snapshot, room: Room) -> Wanted {
     for row in &services {
         let Some(service) = world.service(row.address, row.port) else { continue };
         let (namespace, ports) = (&service.namespace, Ports::Only(row.port));
-        claims.push(Claim { namespace, address: row.address, ports, bit: PORT_SERVICE });
+        claims.push(EntryRequest { namespace, address: row.address, ports, bit: PORT_SERVICE });
     }
     let (ports, mut lost) = share_out(claims, room.ports);
     if !lost.is_empty() {

@@ -64,7 +64,7 @@ impl fmt::Display for Excess {
 
 /// Entries of the table that a namespace asks for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim<'a> {
+pub(super) struct EntryRequest<'a> {
     pub(super) namespace: &'a Arc<str>,
     pub(super) address: IpAddr,
     pub(super) ports: Ports<'a>,
@@ -72,14 +72,14 @@ pub(super) struct Claim<'a> {
     pub(super) bit: u32,
 }
 
-/// The ports of a claim's address.
+/// The ports of a request's address.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ports<'a> {
     Of(&'a PortSet),
     Only(u16),
 }
 
-impl Claim<'_> {
+impl EntryRequest<'_> {
     fn len(&self) -> usize {
         match self.ports {
             Ports::Of(ports) => ports.iter().count(),
@@ -99,7 +99,7 @@ impl Claim<'_> {
 
 /// What may be written to a table of that size, and the namespaces that lose something, by name.
 pub(super) fn share_out(
-    mut claims: Vec<Claim<'_>>,
+    mut claims: Vec<EntryRequest<'_>>,
     size: usize,
 ) -> (HashMap<AddrPort, u32>, Vec<Excess>) {
     let mut asked: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
@@ -183,12 +183,12 @@ mod tests {
         all.iter().enumerate().map(one).collect()
     }
 
-    fn claims(asked: &[(Arc<str>, IpAddr, PortSet)]) -> Vec<Claim<'_>> {
+    fn claims(asked: &[(Arc<str>, IpAddr, PortSet)]) -> Vec<EntryRequest<'_>> {
         asked
             .iter()
             .map(|(namespace, address, ports)| {
                 let ports = Ports::Of(ports);
-                Claim { namespace, address: *address, ports, bit: PORT_EXCLUDED }
+                EntryRequest { namespace, address: *address, ports, bit: PORT_EXCLUDED }
             })
             .collect()
     }
@@ -234,7 +234,7 @@ mod tests {
     fn a_service_comes_before_what_annotations_name_and_one_entry_has_all_bits() {
         let all = asked(&[("shop", "1-99")]);
         let (namespace, address, ports) = &all[0];
-        let claim = |ports, bit| Claim { namespace, address: *address, ports, bit };
+        let claim = |ports, bit| EntryRequest { namespace, address: *address, ports, bit };
         let all = vec![
             claim(Ports::Of(ports), PORT_PERMISSIVE),
             claim(Ports::Of(ports), PORT_EXCLUDED),

@@ -29,7 +29,7 @@ const ABOUT: &str = "\
 
 /// Adds the list and the texts, for a program that these packages of ours are made into.
 pub(super) fn add(tree: &mut Tree, workspace: &Workspace, ours: &[&str]) -> Result<()> {
-    let cargo = process::read_aloud(process::cargo(workspace).arg("-vV"))?;
+    let cargo = process::read_showing_errors(process::cargo(workspace).arg("-vV"))?;
     let mut texts = Texts::default();
     let std = texts.name(tree::read(&sysroot()?.join(STD))?, || "std.html".to_owned());
     let mut list = ABOUT.to_owned();
@@ -49,7 +49,7 @@ pub(super) fn add(tree: &mut Tree, workspace: &Workspace, ours: &[&str]) -> Resu
 /// The compiler's own directory.
 fn sysroot() -> Result<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let printed = process::read_aloud(Command::new(rustc).args(["--print", "sysroot"]))?;
+    let printed = process::read_showing_errors(Command::new(rustc).args(["--print", "sysroot"]))?;
     Ok(printed.trim().into())
 }
 
@@ -63,7 +63,7 @@ fn field<'a>(versions: &'a str, name: &str) -> Result<&'a str> {
 fn metadata(workspace: &Workspace, host: &str) -> Result<Value> {
     let mut cargo = process::cargo(workspace);
     cargo.args(["metadata", "--format-version", "1", "--filter-platform", host]);
-    Ok(serde_json::from_str(&process::read_aloud(&mut cargo)?)?)
+    Ok(serde_json::from_str(&process::read_showing_errors(&mut cargo)?)?)
 }
 
 /// A crate that is not ours, as far as its licence goes.

@@ -1,4 +1,5 @@
-//! A virtual machine that boots a kernel, runs the tests and powers off; and what it said, judged.
+//! A virtual machine that boots a kernel, runs the tests and powers off. Its output decides whether
+//! they passed.
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -13,29 +14,29 @@ use crate::say;
 use crate::tally::Tally;
 use crate::test::is_about_nothing;
 
-/// The machine. Without KVM, which would have to be there and hangs on some hosts.
+/// The machine. It does without KVM, which not every host has, and which hangs on some.
 const MACHINE: &str =
     "-accel tcg,thread=multi -smp 2 -m 2048 -nodefaults -no-user-config -display none -no-reboot";
 
-/// Its processor: `la57=off` saves a level of page tables.
+/// The machine's processor. `la57=off` saves a level of page tables.
 const CPU: &str = "max,la57=off";
 
-/// Without the instruction cmpxchg16b. QEMU 7.2 leaves garbage in the flags after it, at worst the
-/// bit of virtual 8086 mode: seen as a double fault in 6.12's `kmem_cache_alloc`. Kernels do
-/// without it if the processor lacks it.
+/// The same processor without the instruction cmpxchg16b. After it, QEMU 7.2 leaves garbage in the
+/// flags, at worst the bit of virtual 8086 mode: Linux 6.12 was seen to double-fault in
+/// `kmem_cache_alloc`. A kernel does without the instruction if the processor lacks it.
 const CPU_WITHOUT_CX16: &str = "max,la57=off,cx16=off";
 
-/// The kernel's command line: warnings go to the first serial line, and a panic ends the machine at
+/// The kernel's command line. Warnings go to the first serial line, and a panic ends the machine at
 /// once.
 const APPEND: &str = "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on";
 
-/// Stands before what init.sh says itself.
+/// The prefix of the lines that init.sh prints itself.
 const GUEST: &str = "guest: ";
 
-/// How much of the console is shown of a machine that failed.
+/// How many of the console's last lines are shown when a machine fails.
 const TAIL_LINES: usize = 30;
 
-/// What is to be run.
+/// A kernel to boot, and the tests to run on it.
 pub(super) struct Guest<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) image: &'a Image,
@@ -43,28 +44,28 @@ pub(super) struct Guest<'a> {
     pub(super) filters: &'a str,
     /// Whether its processor has cmpxchg16b.
     pub(super) cx16: bool,
+    /// The machine is ended after this time.
     pub(super) limit: Duration,
 }
 
-/// Boots the guest and counts its tests; it is ended at its limit.
+/// Boots the guest and counts its tests.
 ///
 /// # Errors
-/// A test failed, none ran, or the machine did not come to its end; then with the console's last
-/// lines.
+/// A test failed, no test ran, or the machine did not power off by itself within its limit. The
+/// error shows the console's last lines.
 pub(super) fn run(guest: &Guest<'_>, tally: &mut Tally) -> Result<()> {
     let directory = &guest.kernel.directory;
     let (initrd, console) = (directory.join("initrd"), directory.join("console.log"));
     guest.image.write(guest.kernel, guest.filters, &initrd)?;
-    // Emptied, so that it is not that of the run before if the machine does not even begin to
-    // write.
+    // Emptied first: if the machine writes nothing, an earlier run's console must not be shown.
     File::create(&console)?;
     let outcome = boot(guest, &initrd, &console, tally);
     fs::remove_file(&initrd)?;
-    outcome.with_context(|| format!("{}\nall of it: {}", tail(&console), console.display()))
+    outcome.with_context(|| format!("{}\nthe whole console: {}", tail(&console), console.display()))
 }
 
 fn boot(guest: &Guest<'_>, initrd: &Path, console: &Path, tally: &mut Tally) -> Result<()> {
-    // coreutils' timeout, so that the machine ends in time whatever becomes of us.
+    // coreutils' `timeout` ends the machine in time even if this process is killed.
     let mut machine = Command::new("timeout");
     machine.args(["--foreground", "--kill-after=5", &guest.limit.as_secs().to_string()]);
     machine.arg("qemu-system-x86_64").args(MACHINE.split(' '));
@@ -73,7 +74,7 @@ fn boot(guest: &Guest<'_>, initrd: &Path, console: &Path, tally: &mut Tally) -> 
     machine.arg("-serial").arg(format!("file:{}", console.display()));
     machine.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut machine = machine.spawn().context("cannot start qemu-system-x86_64")?;
-    let output = machine.stdout.take().context("a machine without an output")?;
+    let output = machine.stdout.take().context("the machine has no output")?;
     let mut said = File::create(guest.kernel.directory.join("tests.log"))?;
     let mut story = Story::default();
     for line in BufReader::new(output).split(b'\n') {
@@ -86,7 +87,7 @@ fn boot(guest: &Guest<'_>, initrd: &Path, console: &Path, tally: &mut Tally) -> 
             say::out(&line);
         }
     }
-    let status = machine.wait().context("the machine got lost")?;
+    let status = machine.wait().context("cannot wait for the machine")?;
     if status.code() == Some(124) {
         bail!("it was still running after {} s, and was ended", guest.limit.as_secs());
     }
@@ -94,7 +95,7 @@ fn boot(guest: &Guest<'_>, initrd: &Path, console: &Path, tally: &mut Tally) -> 
     story.judge(&guest.image.tests)
 }
 
-/// What the guest has said of itself.
+/// What the guest has reported about itself.
 #[derive(Default)]
 struct Story {
     /// The programs that have ended, with their exit codes.
@@ -122,7 +123,7 @@ impl Story {
         let ended: Vec<_> = self.ended.iter().map(|(name, _)| name).collect();
         ensure!(
             self.done && ended.iter().copied().eq(programs),
-            "the machine has ended before its time; only these programs came to their end: {ended:?}"
+            "the machine ended too early; only these programs had ended: {ended:?}"
         );
         ensure!(self.tests.passed > 0, "no test ran");
         Ok(())
@@ -138,7 +139,7 @@ fn tail(console: &Path) -> String {
         return "the kernel's console is empty".to_owned();
     }
     let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-    format!("the kernel's console ended so:\n{}", tail.join("\n"))
+    format!("the end of the kernel's console:\n{}", tail.join("\n"))
 }
 
 #[cfg(test)]
@@ -160,14 +161,14 @@ mod tests {
         let done = "guest: done after 9.1 s\n";
         judged(&format!("{PASSED}\n{both}{done}")).unwrap();
         for (output, why) in [
-            (format!("{PASSED}\n{both}"), "before its time"),
-            (format!("{PASSED}\nguest: kernels-1 ended with 0\n{done}"), "before its time"),
+            (format!("{PASSED}\n{both}"), "too early"),
+            (format!("{PASSED}\nguest: kernels-1 ended with 0\n{done}"), "too early"),
             (
                 format!("{PASSED}\nguest: kernels-1 ended with 101\n{done}"),
                 "kernels-1 ended with 101",
             ),
             (format!("{both}{done}"), "no test ran"),
-            (String::new(), "before its time"),
+            (String::new(), "too early"),
         ] {
             let error = judged(&output).unwrap_err().to_string();
             assert!(error.contains(why), "{output:?}: {error}");

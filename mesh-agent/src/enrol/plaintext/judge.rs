@@ -1,4 +1,4 @@
-//! Which connections the mesh would carry or refuse, were they made today.
+//! Which open connections bypass the mesh: it would carry or refuse them if they were made now.
 
 use std::{
     collections::BTreeSet,
@@ -30,8 +30,8 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// On which side the pod is, if a connection like this would not go in plaintext today. The
-    /// caller finds out whether the connection is the agent's own or the kubelet's.
+    /// The pod's side of a connection that bypasses the mesh; `None` if a new connection like it
+    /// would be plaintext too. The caller leaves out the agent's own connections and the kubelet's.
     pub(super) fn is_bypassing(&self, local: SocketAddr, remote: SocketAddr) -> Option<Side> {
         let is_own = local.ip() == remote.ip() || self.addresses.contains(&remote.ip());
         if is_own || remote.ip().is_loopback() || local.ip().is_loopback() {
@@ -58,8 +58,9 @@ impl Judge<'_> {
         bypasses.then_some(side)
     }
 
-    /// Told by what listens, since no socket says whether it was accepted. A server that listens no
-    /// more is known by the ports.
+    /// The pod's side of a connection. No socket says whether it was accepted, so the ports decide:
+    /// one on which the pod listens is a server's. If the server no longer listens, so is one below
+    /// the ephemeral ports if the other is not.
     fn side(&self, local: u16, remote: u16) -> Side {
         if self.listening.contains(&local) || (local < EPHEMERAL && remote >= EPHEMERAL) {
             Side::Server

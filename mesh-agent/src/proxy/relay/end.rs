@@ -51,16 +51,15 @@ pub enum End {
     /// The session ended or broke while it carried the connection.
     #[error("{0}")]
     PeerFailed(SessionError),
-    /// The client counted as one that waits for the server to speak, and then turned out to be an
-    /// agent.
+    /// The client seemed to wait for the server's first bytes, and then turned out to be an agent.
     #[error(
-        "an agent's ClientHello came after the server had spoken; reset, since it is not for the application: on the way here a segment was lost, or the peer's agent is starved"
+        "an agent's ClientHello came after the server had sent data; the connection is reset, since the ClientHello is not for the application. Likely cause: a segment was lost on the way, or the peer's agent gets too little CPU"
     )]
     LateClientHello,
 }
 
 impl End {
-    /// Its code, and the rest that is known of the reason.
+    /// The reason: its code, and what else is known of it.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Finished { .. } => Reason::Closed,

@@ -16,7 +16,9 @@ use mesh_world::{Announcements, FieldError, MeshNode, NodeName};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::announce::{AnnounceError, Announcer, Heard, Place, Publisher, announcer};
+use super::super::announce::{
+    AnnounceError, AnnouncementStore, Announcer, Heard, Publisher, announcer,
+};
 use super::super::earlier::Earlier;
 use super::super::error::SourceError;
 use super::super::json::read;
@@ -71,7 +73,7 @@ pub struct KubeAnnouncerTask {
     client: Client,
     events: Events,
     /// By the object's name. An object that cannot be used keeps its earlier content.
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, MeshNodeEntry>,
     /// What has come since a list began.
     listing: Option<BTreeSet<String>>,
     /// Whether they have been listed once.
@@ -84,7 +86,7 @@ pub struct KubeAnnouncerTask {
 }
 
 #[derive(Default)]
-struct Known {
+struct MeshNodeEntry {
     good: Option<Arc<MeshNode>>,
     error: Option<SourceError>,
 }
@@ -174,7 +176,9 @@ impl KubeAnnouncerTask {
         let name = object.name_any();
         let known = self.known.entry(name.clone()).or_default();
         match parse(&name, object) {
-            Ok(announcement) => *known = Known { good: Some(Arc::new(announcement)), error: None },
+            Ok(announcement) => {
+                *known = MeshNodeEntry { good: Some(Arc::new(announcement)), error: None };
+            }
             Err(error) => {
                 let object: Arc<str> = format!("MeshNode {name}").into();
                 known.error = Some(SourceError::in_object(&object, error));
@@ -268,7 +272,7 @@ enum Failure {
     Timeout,
 }
 
-impl Place for OwnObject {
+impl AnnouncementStore for OwnObject {
     async fn write(&mut self, announcement: &MeshNode) -> Result<(), AnnounceError> {
         let written = timeout(WRITE_TIMEOUT, self.apply(announcement)).await;
         let written = written.unwrap_or_else(|_elapsed| Err(Arc::new(Failure::Timeout)));

@@ -10,7 +10,7 @@ use kube::runtime::{WatchStreamExt as _, utils::Backoff};
 use kube::{Api, Client, Resource as _};
 use mesh_world::NodeName;
 
-use super::super::kinds::{KINDS, Kind, Watched};
+use super::super::kinds::{KINDS, Kind, WatchScope};
 use super::api_object::ApiObject;
 use super::content::{Change, Name};
 use super::told::of_watch;
@@ -43,8 +43,8 @@ pub(super) fn all(client: &Client, node: &NodeName) -> SelectAll<BoxStream<'stat
 
 fn follow(kind: &'static Kind, client: &Client, node: &NodeName) -> BoxStream<'static, Change> {
     let which = match kind.watched {
-        Watched::All => settled(),
-        Watched::OfOwnNode => settled().fields(&format!("spec.nodeName={node}")),
+        WatchScope::All => settled(),
+        WatchScope::OfOwnNode => settled().fields(&format!("spec.nodeName={node}")),
     };
     let name = |object: &ApiObject| name(kind.name, object);
     let is = move |object: ApiObject| {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::super::claims::precedence;
 use super::super::facts::Says;
 use super::super::index::Index;
-use super::super::peers::{Claim, Known, remote_peer};
+use super::super::peers::{AddressEvidence, AnnouncedAddress, remote_peer};
 use super::super::problems::{AnnouncedKey, Subject};
 use super::super::ranges::Holders;
 use super::super::services::{Here, ServiceKey};
@@ -239,19 +239,19 @@ struct Claims<'s, 'a> {
 }
 
 impl<'s> Claims<'s, '_> {
-    fn known(&self) -> Known<'s> {
+    fn known(&self) -> AddressEvidence<'s> {
         let Step { world, index, incumbents, local, .. } = self.step;
         let (workloads, by_address) = (&world.workloads, &world.by_address);
         let (facts, ranges) = (&index.facts, &index.ranges);
-        Known { workloads, by_address, facts, ranges, incumbents, local }
+        AddressEvidence { workloads, by_address, facts, ranges, incumbents, local }
     }
 
     /// An announced pod and its place in the announcement; `None` if it is announced no more.
-    fn claim(&self, key: &'s AnnouncedKey) -> Option<(usize, Claim<'s>)> {
+    fn claim(&self, key: &'s AnnouncedKey) -> Option<(usize, AnnouncedAddress<'s>)> {
         let (index, pod) = self.step.index.announced_pod(key)?;
         let mut known = self.known.borrow_mut();
         let peer = known.entry(key).or_insert_with(|| Arc::new(remote_peer(&key.node, pod)));
-        Some((index, Claim { pod, peer: Arc::clone(peer) }))
+        Some((index, AnnouncedAddress { pod, peer: Arc::clone(peer) }))
     }
 
     fn standing(&self, address: IpAddr) -> Option<Standing> {

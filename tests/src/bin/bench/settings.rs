@@ -1,4 +1,4 @@
-//! The command line, and how long everything takes.
+//! The command line: what to measure, and for how long.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use anyhow::{Context as _, Result, bail};
 use crate::{figure::Figure, pins::Pins, slice::Order};
 
 pub(crate) const USAGE: &str = "\
-bench [--quick] [--rounds N] [--figure NAME]... [-o table|json]
+bench [--quick] [--rounds N] [--figure NAME]... [--no-pins] [-o table|json]
     measures; NAME is connect, round-trip, stream or untouched
-bench --load NAME [--seconds N]
+bench --load NAME [--seconds N] [--no-pins]
     puts this load on the mesh alone and prints the process ids of the agents, for perf and strace
-With --no-pins the nodes share all CPUs; otherwise each has half of them, as if it were a machine of its own.";
+Each node has half of the CPUs, as if it were a machine of its own. With --no-pins, the nodes share all CPUs.";
 
 /// Connections per slice. Each leaves its client's port in `TIME_WAIT` for a minute. Connecting
 /// gets slow once half of a pod's 28,232 ports are in that state, so `rounds * CONNECTIONS` stays
 /// below that.
 const CONNECTIONS: u64 = 200;
 
-/// No slice of a load that is not `connect` comes close to it.
+/// The limit for loads that keep their connections. No slice comes close to it.
 const NO_LIMIT: u64 = 50_000_000;
 
-/// What was asked for.
+/// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Command {
     Measure(Measure),
@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Client,
 }
 
-/// What to measure, and how to tell.
+/// What to measure, and how to print the results.
 #[derive(Debug)]
 pub(crate) struct Measure {
     pub(crate) figures: Vec<Figure>,
@@ -46,7 +46,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// How long it takes.
+/// How much to measure.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Settings {
     quick: bool,
@@ -54,7 +54,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Quiet rounds that a figure needs: one slice without the mesh and one with it.
+    /// How many quiet rounds a figure needs. A round is a slice without the mesh and one with it.
     pub(crate) fn rounds(self, figure: Figure) -> usize {
         self.rounds.unwrap_or(match (self.quick, figure) {
             (true, _) => 15,
@@ -63,7 +63,7 @@ impl Settings {
         })
     }
 
-    /// One slice.
+    /// What a client does in one slice of a figure.
     pub(crate) fn order(self, figure: Figure) -> Order {
         let time = match (figure, self.quick) {
             (Figure::Stream, true) => Duration::from_millis(500),

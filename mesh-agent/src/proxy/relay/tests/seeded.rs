@@ -30,7 +30,7 @@ enum Ending {
 
 /// What one application saw of the other.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
+struct ReceivedStream {
     bytes: usize,
     hash: u64,
     end: Result<(), ErrorKind>,
@@ -66,11 +66,11 @@ async fn play(
     expected: usize,
     has_read: watch::Sender<bool>,
     mut peer_has_read: watch::Receiver<bool>,
-) -> Seen {
+) -> ReceivedStream {
     let (ended, mut peer_ended) = watch::channel(false);
     let (mut read, mut write) = stream.into_split();
     let reading = async {
-        let mut seen = Seen { bytes: 0, hash: 0, end: Ok(()) };
+        let mut seen = ReceivedStream { bytes: 0, hash: 0, end: Ok(()) };
         let mut buffer = vec![0; 30_000];
         if expected == 0 {
             has_read.send_replace(true);
@@ -131,14 +131,18 @@ async fn play(
             () = reading => {}
             write = writing => write.forget(), // dropped, it would send FIN
         }
-        return Seen { bytes: 0, hash: 0, end: Ok(()) }; // its own view is not compared
+        return ReceivedStream { bytes: 0, hash: 0, end: Ok(()) }; // its own view is not compared
     }
     let ((seen, read), write) = tokio::join!(reading, writing);
     drop((read, write));
     seen
 }
 
-async fn converse(a: TcpStream, b: TcpStream, parts: (Part, Part)) -> (Seen, Seen) {
+async fn converse(
+    a: TcpStream,
+    b: TcpStream,
+    parts: (Part, Part),
+) -> (ReceivedStream, ReceivedStream) {
     let (a_read, a_has_read) = watch::channel(false);
     let (b_read, b_has_read) = watch::channel(false);
     tokio::join!(
