@@ -209,6 +209,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
     answering.spawn("refusals", refusals::record(told.refusals, Arc::clone(&mesh)));
+    answering.spawn("questions", refusals::answer(told.questions, Arc::clone(&mesh)));
     answering.spawn("program log", refusals::log(told.log));
     heartbeat::beat(&kernel)?;
     answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));

@@ -6,7 +6,7 @@ use crate::{
     addr::{Addr, AddrPort},
     errno,
     maps::{
-        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, Failed, LOCAL_LEFT, LOCAL_STRICT,
+        ADDRESS_KNOWN, ADDRESS_NODE, ADDRESS_PEER, EnrolledPod, LOCAL_LEFT, LOCAL_STRICT,
         LocalEntry, PORT_EXCLUDED, PORT_PERMISSIVE, PORT_SERVICE, limits,
     },
     ports,
@@ -33,10 +33,6 @@ pub trait Dial {
     fn may_be_missing(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &AddrPort) -> u32;
-    /// The record of the pod's last dial to the destination, if that failed.
-    fn failed(&self) -> Option<Failed>;
-    /// `CLOCK_BOOTTIME` in nanoseconds. Asked only if the last dial failed.
-    fn boot_ns(&self) -> u64;
     /// Whether the pod's share has room for one more dial. Asked last.
     fn has_room(&self) -> bool;
 }
@@ -86,9 +82,6 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     if source != own && !is_unspecified(&source) {
         return (Verdict::RefusedForeignSource, Addr::NONE);
     }
-    if view.failed().is_some_and(|failed| view.boot_ns() < failed.until_boot_ns) {
-        return (Verdict::RefusedRecently, Addr::NONE);
-    }
     if !view.has_room() {
         return (Verdict::RefusedPendingShare, Addr::NONE);
     }
@@ -98,11 +91,8 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
 /// What the application sees of a dial that [`dial`] refused, from [`mod@errno`]: what the network
 /// would say or, where that has no word for it, "refused", which applications know how to retry.
 #[inline(always)]
-pub fn errno(view: &impl Dial, verdict: Verdict) -> u32 {
+pub const fn errno(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::RefusedRecently => {
-            view.failed().map_or(errno::ECONNREFUSED, |failed| failed.errno)
-        }
         // What a pod sees that dials without end, once its ports are used up.
         Verdict::RefusedForeignSource | Verdict::RefusedPendingShare => errno::EADDRNOTAVAIL,
         Verdict::RefusedNoAddress => errno::ENETUNREACH,
@@ -128,6 +118,13 @@ pub const fn has_room(own: u64, all: u64) -> bool {
 #[inline(always)]
 pub const fn counted(count: u64) -> u64 {
     if count.cast_signed() < 0 { 0 } else { count }
+}
+
+/// Whether a pod's dial waits until the agent has reached the destination: unless that is known to
+/// answer until a time that is to come.
+#[inline(always)]
+pub const fn waits(answers_until_ns: u64, boot_ns: u64) -> bool {
+    answers_until_ns <= boot_ns
 }
 
 /// The number of the second, approximately, in which reports are counted.

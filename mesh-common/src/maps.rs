@@ -43,6 +43,45 @@ pub struct Pending {
     pub named: Named,
     /// [`Share::since_ns`] of the share from which its place was taken, and to which it goes back.
     pub share_since_ns: u64,
+    /// When it was noted, `CLOCK_BOOTTIME` in nanoseconds. It tells the dial from an earlier one of
+    /// the same addresses and ports.
+    pub id: u64,
+    /// When the agent was last asked to reach the destination, on the same clock; 0 before.
+    pub asked_ns: u64,
+    /// 1 if the connection waits until the agent has reached its destination, else 0.
+    pub waits: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// Value of `ANSWERED`: the agent's answer for a dial that waits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// [`Pending::id`] of the dial.
+    pub id: u64,
+    /// 1 if it goes on to the agent, 0 if it is refused.
+    pub goes_on: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// A dial's first packet, as the programs hand it to the agent through a ring buffer: the agent is
+/// to reach the destination and then to send the packet once more.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuestionEvent {
+    /// Cookie of the pod's namespace.
+    pub netns: u64,
+    /// [`Pending::id`] of the dial.
+    pub id: u64,
+    /// The network header as it lies in memory: 20 bytes of IPv4, or 40 of IPv6.
+    pub ip: [u64; 5],
+    /// The TCP header as it lies in memory, of which the first [`QuestionEvent::tcp_len`] bytes
+    /// count.
+    pub tcp: [u64; 8],
+    /// The length of the TCP header, in bytes.
+    pub tcp_len: u64,
 }
 
 /// Value of `SHARES`, keyed by namespace cookie: a pod's part of what all pods have together.
@@ -120,36 +159,24 @@ pub struct DialKey {
     pub to: AddrPort,
 }
 
-/// Key of `FAILED`: one pod's failures are not another's.
+/// Key of `REACHED`: what one pod has reached says nothing of another.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FailedKey {
-    /// Cookie of the namespace that dialled.
+pub struct DestinationKey {
+    /// Cookie of the namespace that dials.
     pub netns: u64,
-    /// What it dialled.
+    /// What it dials.
     pub to: AddrPort,
     /// Always zero.
     pub zero: u32,
 }
 
-impl FailedKey {
+impl DestinationKey {
     /// A key from its parts.
     #[inline(always)]
     pub const fn new(netns: u64, to: AddrPort) -> Self {
         Self { netns, to, zero: 0 }
     }
-}
-
-/// Value of `FAILED`: a dial to that destination failed a moment ago.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failed {
-    /// When the entry expires, `CLOCK_BOOTTIME` in nanoseconds.
-    pub until_boot_ns: u64,
-    /// The error for dials until then, from [`crate::errno`].
-    pub errno: u32,
-    /// Always zero.
-    pub zero: u32,
 }
 
 /// Key of `LISTENERS`. It contains the namespace, so that an address that passes from one pod to
@@ -161,7 +188,7 @@ pub struct ListenerKey {
     pub netns: u64,
     /// The pod's address.
     pub addr: Addr,
-    /// [`OUTBOUND`] or [`INBOUND`].
+    /// [`OUTBOUND`], [`INBOUND`] or [`ASKING`].
     pub direction: u32,
     /// Always zero.
     pub zero: u32,
@@ -179,6 +206,9 @@ impl ListenerKey {
 pub const OUTBOUND: u32 = 0;
 /// [`ListenerKey::direction`]: takes what peers' agents dial.
 pub const INBOUND: u32 = 1;
+/// [`ListenerKey::direction`]: takes in silence the packets of dials that wait until the agent has
+/// reached the destination.
+pub const ASKING: u32 = 2;
 
 /// Index in `NODE`: when the agent last said that it is well, `CLOCK_BOOTTIME` in nanoseconds; 0 if
 /// it never did.
@@ -240,11 +270,11 @@ pub mod limits {
     /// How many levels of cgroups between the root and a process of a pod are searched for the
     /// pod's own. The kubelet makes four, and some nine where a node is itself a container.
     pub const CGROUP_LEVELS: u32 = 12;
-    /// How many unreachable destinations of one pod are remembered at a time: more than one
-    /// application retries.
-    pub const FAILED_PER_POD: usize = 64;
+    /// How many destinations of one pod are known to answer, at a time. A dial to another one waits
+    /// until the agent has reached it.
+    pub const REACHED_PER_POD: usize = 256;
     /// The same for all pods.
-    pub const FAILED: usize = LOCAL_PODS * FAILED_PER_POD;
+    pub const REACHED: usize = LOCAL_PODS * REACHED_PER_POD;
     /// The most of [`PENDING`] that one pod may have: as many as the agent carries at most for all.
     pub const PENDING_OF_POD: u64 = 16_384;
     /// A pod's share is used up when it has this many times what is free. The agent's
@@ -255,16 +285,21 @@ pub mod limits {
     pub const REPORTS_WHEN_CROWDED: u64 = 64;
     /// Ring buffer for refusals: 256 KiB, some 3,000 events.
     pub const EVENTS_BYTES: usize = 256 * 1024;
+    /// Ring buffer for dials that wait: 256 KiB, some 2,000.
+    pub const QUESTIONS_BYTES: usize = 256 * 1024;
+    /// How long the agent is not asked again about a dial whose packet comes again, in nanoseconds.
+    pub const ASK_AGAIN_NS: u64 = 200_000_000;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
-const _: () = assert!(size_of::<Pending>() == 32);
+const _: () = assert!(size_of::<Pending>() == 56);
+const _: () = assert!(size_of::<Answered>() == 16);
+const _: () = assert!(size_of::<QuestionEvent>() == 128);
 const _: () = assert!(size_of::<Share>() == 32);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
 const _: () = assert!(size_of::<LocalEntry>() == 16);
 const _: () = assert!(size_of::<DialKey>() == 40);
-const _: () = assert!(size_of::<FailedKey>() == 32);
-const _: () = assert!(size_of::<Failed>() == 16);
+const _: () = assert!(size_of::<DestinationKey>() == 32);
 const _: () = assert!(size_of::<ListenerKey>() == 32);
 const _: () = assert!(size_of::<RefusalEvent>() == 64);

@@ -14,6 +14,11 @@ pub const OUTBOUND_LISTENER: u16 = 60_988;
 /// Port of the inbound listener, on [`LISTENER_V4`] or `::1`. Reached only through `sk_lookup`.
 pub const INBOUND_LISTENER: u16 = 60_989;
 
+/// Port of the socket that takes the packets of dials that wait, on [`LISTENER_V4`] or `::1`.
+/// Reached only through `sk_lookup`. It is one of the magic ports, which mean something else at the
+/// pod's own address only.
+pub const ASKING_LISTENER: u16 = MAGIC_FIRST;
+
 /// First of the destination ports that redirected connections are rewritten to.
 pub const MAGIC_FIRST: u16 = 60_990;
 /// How many there are. Two sockets of one pod may share a source port when they dial different
@@ -60,7 +65,7 @@ pub const fn magic_for(addr: &Addr, port: u16) -> u16 {
 /// Whether a local address and port are one of the agent's listeners as they are bound.
 #[inline(always)]
 pub const fn is_listener(addr: &Addr, port: u16) -> bool {
-    if port != OUTBOUND_LISTENER && port != INBOUND_LISTENER {
+    if port != OUTBOUND_LISTENER && port != INBOUND_LISTENER && port != ASKING_LISTENER {
         return false;
     }
     let a = &addr.0;

@@ -3,8 +3,8 @@
 use crate::{
     addr::{Addr, AddrPort},
     maps::{
-        DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalEntry, Named, Pending,
-        RefusalEvent, Share, VerdictCounts,
+        Answered, DestinationKey, DialKey, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named,
+        Pending, QuestionEvent, RefusalEvent, Share, VerdictCounts,
     },
 };
 
@@ -25,8 +25,8 @@ pods!(
     EnrolledPod,
     LocalEntry,
     DialKey,
-    Failed,
-    FailedKey,
+    Answered,
+    DestinationKey,
     ListenerKey,
     Share,
     VerdictCounts
@@ -54,6 +54,32 @@ impl RefusalEvent {
             server: endpoint(36)?,
             verdict: word(56)?,
             zero: 0,
+        })
+    }
+}
+
+impl QuestionEvent {
+    /// The event in a ring buffer record, or `None` if the record is of another size.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; size_of::<Self>()] = bytes.try_into().ok()?;
+        let long = |at: usize| -> Option<u64> {
+            Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+        };
+        Some(Self {
+            netns: long(0)?,
+            id: long(8)?,
+            ip: [long(16)?, long(24)?, long(32)?, long(40)?, long(48)?],
+            tcp: [
+                long(56)?,
+                long(64)?,
+                long(72)?,
+                long(80)?,
+                long(88)?,
+                long(96)?,
+                long(104)?,
+                long(112)?,
+            ],
+            tcp_len: long(120)?,
         })
     }
 }

@@ -93,8 +93,6 @@ verdicts! {
     Direct = 14, Pass, "direct", "Both pods are on this node; identity and policy were checked and the kernel connects them directly.";
     /// As `Direct`, with bytes moved by the socket map.
     DirectSockmap = 15, Pass, "direct_sockmap", "Both pods are on this node and the kernel moves the bytes between their sockets.";
-    /// The same dial has just failed.
-    RefusedRecently = 16, Refuse, "refused_recently", "The pod's last dial to this destination failed less than a second ago, and this one was told the same without being tried; the record before it says why.";
     /// The agent does not answer, and a redirected dial would hang.
     RefusedAgentSilent = 17, Refuse, "refused_agent_silent", "The node's agent has not said for seconds that it is well; it is stuck or starved, and the dial would hang.";
     /// A connection of the kubelet could not be noted. Decided in sockops.
@@ -137,6 +135,12 @@ verdicts! {
     InboundKubelet = 46, Pass, "inbound_kubelet", "The node's own kubelet probes the pod, or calls one of its lifecycle hooks.";
     /// Plaintext to a port on which a strict pod takes it.
     InboundPermissivePort = 47, Pass, "inbound_permissive_port", "Plaintext from outside the mesh to a port that nodemesh.dev/permissive-ports leaves open on a strict pod.";
+    /// A redirected connection waits for the agent.
+    OutboundWaits = 48, Redirect, "outbound_waits", "The connection waits in connect() until the agent has reached its destination.";
+    /// The agent has not reached the destination of a redirected connection.
+    RefusedUnreached = 49, Refuse, "refused_unreached", "The agent could not reach the destination, and connect() says so; the record of the dial says why.";
+    /// A packet to a redirected connection's port without a dial.
+    RefusedNotNoted = 50, Refuse, "refused_not_noted", "Nothing is noted of what the connection was to reach: there was no room, or the pod sent the packet by itself.";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

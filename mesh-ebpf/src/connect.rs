@@ -16,7 +16,7 @@ use aya_ebpf::{
 use mesh_common::{
     addr::{Addr, AddrPort},
     decide,
-    maps::{EnrolledPod, Failed, FailedKey, NODE_ADDRESSES_INCOMPLETE, Named},
+    maps::{EnrolledPod, NODE_ADDRESSES_INCOMPLETE, Named},
     ports,
     verdict::{Action, Verdict},
 };
@@ -93,15 +93,6 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
         unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
     }
     #[inline(always)]
-    fn failed(&self) -> Option<Failed> {
-        // SAFETY: the value is copied at once.
-        unsafe { maps::FAILED.get(&FailedKey::new(self.netns, self.to)) }.copied()
-    }
-    #[inline(always)]
-    fn boot_ns(&self) -> u64 {
-        maps::boot_ns()
-    }
-    #[inline(always)]
     fn has_room(&self) -> bool {
         maps::has_room(self.netns)
     }
@@ -148,7 +139,7 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 fn refuse<const FAMILY: u32>(verdict: Verdict, view: &Dial<FAMILY>) -> i32 {
     maps::count(verdict, view.netns);
     maps::report(verdict, view.netns, ctx::bound_source::<FAMILY>(view.context.sk()), view.to);
-    set_errno(decide::errno(view, verdict));
+    set_errno(decide::errno(verdict));
     DENY
 }
 

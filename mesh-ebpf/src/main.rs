@@ -25,6 +25,7 @@ mod guard;
 mod kubelet;
 mod log;
 mod maps;
+mod question;
 mod sk_lookup;
 mod sockops;
 

@@ -14,8 +14,8 @@ use mesh_common::{
     addr::{Addr, AddrPort},
     decide,
     maps::{
-        ALL_PODS, DialKey, EnrolledPod, Failed, FailedKey, FlowKey, ListenerKey, LocalEntry, Named,
-        Pending, RefusalEvent, Share, VerdictCounts, limits,
+        ALL_PODS, Answered, DestinationKey, DialKey, EnrolledPod, FlowKey, ListenerKey, LocalEntry,
+        Named, Pending, QuestionEvent, RefusalEvent, Share, VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -65,7 +65,7 @@ static HERE: Array<u64, 1> = Array::new();
 
 /// Namespace, pod address and direction → the agent's listening socket inside that namespace.
 #[btf_map]
-pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 4 }> = SockHash::new();
+pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 6 }> = SockHash::new();
 
 /// The peer that `getpeername` shows for a socket: the original destination of a redirected socket,
 /// the real client of an accepted one. It is stored in the socket itself, because an LRU map
@@ -88,11 +88,35 @@ static SHARES: HashMap<u64, Share, { limits::LOCAL_PODS + 1 }> = HashMap::new();
 #[btf_map]
 pub(crate) static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
-/// Destination that a pod could not reach a moment ago → the error for further dials, and until
-/// when. The agent writes it.
+/// Destination that a pod has reached → until when it is taken for one that answers,
+/// `CLOCK_BOOTTIME` in nanoseconds. The agent writes it.
 #[btf_map]
-pub(crate) static FAILED: HashMap<FailedKey, Failed, { limits::FAILED }, NO_PREALLOC> =
-    HashMap::new();
+static REACHED: HashMap<DestinationKey, u64, { limits::REACHED }, NO_PREALLOC> = HashMap::new();
+
+/// Dial that waits, as the dialling socket sees it → the agent's answer.
+#[btf_map]
+static ANSWERED: HashMap<FlowKey, Answered, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
+
+/// Dials that wait, for the agent to reach what they dial.
+#[btf_map]
+static QUESTIONS: RingBuf<QuestionEvent, { limits::QUESTIONS_BYTES }> = RingBuf::new();
+
+/// What `sk_lookup` has just found out about a packet, for the filter of the socket that the packet
+/// is then given to. The kernel runs one right after the other, on the same CPU.
+#[btf_map]
+static ASKED: PerCpuArray<Asked, 1> = PerCpuArray::new();
+
+/// Value of [`ASKED`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    /// Cookie of the pod's namespace.
+    pub(crate) netns: u64,
+    /// [`Pending::id`] of the dial.
+    pub(crate) id: u64,
+    /// 1 if the agent is to be asked, 0 if it has been a moment ago.
+    pub(crate) is_due: u64,
+}
 
 /// Marks sockets of the kubelet.
 #[btf_map]
@@ -270,7 +294,12 @@ pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
     let Some(share_since_ns) = take(flow.netns) else {
         return false;
     };
-    let is_noted = PENDING.insert(flow, &Pending { named, share_since_ns }, 0).is_ok();
+    let (id, to) = (boot_ns(), DestinationKey::new(flow.netns, named.endpoint));
+    // SAFETY: the value is copied at once.
+    let answers_until_ns = unsafe { REACHED.get(&to) }.copied().unwrap_or(0);
+    let waits = u32::from(decide::waits(answers_until_ns, id));
+    let pending = Pending { named, share_since_ns, id, asked_ns: 0, waits, zero: 0 };
+    let is_noted = PENDING.insert(flow, &pending, 0).is_ok();
     if !is_noted {
         log::dial_not_noted(flow.netns);
         give_back(flow.netns, share_since_ns);
@@ -288,6 +317,77 @@ pub(crate) fn forget_dial(flow: &FlowKey) {
     };
     if PENDING.remove(flow).is_ok() {
         give_back(flow.netns, share_since_ns);
+    }
+}
+
+/// What becomes of a redirected connection's packet.
+pub(crate) enum Dialled {
+    /// The agent accepts the connection.
+    GoesOn,
+    /// The agent is asked first.
+    Waits,
+    /// The agent has not reached the destination.
+    Refused,
+    /// No such dial is noted.
+    Unknown,
+}
+
+/// Looks a dial up for which a packet has come, and notes for the filter that runs next whether the
+/// agent is to be asked.
+#[inline(always)]
+pub(crate) fn dialled(flow: &FlowKey) -> Dialled {
+    let Some(pending) = PENDING.get_ptr_mut(flow) else {
+        return Dialled::Unknown;
+    };
+    // SAFETY: a pointer into the map, valid for the program's run. The words are written once, when
+    // the entry is made.
+    let (id, waits) = unsafe { ((*pending).id, (*pending).waits) };
+    if waits == 0 {
+        return Dialled::GoesOn;
+    }
+    // SAFETY: the value is copied at once.
+    match unsafe { ANSWERED.get(flow) }.copied() {
+        Some(answered) if answered.id == id => {
+            return if answered.goes_on == 0 { Dialled::Refused } else { Dialled::GoesOn };
+        }
+        _ => {}
+    }
+    let now = boot_ns();
+    // SAFETY: as above. A count that is lost between CPUs is one question more.
+    let is_due = unsafe {
+        let is_due = now.wrapping_sub((*pending).asked_ns) > limits::ASK_AGAIN_NS;
+        if is_due {
+            (*pending).asked_ns = now;
+        }
+        is_due
+    };
+    if let Some(asked) = ASKED.get_ptr_mut(0) {
+        // SAFETY: a pointer into this CPU's slot, valid for the program's run.
+        unsafe { *asked = Asked { netns: flow.netns, id, is_due: u64::from(is_due) } };
+    }
+    Dialled::Waits
+}
+
+/// What `sk_lookup` has noted for this packet's filter, if the agent is to be asked.
+#[inline(always)]
+pub(crate) fn take_asked() -> Option<Asked> {
+    let slot = ASKED.get_ptr_mut(0)?;
+    // SAFETY: a pointer into this CPU's slot, valid for the program's run.
+    let asked = unsafe {
+        let asked = *slot;
+        (*slot).is_due = 0;
+        asked
+    };
+    (asked.is_due != 0).then_some(asked)
+}
+
+/// Asks the agent. While the ring is half full, only for the first dials of each pod in a second;
+/// the others' packets come again.
+#[inline(always)]
+pub(crate) fn ask(event: &QuestionEvent) {
+    let ring = (&raw const QUESTIONS).cast_mut().cast();
+    if has_share_of_ring(ring, limits::QUESTIONS_BYTES, event.netns, boot_ns()) {
+        let _: Result<(), i32> = QUESTIONS.output(event, 0);
     }
 }
 
@@ -325,10 +425,10 @@ pub(crate) fn give_back(netns: u64, since_ns: u64) {
     }
 }
 
-/// Whether a refusal is reported: while the ring is half full, only the first ones of each pod in a
-/// second.
+/// Whether something is reported in a ring: while the ring is half full, only the first reports of
+/// each pod in a second.
 #[inline(always)]
-fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
+fn has_share_of_ring(ring: *mut core::ffi::c_void, bytes: usize, netns: u64, boot_ns: u64) -> bool {
     let Some(share) = SHARES.get_ptr_mut(&netns).or_else(|| SHARES.get_ptr_mut(&ALL_PODS)) else {
         return true;
     };
@@ -343,10 +443,9 @@ fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
         (*share).reports += 1;
         (*share).reports
     };
-    let ring = (&raw const EVENTS).cast_mut().cast();
     // SAFETY: the map is a ring buffer.
     let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
-    waiting < limits::EVENTS_BYTES as u64 / 2 || reports <= limits::REPORTS_WHEN_CROWDED
+    waiting < bytes as u64 / 2 || reports <= limits::REPORTS_WHEN_CROWDED
 }
 
 /// Reports a refusal to the agent. Counts the loss if the ring is full, or if the pod has its share
@@ -355,7 +454,9 @@ fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
 pub(crate) fn report(verdict: Verdict, netns: u64, client: AddrPort, server: AddrPort) {
     let boot_ns = boot_ns();
     let event = RefusalEvent { boot_ns, netns, client, server, verdict: verdict as u32, zero: 0 };
-    if (!has_share_of_ring(netns, boot_ns) || EVENTS.output(&event, 0).is_err())
+    let ring = (&raw const EVENTS).cast_mut().cast();
+    if (!has_share_of_ring(ring, limits::EVENTS_BYTES, netns, boot_ns)
+        || EVENTS.output(&event, 0).is_err())
         && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
     {
         // SAFETY: a pointer into this CPU's slot, valid for the program's run.

@@ -12,11 +12,14 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     addr::{Addr, AddrPort},
     decide::{self, Namespace},
-    maps::{INBOUND, ListenerKey, LocalEntry, NODE_HEARTBEAT, OUTBOUND},
+    maps::{ASKING, FlowKey, INBOUND, ListenerKey, LocalEntry, NODE_HEARTBEAT, OUTBOUND},
     verdict::{Action, Verdict},
 };
 
-use crate::{ctx::SkLookup, maps};
+use crate::{
+    ctx::SkLookup,
+    maps::{self, Dialled},
+};
 
 const PASS: u32 = 1;
 /// The client gets a reset.
@@ -88,17 +91,41 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
     let namespace = if STRICT { Namespace::Strict } else { Namespace::Permissive };
     let wanted = decide::arrival(&view, namespace);
     let verdict = match wanted {
-        Verdict::OutboundSteered => steer(context, &view, wanted, OUTBOUND),
+        Verdict::OutboundSteered => steer_dial(context, &view),
         Verdict::InboundMesh | Verdict::InboundAgentsPort => steer(context, &view, wanted, INBOUND),
         other => other,
     };
     let of_pod = !matches!(verdict, Verdict::NotEnrolled | Verdict::Loopback);
     maps::count(verdict, if of_pod { netns } else { 0 });
     if verdict.action() == Action::Refuse {
-        maps::report(verdict, netns, view.remote, view.local);
+        // The agent has a record of a dial that it could not carry out. Packets that belong to no
+        // dial do not wake it.
+        if !matches!(verdict, Verdict::RefusedUnreached | Verdict::RefusedNotNoted) {
+            maps::report(verdict, netns, view.remote, view.local);
+        }
         return DROP;
     }
     PASS
+}
+
+/// Leads a packet of a redirected connection on. While the agent has not reached the destination,
+/// the packet is given to a socket that takes it in silence, and the dialling socket waits.
+#[inline(always)]
+fn steer_dial(context: &SkLookupContext, view: &Arrival) -> Verdict {
+    let flow = FlowKey {
+        netns: view.netns,
+        local: view.remote.addr,
+        remote: view.local.addr,
+        local_port: view.remote.port,
+        remote_port: view.local.port,
+        zero: 0,
+    };
+    match maps::dialled(&flow) {
+        Dialled::GoesOn => steer(context, view, Verdict::OutboundSteered, OUTBOUND),
+        Dialled::Waits => steer(context, view, Verdict::OutboundWaits, ASKING),
+        Dialled::Refused => Verdict::RefusedUnreached,
+        Dialled::Unknown => Verdict::RefusedNotNoted,
+    }
 }
 
 /// Gives the packet to the agent's listener. Without a listener, or while the agent is silent, the

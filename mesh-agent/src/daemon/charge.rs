@@ -132,9 +132,6 @@ pub(super) async fn succeed(
         if let Err(error) = tables.agent_cgroups.sync(&[(own, 1)].into()) {
             tracing::error!(%error, "the predecessor's cgroup cannot be forgotten");
         }
-        if let Err(error) = tables.failed.forget_others() {
-            tracing::error!(%error, "what the predecessor could not reach cannot be forgotten");
-        }
     });
     Ok(locks)
 }

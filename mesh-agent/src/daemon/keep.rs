@@ -301,7 +301,6 @@ impl Keeper {
         self.log("forget what it began", kernel.forget_unfinished());
         self.enroller.take_back();
         self.log("forget the successor", kernel.tables().agent_cgroups.sync(&own));
-        self.log("forget what it could not reach", kernel.tables().failed.forget_others());
         self.log("take back the programs", self.hooks.attach());
         if let Some(kubelet) = &self.kubelet {
             self.log("take back the kubelet's programs", kubelet.attach_again());

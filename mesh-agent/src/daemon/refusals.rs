@@ -1,4 +1,5 @@
-//! Turns what the kernel refuses into flow records, and its programs' lines into log lines.
+//! What the programs tell: connections that they refuse become flow records, dials that wait are
+//! carried, their lines become log lines.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use mesh_api::Direction;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::flows::RefusedConnection;
-use crate::kernel::{ProgramLog, Refusal, Refusals};
-use crate::proxy::Mesh;
+use crate::kernel::{ProgramLog, Questions, Refusal, Refusals};
+use crate::proxy::{self, Mesh};
 
 /// A connection that the kernel refused becomes a record like any other, or one of many that are
 /// counted.
@@ -30,6 +31,13 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
     };
     if let Err(error) = refusals.run(each).await {
         tracing::error!(%error, "the kernel's refusals are not recorded any more");
+    }
+}
+
+/// Reaches what dials wait for.
+pub(super) async fn answer(questions: Questions, mesh: Arc<Mesh>) {
+    if let Err(error) = questions.run(|question| proxy::answer(&mesh, question)).await {
+        tracing::error!(%error, "dials to new destinations are not carried any more");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Refusals that the programs report through the ring buffer.
+//! Refusals that the programs report through a ring buffer.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -27,14 +27,12 @@ pub struct Refusal {
     pub verdict: Verdict,
 }
 
-/// The reading end of the ring.
-pub struct Refusals {
-    ring: RingBuf<MapData>,
-}
+/// The refusals that the programs report.
+pub struct Refusals(Ring);
 
 impl Refusals {
     pub(super) fn new(ring: RingBuf<MapData>) -> Self {
-        Self { ring }
+        Self(Ring::new(ring))
     }
 
     /// Calls `each` for every refusal, until dropped.
@@ -45,6 +43,29 @@ impl Refusals {
     /// # Cancel safety
     /// Nothing is lost: an event is taken from the ring only to be handed to `each`.
     pub async fn run(self, mut each: impl FnMut(Refusal)) -> io::Result<()> {
+        let read = |record: &[u8]| RefusalEvent::from_bytes(record).and_then(parse);
+        self.0.run(|record| read(record).into_iter().for_each(&mut each)).await
+    }
+}
+
+/// The reading end of a ring.
+pub(super) struct Ring {
+    ring: RingBuf<MapData>,
+}
+
+impl Ring {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+        Self { ring }
+    }
+
+    /// Calls `each` for every record, until dropped.
+    ///
+    /// # Errors
+    /// The ring could not be polled.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: a record is taken from the ring only to be handed to `each`.
+    pub(super) async fn run(self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut ring = sys::bpf::watch_ring(self.ring)?;
         loop {
             let mut ready = ring.readable_mut().await?;
@@ -54,9 +75,7 @@ impl Refusals {
                 && let Some(record) = ring.next()
             {
                 read += 1;
-                if let Some(refusal) = RefusalEvent::from_bytes(&record).and_then(parse) {
-                    each(refusal);
-                }
+                each(&record);
             }
             if read < BATCH {
                 ready.clear_ready();

@@ -11,7 +11,6 @@
 
 mod cidrs;
 mod events;
-mod failed;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod guard;
@@ -21,15 +20,18 @@ mod log;
 mod lookup;
 mod pins;
 mod programs;
+mod questions;
+mod reached;
 mod shares;
 mod tables;
 
 pub use cidrs::CidrTable;
 pub use events::{Refusal, Refusals};
-pub use failed::{FailedTable, MEMORY, MEMORY_OF_AGENT};
 pub use kubelet::KubeletDials;
 pub use log::ProgramLog;
 pub use pins::{Removed, cleanup, free_from_hold};
 pub use programs::{Kernel, KernelError, ProgramFacts, Told};
+pub use questions::{Packet, Question, Questions};
+pub use reached::ReachedTable;
 pub use shares::{Dials, Shares};
 pub use tables::{Before, ListenerTable, Table, Tables};

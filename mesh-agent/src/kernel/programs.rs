@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::RingBuf,
+    maps::{MapData, RingBuf},
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
         ProgramType, SockOps, links::FdLink,
@@ -30,6 +30,7 @@ use super::{
     log::ProgramLog,
     lookup::Lookups,
     pins::PinDir,
+    questions::Questions,
     tables::{Before, Tables},
 };
 use crate::sys;
@@ -40,6 +41,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// Programs on the pods' cgroup.
 const CGROUP_PROGRAMS: [&str; 5] =
     ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
+
+/// The program on the socket that takes the packets of dials that wait.
+const QUESTION: &str = "nm_question";
 
 /// Why the kernel side could not be set up or changed.
 #[derive(Debug, Error)]
@@ -137,6 +141,8 @@ pub struct ProgramFacts {
 pub struct Told {
     /// The connections that they refuse.
     pub refusals: Refusals,
+    /// The dials that wait.
+    pub questions: Questions,
     /// Their own log lines.
     pub log: ProgramLog,
 }
@@ -181,17 +187,18 @@ impl Kernel {
                 Program::CgroupSkb(program) => program.load(),
                 Program::SkLookup(program) => program.load(),
                 Program::RawTracePoint(program) => program.load(),
+                Program::SocketFilter(program) => program.load(),
                 _ => return Err(KernelError::Missing(name.to_owned())),
             };
             outcome.map_err(|source| program_error(name, source))?;
         }
         let lookups = Lookups::open(OBJECT, &ebpf)?;
         let tables = Tables::open(&mut ebpf, before)?;
-        let ring =
-            ebpf.take_map("EVENTS").ok_or_else(|| KernelError::Missing("EVENTS".to_owned()))?;
-        let ring = RingBuf::try_from(ring)
-            .map_err(|source| KernelError::Map { map: "EVENTS", source: Box::new(source) })?;
-        let told = Told { refusals: Refusals::new(ring), log: ProgramLog::open(&mut ebpf)? };
+        let told = Told {
+            refusals: Refusals::new(ring("EVENTS", &mut ebpf)?),
+            questions: Questions::new(ring("QUESTIONS", &mut ebpf)?),
+            log: ProgramLog::open(&mut ebpf)?,
+        };
         Ok((Self { pins, tables, lookups, ebpf: Mutex::new(ebpf) }, told))
     }
 
@@ -230,6 +237,19 @@ impl Kernel {
         Ok(())
     }
 
+    /// Has the program of dials that wait look at all packets for a socket.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn take_questions(&self, socket: &impl AsFd) -> Result<(), KernelError> {
+        let ebpf = self.ebpf.lock();
+        let program =
+            ebpf.program(QUESTION).ok_or_else(|| KernelError::Missing(QUESTION.to_owned()))?;
+        let fd = program.fd().map_err(|source| program_error(QUESTION, source))?;
+        let attached = sys::sock::attach_filter(socket, fd.as_fd());
+        attached.map_err(|source| program_error(QUESTION, source.into()))
+    }
+
     /// Removes what agents of other versions have pinned on the pods' cgroup: what this one has
     /// attached does their work.
     ///
@@ -246,6 +266,12 @@ impl Kernel {
     pub fn forget_unfinished(&self) -> Result<(), KernelError> {
         self.pins.remove_unfinished().map_err(|source| unusable(&self.pins, source))
     }
+}
+
+fn ring(name: &'static str, ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, KernelError> {
+    let map = ebpf.take_map(name).ok_or_else(|| KernelError::Missing(name.to_owned()))?;
+    RingBuf::try_from(map)
+        .map_err(|source| KernelError::Map { map: name, source: Box::new(source) })
 }
 
 /// Opens a cgroup. Returns also the id by which programs know it: its directory's inode.

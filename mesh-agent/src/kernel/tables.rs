@@ -18,13 +18,15 @@ use aya::{
 };
 use mesh_common::{
     addr::{Addr, AddrPort},
-    maps::{EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, VerdictCounts},
+    maps::{
+        Answered, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, VerdictCounts,
+    },
     verdict::{VERDICT_SLOTS, Verdict},
 };
 use parking_lot::Mutex;
 
 use super::{
-    cidrs::CidrTable, failed::FailedTable, kubelet::KubeletDials, programs::KernelError,
+    cidrs::CidrTable, kubelet::KubeletDials, programs::KernelError, reached::ReachedTable,
     shares::Shares,
 };
 use crate::sys;
@@ -47,15 +49,15 @@ pub struct Tables {
     pub ports: Table<AddrPort, u32>,
     /// The agent's listening sockets.
     pub listeners: ListenerTable,
-    /// What pods could not reach a moment ago.
-    pub failed: FailedTable,
+    /// What pods have reached a moment ago.
+    pub reached: ReachedTable,
     /// What the kubelet has dialled.
     pub kubelet_dials: KubeletDials,
     /// What each pod has of `PENDING`.
     pub shares: Shares,
-    /// Through these two maps, kernel and agent tell each other about a connection that is being
-    /// made.
+    /// Through these maps, kernel and agent tell each other about a connection that is being made.
     pending: OwnedFd,
+    answered: OwnedFd,
     legs: OwnedFd,
     node: Mutex<Array<MapData, u64>>,
     verdicts: PerCpuArray<MapData, u64>,
@@ -81,8 +83,9 @@ macro_rules! open {
 }
 
 impl Tables {
-    /// The maps that are pinned. `EVENTS` is not: it belongs to one agent only.
-    pub(super) const NAMES: [&str; 19] = [
+    /// The maps that are pinned. All others belong to one agent only: its events and questions, and
+    /// what it knows of destinations.
+    pub(super) const NAMES: [&str; 18] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
@@ -95,7 +98,6 @@ impl Tables {
         "PENDING",
         "LEGS",
         "SHARES",
-        "FAILED",
         "VERDICTS",
         "POD_VERDICTS",
         "EVENTS_LOST",
@@ -116,9 +118,10 @@ impl Tables {
             listeners: ListenerTable {
                 map: Mutex::new(open!(ebpf, "LISTENERS", SockHash<MapData, ListenerKey>)),
             },
-            failed: FailedTable::open(ebpf, before)?,
+            reached: ReachedTable::open(ebpf)?,
             kubelet_dials: KubeletDials::open(ebpf)?,
             pending: emptied::<FlowKey, Pending>("PENDING", ebpf, before)?,
+            answered: emptied::<FlowKey, Answered>("ANSWERED", ebpf, Before::Lives)?,
             legs: emptied::<FlowKey, Named>("LEGS", ebpf, before)?,
             shares: Shares::open(ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
@@ -146,15 +149,40 @@ impl Tables {
     /// What the kernel said. `Ok(None)`: the kernel knows of no such connection, and the caller
     /// must not guess. If only the count fails, the pod has a place less, and the connection goes
     /// on.
-    pub fn take_pending(&self, flow: &FlowKey) -> io::Result<Option<Named>> {
-        let Some(Pending { named, share_since_ns }) = sys::bpf::take(self.pending.as_fd(), flow)?
-        else {
+    pub fn take_pending(&self, flow: &FlowKey) -> io::Result<Option<Pending>> {
+        let Some(pending) = sys::bpf::take::<_, Pending>(self.pending.as_fd(), flow)? else {
             return Ok(None);
         };
-        if let Err(error) = self.shares.give_back(flow.netns, share_since_ns) {
+        if let Err(error) = self.shares.give_back(flow.netns, pending.share_since_ns) {
             tracing::warn!(%error, "cannot give back the place of a dial");
         }
-        Ok(Some(named))
+        Ok(Some(pending))
+    }
+
+    /// A dial that waits, unless its application has given up.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn pending(&self, flow: &FlowKey, id: u64) -> io::Result<Option<Named>> {
+        let pending = sys::bpf::get::<_, Pending>(self.pending.as_fd(), flow)?;
+        Ok(pending.filter(|pending| pending.id == id).map(|pending| pending.named))
+    }
+
+    /// Answers for a dial that waits. Its packet, when it comes again, is let go on or refused.
+    ///
+    /// # Errors
+    /// What the kernel said; the dial then goes on waiting.
+    pub fn answer(&self, flow: &FlowKey, id: u64, goes_on: bool) -> io::Result<()> {
+        let answered = Answered { id, goes_on: u32::from(goes_on), zero: 0 };
+        sys::bpf::put(self.answered.as_fd(), flow, &answered)
+    }
+
+    /// Takes an answer back that is not needed any more.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn drop_answer(&self, flow: &FlowKey) -> io::Result<()> {
+        sys::bpf::take::<_, Answered>(self.answered.as_fd(), flow).map(drop)
     }
 
     /// Names the real client of a leg that is about to be dialled, as the agent's own socket will

@@ -74,7 +74,7 @@ pub(super) fn parts(chosen: &Manifest) -> Vec<Part> {
                             "runAsUser": 0,
                             "capabilities": {
                                 "drop": ["ALL"],
-                                "add": ["BPF", "NET_ADMIN", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"],
+                                "add": ["BPF", "NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"],
                             },
                             "seccompProfile": {"type": "RuntimeDefault"},
                             "appArmorProfile": {"type": "Unconfined"},

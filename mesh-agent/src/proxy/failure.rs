@@ -1,15 +1,15 @@
-//! What a failure means for its connection: which side failed, and whether another try is safe.
+//! What a failure means for its connection: which side failed, whether another try is safe, and
+//! what the application is told.
 //!
 //! Every error on the way to a peer leads to one [`Failed`]. From that follows whether another
-//! endpoint is tried, and what the kernel remembers for the next dial.
+//! endpoint is tried, and the error of a `connect()` that waits.
 
-use std::{io, time::Duration};
+use std::io;
 
 use mesh_common::errno;
 use mesh_wire::{Refusal, SessionError};
 
 use super::{dial::DialError, peer::PeerError};
-use crate::kernel::{MEMORY, MEMORY_OF_AGENT};
 
 /// The side that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub(super) enum Failed {
     Peer {
         /// Whether the connection may be brought to another endpoint, or over another session.
         retry: Retry,
-        /// What the next dial is told. `None`: it is tried.
-        remembered: Option<Remembered>,
+        /// The errno that the network would have given.
+        errno: u32,
     },
 }
 
@@ -41,24 +41,15 @@ pub(super) enum Retry {
     IfReused,
 }
 
-/// What the kernel tells the pod's next dials to the same destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Remembered {
-    /// The errno that the network would have given.
-    pub(super) errno: u32,
-    /// How long it is told.
-    pub(super) time: Duration,
-}
-
 impl Failed {
-    /// The peer failed, and the next dial is tried.
+    /// The peer failed, in a way for which the network has no word but "refused".
     pub(super) const fn peer(retry: Retry) -> Self {
-        Self::Peer { retry, remembered: None }
+        Self::network(retry, errno::ECONNREFUSED)
     }
 
     /// As if the network had answered with an errno.
     pub(super) const fn network(retry: Retry, errno: u32) -> Self {
-        Self::Peer { retry, remembered: Some(Remembered { errno, time: MEMORY }) }
+        Self::Peer { retry, errno }
     }
 
     /// Whether the same may be tried again.
@@ -69,11 +60,11 @@ impl Failed {
         }
     }
 
-    /// What the next dial is told.
-    pub(super) const fn remembered(self) -> Option<Remembered> {
+    /// What a `connect()` that waits for it returns, from [`mod@errno`].
+    pub(super) const fn errno(self) -> u32 {
         match self {
-            Self::Us | Self::Client => None,
-            Self::Peer { remembered, .. } => remembered,
+            Self::Us | Self::Client => errno::ECONNREFUSED,
+            Self::Peer { errno, .. } => errno,
         }
     }
 }
@@ -110,13 +101,9 @@ impl From<&DialError> for Failed {
 impl From<&PeerError> for Failed {
     fn from(error: &PeerError) -> Self {
         match error {
-            // Only the peer's agent was away, and it is back soon.
-            PeerError::Dial(DialError::Refused { .. }) => Self::Peer {
-                retry: Retry::Yes,
-                remembered: Some(Remembered { errno: errno::ECONNREFUSED, time: MEMORY_OF_AGENT }),
-            },
             PeerError::Dial(error) => Self::from(error),
             PeerError::Config(_) => Self::Us,
+            PeerError::Session(SessionError::Refused(refused)) => refused.reason.into(),
             PeerError::Session(SessionError::Closed) => Self::peer(Retry::IfReused),
             PeerError::Handshake(_) | PeerError::Session(_) => Self::peer(Retry::No),
         }
@@ -181,25 +168,18 @@ mod tests {
     }
 
     #[test]
-    fn the_next_dial_is_told_what_the_network_would_say() {
-        let told = |failed: Failed| failed.remembered().map(|it| (it.errno, it.time));
+    fn the_application_is_told_what_the_network_would_say() {
         for (failed, expected) in [
-            (Failed::from(&refused()), Some((errno::ECONNREFUSED, MEMORY))),
-            (
-                Failed::from(&PeerError::Dial(refused())),
-                Some((errno::ECONNREFUSED, MEMORY_OF_AGENT)),
-            ),
-            (
-                Failed::from(&unreachable(io::ErrorKind::NetworkUnreachable)),
-                Some((errno::ENETUNREACH, MEMORY)),
-            ),
-            (Failed::from(&unreachable(io::ErrorKind::Other)), Some((errno::EHOSTUNREACH, MEMORY))),
-            (Failed::from(Refusal::ApplicationTimedOut), Some((errno::ETIMEDOUT, MEMORY))),
-            (Failed::from(Refusal::Draining), None),
-            (Failed::from(&PeerError::Handshake(HandshakeError::TimedOut)), None),
-            (Failed::from(&DialError::Leg(io::ErrorKind::Other.into())), None),
+            (Failed::from(&refused()), errno::ECONNREFUSED),
+            (Failed::from(&PeerError::Dial(refused())), errno::ECONNREFUSED),
+            (Failed::from(&unreachable(io::ErrorKind::NetworkUnreachable)), errno::ENETUNREACH),
+            (Failed::from(&unreachable(io::ErrorKind::Other)), errno::EHOSTUNREACH),
+            (Failed::from(Refusal::ApplicationTimedOut), errno::ETIMEDOUT),
+            (Failed::from(Refusal::Draining), errno::ECONNREFUSED),
+            (Failed::from(&PeerError::Handshake(HandshakeError::TimedOut)), errno::ECONNREFUSED),
+            (Failed::from(&DialError::Leg(io::ErrorKind::Other.into())), errno::ECONNREFUSED),
         ] {
-            assert_eq!(told(failed), expected, "{failed:?}");
+            assert_eq!(failed.errno(), expected, "{failed:?}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_common::{
     addr::Addr,
-    maps::{INBOUND, ListenerKey, OUTBOUND},
+    maps::{ASKING, INBOUND, ListenerKey, OUTBOUND},
     ports,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,6 +29,13 @@ use super::{
     socket_memory::{APP_MSS, SEND_AHEAD},
 };
 use crate::{kernel::KernelError, netns::NetnsError};
+
+/// A pod's sockets at each of its addresses, and their ports.
+const LISTENERS: [(u32, u16); 3] = [
+    (OUTBOUND, ports::OUTBOUND_LISTENER),
+    (INBOUND, ports::INBOUND_LISTENER),
+    (ASKING, ports::ASKING_LISTENER),
+];
 
 /// Connections that may wait for the accept loop. The kernel caps the number at the namespace's
 /// `somaxconn` (4096 by default).
@@ -103,8 +111,7 @@ impl Listening {
                 IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
                 IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
             };
-            let both = [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)];
-            for (direction, port) in both {
+            for (direction, port) in LISTENERS {
                 let address = SocketAddr::new(at, port);
                 let made = pod.netns.run(&mesh.factory, move || bind(address)).await?;
                 let socket = made.map_err(|source| ListenError::Bind { address, source })?;
@@ -121,7 +128,7 @@ impl Listening {
         let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
         let netns = pod.netns.cookie();
         let needed = |own: IpAddr| {
-            [OUTBOUND, INBOUND].map(|direction| ListenerKey::new(netns, own.into(), direction))
+            LISTENERS.map(|(direction, _)| ListenerKey::new(netns, own.into(), direction))
         };
         let complete =
             keys.len() == sockets.len() && keys == pod.addresses().flat_map(needed).collect();
@@ -141,8 +148,7 @@ impl Listening {
     pub fn steer(self, mesh: &Arc<Mesh>, pod: &Arc<Pod>) -> Result<Steered, ListenError> {
         let mut keys = Vec::new();
         for (key, socket, address) in self.0 {
-            let outcome =
-                mesh.kernel.tables().listeners.put(key, &socket).map_err(ListenError::from);
+            let outcome = put(mesh, key, &socket).map_err(ListenError::from);
             let listener = outcome.and_then(|()| {
                 let listener = TcpListener::from_std(socket.into());
                 listener.map_err(|source| ListenError::Bind { address, source })
@@ -156,11 +162,25 @@ impl Listening {
             };
             let post = Arc::new(Post { key, address, listener });
             keys.push((key, Arc::downgrade(&post)));
-            let name = if key.direction == OUTBOUND { "accept-outbound" } else { "accept-inbound" };
+            let name = match key.direction {
+                OUTBOUND => "accept-outbound",
+                INBOUND => "accept-inbound",
+                _ => "accept-nothing",
+            };
             pod.accepting.spawn(name, accept(Arc::clone(mesh), Arc::clone(pod), post));
         }
+        mesh.waiting.add(pod);
         Ok(Steered(keys))
     }
+}
+
+/// Enters a socket into the kernel's table. What takes the packets of dials that wait has its
+/// filter before it gets any; a socket that another agent made has that agent's.
+fn put(mesh: &Mesh, key: ListenerKey, socket: &(impl AsFd + AsRawFd)) -> Result<(), KernelError> {
+    if key.direction == ASKING {
+        mesh.kernel.take_questions(socket)?;
+    }
+    mesh.kernel.tables().listeners.put(key, socket)
 }
 
 impl Steered {
@@ -176,8 +196,7 @@ impl Steered {
     /// # Errors
     /// What the kernel said.
     pub fn again(&self, mesh: &Mesh) -> Result<(), KernelError> {
-        let table = &mesh.kernel.tables().listeners;
-        self.sockets().try_for_each(|(key, socket)| table.put(key, &*socket))
+        self.sockets().try_for_each(|(key, socket)| put(mesh, key, &*socket))
     }
 
     /// The sockets that are still open.
@@ -205,8 +224,7 @@ impl Post {
         let address = self.address;
         let made = pod.netns.run(&mesh.factory, move || bind(address)).await;
         let socket = made.map_err(io::Error::other)??;
-        let put = mesh.kernel.tables().listeners.put(self.key, &socket);
-        put.map_err(io::Error::other)?;
+        put(mesh, self.key, &socket).map_err(io::Error::other)?;
         self.listener.store(Arc::new(TcpListener::from_std(socket.into())?));
         Ok(())
     }
@@ -275,6 +293,8 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
                     Err(reached) => outbound::refuse(&mesh, &pod, &app, from, reached),
                 }
             }
+            // Its filter lets nothing in.
+            Ok((stream, _)) if direction == ASKING => drop(stream),
             Ok((stream, from)) => {
                 match mesh.limits.admit(&pod.inbound, Some(mesh.client(from.ip()))) {
                     Ok(admitted) => pod.connections.spawn(

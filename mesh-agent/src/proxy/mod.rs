@@ -36,6 +36,7 @@ pub use dial::DialError;
 pub use limits::{Account, LimitReached, Limits, capacity_of};
 pub use listen::{ListenError, Listening, Steered, owns};
 pub use metrics::Metrics;
+pub(crate) use outbound::answer;
 pub use pod::Pod;
 
 use mesh_api::Bytes;
@@ -48,6 +49,7 @@ use self::{
     load::Load,
     lost::Lost,
     memory::Spare,
+    outbound::Waiting,
     path::Paths,
     socket_memory::{Meter, SocketMemory},
     turns::Turns,
@@ -87,6 +89,7 @@ pub struct Mesh {
     socket_memory: Arc<SocketMemory>,
     paths: Paths,
     lost: Lost,
+    waiting: Waiting,
 }
 
 /// What the agent has done beside carrying connections, for `status` alone.
@@ -135,6 +138,7 @@ impl Mesh {
             socket_memory: Arc::default(),
             paths: Paths::default(),
             lost: Lost::default(),
+            waiting: Waiting::default(),
         }
     }
 

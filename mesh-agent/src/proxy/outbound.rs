@@ -1,23 +1,26 @@
 //! Connections that a pod dials: accepted from its outbound listener and carried to the peer's
 //! agent.
 
+mod packet;
 mod reach;
+mod waiting;
 
 use std::{io, mem::MaybeUninit, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{Bytes, Direction, Reason, WirePort};
 use mesh_common::{
-    maps::{FailedKey, FlowKey, Named},
+    maps::{DestinationKey, FlowKey, Pending},
     verdict::Verdict,
 };
 use mesh_wire::Refused;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
-use self::reach::{ReachError, Reached, Unreached, Way, reach};
+use self::reach::{ReachError, Reached, Way, reach};
+pub(super) use self::waiting::Waiting;
+pub(crate) use self::waiting::answer;
 use super::{
     Mesh, ended,
-    failure::{Failed, Remembered},
     limits::{Admitted, LimitReached},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
@@ -54,7 +57,7 @@ pub(super) fn refuse(
     reached: LimitReached,
 ) {
     let original = original_destination(mesh, pod, app.tcp(), client);
-    let server = original.map_or(client, |original| SocketAddr::from(original.endpoint));
+    let server = original.map_or(client, |(_, original)| original.named.endpoint.into());
     let (direction, outcome) = (Direction::Outbound, reached.reason().into());
     let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundSteered);
     mesh.flows.refuse(
@@ -76,18 +79,52 @@ pub(super) async fn serve(
     _admitted: Admitted,
 ) {
     let original = original_destination(&mesh, &pod, app.tcp(), from);
-    let to = original.map_or(from, |original| SocketAddr::from(original.endpoint));
-    let verdict = original.and_then(|original| Verdict::from_number(original.verdict));
-    let verdict = verdict.unwrap_or(Verdict::OutboundSteered);
-    let mut client = Party::at(from);
-    client.pod = Some(pod.name.clone());
-    let netns = pod.netns.cookie();
-    let flow = mesh.flows.begin(netns, Direction::Outbound, client, Party::at(to), verdict);
-    if original.is_none() {
+    if let Some((key, original)) = &original
+        && let Some(reached) = mesh.waiting.take(key, original.id)
+    {
+        return Box::pin(carry(&mesh, &pod, app, reached)).await;
+    }
+    let named = original.map(|(_, original)| original.named);
+    let to = named.map_or(from, |named| SocketAddr::from(named.endpoint));
+    let verdict = named.and_then(|named| Verdict::from_number(named.verdict));
+    let flow = begin(&mesh, &pod, (from, to), verdict.unwrap_or(Verdict::OutboundSteered));
+    if named.is_none() {
         let reason = Reason::OriginalDestinationUnknown;
         return flow.end(Ended::new(reason, reason.sentence()), Bytes::default());
     }
-    Box::pin(carry(&mesh, &pod, app, Dialled { from, to }, flow)).await;
+    let dialled = Dialled { from, to, waits: false };
+    let reaching = Box::pin(reach_in_turn(&mesh, &pod, dialled, &flow));
+    let reached = tokio::select! {
+        biased;
+        reached = reaching => reached,
+        () = gone(&app) => Err(ReachError::ClientGone),
+    };
+    match reached {
+        Ok(reached) => Box::pin(carry(&mesh, &pod, app, Ready { to, flow, reached })).await,
+        Err(error) => {
+            forget(&mesh, &pod, to);
+            drop(app); // a reset: it has not been carried
+            mesh.finish(flow, error.ended(), Bytes::default());
+        }
+    }
+}
+
+/// Begins the record of a dial.
+fn begin(mesh: &Mesh, pod: &Pod, (from, to): (SocketAddr, SocketAddr), verdict: Verdict) -> Flow {
+    let mut client = Party::at(from);
+    client.pod = Some(pod.name.clone());
+    mesh.flows.begin(pod.netns.cookie(), Direction::Outbound, client, Party::at(to), verdict)
+}
+
+/// Reaches what was dialled, when it is this dial's turn.
+async fn reach_in_turn(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    flow: &Flow,
+) -> Result<Reached, ReachError> {
+    let owner = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(dialled.to.ip()) };
+    mesh.turns.run(owner, reach(mesh, pod, dialled, flow)).await
 }
 
 /// The addresses of the application's dial.
@@ -95,6 +132,15 @@ pub(super) async fn serve(
 struct Dialled {
     from: SocketAddr,
     to: SocketAddr,
+    /// Whether `connect()` waits, so that the peer's answer counts and no data goes with OPEN.
+    waits: bool,
+}
+
+/// A dial whose destination is reached.
+struct Ready {
+    to: SocketAddr,
+    flow: Flow,
+    reached: Reached,
 }
 
 /// Asks the kernel what the application dialled. If the kernel does not know, the connection is
@@ -104,7 +150,7 @@ fn original_destination(
     pod: &Pod,
     app: &TcpStream,
     from: SocketAddr,
-) -> Option<Named> {
+) -> Option<(FlowKey, Pending)> {
     let here = app.local_addr().ok()?;
     let flow = FlowKey {
         netns: pod.netns.cookie(),
@@ -115,7 +161,7 @@ fn original_destination(
         zero: 0,
     };
     match mesh.kernel.tables().take_pending(&flow) {
-        Ok(Some(named)) => Some(named),
+        Ok(Some(pending)) => Some((flow, pending)),
         Ok(None) => {
             tracing::debug!(pod = %pod.name, %from, "a redirected connection whose destination the kernel does not know; reset");
             None
@@ -127,44 +173,25 @@ fn original_destination(
     }
 }
 
-async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flow: Flow) {
+async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
+    let Ready { to, mut flow, reached } = ready;
     let counters = Arc::new(ByteCounts::default());
     let counted = Arc::clone(&counters);
     flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;
     let memory = Some(mesh.memory(pod));
-    let claim = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(dialled.to.ip()) };
-    let reaching = Box::pin(mesh.turns.run(claim, reach(mesh, pod, dialled, &flow)));
-    let reached = tokio::select! {
-        biased;
-        reached = reaching => reached,
-        () = gone(&app) => {
-            Err(Unreached { error: ReachError::ClientGone, is_last_candidate: false })
-        }
-    };
-    let ended = match reached {
-        Err(Unreached { error, is_last_candidate }) => {
-            if is_last_candidate && let Some(remembered) = error.failed().remembered() {
-                remember(mesh, pod, dialled.to, remembered);
-            }
-            drop(app); // a reset: it has not been carried
-            error.ended()
-        }
-        Ok(Reached { way: Way::Mesh(upstream, by), is_last_candidate, .. }) => {
+    let Reached { way, _counted: _open } = reached;
+    let ended = match way {
+        Way::Mesh(upstream, by) => {
             let Upstream { session, lease: _lease, .. } = upstream;
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
-            let refused = |refused: &Refused| {
-                let remembered = Failed::from(refused.reason).remembered();
-                if is_last_candidate && let Some(remembered) = remembered {
-                    remember(mesh, pod, dialled.to, remembered);
-                }
-            };
+            let refused = |_: &Refused| forget(mesh, pod, to);
             let options = CarryOptions { answer_by, memory, refused: Some(&refused) };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
             ended_by(&carried.end, by)
         }
-        Ok(Reached { way: Way::Plain(stream, _held), .. }) => {
+        Way::Plain(stream, _held) => {
             ended(&Box::pin(relay::relay_plain(app, stream, &counters, memory)).await)
         }
     };
@@ -176,12 +203,12 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, dialled: Dialled, mut flo
     }
 }
 
-/// Tells the kernel that the next dial will fail too, before the application sees this failure. A
-/// program that retries at once then gets the real error.
-fn remember(mesh: &Mesh, pod: &Pod, to: SocketAddr, Remembered { errno, time }: Remembered) {
-    let key = FailedKey::new(pod.netns.cookie(), to.into());
-    if let Err(error) = mesh.kernel.tables().failed.remember(key, errno, time) {
-        tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was not reached; the next dial is tried");
+/// Has the next dial there wait, before the application sees this one fail: a program that tries
+/// again at once is told the network's error.
+fn forget(mesh: &Mesh, pod: &Pod, to: SocketAddr) {
+    let key = DestinationKey::new(pod.netns.cookie(), to.into());
+    if let Err(error) = mesh.kernel.tables().reached.forget(&key) {
+        tracing::warn!(pod = %pod.name, %to, %error, "cannot forget that a destination was reached; dials there may succeed and be reset");
     }
 }
 

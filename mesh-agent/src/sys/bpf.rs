@@ -183,12 +183,28 @@ pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
 /// # Errors
 /// Whatever the kernel says; a missing entry is `Ok(None)`.
 pub(crate) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    look_up(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+/// Looks an entry up.
+///
+/// # Errors
+/// Whatever the kernel says; a missing entry is `Ok(None)`.
+pub(crate) fn get<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    look_up(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+fn look_up<K: Pod, V: Pod>(
+    command: bpf_cmd,
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
     let mut value = mem::MaybeUninit::<V>::zeroed();
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
-    match bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+    match bpf(command, &mut attr) {
         // SAFETY: the kernel has written all of the value, and any bit pattern is valid for `Pod`.
         Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),

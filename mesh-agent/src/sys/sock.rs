@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd as _},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
 };
 
 /// `SO_NETNS_COOKIE` of a socket: the number by which eBPF programs know its network namespace.
@@ -76,6 +76,26 @@ pub(crate) fn let_buffers_grow(socket: impl AsFd) -> io::Result<()> {
             libc::SOL_SOCKET,
             libc::SO_BUF_LOCK,
             (&raw const none).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has an eBPF program look at each packet before a socket gets it (`SO_ATTACH_BPF`, socket(7)). It
+/// takes the place of one that was attached before.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn attach_filter(socket: impl AsFd, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program: libc::c_int = program.as_raw_fd();
+    // SAFETY: `program` is valid for reads, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            (&raw const program).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

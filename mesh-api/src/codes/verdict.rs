@@ -33,7 +33,6 @@ verdicts! {
     RefusedUnclassified Platform "the pod has just started, or the agent is away", "look at the node's agent";
     Direct none "", "";
     DirectSockmap none "", "";
-    RefusedRecently none "", "see the record before it";
     RefusedAgentSilent Us "", "look at the agent's log, and at its CPU limit";
     RefusedTableFull Platform "the cluster is too large for the table", "see `table_full` and `addresses_over_share` in `status`";
     KubeletNotNoted Platform "", "let probes of strict pods be fewer or less frequent";
@@ -54,4 +53,7 @@ verdicts! {
     InboundAgentsPort none "", "";
     InboundKubelet none "", "";
     InboundPermissivePort none "", "";
+    OutboundWaits none "", "";
+    RefusedUnreached none "", "see the record of the dial";
+    RefusedNotNoted Application "the pod makes packets of its own, or has `refused_pending_share` too", "look at what the pod runs";
 }

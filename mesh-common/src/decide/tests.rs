@@ -9,6 +9,9 @@ const B: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 244, 2, 2]));
 const VIP: Addr = Addr::from_v4_word(u32::from_ne_bytes([10, 96, 0, 10]));
 const V6: Addr = Addr([0xfd, 0, 0, 7]);
 
+/// Now, for the tests.
+const NOW: u64 = 5_000_000_000;
+
 struct World {
     agent: bool,
     unclassified: bool,
@@ -19,13 +22,9 @@ struct World {
     known: Vec<Addr>,
     services: Vec<AddrPort>,
     excluded: Vec<AddrPort>,
-    failed: Option<Failed>,
     full: bool,
     incomplete: bool,
 }
-
-/// Now, for the tests.
-const NOW: u64 = 5_000_000_000;
 
 fn world(to: Addr, port: u16) -> World {
     World {
@@ -38,7 +37,6 @@ fn world(to: Addr, port: u16) -> World {
         known: vec![],
         services: vec![AddrPort::new(VIP, 80)],
         excluded: vec![],
-        failed: None,
         full: false,
         incomplete: false,
     }
@@ -74,12 +72,6 @@ impl Dial for World {
         let excluded = if self.excluded.contains(endpoint) { PORT_EXCLUDED } else { 0 };
         service | excluded
     }
-    fn failed(&self) -> Option<Failed> {
-        self.failed
-    }
-    fn boot_ns(&self) -> u64 {
-        NOW
-    }
     fn has_room(&self) -> bool {
         !self.full
     }
@@ -95,7 +87,7 @@ fn a_pod_that_has_its_share_is_refused_what_would_be_redirected_and_nothing_else
     for to in [(B, 8080), (VIP, 80)] {
         let view = full(to.0, to.1);
         assert_eq!(verdict(&view), Verdict::RefusedPendingShare);
-        assert_eq!(told(&view, Verdict::RefusedPendingShare), errno::EADDRNOTAVAIL);
+        assert_eq!(told(Verdict::RefusedPendingShare), errno::EADDRNOTAVAIL);
     }
     for to in [A, Addr::LOCALHOST_V6, Addr::from_v4_word(u32::from_ne_bytes([192, 0, 2, 1]))] {
         assert_ne!(verdict(&full(to, 443)), Verdict::RefusedPendingShare);
@@ -148,7 +140,7 @@ fn a_full_table_refuses_what_it_does_not_know_and_may_have_forgotten() {
     let full = |to: Addr, port| World { incomplete: true, ..world(to, port) };
     assert_eq!(verdict(&full(stranger, 443)), Verdict::RefusedTableFull);
     let refused = Verdict::RefusedTableFull;
-    assert_eq!(told(&full(stranger, 443), refused), errno::ECONNREFUSED);
+    assert_eq!(told(refused), errno::ECONNREFUSED);
     assert_eq!(verdict(&full(B, 443)), Verdict::RedirectPeer);
     assert_eq!(verdict(&full(VIP, 80)), Verdict::RedirectService);
     assert_eq!(verdict(&full(VIP, 81)), Verdict::DestinationNotMeshed, "no pod's address");
@@ -197,35 +189,22 @@ fn nobody_dials_the_agents_ports_and_nobody_lies_about_the_source() {
 }
 
 #[test]
-fn what_failed_a_moment_ago_is_refused_until_its_time_is_over() {
-    let until = |until_boot_ns| Some(Failed { until_boot_ns, errno: errno::EHOSTUNREACH, zero: 0 });
-    for (to, port, otherwise) in
-        [(B, 8080, Verdict::RedirectPeer), (VIP, 80, Verdict::RedirectService)]
-    {
-        let early = World { failed: until(NOW + 1), ..world(to, port) };
-        let late = World { failed: until(NOW), ..world(to, port) };
-        assert_eq!(dial(&early), (Verdict::RefusedRecently, Addr::NONE));
-        assert_eq!(told(&early, Verdict::RefusedRecently), errno::EHOSTUNREACH);
-        assert_eq!(verdict(&late), otherwise);
-    }
-    // Only what would be redirected is refused: everything else never failed through the agent.
-    let excluded = vec![AddrPort::new(B, 6379)];
-    let failed = until(NOW + 1);
-    assert_eq!(verdict(&World { excluded, failed, ..world(B, 6379) }), Verdict::OutboundExcluded);
-    assert_eq!(verdict(&World { agent: true, failed, ..world(B, 8080) }), Verdict::AgentOwn);
+fn a_dial_waits_unless_its_destination_is_known_to_answer_now() {
+    assert!(waits(0, 5), "never reached");
+    assert!(waits(5, 5) && waits(4, 5), "a while ago");
+    assert!(!waits(6, 5));
 }
 
 #[test]
 fn every_refusal_of_a_dial_is_told_as_an_error_of_the_network() {
-    let view = world(B, 8080);
     for &refusal in Verdict::ALL {
         if refusal.action() == crate::verdict::Action::Refuse && !refusal.is_inbound() {
-            let errno = told(&view, refusal);
+            let errno = told(refusal);
             assert!((2..4096).contains(&errno), "{refusal:?}: {errno}"); // 1 is EPERM
         }
     }
-    assert_eq!(told(&view, Verdict::RefusedNoAddress), errno::ENETUNREACH);
-    assert_eq!(told(&view, Verdict::RefusedMagicPort), errno::ECONNREFUSED);
+    assert_eq!(told(Verdict::RefusedNoAddress), errno::ENETUNREACH);
+    assert_eq!(told(Verdict::RefusedMagicPort), errno::ECONNREFUSED);
 }
 
 fn arrival(packet: &Packet) -> Verdict {

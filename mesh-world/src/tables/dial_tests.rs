@@ -15,7 +15,7 @@ use crate::{
 use mesh_common::{
     addr::{self, Addr},
     decide,
-    maps::{EnrolledPod, Failed},
+    maps::EnrolledPod,
     verdict::{Action, Verdict},
 };
 use proptest::prelude::*;
@@ -91,12 +91,6 @@ impl decide::Dial for View<'_> {
     }
     fn port_flags(&self, endpoint: &addr::AddrPort) -> u32 {
         self.wanted.ports.get(endpoint).copied().unwrap_or(0)
-    }
-    fn failed(&self) -> Option<Failed> {
-        None
-    }
-    fn boot_ns(&self) -> u64 {
-        0
     }
     fn has_room(&self) -> bool {
         true

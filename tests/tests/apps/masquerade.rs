@@ -236,7 +236,7 @@ fn a_path_is_asked_about_once_for_two_nodes() {
         ensure!(asked == 1, "asked {asked} times");
         // No dial there is led to an application.
         let seen = probe::dial(&pair.client, &hello(pair.server.at(AGENTS_PORT)))?;
-        ensure!(seen.received == 0 && seen.end == End::Reset, "{seen:?}");
+        ensure!(seen.received == 0 && seen.end == End::Refused, "{seen:?}");
         let seen = probe::dial(&pair.beside_client(), &hello(pair.server.at(AGENTS_PORT)))?;
         ensure!(seen.received == 0 && seen.end != End::Timeout, "{seen:?}");
         pair.agents[1].wait_flow("not_tls", |flow| {

@@ -253,11 +253,11 @@ fn services_and_workloads_of_every_kind() -> Result<()> {
     let owner = "jsonpath={.metadata.ownerReferences[0].kind}/{.metadata.ownerReferences[0].name}";
     let owner = cluster.kubectl(["get", "meshnode", "node1", "-o", owner])?;
     ensure!(owner == "Node/node1", "{owner}");
-    // Everything above was done with these alone: BPF, NET_ADMIN, SYS_ADMIN, SYS_CHROOT,
+    // Everything above was done with these alone: BPF, NET_ADMIN, NET_RAW, SYS_ADMIN, SYS_CHROOT,
     // SYS_PTRACE; no PERFMON.
     let pid = mesh.status_on_node(1)?["pid"].to_string();
     let rights = cluster.node(1).run(["grep", "CapEff", &format!("/proc/{pid}/status")])?;
-    ensure!(rights.trim().ends_with("00000080002c1000"), "{rights}");
+    ensure!(rights.trim().ends_with("00000080002c3000"), "{rights}");
     cluster.down()
 }
 

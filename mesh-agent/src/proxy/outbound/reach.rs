@@ -12,7 +12,7 @@ use mesh_common::{errno, ports};
 use mesh_wire::{Open, Session, SourcePod};
 use mesh_world::{DialAs, Dispute, Endpoint, ObjectName, ServicePort, pick};
 
-use super::Dialled;
+use super::{ANSWER_TIMEOUT, Dialled};
 use crate::{
     flows::{Ended, Flow, Party, Security},
     proxy::{
@@ -95,16 +95,7 @@ impl ReachError {
 /// A connection to the place to which the application's is carried.
 pub(super) struct Reached {
     pub(super) way: Way,
-    /// No other endpoint is left to try: a pod was dialled, or the service has only one endpoint.
-    pub(super) is_last_candidate: bool,
-    _counted: Counted,
-}
-
-/// Why there is no connection.
-pub(super) struct Unreached {
-    pub(super) error: ReachError,
-    /// No other endpoint is left to try: every one has failed.
-    pub(super) is_last_candidate: bool,
+    pub(super) _counted: Counted,
 }
 
 pub(super) enum Way {
@@ -121,11 +112,10 @@ pub(super) async fn reach(
     pod: &Pod,
     dialled: Dialled,
     flow: &Flow,
-) -> Result<Reached, Unreached> {
+) -> Result<Reached, ReachError> {
     let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
     let Some(service) = service else {
-        let reached = reach_one(mesh, pod, dialled, dialled.to, flow).await;
-        return reached.map_err(|error| Unreached { error, is_last_candidate: true });
+        return reach_one(mesh, pod, dialled, dialled.to, flow).await;
     };
     let (namespace, name) = (Arc::clone(&service.namespace), Arc::clone(&service.name));
     let name = ObjectName { namespace, name };
@@ -135,22 +125,18 @@ pub(super) async fn reach(
     loop {
         let kept = mesh.affinities.of(client, &service).filter(|kept| !tried.contains(kept));
         let Some(target) = kept.or_else(|| endpoint(mesh, &service, &tried)) else {
-            let error = ReachError::NoEndpoint(name);
-            return Err(Unreached { error, is_last_candidate: true });
+            return Err(ReachError::NoEndpoint(name));
         };
         tried.push(target);
-        let is_last_candidate = tried.len() == service.endpoints.len();
         match reach_one(mesh, pod, dialled, target, flow).await {
             Err(error)
                 if error.failed().retry().is_safe(SESSION_IS_REUSED)
-                    && !is_last_candidate
-                    && tried.len() < ENDPOINTS_TRIED => {}
+                    && tried.len() < service.endpoints.len().min(ENDPOINTS_TRIED) => {}
             Ok(reached) => {
                 mesh.affinities.keep(client, &service, target);
-                let is_last_candidate = service.endpoints.len() == 1;
-                return Ok(Reached { is_last_candidate, ..reached });
+                return Ok(reached);
             }
-            Err(error) => return Err(Unreached { error, is_last_candidate }),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -182,7 +168,7 @@ async fn reach_one(
         flow.note(|record| record.security = security);
         Way::Plain(dial::plain(&mesh.factory, pod, target).await?, None)
     };
-    Ok(Reached { way, is_last_candidate: true, _counted: counted })
+    Ok(Reached { way, _counted: counted })
 }
 
 /// The less loaded of two endpoints drawn at random. Prefers one that has not been tried, as long
@@ -272,10 +258,14 @@ async fn to_peer(
         }
     };
     let begun = Instant::now();
-    let upstream = mesh.connector().connect(pod, target, open).await?;
+    let mut upstream = mesh.connector().connect(pod, target, open).await?;
     mesh.metrics.handshake_outbound.observe(begun.elapsed().as_secs_f64());
     if by == WirePort::Agents {
         mesh.metrics.by_agents_port.inc();
+    }
+    if dialled.waits {
+        let answered = upstream.session.recv_accepted(tokio::time::Instant::now() + ANSWER_TIMEOUT);
+        answered.await.map_err(PeerError::from)?;
     }
     Ok(Way::Mesh(upstream, by))
 }
