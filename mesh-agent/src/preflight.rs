@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
 use crate::sys;
@@ -27,6 +28,11 @@ pub enum PreflightError {
         /// The uid that it runs as.
         uid: u32,
     },
+    /// No raw sockets.
+    #[error(
+        "the agent may not make raw sockets: {0}; it needs CAP_NET_RAW to end the waiting of a connect(), which Nodemesh's manifest gives it: apply the manifest of this version"
+    )]
+    NoRawSockets(#[source] io::Error),
     /// The kernel is too old.
     #[error(
         "the kernel of this node is Linux {release}, and the mesh needs {}.{} or newer: an older one does not tell eBPF programs which pod's network namespace a connection belongs to; run a newer kernel on this node",
@@ -152,6 +158,8 @@ pub fn check(node: &str, pin_dir: &Path, cgroup: Option<&Path>) -> Result<Host, 
     if !uid.is_root() {
         return Err(PreflightError::NotRoot { uid: uid.as_raw() });
     }
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
+    raw.map_err(PreflightError::NoRawSockets)?;
     let release = sys::uname::release().map_err(PreflightError::Release)?;
     if is_too_old(&release) {
         return Err(PreflightError::KernelTooOld { release });

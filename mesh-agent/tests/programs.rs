@@ -57,6 +57,7 @@ fn every_program_loads_and_verifies() {
             "nm_lookup_strict",
             "nm_peername4",
             "nm_peername6",
+            "nm_question",
             "nm_sockops",
             "nm_unclassified_ingress"
         ]

@@ -248,7 +248,7 @@ pub const fn is_silent(heartbeat_ns: u64, now_ns: u64) -> bool {
 #[inline(always)]
 pub const fn silent(wanted: Verdict) -> Verdict {
     match wanted {
-        Verdict::OutboundSteered => Verdict::RefusedAgentSilent,
+        Verdict::OutboundSteered | Verdict::OutboundWaits => Verdict::RefusedAgentSilent,
         _ => Verdict::RefusedAgentSilentInbound,
     }
 }

@@ -98,6 +98,10 @@ pub struct Share {
     pub window: u64,
     /// How many refusals were reported in that second.
     pub reports: u64,
+    /// The last second in which the agent was asked to reach a destination.
+    pub questions_window: u64,
+    /// How often it was asked in that second.
+    pub questions: u64,
 }
 
 /// Key in `SHARES` of what all pods have together, and of the reports about pods that are not
@@ -287,6 +291,9 @@ pub mod limits {
     pub const EVENTS_BYTES: usize = 256 * 1024;
     /// Ring buffer for dials that wait: 256 KiB, some 2,000.
     pub const QUESTIONS_BYTES: usize = 256 * 1024;
+    /// How many dials of one pod may begin to wait in a second: as many as are accepted from one
+    /// pod (the agent's `proxy/listen.rs`). The packets of others come again.
+    pub const QUESTIONS_PER_SECOND: u64 = 2_000;
     /// How long the agent is not asked again about a dial whose packet comes again, in nanoseconds.
     pub const ASK_AGAIN_NS: u64 = 200_000_000;
 }
@@ -296,7 +303,7 @@ const _: () = assert!(size_of::<Named>() == 24);
 const _: () = assert!(size_of::<Pending>() == 56);
 const _: () = assert!(size_of::<Answered>() == 16);
 const _: () = assert!(size_of::<QuestionEvent>() == 128);
-const _: () = assert!(size_of::<Share>() == 32);
+const _: () = assert!(size_of::<Share>() == 48);
 const _: () = assert!(size_of::<EnrolledPod>() == 32);
 const _: () = assert!(size_of::<LocalEntry>() == 16);
 const _: () = assert!(size_of::<DialKey>() == 40);

@@ -381,14 +381,47 @@ pub(crate) fn take_asked() -> Option<Asked> {
     (asked.is_due != 0).then_some(asked)
 }
 
-/// Asks the agent. While the ring is half full, only for the first dials of each pod in a second;
-/// the others' packets come again.
+/// Asks the agent, if the pod has not asked too often in this second. While the ring is half full,
+/// only the first dials of each pod are asked about; the others' packets come again.
 #[inline(always)]
 pub(crate) fn ask(event: &QuestionEvent) {
+    let Some(share) = SHARES.get_ptr_mut(&event.netns) else { return };
+    // SAFETY: pointers into the map, valid for the program's run.
+    let asked = unsafe {
+        count_in(&raw mut (*share).questions_window, &raw mut (*share).questions, boot_ns())
+    };
     let ring = (&raw const QUESTIONS).cast_mut().cast();
-    if has_share_of_ring(ring, limits::QUESTIONS_BYTES, event.netns, boot_ns()) {
+    if asked <= limits::REPORTS_WHEN_CROWDED
+        || (asked <= limits::QUESTIONS_PER_SECOND && !is_crowded(ring, limits::QUESTIONS_BYTES))
+    {
         let _: Result<(), i32> = QUESTIONS.output(event, 0);
     }
+}
+
+/// Counts in the present second. Counts that are lost between CPUs do not matter here.
+///
+/// # Safety
+/// Both are words of a map's value.
+#[inline(always)]
+unsafe fn count_in(window: *mut u64, count: *mut u64, boot_ns: u64) -> u64 {
+    let now = decide::report_window(boot_ns);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if *window != now {
+            *window = now;
+            *count = 0;
+        }
+        *count += 1;
+        *count
+    }
+}
+
+/// Whether a ring is half full.
+#[inline(always)]
+fn is_crowded(ring: *mut core::ffi::c_void, bytes: usize) -> bool {
+    // SAFETY: the map is a ring buffer.
+    let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+    waiting >= bytes as u64 / 2
 }
 
 /// Takes a place from a pod's share, for a dial. Returns the share's `since_ns`, which
@@ -425,27 +458,17 @@ pub(crate) fn give_back(netns: u64, since_ns: u64) {
     }
 }
 
-/// Whether something is reported in a ring: while the ring is half full, only the first reports of
-/// each pod in a second.
+/// Whether a refusal is reported: while the ring is half full, only the first ones of each pod in a
+/// second.
 #[inline(always)]
-fn has_share_of_ring(ring: *mut core::ffi::c_void, bytes: usize, netns: u64, boot_ns: u64) -> bool {
+fn has_share_of_ring(netns: u64, boot_ns: u64) -> bool {
     let Some(share) = SHARES.get_ptr_mut(&netns).or_else(|| SHARES.get_ptr_mut(&ALL_PODS)) else {
         return true;
     };
-    let window = decide::report_window(boot_ns);
-    // SAFETY: a pointer into the map, valid for the program's run. Counts that are lost between
-    // CPUs do not matter here.
-    let reports = unsafe {
-        if (*share).window != window {
-            (*share).window = window;
-            (*share).reports = 0;
-        }
-        (*share).reports += 1;
-        (*share).reports
-    };
-    // SAFETY: the map is a ring buffer.
-    let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
-    waiting < bytes as u64 / 2 || reports <= limits::REPORTS_WHEN_CROWDED
+    // SAFETY: pointers into the map, valid for the program's run.
+    let reports = unsafe { count_in(&raw mut (*share).window, &raw mut (*share).reports, boot_ns) };
+    let ring = (&raw const EVENTS).cast_mut().cast();
+    !is_crowded(ring, limits::EVENTS_BYTES) || reports <= limits::REPORTS_WHEN_CROWDED
 }
 
 /// Reports a refusal to the agent. Counts the loss if the ring is full, or if the pod has its share
@@ -454,9 +477,7 @@ fn has_share_of_ring(ring: *mut core::ffi::c_void, bytes: usize, netns: u64, boo
 pub(crate) fn report(verdict: Verdict, netns: u64, client: AddrPort, server: AddrPort) {
     let boot_ns = boot_ns();
     let event = RefusalEvent { boot_ns, netns, client, server, verdict: verdict as u32, zero: 0 };
-    let ring = (&raw const EVENTS).cast_mut().cast();
-    if (!has_share_of_ring(ring, limits::EVENTS_BYTES, netns, boot_ns)
-        || EVENTS.output(&event, 0).is_err())
+    if (!has_share_of_ring(netns, boot_ns) || EVENTS.output(&event, 0).is_err())
         && let Some(lost) = EVENTS_LOST.get_ptr_mut(0)
     {
         // SAFETY: a pointer into this CPU's slot, valid for the program's run.

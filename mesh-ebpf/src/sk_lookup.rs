@@ -8,7 +8,9 @@
 //! choice and without a packet (`sock_diag`, nft). So each namespace has a copy of its own, which
 //! answers for its pod only.
 
-use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
+use aya_ebpf::{
+    bindings::BPF_SK_LOOKUP_F_NO_REUSEPORT, macros::sk_lookup, programs::SkLookupContext,
+};
 use mesh_common::{
     addr::{Addr, AddrPort},
     decide::{self, Namespace},
@@ -136,7 +138,9 @@ fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: 
         return decide::silent(wanted);
     }
     let key = ListenerKey::new(view.netns, view.local.addr, direction);
-    match maps::LISTENERS.redirect_sk_lookup(context, key, 0) {
+    // This socket, and no other that listens at the same address and port.
+    let flags = u64::from(BPF_SK_LOOKUP_F_NO_REUSEPORT);
+    match maps::LISTENERS.redirect_sk_lookup(context, key, flags) {
         Ok(()) => wanted,
         Err(_) => Verdict::RefusedNoListener,
     }

@@ -99,11 +99,8 @@ impl Enroller {
         let addresses = &workload.addresses;
         let pod = Pod::new(workload.uid.clone(), name, identity, netns, addresses, groups);
         let pod = Arc::new(pod);
-        let inherited = self.inherited.remove(&pod.netns.cookie());
-        let listening = match inherited.and_then(|given| Listening::inherited(&pod, given)) {
-            Some(listening) => listening,
-            None => Listening::bind(&self.mesh, &pod).await?,
-        };
+        let inherited = self.inherited.remove(&pod.netns.cookie()).unwrap_or_default();
+        let listening = Listening::bind(&self.mesh, &pod, inherited).await?;
         self.generation += 1;
         let member = Member {
             pod,
@@ -201,6 +198,6 @@ impl Enroller {
             let saved = Saved { netns: path, cookie, reserved_ports: before };
             saved.write(&self.saved_dir).map_err(EnrolError::Note)?;
         }
-        netns.run(factory, reserve_ports).await?.map_err(EnrolError::Sysctl)
+        Ok(netns.run(factory, reserve_ports).await??)
     }
 }

@@ -52,7 +52,7 @@ use sightings::Sightings;
 use crate::{
     handover::Inherited,
     kernel::KernelError,
-    netns::NetnsError,
+    netns::{NetnsError, ReserveError},
     proxy::{ListenError, Listening, Mesh, Pod, Steered},
     source::{Announcer, SourceState},
     tasks::Tasks,
@@ -169,7 +169,10 @@ pub enum EnrolError {
     /// The kernel side failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// A setting inside the namespace could not be changed.
+    /// The mesh's ports could not be reserved.
+    #[error(transparent)]
+    Ports(#[from] ReserveError),
+    /// A setting inside the namespace could not be read.
     #[error("cannot reserve the mesh's ports in the pod's network namespace: {0}")]
     Sysctl(#[source] std::io::Error),
     /// What was there before could not be written down.
@@ -188,7 +191,8 @@ impl EnrolError {
             Self::Identity(_) => PodCode::NoCertificate,
             Self::Listen(_) => PodCode::NoListener,
             Self::Kernel(_) => PodCode::KernelRefused,
-            Self::Sysctl(_) => PodCode::SysctlRefused,
+            Self::Ports(ReserveError::TooFewLeft { .. }) => PodCode::NoPortsLeft,
+            Self::Ports(ReserveError::Sysctl(_)) | Self::Sysctl(_) => PodCode::SysctlRefused,
             Self::Note(_) => PodCode::RuntimeDirUnusable,
         }
     }

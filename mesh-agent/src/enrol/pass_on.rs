@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh_api::Listener;
-use mesh_common::maps::OUTBOUND;
+use mesh_common::maps::{ASKING, ListenerKey, OUTBOUND};
 use tokio::net::TcpListener;
 
 use super::{
@@ -17,13 +17,14 @@ impl Enroller {
         self.pods.all(Phase::leaving).next().is_some()
     }
 
-    /// The listeners of all pods.
+    /// The listeners of all pods, but for those of dials that wait: each agent has its own.
     pub fn listeners(&self) -> Vec<(Listener, Arc<TcpListener>)> {
         let mut listeners = Vec::new();
         for (_, member) in self.pods.all(Phase::enrolled) {
             let Listeners::Steered(steered) = &member.listeners else { continue };
             let netns = member.pod.netns.cookie();
-            for (key, socket) in steered.sockets() {
+            let accepts = |key: &ListenerKey| key.direction != ASKING;
+            for (key, socket) in steered.sockets().filter(|(key, _)| accepts(key)) {
                 let (address, outbound) = (key.addr.into(), key.direction == OUTBOUND);
                 listeners.push((Listener { netns, address, outbound }, socket));
             }

@@ -54,7 +54,7 @@ impl ReachedTable {
         let now = sys::clock::boot_ns().map_err(failed)?;
         let mut remembered = self.remembered.lock();
         for old in remembered.forget_until(now) {
-            sys::bpf::take::<_, u64>(self.map.as_fd(), &old).map_err(failed)?;
+            drop(sys::bpf::take::<_, u64>(self.map.as_fd(), &old)); // it has expired in any case
         }
         let until = now + MEMORY.as_nanos() as u64;
         if !remembered.add(key, until) {
@@ -68,7 +68,8 @@ impl ReachedTable {
     /// # Errors
     /// What the kernel said; the next dials there may then succeed and be reset.
     pub fn forget(&self, key: &DestinationKey) -> Result<(), KernelError> {
-        if !self.remembered.lock().forget(key) {
+        let mut remembered = self.remembered.lock();
+        if !remembered.forget(key) {
             return Ok(());
         }
         let taken = sys::bpf::take::<_, u64>(self.map.as_fd(), key);

@@ -105,7 +105,8 @@ impl Shares {
     }
 
     fn begin(&self, netns: u64, since_ns: u64) -> Result<(), KernelError> {
-        let share = Share { since_ns, dials: 0, window: 0, reports: 0 };
+        let share =
+            Share { since_ns, dials: 0, window: 0, reports: 0, questions_window: 0, questions: 0 };
         self.lock().insert(netns, share, 0).map_err(failed)
     }
 

@@ -85,7 +85,7 @@ macro_rules! open {
 impl Tables {
     /// The maps that are pinned. All others belong to one agent only: its events and questions, and
     /// what it knows of destinations.
-    pub(super) const NAMES: [&str; 18] = [
+    pub(super) const NAMES: [&str; 20] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
@@ -96,6 +96,8 @@ impl Tables {
         "PORTS",
         "LISTENERS",
         "PENDING",
+        "ASKED",
+        "ANSWERED",
         "LEGS",
         "SHARES",
         "VERDICTS",
@@ -121,7 +123,7 @@ impl Tables {
             reached: ReachedTable::open(ebpf)?,
             kubelet_dials: KubeletDials::open(ebpf)?,
             pending: emptied::<FlowKey, Pending>("PENDING", ebpf, before)?,
-            answered: emptied::<FlowKey, Answered>("ANSWERED", ebpf, Before::Lives)?,
+            answered: emptied::<FlowKey, Answered>("ANSWERED", ebpf, before)?,
             legs: emptied::<FlowKey, Named>("LEGS", ebpf, before)?,
             shares: Shares::open(ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),

@@ -24,7 +24,7 @@ use std::{
 pub use addresses::own_addresses;
 pub use factory::{Factory, FactoryGone};
 pub use mounted::is_mounted;
-pub use reserved::{reserve_ports, reserved_ports, restore_ports};
+pub use reserved::{ReserveError, reserve_ports, reserved_ports, restore_ports};
 pub use sockets::{OpenSocket, SocketList};
 use thiserror::Error;
 

@@ -327,6 +327,9 @@ fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     socket.set_tcp_keepalive(&keepalive())?;
     socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.set_reuse_address(reuse)?;
+    // Urgent data is a byte of the stream: without this, it would be lost to one that does not ask
+    // for it.
+    socket.set_out_of_band_inline(true)?;
     Ok(socket)
 }
 

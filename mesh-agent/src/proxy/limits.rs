@@ -39,7 +39,7 @@ use crate::client_key::ClientKey;
 /// and state each (measured, docs/security.md), they take 1 GiB.
 const MAX_CONNECTIONS: usize = 16_384;
 
-/// Descriptors that are not for connections: four listeners and a namespace for each of 110 pods,
+/// Descriptors that are not for connections: six listeners and a namespace for each of 110 pods,
 /// the kernel's maps and links, files, the admin socket, and connections that are accepted only to
 /// be reset.
 const RESERVED_DESCRIPTORS: usize = 1_024;

@@ -30,12 +30,9 @@ use super::{
 };
 use crate::{kernel::KernelError, netns::NetnsError};
 
-/// A pod's sockets at each of its addresses, and their ports.
-const LISTENERS: [(u32, u16); 3] = [
-    (OUTBOUND, ports::OUTBOUND_LISTENER),
-    (INBOUND, ports::INBOUND_LISTENER),
-    (ASKING, ports::ASKING_LISTENER),
-];
+/// The sockets at each of a pod's addresses from which connections are accepted, and their ports.
+const ACCEPTING: [(u32, u16); 2] =
+    [(OUTBOUND, ports::OUTBOUND_LISTENER), (INBOUND, ports::INBOUND_LISTENER)];
 
 /// Connections that may wait for the accept loop. The kernel caps the number at the namespace's
 /// `somaxconn` (4096 by default).
@@ -84,7 +81,7 @@ pub enum ListenError {
 }
 
 /// A pod's listening sockets, before the kernel steers connections to them.
-pub struct Listening(Vec<(ListenerKey, Socket, SocketAddr)>);
+pub struct Listening(Vec<Made>);
 
 /// A pod's entries in the kernel's table. The accept loops own the sockets.
 pub struct Steered(Vec<(ListenerKey, Weak<Post>)>);
@@ -97,47 +94,25 @@ struct Post {
 }
 
 impl Listening {
-    /// Makes the listeners of a pod.
+    /// Makes the listeners of a pod. `inherited` are those that another agent made and handed over;
+    /// they are used if they are exactly what the pod needs.
     ///
     /// # Errors
     /// See [`ListenError`]; nothing is left behind.
     ///
     /// # Cancel safety
     /// Nothing is left behind.
-    pub async fn bind(mesh: &Mesh, pod: &Pod) -> Result<Self, ListenError> {
-        let mut sockets = Vec::new();
-        for own in pod.addresses() {
-            let at = match own {
-                IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            };
-            for (direction, port) in LISTENERS {
-                let address = SocketAddr::new(at, port);
-                let made = pod.netns.run(&mesh.factory, move || bind(address)).await?;
-                let socket = made.map_err(|source| ListenError::Bind { address, source })?;
-                let key = ListenerKey::new(pod.netns.cookie(), own.into(), direction);
-                sockets.push((key, socket, address));
-            }
-        }
-        Ok(Self(sockets))
-    }
-
-    /// Listeners that another agent created and handed over. `None` unless they are exactly what
-    /// the pod needs.
-    pub fn inherited(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Self> {
-        let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
-        let netns = pod.netns.cookie();
-        let needed = |own: IpAddr| {
-            LISTENERS.map(|(direction, _)| ListenerKey::new(netns, own.into(), direction))
+    pub async fn bind(
+        mesh: &Mesh,
+        pod: &Pod,
+        inherited: Vec<(ListenerKey, Socket)>,
+    ) -> Result<Self, ListenError> {
+        let accepting = match usable(pod, inherited) {
+            Some(inherited) => inherited,
+            None => bind_all(mesh, pod, &ACCEPTING).await?,
         };
-        let complete =
-            keys.len() == sockets.len() && keys == pod.addresses().flat_map(needed).collect();
-        let listening = |(key, socket): (ListenerKey, Socket)| {
-            let address = socket.local_addr().ok()?.as_socket()?;
-            socket.set_nonblocking(true).ok()?;
-            Some((key, socket, address))
-        };
-        complete.then(|| sockets.into_iter().map(listening).collect::<Option<_>>())?.map(Self)
+        let asking = bind_all(mesh, pod, &[(ASKING, ports::ASKING_LISTENER)]).await?;
+        Ok(Self(accepting.into_iter().chain(asking).collect()))
     }
 
     /// Enters the sockets into the kernel's table and begins to accept. The world must know the pod
@@ -174,8 +149,45 @@ impl Listening {
     }
 }
 
+type Made = (ListenerKey, Socket, SocketAddr);
+
+async fn bind_all(mesh: &Mesh, pod: &Pod, wanted: &[(u32, u16)]) -> Result<Vec<Made>, ListenError> {
+    let mut sockets = Vec::new();
+    for own in pod.addresses() {
+        let at = match own {
+            IpAddr::V4(_) => IpAddr::from(ports::LISTENER_V4),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        for &(direction, port) in wanted {
+            let (address, shared) = (SocketAddr::new(at, port), direction == ASKING);
+            let made = pod.netns.run(&mesh.factory, move || bind(address, shared)).await?;
+            let socket = made.map_err(|source| ListenError::Bind { address, source })?;
+            let key = ListenerKey::new(pod.netns.cookie(), own.into(), direction);
+            sockets.push((key, socket, address));
+        }
+    }
+    Ok(sockets)
+}
+
+/// Sockets that another agent made. `None` unless they are exactly what the pod needs.
+fn usable(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Vec<Made>> {
+    let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
+    let netns = pod.netns.cookie();
+    let needed = |own: IpAddr| {
+        ACCEPTING.map(|(direction, _)| ListenerKey::new(netns, own.into(), direction))
+    };
+    let complete =
+        keys.len() == sockets.len() && keys == pod.addresses().flat_map(needed).collect();
+    let listening = |(key, socket): (ListenerKey, Socket)| {
+        let address = socket.local_addr().ok()?.as_socket()?;
+        socket.set_nonblocking(true).ok()?;
+        Some((key, socket, address))
+    };
+    complete.then(|| sockets.into_iter().map(listening).collect::<Option<_>>())?
+}
+
 /// Enters a socket into the kernel's table. What takes the packets of dials that wait has its
-/// filter before it gets any; a socket that another agent made has that agent's.
+/// filter before it gets any.
 fn put(mesh: &Mesh, key: ListenerKey, socket: &(impl AsFd + AsRawFd)) -> Result<(), KernelError> {
     if key.direction == ASKING {
         mesh.kernel.take_questions(socket)?;
@@ -188,6 +200,7 @@ impl Steered {
     pub fn withdraw(&self, mesh: &Mesh) {
         for (key, _) in &self.0 {
             mesh.kernel.tables().listeners.remove(key);
+            mesh.waiting.remove(key.netns);
         }
     }
 
@@ -221,8 +234,8 @@ impl Post {
     }
 
     async fn try_to_make_anew(&self, mesh: &Mesh, pod: &Pod) -> io::Result<()> {
-        let address = self.address;
-        let made = pod.netns.run(&mesh.factory, move || bind(address)).await;
+        let (address, shared) = (self.address, self.key.direction == ASKING);
+        let made = pod.netns.run(&mesh.factory, move || bind(address, shared)).await;
         let socket = made.map_err(io::Error::other)??;
         put(mesh, self.key, &socket).map_err(io::Error::other)?;
         self.listener.store(Arc::new(TcpListener::from_std(socket.into())?));
@@ -236,12 +249,15 @@ pub fn owns(mesh: &Mesh, pod: &Pod, address: &Addr) -> bool {
     entry.is_some_and(|entry| entry.netns == pod.netns.cookie())
 }
 
-fn bind(address: SocketAddr) -> io::Result<Socket> {
+/// `shared`: while one agent takes over from another, both have such a socket. The program that
+/// leads packets to it names the one that is in the kernel's table.
+fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     // Accepted sockets inherit this. Without it they would keep the application from binding its
     // own port again.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
@@ -252,6 +268,7 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_keepalive(&dial::keepalive())?;
     socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.set_tcp_mss(APP_MSS)?;
+    socket.set_out_of_band_inline(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -284,7 +301,7 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
                     sleep(GONE_PAUSE).await;
                     continue;
                 }
-                match mesh.limits.admit(&pod.outbound, None) {
+                match outbound::admit(&mesh, &pod, &app, from) {
                     Ok(admitted) => pod.connections.spawn(
                         "outbound",
                         outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from, admitted),

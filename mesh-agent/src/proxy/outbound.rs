@@ -47,6 +47,34 @@ async fn gone(app: &AppStream) {
     }
 }
 
+/// A place among the agent's connections for one that is being accepted. A dial that has waited has
+/// one already.
+///
+/// # Errors
+/// There are too many.
+pub(super) fn admit(
+    mesh: &Mesh,
+    pod: &Pod,
+    app: &AppStream,
+    from: SocketAddr,
+) -> Result<Admitted, LimitReached> {
+    let waited = dial_of(pod, app.tcp(), from).and_then(|flow| mesh.waiting.take_admitted(&flow));
+    waited.map_or_else(|| mesh.limits.admit(&pod.outbound, None), Ok)
+}
+
+/// The dial of an accepted connection, as the dialling socket sees it.
+fn dial_of(pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<FlowKey> {
+    let here = app.local_addr().ok()?;
+    Some(FlowKey {
+        netns: pod.netns.cookie(),
+        local: from.ip().into(),
+        remote: here.ip().into(),
+        local_port: from.port(),
+        remote_port: here.port(),
+        zero: 0,
+    })
+}
+
 /// Records that the pod has too many connections open for one more. Asks for the original
 /// destination all the same, which removes the kernel's note of it.
 pub(super) fn refuse(
@@ -151,15 +179,7 @@ fn original_destination(
     app: &TcpStream,
     from: SocketAddr,
 ) -> Option<(FlowKey, Pending)> {
-    let here = app.local_addr().ok()?;
-    let flow = FlowKey {
-        netns: pod.netns.cookie(),
-        local: from.ip().into(),
-        remote: here.ip().into(),
-        local_port: from.port(),
-        remote_port: here.port(),
-        zero: 0,
-    };
+    let flow = dial_of(pod, app, from)?;
     match mesh.kernel.tables().take_pending(&flow) {
         Ok(Some(pending)) => Some((flow, pending)),
         Ok(None) => {

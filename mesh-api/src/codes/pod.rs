@@ -87,6 +87,9 @@ codes! {
     KernelRefused "kernel_refused" Platform
         "the kernel refused a program or an entry",
         "", "the reason has the system's error";
+    NoPortsLeft "no_ports_left" Configuration
+        "the mesh's ports are those that the pod dials from",
+        "net.ipv4.ip_local_port_range of the pod is within 60988-65535, or mostly", "widen it downwards";
     SysctlRefused "sysctl_refused" Platform
         "`ip_local_reserved_ports` cannot be set in the pod",
         "", "the reason has the system's error";

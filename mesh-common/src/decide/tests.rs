@@ -167,6 +167,7 @@ fn an_agent_is_silent_only_after_it_has_spoken() {
     assert!(!is_silent(0, late) && !is_silent(1, HEARTBEAT_STALE_NS) && !is_silent(late, 1));
     assert!(is_silent(1, late + 1));
     assert_eq!(silent(Verdict::OutboundSteered), Verdict::RefusedAgentSilent);
+    assert_eq!(silent(Verdict::OutboundWaits), Verdict::RefusedAgentSilent);
     assert_eq!(silent(Verdict::InboundMesh), Verdict::RefusedAgentSilentInbound);
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env};
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::{
     PORT, Pair,
-    agent::Agent,
+    agent::{Agent, SOON},
     flow::Flow,
     probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
@@ -100,4 +100,38 @@ fn crossed(there: &Conn, here: &Conn) -> Result<()> {
     let same = |a: &Conn, b: &Conn| (a.sent, &a.sent_hash) == (b.received, &b.received_hash);
     ensure!(same(there, here) && same(here, there), "{there:#?}\n{here:#?}");
     Ok(())
+}
+
+/// `TCP_URG`: without `SO_OOBINLINE` the byte would be lost to an agent that does not ask for it.
+#[test]
+fn urgent_data_is_in_the_stream() {
+    const SERVER: &str = "import socket,sys\n\
+        l=socket.create_server(('',int(sys.argv[1])))\n\
+        l.setsockopt(socket.SOL_SOCKET,socket.SO_OOBINLINE,1)\n\
+        print('ready',flush=True)\n\
+        a=l.accept()[0]\n\
+        print(b''.join(iter(lambda:a.recv(99),b'')).decode(),flush=True)\n";
+    const CLIENT: &str = "import socket,sys,time\n\
+        s=socket.create_connection((sys.argv[1],int(sys.argv[2])))\n\
+        s.sendall(b'abc');time.sleep(0.1)\n\
+        s.send(b'!',socket.MSG_OOB);time.sleep(0.1)\n\
+        s.sendall(b'def');s.close()\n";
+    scenario("bytes-urgent", |net| {
+        let pair = Pair::new(net)?;
+        let port = PORT.to_string();
+        let seen = || -> Result<String> {
+            let mut server = pair.server.spawn(["python3", "-c", SERVER, &port])?;
+            server.wait_for_line("ready", SOON)?;
+            let to = pair.server.v4.to_string();
+            pair.client.run(["python3", "-c", CLIENT, &to, &port])?.success()?;
+            let output = server.wait(SOON)?;
+            Ok(output.stdout.lines().last().unwrap_or_default().to_owned())
+        };
+        let before = seen()?;
+        ensure!(before == "abc!def", "without the mesh: {before}");
+        pair.join()?;
+        let after = seen()?;
+        ensure!(after == before, "through the mesh: {after}");
+        Ok(())
+    });
 }

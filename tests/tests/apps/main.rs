@@ -4,6 +4,7 @@ mod behaviour;
 mod behaviour_doc;
 mod bytes;
 mod dialling;
+mod failover;
 mod masquerade;
 mod programs;
 mod services;

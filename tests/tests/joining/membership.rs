@@ -1,11 +1,15 @@
 //! Pods join and leave the mesh while their connections go on: no request is lost, and no
 //! application ever sees TLS.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use tests::{
     PORT, Pair, PodSpec, SHOP,
+    agent::SOON,
+    eventually,
     flow::Flow,
-    kernel, objects,
+    kernel, netns, objects,
     probe::{self, Client, DialSpec, End, ServeSpec, Server, Talk},
     scenario,
 };
@@ -114,7 +118,7 @@ fn a_port_excluded_and_included_under_load_loses_no_request() {
                 client.wait_more(STEADY)?;
                 let before = dialled()?;
                 net.objects().annotate_pod(pod, key, ports)?;
-                tests::eventually(tests::agent::SOON, || {
+                eventually(SOON, || {
                     ensure!(dialled()? > before, "no connection is dialled as {code}");
                     Ok(())
                 })?;
@@ -134,7 +138,7 @@ fn a_mode_changed_under_load_loses_no_request() {
         for mode in [Some("strict"), None, Some("strict"), Some("permissive")] {
             net.objects().annotate_namespace(SHOP, objects::MODE, mode)?;
             let wanted = mode.unwrap_or("permissive");
-            tests::eventually(tests::agent::SOON, || {
+            eventually(SOON, || {
                 let found = pair.agents[1].status()?.pod(&pair.server)?.mode;
                 ensure!(found.as_deref() == Some(wanted), "{found:?}, not {wanted}");
                 Ok(())
@@ -161,7 +165,7 @@ fn a_connection_from_before_strict_is_listed_and_can_be_reset() {
         let carried = keep(&pair.client)?;
         carried.wait_more(1)?;
         let counts = |client: usize, server: usize| {
-            tests::eventually(tests::agent::SOON, || {
+            eventually(SOON, || {
                 let plaintext = |agent: &tests::agent::Agent, pod| -> Result<_> {
                     Ok(agent.status()?.pod(pod)?.plaintext)
                 };
@@ -199,7 +203,7 @@ fn a_connection_from_before_strict_is_listed_and_can_be_reset() {
             let result = client.finish()?;
             ensure!(result.failed > 0, "it goes on: {result:#?}");
         }
-        tests::eventually(tests::agent::SOON, || {
+        eventually(SOON, || {
             let status = pair.agents[1].status()?;
             ensure!(!status.problems.iter().any(of_server), "{:?}", status.problems);
             ensure!(status.pod(&pair.server)?.plaintext.count == 0, "{status:?}");
@@ -239,7 +243,7 @@ fn a_deleted_pod_leaves_the_mesh() {
         let pair = Pair::meshed(net)?;
         net.objects().remove_pod(&pair.server)?;
         pair.agents[0].wait_peers(0)?;
-        tests::eventually(tests::agent::SOON, || {
+        eventually(SOON, || {
             let status = pair.agents[1].status()?;
             ensure!(status.pod(&pair.server).is_err(), "{status:?}");
             Ok(())
@@ -302,7 +306,7 @@ fn dials_that_could_not_be_captured_are_captured_as_soon_as_they_can() {
         ensure!((dial()?.end, captured()?) == (End::Fin, 0), "there was room");
         let free: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
         kernel::write(&pair.nodes[0], "ENROLLED", &free)?;
-        tests::eventually(tests::agent::SOON, || {
+        eventually(SOON, || {
             let seen = dial()?;
             ensure!(seen.end == End::Fin && captured()? > 0, "not captured: {seen:?}");
             Ok(())
@@ -353,7 +357,7 @@ fn a_full_table_of_addresses_refuses_what_it_does_not_know() {
         pair.agents[0].wait_flow("the refusal", |flow| flow.outcome == "refused_table_full")?;
         is_answered(known.at(PORT))?;
         kernel::write(&pair.nodes[0], "ADDRESSES", &fill(None))?;
-        tests::eventually(tests::agent::SOON, || {
+        eventually(SOON, || {
             let status = pair.agents[0].status()?;
             ensure!(!status.problems.iter().any(told), "{:?}", status.problems);
             is_answered(newcomer.at(PORT))
@@ -382,7 +386,7 @@ fn a_full_table_of_ports_is_told_until_there_is_room() {
         pair.agents[0].wait_problem("the full table", told)?;
         let free: Vec<_> = keys.into_iter().take(4).map(|key| (key, None)).collect();
         kernel::write(&pair.nodes[0], "PORTS", &free)?;
-        tests::eventually(tests::agent::SOON, || {
+        eventually(SOON, || {
             let status = pair.agents[0].status()?;
             ensure!(!status.problems.iter().any(told), "{:?}", status.problems);
             let before = status.verdict("outbound_excluded");
@@ -391,5 +395,31 @@ fn a_full_table_of_ports_is_told_until_there_is_room() {
             ensure!(seen.end == End::Fin && excluded > before, "not excluded: {seen:?}");
             Ok(())
         })
+    });
+}
+
+#[test]
+fn a_pod_that_would_have_no_port_left_to_dial_from_is_not_enrolled_and_says_why() {
+    scenario("membership-range", |net| {
+        let pair = Pair::new(net)?;
+        let range = |range: &'static str| {
+            let write = move || fs::write("/proc/sys/net/ipv4/ip_local_port_range", range);
+            netns::inside(&pair.client.netns, write)
+        };
+        range("61000 65535")??;
+        let _service = pair.serve(Talk::Exchange)?;
+        net.objects().label_namespace(SHOP, Some("enabled"))?;
+        pair.agents[1].wait_enrolled(&[&pair.server])?;
+        let found = eventually(SOON, || {
+            let found = pair.agents[0].status()?.pod(&pair.client)?;
+            ensure!(found.code == "no_ports_left", "{found:?}");
+            Ok(found)
+        })?;
+        ensure!(found.reason.contains("61000 65535"), "{found:?}");
+        let dial = DialSpec::say(pair.server.at(PORT), "hello");
+        let seen = probe::dial(&pair.client, &dial)?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "hello"), "it cannot dial: {seen:?}");
+        range("50000 65535")??;
+        pair.agents[0].wait_enrolled(&[&pair.client])
     });
 }

@@ -48,6 +48,14 @@ fn raw(to: SocketAddr, protocol: libc::c_int) -> io::Result<Socket> {
 fn again(packet: &Packet) -> Vec<u8> {
     let Packet { ip, tcp } = packet;
     let mut bytes = [ip.as_slice(), tcp].concat();
+    // Options and extension headers are left out.
+    if let [version, _, _, _, _, _, first, second, ..] = bytes.as_mut_slice() {
+        if ip.len() == 20 {
+            (*version, *first, *second) = (0x45, 0, 0);
+        } else {
+            *first = TCP;
+        }
+    }
     let lengths = [bytes.len(), tcp.len()].map(|length| (length as u16).to_be_bytes());
     let (addresses, length) = if ip.len() == 20 { (12..20, 2..4) } else { (8..40, 4..6) };
     let [whole, payload] = lengths;
@@ -102,6 +110,20 @@ fn internet_checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_icmp_message_quotes_the_packet_and_says_what_the_router_would() {
+        let packet = Packet { ip: vec![0x45; 20], tcp: (0..20).collect() };
+        let message = unreachable(&packet, true, errno::EHOSTUNREACH);
+        assert_eq!((message[0], message[1], message.len()), (3, 1, 8 + 20 + 8));
+        assert_eq!(message[28..], [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(internet_checksum(&message), 0);
+        assert_eq!(unreachable(&packet, true, errno::ENETUNREACH)[..2], [3, 0]);
+        let packet = Packet { ip: vec![0x60; 40], ..packet };
+        let message = unreachable(&packet, false, errno::EHOSTUNREACH);
+        assert_eq!((message[0], message[1], message.len()), (1, 3, 8 + 40 + 8));
+        assert_eq!(unreachable(&packet, false, errno::ENETUNREACH)[..2], [1, 0]);
+    }
 
     #[test]
     fn checksums_are_those_of_the_standards() {

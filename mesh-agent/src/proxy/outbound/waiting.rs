@@ -18,10 +18,11 @@ use mesh_api::{Bytes, Direction};
 use mesh_common::{
     errno,
     maps::{DestinationKey, FlowKey, Named},
+    ports,
     verdict::Verdict,
 };
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 use super::{Dialled, ReachError, Ready, begin, packet, reach_in_turn};
 use crate::{
@@ -36,10 +37,10 @@ use crate::{
 
 /// How long after its packet was sent again a dial may take to be accepted.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(5);
-/// How long the kernel knows the answer for a dial that is refused.
-const REFUSED_FOR: Duration = Duration::from_secs(1);
 /// How often a dial that waits is looked for: an application may give up.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// When a dial that was refused is looked for first: as a rule it has ended by then.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 /// The dials that wait.
 #[derive(Default)]
@@ -52,8 +53,12 @@ pub(crate) struct Waiting {
 /// One dial.
 struct Dial {
     id: u64,
-    /// Once the destination is reached.
-    ready: Option<(Ready, Admitted)>,
+    /// Its place among the agent's connections, until the accepted connection takes it.
+    admitted: Option<Admitted>,
+    /// What was reached, until the accepted connection takes it.
+    ready: Option<Ready>,
+    /// Told when it is accepted.
+    accepted: Arc<Notify>,
 }
 
 impl Waiting {
@@ -62,52 +67,82 @@ impl Waiting {
         self.pods.lock().insert(pod.netns.cookie(), Arc::downgrade(pod));
     }
 
+    /// No dials of the pod are reached any more.
+    pub(crate) fn remove(&self, pod: u64) {
+        self.pods.lock().remove(&pod);
+    }
+
     fn pod(&self, netns: u64) -> Option<Arc<Pod>> {
-        let mut pods = self.pods.lock();
-        let pod = pods.get(&netns)?.upgrade();
-        if pod.is_none() {
-            pods.remove(&netns);
-        }
-        pod
+        self.pods.lock().get(&netns)?.upgrade()
     }
 
-    /// Whether this dial was not waiting yet.
-    fn begin(&self, question: &Question) -> bool {
-        let new = Dial { id: question.id, ready: None };
-        match self.dials.lock().entry(question.flow) {
-            Entry::Occupied(waiting) if waiting.get().id == question.id => false,
-            Entry::Occupied(mut earlier) => {
-                earlier.insert(new);
-                true
-            }
-            Entry::Vacant(none) => {
-                none.insert(new);
-                true
-            }
-        }
+    /// Whether this dial waits already.
+    fn has(&self, question: &Question) -> bool {
+        self.dials.lock().get(&question.flow).is_some_and(|dial| dial.id == question.id)
     }
 
-    fn is_ready(&self, question: &Question, ready: (Ready, Admitted)) {
+    fn of(&self, question: &Question, change: impl FnOnce(&mut Dial)) {
         if let Some(dial) = self.dials.lock().get_mut(&question.flow)
             && dial.id == question.id
         {
-            dial.ready = Some(ready);
+            change(dial);
         }
     }
 
-    fn forget(&self, question: &Question) -> Option<Dial> {
-        let mut dials = self.dials.lock();
-        match dials.entry(question.flow) {
-            Entry::Occupied(dial) if dial.get().id == question.id => Some(dial.remove()),
-            _ => None,
-        }
+    /// Takes the place of a dial that is being accepted.
+    pub(super) fn take_admitted(&self, flow: &FlowKey) -> Option<Admitted> {
+        self.dials.lock().get_mut(flow)?.admitted.take()
     }
 
-    /// Takes what was reached for a dial that has now been accepted.
+    /// Takes what was reached for a dial that has been accepted.
     pub(super) fn take(&self, flow: &FlowKey, id: u64) -> Option<Ready> {
         let mut dials = self.dials.lock();
         let dial = dials.get_mut(flow).filter(|dial| dial.id == id)?;
-        dial.ready.take().map(|(ready, _admitted)| ready)
+        dial.accepted.notify_one();
+        dial.ready.take()
+    }
+}
+
+/// A dial as long as it waits, and for a moment after. Dropped, also by a task that is stopped, it
+/// leaves nothing behind.
+struct Waits {
+    mesh: Arc<Mesh>,
+    pod: Arc<Pod>,
+    question: Question,
+    accepted: Arc<Notify>,
+}
+
+impl Waits {
+    fn begin(mesh: &Arc<Mesh>, pod: Arc<Pod>, question: Question, admitted: Admitted) -> Self {
+        let accepted = Arc::new(Notify::new());
+        let dial = Dial {
+            id: question.id,
+            admitted: Some(admitted),
+            ready: None,
+            accepted: Arc::clone(&accepted),
+        };
+        let earlier = mesh.waiting.dials.lock().insert(question.flow, dial);
+        // An earlier dial of the same addresses and ports has ended.
+        if let Some(Ready { flow, .. }) = earlier.and_then(|dial| dial.ready) {
+            mesh.finish(flow, ReachError::ClientGone.ended(), Bytes::default());
+        }
+        Self { mesh: Arc::clone(mesh), pod, question, accepted }
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        let Self { mesh, pod, question, .. } = self;
+        let dial = match mesh.waiting.dials.lock().entry(question.flow) {
+            Entry::Occupied(dial) if dial.get().id == question.id => Some(dial.remove()),
+            _ => return, // a later dial of the same addresses and ports
+        };
+        if let Err(error) = mesh.kernel.tables().drop_answer(&question.flow) {
+            tracing::warn!(pod = %pod.name, %error, "cannot take back the answer for a dial");
+        }
+        if let Some(Ready { flow, .. }) = dial.and_then(|dial| dial.ready) {
+            mesh.finish(flow, ReachError::ClientGone.ended(), Bytes::default());
+        }
     }
 }
 
@@ -115,32 +150,31 @@ impl Waiting {
 pub(crate) fn answer(mesh: &Arc<Mesh>, question: Question) {
     // Without the pod, its socket is not ours any more: the packet comes again, to whose it is.
     let Some(pod) = mesh.waiting.pod(question.flow.netns) else { return };
-    if !mesh.waiting.begin(&question) {
+    if !is_a_dial(&pod, &question) || mesh.waiting.has(&question) {
         return;
     }
+    let Ok(Some(named)) = noted(mesh, &question) else { return };
     match mesh.limits.admit(&pod.outbound, None) {
         Ok(admitted) => {
-            let (mesh, task) = (Arc::clone(mesh), Arc::clone(&pod));
-            pod.connections.spawn("waiting", async move {
-                serve(&mesh, &task, &question, admitted).await;
-                mesh.waiting.forget(&question);
-            });
+            let waits = Waits::begin(mesh, Arc::clone(&pod), question, admitted);
+            pod.connections.spawn("waiting", async move { serve(&waits, named).await });
         }
-        Err(reached) => {
-            let (mesh, task) = (Arc::clone(mesh), Arc::clone(&pod));
-            pod.connections.spawn("waiting", async move {
-                record_limit(&mesh, &task, &question, reached);
-                refuse(&mesh, &task, &question, errno::EADDRNOTAVAIL).await;
-                mesh.waiting.forget(&question);
-            });
-        }
+        // It goes on waiting. Its packet comes again, and may find room then.
+        Err(reached) => record_limit(mesh, &pod, &question, named, reached),
     }
 }
 
-fn record_limit(mesh: &Mesh, pod: &Pod, question: &Question, reached: LimitReached) {
-    let client = question.client();
-    let named = noted(mesh, question).ok().flatten();
-    let server = named.map_or(client, |named| named.endpoint.into());
+/// Whether a question is about what only a redirected dial sends: a pod may be able to have the
+/// kernel give other packets to the socket.
+fn is_a_dial(pod: &Pod, question: &Question) -> bool {
+    let FlowKey { local, remote, remote_port, .. } = question.flow;
+    local == remote
+        && ports::is_magic(remote_port)
+        && pod.addresses().any(|own| local == own.into())
+}
+
+fn record_limit(mesh: &Mesh, pod: &Pod, question: &Question, named: Named, reached: LimitReached) {
+    let (client, server) = (question.client(), named.endpoint.into());
     let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundWaits);
     let (direction, outcome) = (Direction::Outbound, reached.reason().into());
     mesh.flows.refuse(
@@ -157,8 +191,8 @@ fn noted(mesh: &Mesh, question: &Question) -> io::Result<Option<Named>> {
     mesh.kernel.tables().pending(&question.flow, question.id)
 }
 
-async fn serve(mesh: &Mesh, pod: &Pod, question: &Question, admitted: Admitted) {
-    let Ok(Some(named)) = noted(mesh, question) else { return };
+async fn serve(waits: &Waits, named: Named) {
+    let Waits { mesh, pod, question, .. } = waits;
     let (from, to) = (question.client(), SocketAddr::from(named.endpoint));
     let verdict = Verdict::from_number(named.verdict).unwrap_or(Verdict::OutboundWaits);
     let flow = begin(mesh, pod, (from, to), verdict);
@@ -183,66 +217,68 @@ async fn serve(mesh: &Mesh, pod: &Pod, question: &Question, admitted: Admitted) 
             if let Err(error) = mesh.kernel.tables().reached.remember(key) {
                 tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was reached; the next dial waits, too");
             }
-            mesh.waiting.is_ready(question, (Ready { to, flow, reached }, admitted));
-            go_on(mesh, pod, question).await;
+            let ready = Ready { to, flow, reached };
+            mesh.waiting.of(question, |dial| dial.ready = Some(ready));
+            go_on(waits).await;
         }
         Err(error) => {
             let errno = error.failed().errno();
             let is_gone = matches!(error, ReachError::ClientGone);
             mesh.finish(flow, error.ended(), Bytes::default());
             if !is_gone {
-                refuse(mesh, pod, question, errno).await;
+                refuse(waits, errno).await;
             }
         }
     }
 }
 
 /// Lets a dial go on: its packet, sent again, finds the agent's listener.
-async fn go_on(mesh: &Mesh, pod: &Pod, question: &Question) {
-    let Question { flow, id, packet } = question;
-    if let Err(error) = mesh.kernel.tables().answer(flow, *id, true) {
-        tracing::error!(pod = %pod.name, %error, "cannot let a dial go on");
+async fn go_on(waits: &Waits) {
+    let Question { flow, id, packet } = &waits.question;
+    if let Err(error) = waits.mesh.kernel.tables().answer(flow, *id, true) {
+        tracing::error!(pod = %waits.pod.name, %error, "cannot let a dial go on");
     }
-    let (packet, to) = (packet.clone(), question.client());
-    send(mesh, pod, move || packet::send_again(&packet, to)).await;
-    sleep(ACCEPT_WITHIN).await;
-    drop_answer(mesh, pod, question);
-    if let Some((Ready { flow, .. }, _)) = mesh.waiting.forget(question).and_then(|it| it.ready) {
-        mesh.finish(flow, ReachError::ClientGone.ended(), Bytes::default());
+    let (packet, to) = (packet.clone(), waits.question.client());
+    send(waits, move || packet::send_again(&packet, to)).await;
+    tokio::select! {
+        () = waits.accepted.notified() => {}
+        () = sleep(ACCEPT_WITHIN) => {}
     }
 }
 
 /// Tells a dial that its destination is not reached. It then fails, or, if there was no answer,
 /// goes on waiting until its application gives up.
-async fn refuse(mesh: &Mesh, pod: &Pod, question: &Question, errno: u32) {
-    let (packet, to) = (question.packet.clone(), question.client());
+async fn refuse(waits: &Waits, errno: u32) {
+    let Question { flow, id, packet } = &waits.question;
+    let (packet, to) = (packet.clone(), waits.question.client());
+    // It is no connection any more.
+    waits.mesh.waiting.of(&waits.question, |dial| dial.admitted = None);
     match errno {
         errno::ETIMEDOUT => {}
         errno::EHOSTUNREACH | errno::ENETUNREACH => {
-            send(mesh, pod, move || packet::send_unreachable(&packet, to, errno)).await;
+            send(waits, move || packet::send_unreachable(&packet, to, errno)).await;
         }
         _ => {
-            if let Err(error) = mesh.kernel.tables().answer(&question.flow, question.id, false) {
-                tracing::error!(pod = %pod.name, %error, "cannot refuse a dial");
+            if let Err(error) = waits.mesh.kernel.tables().answer(flow, *id, false) {
+                tracing::error!(pod = %waits.pod.name, %error, "cannot refuse a dial");
             }
-            send(mesh, pod, move || packet::send_again(&packet, to)).await;
-            sleep(REFUSED_FOR).await;
-            drop_answer(mesh, pod, question);
+            send(waits, move || packet::send_again(&packet, to)).await;
+            // If it could not be sent, the kernel sends it again, at its own time.
+            let mut pause = FIRST_LOOK;
+            while let Ok(Some(_)) = noted(&waits.mesh, &waits.question) {
+                sleep(pause).await;
+                pause = LOOK_EVERY;
+            }
         }
-    }
-}
-
-fn drop_answer(mesh: &Mesh, pod: &Pod, question: &Question) {
-    if let Err(error) = mesh.kernel.tables().drop_answer(&question.flow) {
-        tracing::warn!(pod = %pod.name, %error, "cannot take back the answer for a dial");
     }
 }
 
 /// Sends a packet inside the pod's namespace. If it cannot be sent, the packet that the
-/// application's kernel sends again has the same effect, a second later.
-async fn send(mesh: &Mesh, pod: &Pod, job: impl FnOnce() -> io::Result<()> + Send + 'static) {
-    let sent = pod.netns.run(&mesh.factory, job).await;
+/// application's kernel sends again has the same effect, later.
+async fn send(waits: &Waits, job: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    let _turn = waits.pod.sockets.acquire().await;
+    let sent = waits.pod.netns.run(&waits.mesh.factory, job).await;
     if let Err(error) = sent.map_err(io::Error::other).flatten() {
-        tracing::warn!(pod = %pod.name, %error, "a dial that waits cannot be told at once how it went");
+        tracing::warn!(pod = %waits.pod.name, %error, "a dial that waits cannot be told at once how it went");
     }
 }
