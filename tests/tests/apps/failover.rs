@@ -45,7 +45,8 @@ fn each_time(mut try_once: impl FnMut() -> Result<()>) -> Result<()> {
 fn psql_goes_on_to_the_next_host() {
     scenario("failover-psql", |net| {
         let (pair, dead) = with_dead(net)?;
-        // It ends the connection in the middle of its first answer, which psql tells with its address.
+        // It ends the connection in the middle of its first answer, which psql tells with the
+        // server's address.
         let spec = ServeSpec { banner: "R".to_owned(), ..ServeSpec::new(PORT, Talk::Reset) };
         let _alive = probe::serve(&pair.server, &spec)?;
         let hosts = format!(
