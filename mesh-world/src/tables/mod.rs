@@ -122,7 +122,13 @@ pub fn wanted(world: &Snapshot, room: Room) -> Wanted {
         let (namespace, ports) = (&service.namespace, Ports::Only(row.port));
         claims.push(EntryRequest { namespace, address: row.address, ports, bit: PORT_SERVICE });
     }
-    let (ports, mut lost) = share_out(claims, room.ports);
+    let (mut ports, mut lost) = share_out(claims, room.ports);
+    ports.retain(|endpoint, bits| {
+        if world.is_meshed_service(endpoint.addr.into(), endpoint.port) {
+            *bits &= !PORT_EXCLUDED;
+        }
+        *bits != 0
+    });
     if !lost.is_empty() {
         let is_there = |row: &&KernelService| {
             let bits = ports.get(&endpoint(row.address, row.port)).copied().unwrap_or(0);
@@ -219,7 +225,8 @@ fn port_bits(world: &Snapshot, address: IpAddr, port: u16) -> u32 {
     let excluded = row.is_some_and(|row| has(row.exclude_ports));
     let permissive = row.is_some_and(|row| has(row.permissive_ports));
     let service = world.is_meshed_service(address, port);
-    (if excluded { PORT_EXCLUDED } else { 0 })
+    // A pod that is said to have a service's address excludes nothing of the service's.
+    (if excluded && !service { PORT_EXCLUDED } else { 0 })
         | (if permissive { PORT_PERMISSIVE } else { 0 })
         | (if service { PORT_SERVICE } else { 0 })
 }
