@@ -286,14 +286,7 @@ impl LegNote {
     ) -> Result<Self, DialError> {
         let from = socket.local_addr().map_err(DialError::Socket)?;
         let from = from.as_socket().ok_or(DialError::NoAddress { to })?;
-        let leg = FlowKey {
-            netns: pod.netns.cookie(),
-            local: from.ip().into(),
-            remote: to.ip().into(),
-            local_port: from.port(),
-            remote_port: to.port(),
-            zero: 0,
-        };
+        let leg = pod.flow_key(from, to);
         let named =
             Named { endpoint: AddrPort::from(client), verdict: Verdict::InboundMesh as u32 };
         kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;

@@ -64,15 +64,7 @@ pub(super) fn admit(
 
 /// The dial of an accepted connection, as the dialling socket sees it.
 fn dial_of(pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<FlowKey> {
-    let here = app.local_addr().ok()?;
-    Some(FlowKey {
-        netns: pod.netns.cookie(),
-        local: from.ip().into(),
-        remote: here.ip().into(),
-        local_port: from.port(),
-        remote_port: here.port(),
-        zero: 0,
-    })
+    Some(pod.flow_key(from, app.local_addr().ok()?))
 }
 
 /// Records that the pod has too many connections open for one more. Asks for the original
@@ -86,8 +78,19 @@ pub(super) fn refuse(
 ) {
     let original = original_destination(mesh, pod, app.tcp(), client);
     let server = original.map_or(client, |(_, original)| original.named.endpoint.into());
+    record_limit(mesh, pod, (client, server), Verdict::OutboundSteered, reached);
+}
+
+/// Records that there was no room for a dial.
+fn record_limit(
+    mesh: &Mesh,
+    pod: &Pod,
+    (client, server): (SocketAddr, SocketAddr),
+    verdict: Verdict,
+    reached: LimitReached,
+) {
     let (direction, outcome) = (Direction::Outbound, reached.reason().into());
-    let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundSteered);
+    let netns = pod.netns.cookie();
     mesh.flows.refuse(
         flows::RefusedConnection { netns, direction, client, server, verdict, outcome },
         |client, server| {

@@ -1,13 +1,14 @@
 //! An enrolled pod, as the data path knows it.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use mesh_common::maps::FlowKey;
 use mesh_wire::identity::SpiffeId;
 use mesh_world::{ObjectName, PodUid};
 use tokio::sync::Semaphore;
@@ -104,6 +105,18 @@ impl Pod {
         match other {
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// A connection as the socket in the pod sees it that has the first address.
+    pub(super) fn flow_key(&self, local: SocketAddr, remote: SocketAddr) -> FlowKey {
+        FlowKey {
+            netns: self.netns.cookie(),
+            local: local.ip().into(),
+            remote: remote.ip().into(),
+            local_port: local.port(),
+            remote_port: remote.port(),
+            zero: 0,
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::{Bytes, Direction};
+use mesh_api::Bytes;
 use mesh_common::{
     errno,
     maps::{DestinationKey, FlowKey, Named},
@@ -24,15 +24,10 @@ use mesh_common::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 
-use super::{Dialled, ReachError, Ready, begin, packet, reach_in_turn};
+use super::{Dialled, ReachError, Ready, begin, packet, reach_in_turn, record_limit};
 use crate::{
-    flows,
     kernel::Question,
-    proxy::{
-        Mesh,
-        limits::{Admitted, LimitReached},
-        pod::Pod,
-    },
+    proxy::{Mesh, limits::Admitted, pod::Pod},
 };
 
 /// How long after its packet was sent again a dial may take to be accepted.
@@ -160,7 +155,10 @@ pub(crate) fn answer(mesh: &Arc<Mesh>, question: Question) {
             pod.connections.spawn("waiting", async move { serve(&waits, named).await });
         }
         // It goes on waiting. Its packet comes again, and may find room then.
-        Err(reached) => record_limit(mesh, &pod, &question, named, reached),
+        Err(reached) => {
+            let ends = (question.client(), named.endpoint.into());
+            record_limit(mesh, &pod, ends, Verdict::OutboundWaits, reached);
+        }
     }
 }
 
@@ -171,20 +169,6 @@ fn is_a_dial(pod: &Pod, question: &Question) -> bool {
     local == remote
         && ports::is_magic(remote_port)
         && pod.addresses().any(|own| local == own.into())
-}
-
-fn record_limit(mesh: &Mesh, pod: &Pod, question: &Question, named: Named, reached: LimitReached) {
-    let (client, server) = (question.client(), named.endpoint.into());
-    let (netns, verdict) = (pod.netns.cookie(), Verdict::OutboundWaits);
-    let (direction, outcome) = (Direction::Outbound, reached.reason().into());
-    mesh.flows.refuse(
-        flows::RefusedConnection { netns, direction, client, server, verdict, outcome },
-        |client, server| {
-            client.pod = Some(pod.name.clone());
-            mesh.name(server);
-            reached.to_string().into()
-        },
-    );
 }
 
 fn noted(mesh: &Mesh, question: &Question) -> io::Result<Option<Named>> {
