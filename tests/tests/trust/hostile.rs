@@ -54,8 +54,8 @@ fn the_agents_ports_cannot_be_dialled() {
         for to in &targets {
             refused(pod, *to, None)?;
             // A pod cannot dial like this, but the node's administrator can: inside the namespace,
-            // where no cgroup program looks. Nothing is noted of such a connection, and nobody may
-            // guess where it was to go.
+            // where no cgroup program looks. Nothing is noted of such a connection, and where it
+            // was to go must not be guessed.
             refused(&beside, *to, None)?;
             if to.ip().is_loopback() {
                 continue;
