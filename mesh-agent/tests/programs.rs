@@ -44,11 +44,14 @@ fn every_program_loads_and_verifies() {
     assert_eq!(
         names,
         [
+            "nm_bind4",
+            "nm_bind6",
             "nm_connect4",
             "nm_connect6",
             "nm_give_back",
             "nm_held_connect4",
             "nm_held_connect6",
+            "nm_held_egress",
             "nm_held_ingress",
             "nm_kubelet_connect4",
             "nm_kubelet_connect6",

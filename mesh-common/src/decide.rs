@@ -19,6 +19,9 @@ pub trait Dial {
     fn by_agent(&self) -> bool;
     /// The dialling pod, if its namespace is enrolled.
     fn pod(&self) -> Option<EnrolledPod>;
+    /// The same, if it is held until it is enrolled, and its dials wait for that. Asked only if the
+    /// namespace is not enrolled.
+    fn held(&self) -> Option<EnrolledPod>;
     /// Whether the node refuses unclassified cgroups, and the dialling one is such. Asked only if
     /// the namespace is not enrolled.
     fn is_refused_as_unclassified(&self) -> bool;
@@ -43,6 +46,9 @@ pub trait Dial {
 pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     let to = view.destination();
     let Some(pod) = view.pod() else {
+        if let Some(pod) = view.held() {
+            return held_dial(view, &pod);
+        }
         let refused = view.is_refused_as_unclassified() && !to.addr.is_loopback_or_unspecified();
         let verdict = if refused { Verdict::RefusedUnclassified } else { Verdict::NotEnrolled };
         return (verdict, Addr::NONE);
@@ -88,13 +94,42 @@ pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     (if service { Verdict::RedirectService } else { Verdict::RedirectPeer }, own)
 }
 
+/// Decides about a dial of a pod that is held. It is not known yet what the mesh carries of it, so
+/// all goes to the agent, which finds that out once the pod is enrolled.
+#[inline(always)]
+fn held_dial(view: &impl Dial, pod: &EnrolledPod) -> (Verdict, Addr) {
+    let to = view.destination();
+    let own = if to.addr.is_v4() { pod.v4 } else { pod.v6 };
+    if to.addr.is_loopback_or_unspecified() {
+        return (Verdict::Loopback, Addr::NONE);
+    }
+    if to.addr == own && !ports::is_magic(to.port) {
+        return (Verdict::OwnAddress, Addr::NONE);
+    }
+    let source = view.bound_source();
+    let is_ours = source == own || is_unspecified(&source);
+    if own.is_none() || to.addr == own || !is_ours {
+        return (Verdict::RefusedHeld, Addr::NONE);
+    }
+    if !view.has_room() {
+        return (Verdict::RefusedPendingShare, Addr::NONE);
+    }
+    (Verdict::OutboundHeld, own)
+}
+
+/// How long a dial of a held pod waits for the pod to be enrolled, in nanoseconds. Its next packet
+/// after that is let go, and refused, since nothing listens where it goes.
+pub const HELD_DIAL_NS: u64 = 10_000_000_000;
+
 /// What the application sees of a dial that [`dial`] refused, from [`mod@errno`]: what the network
 /// would say or, where that has no word for it, "refused", which applications know how to retry.
 #[inline(always)]
 pub const fn errno(verdict: Verdict) -> u32 {
     match verdict {
         // What a pod sees that dials without end, once its ports are used up.
-        Verdict::RefusedForeignSource | Verdict::RefusedPendingShare => errno::EADDRNOTAVAIL,
+        Verdict::RefusedForeignSource | Verdict::RefusedPendingShare | Verdict::RefusedNoPort => {
+            errno::EADDRNOTAVAIL
+        }
         Verdict::RefusedNoAddress => errno::ENETUNREACH,
         Verdict::RefusedNoMemory => errno::ENOMEM,
         _ => errno::ECONNREFUSED,
@@ -153,6 +188,9 @@ pub trait Arrival {
     fn is_in_pod_cidr(&self, addr: &Addr) -> bool;
     /// `PORT_*` bits.
     fn port_flags(&self, endpoint: &AddrPort) -> u32;
+    /// Whether it belongs to a redirected dial that is noted in `PENDING`. Asked only where the
+    /// ports leave it open.
+    fn is_redirected(&self) -> bool;
     /// Whether it comes from a socket of this node's kubelet, which the kernel noted before the
     /// packet left. Asked only where it makes a difference.
     fn is_kubelets(&self) -> bool;
@@ -195,7 +233,8 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
         };
     }
     if remote.addr == local.addr {
-        return Verdict::InboundOwnAddress;
+        let is_dial = !left && ports::may_be_redirected(local.port) && view.is_redirected();
+        return if is_dial { Verdict::OutboundSteered } else { Verdict::InboundOwnAddress };
     }
     // The kubelet dials from such a port where the node's ephemeral range was widened. It dials
     // from an address among the pods' where that is the bridge's.

@@ -16,7 +16,7 @@ pub mod verdict;
 
 /// Version of the pinned layout: the directory below the pin directory is named `v<ABI>`, since aya
 /// reuses a pinned map without looking at its layout.
-pub const ABI: u32 = 6;
+pub const ABI: u32 = 7;
 
 #[cfg(feature = "user")]
 mod user;

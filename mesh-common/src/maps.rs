@@ -50,8 +50,43 @@ pub struct Pending {
     pub asked_ns: u64,
     /// 1 if the connection waits until the agent has reached its destination, else 0.
     pub waits: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// What the application has set on its socket.
+    pub options: DialOptions,
+}
+
+/// Options of a dialling socket, which the agent's own connection in its place gets, too. A zero
+/// says that the application has not set it, or that the kernel does not say (before 6.1 all but
+/// [`DialOptions::tos`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DialOptions {
+    /// `IP_TOS` or `IPV6_TCLASS`.
+    pub tos: u32,
+    /// How long keep-alive bears the peer's silence while nothing is to be sent, in seconds:
+    /// `TCP_KEEPIDLE` and the time of all probes.
+    pub keepalive_s: u32,
+    /// How long data may stay without an acknowledgement, in milliseconds: `TCP_USER_TIMEOUT`.
+    pub user_timeout_ms: u32,
+}
+
+/// Value of `STEERED`, keyed by namespace cookie: the ports of a pod at which connections have been
+/// given to the agent. A bit each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortSet(pub [u64; PORT_WORDS]);
+
+/// Words of a [`PortSet`].
+pub const PORT_WORDS: usize = 65_536 / 64;
+
+impl PortSet {
+    /// No port.
+    pub const EMPTY: Self = Self([0; PORT_WORDS]);
+
+    /// A port's word, and its bit there.
+    #[inline(always)]
+    pub const fn place(port: u16) -> (usize, u64) {
+        ((port >> 6) as usize & (PORT_WORDS - 1), 1 << (port & 63))
+    }
 }
 
 /// Value of `ANSWERED`: the agent's answer for a dial that waits.
@@ -108,7 +143,8 @@ pub struct Share {
 /// enrolled. No namespace has it.
 pub const ALL_PODS: u64 = 0;
 
-/// Value of `ENROLLED`, keyed by namespace cookie: a pod whose connects are decided about.
+/// Value of `ENROLLED`, keyed by namespace cookie: a pod whose connects are decided about. Value of
+/// `HELD`: a pod that is not enrolled yet, and whose dials wait.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnrolledPod {
@@ -300,7 +336,8 @@ pub mod limits {
 
 const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
-const _: () = assert!(size_of::<Pending>() == 56);
+const _: () = assert!(size_of::<Pending>() == 64);
+const _: () = assert!(size_of::<PortSet>() == 8192);
 const _: () = assert!(size_of::<Answered>() == 16);
 const _: () = assert!(size_of::<QuestionEvent>() == 128);
 const _: () = assert!(size_of::<Share>() == 48);

@@ -45,6 +45,16 @@ pub const fn is_magic(port: u16) -> bool {
     port >= MAGIC_FIRST && port < MAGIC_FIRST + MAGIC_COUNT
 }
 
+/// Whether a destination port at the pod's own address may be one that a redirected connection
+/// carries. A socket that is bound to a source port gets one of the pod's own choosing among the
+/// ports from [`MESH_FIRST`] on, which mean nothing there: its connections from that port must
+/// differ in their destination ports, and [`MAGIC_COUNT`] is too few. An application may listen on
+/// such a port, so only `PENDING` says whether a packet is a redirected connection's.
+#[inline(always)]
+pub const fn may_be_redirected(port: u16) -> bool {
+    is_magic(port) || is_mesh_source(port)
+}
+
 /// Whether a source port says that an agent is dialling.
 #[inline(always)]
 pub const fn is_mesh_source(port: u16) -> bool {

@@ -4,7 +4,7 @@ use crate::{
     addr::{Addr, AddrPort},
     maps::{
         Answered, DestinationKey, DialKey, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named,
-        Pending, QuestionEvent, RefusalEvent, Share, VerdictCounts,
+        Pending, PortSet, QuestionEvent, RefusalEvent, Share, VerdictCounts,
     },
 };
 
@@ -22,6 +22,7 @@ pods!(
     FlowKey,
     Named,
     Pending,
+    PortSet,
     EnrolledPod,
     LocalEntry,
     DialKey,

@@ -23,7 +23,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{self, AF_INET, AF_INET6, SockAddr},
-    guard, log, maps,
+    guard, log, maps, sockets,
 };
 
 const ALLOW: i32 = 1;
@@ -65,6 +65,11 @@ impl<const FAMILY: u32> decide::Dial for Dial<FAMILY> {
     fn pod(&self) -> Option<EnrolledPod> {
         // SAFETY: the value is copied at once.
         unsafe { maps::ENROLLED.get(&self.netns) }.copied()
+    }
+    #[inline(always)]
+    fn held(&self) -> Option<EnrolledPod> {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::HELD.get(&self.netns) }.copied()
     }
     #[inline(always)]
     fn is_refused_as_unclassified(&self) -> bool {
@@ -109,8 +114,24 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
     let view = Dial::<FAMILY> { context: addr, netns, to: addr.endpoint::<FAMILY>() };
     let (verdict, own) = decide::dial(&view);
+    // The guard has let the dial pass because it is to wait. If the pod is not found as held any
+    // more, only an enrolled pod's dial may go on.
+    // SAFETY: `sk` was checked for null.
+    if verdict != Verdict::OutboundHeld
+        && unsafe { maps::HELD_DIALS.delete(sk) }.is_ok()
+        && verdict == Verdict::NotEnrolled
+    {
+        return refuse::<FAMILY>(Verdict::RefusedHeld, &view);
+    }
     if verdict.action() == Action::Redirect {
-        let mut named = Named { endpoint: view.to, verdict: verdict as u32 };
+        let number = verdict as u32;
+        // Read anew, or the verifier would walk the rest once for each verdict.
+        // SAFETY: a variable of this function.
+        let number = unsafe { core::ptr::read_volatile(&raw const number) };
+        let Some(port) = redirected_to(context, &view, &own) else {
+            return refuse::<FAMILY>(Verdict::RefusedNoPort, &view);
+        };
+        let mut named = Named { endpoint: view.to, verdict: number };
         // SAFETY: `sk` was checked for null; the storage belongs to the socket.
         let slot = unsafe { maps::SHOWN_PEER.get_or_insert_ptr_mut(context, Some(&mut named)) };
         if slot.is_null() {
@@ -120,8 +141,8 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
         // SAFETY: just checked. A second connect of the socket finds the older value and overwrites
         // it.
         unsafe { *slot = named };
-        addr.set_endpoint::<FAMILY>(&own, ports::magic_for(&view.to.addr, view.to.port));
-        maps::count(verdict, netns);
+        addr.set_endpoint::<FAMILY>(&own, port);
+        maps::count_number(number, netns);
         return ALLOW;
     }
     // An earlier connect may have redirected the socket; `getpeername` must not show what that one
@@ -133,6 +154,20 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     }
     maps::count(verdict, if verdict == Verdict::NotEnrolled { 0 } else { netns });
     ALLOW
+}
+
+/// The port of the pod's own address to which a dial is redirected.
+#[inline(always)]
+fn redirected_to<const FAMILY: u32>(
+    context: &SockAddrContext,
+    view: &Dial<FAMILY>,
+    own: &Addr,
+) -> Option<u16> {
+    match ctx::bound_source::<FAMILY>(view.context.sk()).port {
+        // The kernel chooses the source port, so that the connection differs from all others.
+        0 => Some(ports::magic_for(&view.to.addr, view.to.port)),
+        source => sockets::free_port(context, own, source),
+    }
 }
 
 #[inline(always)]

@@ -138,6 +138,12 @@ impl SockOps {
         read!(self.0, bpf_sock_ops_cb_flags)
     }
 
+    /// Whether the socket is an IPv4 one.
+    #[inline(always)]
+    pub(crate) fn is_v4(self) -> bool {
+        read!(self.0, family) == AF_INET
+    }
+
     /// The second argument of the callback: the new state, in `STATE_CB`.
     #[inline(always)]
     pub(crate) fn second_arg(self) -> u32 {

@@ -2,21 +2,13 @@
 //! or the client that dialled it. `accept()` and `SO_PEERNAME` go through the same hook.
 //! Kernel 5.8.
 
-use aya_ebpf::{
-    bindings::{
-        BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
-    },
-    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_release},
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
-};
-use mesh_common::{addr::AddrPort, maps::Named, ports};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use mesh_common::{maps::Named, ports};
 
 use crate::{
     ctx::{self, AF_INET, AF_INET6, SockAddr},
     maps,
+    sockets::{self, Ports},
 };
 
 const ALLOW: i32 = 1;
@@ -57,45 +49,10 @@ fn getpeername<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 fn of_subflow<const FAMILY: u32>(context: &SockAddrContext) -> Option<Named> {
     let addr = SockAddr(context.sock_addr);
     let peer = addr.endpoint::<FAMILY>();
-    if !ports::is_magic(peer.port) {
-        return None; // not redirected
+    if !ports::may_be_redirected(peer.port) {
+        return None;
     }
     let own = ctx::bound_source::<FAMILY>(addr.sk());
     // A redirected connection goes from the pod's own address to the same address.
-    let sk = lookup(context, &peer, own.port);
-    if sk.is_null() {
-        return None;
-    }
-    let shown = maps::shown(sk);
-    // SAFETY: a reference that the lookup gave us, and that is not used any more.
-    unsafe { bpf_sk_release(sk.cast()) };
-    shown
-}
-
-/// The socket of this namespace that is connected to `remote` from the same address and `own_port`.
-/// The caller must release it.
-#[inline(always)]
-fn lookup(context: &SockAddrContext, remote: &AddrPort, own_port: u16) -> *mut bpf_sock {
-    // SAFETY: integers only.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let (sport, dport) = (remote.port.to_be(), own_port.to_be());
-    let word = remote.addr.v4_word();
-    let size = if remote.addr.is_v4() {
-        tuple.__bindgen_anon_1.ipv4 = Tuple4 { saddr: word, daddr: word, sport, dport };
-        size_of::<Tuple4>()
-    } else {
-        let words = remote.addr.0;
-        tuple.__bindgen_anon_1.ipv6 = Tuple6 { saddr: words, daddr: words, sport, dport };
-        size_of::<Tuple6>()
-    };
-    // SAFETY: the tuple outlives the call, and its first `size` bytes are written.
-    unsafe {
-        bpf_sk_lookup_tcp(
-            context.sock_addr.cast(),
-            &raw mut tuple,
-            size as u32,
-            i64::from(BPF_F_CURRENT_NETNS).cast_unsigned(),
-            0,
-        )
-    }
+    sockets::shown(context, &peer.addr, Ports { own: own.port, remote: peer.port })
 }

@@ -1,11 +1,12 @@
 //! The guards, which keep a pod from talking before the agent has classified or enrolled it. A
-//! held pod has `connect4`, `connect6` and `cgroup_skb/ingress` programs on its own cgroup. It
-//! loses them when it is enrolled, and no other pod is slowed by them. Where the node refuses
+//! held pod has `connect4`, `connect6` and two `cgroup_skb` programs on its own cgroup. It loses
+//! them when it is enrolled, and no other pod is slowed by them. Where the node refuses
 //! unclassified pods, another `cgroup_skb/ingress` is on the cgroup of all pods. Kernel 5.7.
 //!
-//! They refuse only TCP, which is what the mesh carries, and only new connections. A pod may talk
-//! to itself, resolve names over UDP, and keep the connections that it has. Over IPv6, packets with
-//! headers that [`arrival`] does not read are dropped, too.
+//! The dials of a held pod wait until it is enrolled, once the agent knows its addresses, and are
+//! refused before. The guards refuse only TCP, which is what the mesh carries, and only new
+//! connections. A pod may talk to itself, resolve names over UDP, and keep the connections that it
+//! has. Over IPv6, packets with headers that [`arrival`] does not read are dropped, too.
 
 use aya_ebpf::{
     helpers::{
@@ -52,10 +53,22 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     }
     // SAFETY: the context is the running program's own.
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
+    // The program on the pods' cgroup runs next, and has the dial wait.
+    if maps::HELD.get_ptr(&netns).is_some() && maps::note_held(context) {
+        return ALLOW;
+    }
     maps::count(Verdict::RefusedHeld, netns);
     maps::report(Verdict::RefusedHeld, netns, ctx::bound_source::<FAMILY>(sk), to);
     connect::set_errno(errno::ECONNREFUSED);
     DENY
+}
+
+/// Drops the packets of dials that wait for the pod to be enrolled. Their sender sends them again.
+#[cgroup_skb(egress)]
+pub(crate) fn nm_held_egress(context: SkBuffContext) -> i32 {
+    // SAFETY: the context is the running program's own, and the verifier allows the field here.
+    let sk = unsafe { (&raw const (*context.skb.skb).__bindgen_anon_2.sk).read_volatile() };
+    if maps::is_held(sk) { DENY } else { ALLOW }
 }
 
 #[cgroup_skb(ingress)]

@@ -17,6 +17,7 @@
 )]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))] // one instruction, in maps.rs
 
+mod bind;
 mod connect;
 mod ctx;
 mod getpeername;
@@ -27,6 +28,7 @@ mod log;
 mod maps;
 mod question;
 mod sk_lookup;
+mod sockets;
 mod sockops;
 
 #[cfg(target_arch = "bpf")]

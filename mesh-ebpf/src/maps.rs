@@ -9,13 +9,15 @@ use aya_ebpf::{
     },
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_query, bpf_sk_storage_get},
     macros::btf_map,
+    programs::SockAddrContext,
 };
 use mesh_common::{
     addr::{Addr, AddrPort},
     decide,
     maps::{
-        ALL_PODS, Answered, DestinationKey, DialKey, EnrolledPod, FlowKey, ListenerKey, LocalEntry,
-        Named, Pending, QuestionEvent, RefusalEvent, Share, VerdictCounts, limits,
+        ALL_PODS, Answered, DestinationKey, DialKey, DialOptions, EnrolledPod, FlowKey,
+        ListenerKey, LocalEntry, Named, Pending, PortSet, QuestionEvent, RefusalEvent, Share,
+        VerdictCounts, limits,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -39,6 +41,14 @@ pub(crate) static CLASSIFIED: HashMap<u64, u32, { limits::LOCAL_PODS * 2 }> = Ha
 /// Namespace cookie → the enrolled pod. The connect programs decide about its dials.
 #[btf_map]
 pub(crate) static ENROLLED: HashMap<u64, EnrolledPod, { limits::LOCAL_PODS }> = HashMap::new();
+
+/// Namespace cookie → the held pod, whose dials wait until it is enrolled.
+#[btf_map]
+pub(crate) static HELD: HashMap<u64, EnrolledPod, { limits::LOCAL_PODS }> = HashMap::new();
+
+/// When a socket of a held pod has dialled, `CLOCK_BOOTTIME` in nanoseconds.
+#[btf_map]
+pub(crate) static HELD_DIALS: SkStorage<u64> = SkStorage::new();
 
 /// Pod address → the pod of this node. The `sk_lookup` programs decide about its arrivals.
 #[btf_map]
@@ -66,6 +76,11 @@ static HERE: Array<u64, 1> = Array::new();
 /// Namespace, pod address and direction → the agent's listening socket inside that namespace.
 #[btf_map]
 pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 6 }> = SockHash::new();
+
+/// Namespace → the ports at which connections have been given to the agent. The agent makes the
+/// entry.
+#[btf_map]
+static STEERED: HashMap<u64, PortSet, { limits::LOCAL_PODS }, NO_PREALLOC> = HashMap::new();
 
 /// The peer that `getpeername` shows for a socket: the original destination of a redirected socket,
 /// the real client of an accepted one. It is stored in the socket itself, because an LRU map
@@ -184,7 +199,12 @@ pub(crate) fn is_in_pod_cidr(addr: &Addr) -> bool {
 /// Counts a verdict for the node, and for the pod if `netns` is enrolled.
 #[inline(always)]
 pub(crate) fn count(verdict: Verdict, netns: u64) {
-    let number = verdict as u32;
+    count_number(verdict as u32, netns);
+}
+
+/// The same for a verdict's number.
+#[inline(always)]
+pub(crate) fn count_number(number: u32, netns: u64) {
     if let Some(slot) = VERDICTS.get_ptr_mut(number) {
         // SAFETY: a pointer into this CPU's slot, valid for the program's run.
         unsafe { *slot += 1 };
@@ -200,6 +220,32 @@ pub(crate) fn count(verdict: Verdict, netns: u64) {
             *slot += 1;
         }
     }
+}
+
+/// Notes that a connection to a port of a pod is given to the agent. A bit that is lost between
+/// CPUs is set by the next connection.
+#[inline(always)]
+pub(crate) fn note_steered(netns: u64, port: u16) {
+    if let Some(ports) = STEERED.get_ptr_mut(&netns) {
+        let (word, bit) = PortSet::place(port);
+        // SAFETY: a pointer into the map, valid for the program's run; the word is one of it.
+        unsafe {
+            let word = ports.cast::<u64>().add(word);
+            if *word & bit == 0 {
+                *word |= bit;
+            }
+        }
+    }
+}
+
+/// Whether the agent may have sockets at a port of a namespace: `always`, if the namespace is
+/// enrolled, or if connections to the port have been given to the agent.
+#[inline(always)]
+pub(crate) fn has_agents_sockets(netns: u64, port: u16, always: bool) -> bool {
+    let Some(ports) = STEERED.get_ptr(&netns) else { return false };
+    let (word, bit) = PortSet::place(port);
+    // SAFETY: as above.
+    always || unsafe { *ports.cast::<u64>().add(word) } & bit != 0
 }
 
 /// The peer to show for a socket, if the socket is redirected or the application's end of a leg.
@@ -226,6 +272,38 @@ fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named
     // SAFETY: the map is a socket storage of `Named`, the socket was checked for null.
     let slot = unsafe { bpf_sk_storage_get(map, sk.cast(), value.cast(), flags) }.cast::<Named>();
     (!slot.is_null()).then_some(slot)
+}
+
+/// Notes when a socket of a held pod dials. `false` if there is no memory.
+#[inline(always)]
+pub(crate) fn note_held(context: &SockAddrContext) -> bool {
+    let mut now = boot_ns();
+    // SAFETY: the caller has checked the context's socket for null; the storage belongs to it.
+    let slot = unsafe { HELD_DIALS.get_or_insert_ptr_mut(context, Some(&mut now)) };
+    if slot.is_null() {
+        return false;
+    }
+    // SAFETY: just checked. The socket may have dialled before.
+    unsafe { *slot = now };
+    true
+}
+
+/// Whether a socket of a held pod still waits for the pod to be enrolled.
+#[inline(always)]
+pub(crate) fn is_held(sk: *mut bpf_sock) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    let map = (&raw const HELD_DIALS).cast_mut().cast();
+    // SAFETY: the map is a socket storage of `u64`, the socket was checked for null, and nothing is
+    // made without the flag.
+    let since = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0) };
+    if since.is_null() {
+        return false;
+    }
+    // SAFETY: just checked; the storage belongs to the socket.
+    let since = unsafe { since.cast::<u64>().read_volatile() };
+    boot_ns().saturating_sub(since) < decide::HELD_DIAL_NS
 }
 
 /// Whether a socket is marked as the kubelet's.
@@ -289,7 +367,7 @@ fn have_room(own: *const Share, all: *const Share) -> bool {
 /// that was just allowed to dial may find none: many sockets can ask at once, and a dial can begin
 /// long after `connect` (`TCP_FASTOPEN_CONNECT`).
 #[inline(always)]
-pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
+pub(crate) fn note_dial(flow: &FlowKey, named: Named, options: DialOptions) -> bool {
     forget_dial(flow); // an earlier dial, if its end was not reported
     let Some(share_since_ns) = take(flow.netns) else {
         return false;
@@ -298,7 +376,7 @@ pub(crate) fn note_dial(flow: &FlowKey, named: Named) -> bool {
     // SAFETY: the value is copied at once.
     let answers_until_ns = unsafe { REACHED.get(&to) }.copied().unwrap_or(0);
     let waits = u32::from(decide::waits(answers_until_ns, id));
-    let pending = Pending { named, share_since_ns, id, asked_ns: 0, waits, zero: 0 };
+    let pending = Pending { named, share_since_ns, id, asked_ns: 0, waits, options };
     let is_noted = PENDING.insert(flow, &pending, 0).is_ok();
     if !is_noted {
         log::dial_not_noted(flow.netns);
@@ -318,6 +396,12 @@ pub(crate) fn forget_dial(flow: &FlowKey) {
     if PENDING.remove(flow).is_ok() {
         give_back(flow.netns, share_since_ns);
     }
+}
+
+/// Whether a dial is noted.
+#[inline(always)]
+pub(crate) fn is_noted(flow: &FlowKey) -> bool {
+    PENDING.get_ptr(flow).is_some()
 }
 
 /// What becomes of a redirected connection's packet.

@@ -34,6 +34,21 @@ struct Arrival {
     remote: AddrPort,
 }
 
+impl Arrival {
+    /// The connection as the socket sees it that has sent the packet, if that is the pod's own.
+    #[inline(always)]
+    fn flow(&self) -> FlowKey {
+        FlowKey {
+            netns: self.netns,
+            local: self.remote.addr,
+            remote: self.local.addr,
+            local_port: self.remote.port,
+            remote_port: self.local.port,
+            zero: 0,
+        }
+    }
+}
+
 impl decide::Arrival for Arrival {
     #[inline(always)]
     fn local(&self) -> AddrPort {
@@ -62,6 +77,10 @@ impl decide::Arrival for Arrival {
     fn port_flags(&self, endpoint: &AddrPort) -> u32 {
         // SAFETY: the value is copied at once.
         unsafe { maps::PORTS.get(endpoint) }.copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn is_redirected(&self) -> bool {
+        maps::is_noted(&self.flow())
     }
     #[inline(always)]
     fn is_kubelets(&self) -> bool {
@@ -114,15 +133,7 @@ fn sk_lookup<const STRICT: bool>(context: &SkLookupContext) -> u32 {
 /// the packet is given to a socket that takes it in silence, and the dialling socket waits.
 #[inline(always)]
 fn steer_dial(context: &SkLookupContext, view: &Arrival) -> Verdict {
-    let flow = FlowKey {
-        netns: view.netns,
-        local: view.remote.addr,
-        remote: view.local.addr,
-        local_port: view.remote.port,
-        remote_port: view.local.port,
-        zero: 0,
-    };
-    match maps::dialled(&flow) {
+    match maps::dialled(&view.flow()) {
         Dialled::GoesOn => steer(context, view, Verdict::OutboundSteered, OUTBOUND),
         Dialled::Waits => steer(context, view, Verdict::OutboundWaits, ASKING),
         Dialled::Refused => Verdict::RefusedUnreached,
@@ -141,7 +152,12 @@ fn steer(context: &SkLookupContext, view: &Arrival, wanted: Verdict, direction: 
     // This socket, and no other that listens at the same address and port.
     let flags = u64::from(BPF_SK_LOOKUP_F_NO_REUSEPORT);
     match maps::LISTENERS.redirect_sk_lookup(context, key, flags) {
-        Ok(()) => wanted,
+        Ok(()) => {
+            if direction == INBOUND {
+                maps::note_steered(view.netns, view.local.port);
+            }
+            wanted
+        }
         Err(_) => Verdict::RefusedNoListener,
     }
 }

@@ -7,11 +7,15 @@ use aya_ebpf::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
     },
-    helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set, generated::bpf_getsockopt},
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::{maps::FlowKey, ports, verdict::Verdict};
+use mesh_common::{
+    maps::{DialOptions, FlowKey},
+    ports,
+    verdict::Verdict,
+};
 
 use crate::{ctx::SockOps, maps};
 
@@ -48,7 +52,7 @@ fn key(ops: SockOps) -> FlowKey {
 /// destination is noted for the agent. The agent cannot accept the connection before that.
 #[inline(always)]
 fn dialling(ops: SockOps) {
-    if !ports::is_magic(ops.remote().port) {
+    if !ports::may_be_redirected(ops.remote().port) {
         return;
     }
     let Some(named) = maps::shown(ops.sk()) else {
@@ -59,7 +63,7 @@ fn dialling(ops: SockOps) {
         return;
     }
     // If it is not noted, the agent does not find it, and resets the connection.
-    if !maps::note_dial(&flow, named) {
+    if !maps::note_dial(&flow, named, options(ops)) {
         maps::count(Verdict::RefusedPendingShare, flow.netns);
         maps::report(Verdict::RefusedPendingShare, flow.netns, ops.local(), named.endpoint);
     }
@@ -72,6 +76,44 @@ fn dialling(ops: SockOps) {
             (ops.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG).cast_signed(),
         )
     };
+}
+
+const SOL_IP: i32 = 0;
+const IP_TOS: i32 = 1;
+const SOL_IPV6: i32 = 41;
+const IPV6_TCLASS: i32 = 67;
+const SOL_SOCKET: i32 = 1;
+const SO_KEEPALIVE: i32 = 9;
+const SOL_TCP: i32 = 6;
+const TCP_KEEPIDLE: i32 = 4;
+const TCP_KEEPINTVL: i32 = 5;
+const TCP_KEEPCNT: i32 = 6;
+const TCP_USER_TIMEOUT: i32 = 18;
+
+/// What the application has set on its socket until now.
+#[inline(always)]
+fn options(ops: SockOps) -> DialOptions {
+    let tos =
+        if ops.is_v4() { option(ops, SOL_IP, IP_TOS) } else { option(ops, SOL_IPV6, IPV6_TCLASS) };
+    let keepalive_s = if option(ops, SOL_SOCKET, SO_KEEPALIVE) == 0 {
+        0
+    } else {
+        let probes =
+            option(ops, SOL_TCP, TCP_KEEPINTVL).wrapping_mul(option(ops, SOL_TCP, TCP_KEEPCNT));
+        option(ops, SOL_TCP, TCP_KEEPIDLE).wrapping_add(probes)
+    };
+    DialOptions { tos, keepalive_s, user_timeout_ms: option(ops, SOL_TCP, TCP_USER_TIMEOUT) }
+}
+
+/// A socket option that is a number; 0 where the kernel does not tell, which then writes a zero.
+#[inline(always)]
+fn option(ops: SockOps, level: i32, name: i32) -> u32 {
+    let mut value = 0_u32;
+    // SAFETY: the context is the running program's own, and the value's size is given.
+    unsafe {
+        bpf_getsockopt(ops.0.cast(), level, name, (&raw mut value).cast(), size_of::<u32>() as i32)
+    };
+    value
 }
 
 /// An application has a new connection. If it is the agent's leg, its socket gets the real client,
@@ -96,7 +138,7 @@ fn accepted(ops: SockOps) {
 /// any more.
 #[inline(always)]
 fn changed(ops: SockOps) {
-    if ops.second_arg() == BPF_TCP_CLOSE && ports::is_magic(ops.remote().port) {
+    if ops.second_arg() == BPF_TCP_CLOSE && ports::may_be_redirected(ops.remote().port) {
         maps::forget_dial(&key(ops));
     }
 }

@@ -186,6 +186,7 @@ impl Channel {
             | SessionError::Truncated
             | SessionError::Refused(_)
             | SessionError::TimedOut
+            | SessionError::Silent
             | SessionError::Io(_) => return,
         };
         self.alert(2, reason.alert());

@@ -318,11 +318,15 @@ impl TlsInfo {
     }
 }
 
-/// Turns a failed read into an error: a reset means that the peer's agent died or something on the
-/// path cut the session; our own network did not fail.
+/// Turns a failed read into an error. A reset means that the peer's agent died or something on the
+/// path cut the session; our own network did not fail. If nothing came from the peer's host for too
+/// long, the kernel says that, or what a router had said of the host.
 pub fn cut_off(error: io::Error) -> SessionError {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => SessionError::Truncated,
+        io::ErrorKind::TimedOut
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => SessionError::Silent,
         _ => SessionError::Io(error),
     }
 }

@@ -288,7 +288,7 @@ impl StreamError {
             SessionError::Closed => io::ErrorKind::ConnectionAborted,
             SessionError::Truncated => io::ErrorKind::UnexpectedEof,
             SessionError::Refused(_) => io::ErrorKind::ConnectionRefused,
-            SessionError::TimedOut => io::ErrorKind::TimedOut,
+            SessionError::TimedOut | SessionError::Silent => io::ErrorKind::TimedOut,
             SessionError::Tls { .. } | SessionError::Frame(_) | SessionError::State(_) => {
                 io::ErrorKind::InvalidData
             }

@@ -58,6 +58,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("conntrack", "conntrack", Purpose::Cluster, "ends a service's old connections"),
     program("curl", "curl", Purpose::Demo, "HTTP/1.1 client in a pod"),
     program("faketime", "faketime", Purpose::Test, "agents whose clock is wrong"),
+    program("haproxy", "haproxy", Purpose::Test, "a balancer that checks its servers"),
     program(
         "host-local",
         "containernetworking-plugins",
@@ -98,6 +99,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("redis-cli", "redis-tools", Purpose::Demo, "the database's own client"),
     program("redis-server", "redis-server", Purpose::Demo, "a real database in a pod"),
     program("runc", "runc", Purpose::Cluster, "starts a cluster's containers"),
+    program("socat", "socat", Purpose::Test, "a server that sets no socket option"),
     program("tcpdump", "tcpdump", Purpose::Demo, "captures of the link between the nodes"),
     program("wget", "wget", Purpose::Test, "what another HTTP client hears of failures"),
 ];

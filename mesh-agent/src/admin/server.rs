@@ -121,6 +121,8 @@ impl AdminContext {
         problems.extend(self.identities.clock_problem().map(of(ProblemCode::ClocksDiffer)));
         let masqueraded = mesh.masqueraded_paths().into_iter();
         problems.extend(masqueraded.map(of(ProblemCode::MasqueradedPath)));
+        let blocked = mesh.blocked_agents_ports().into_iter();
+        problems.extend(blocked.map(of(ProblemCode::AgentsPortBlocked)));
         problems.extend(mesh.lost_listeners().into_iter().map(of(ProblemCode::ListenerLost)));
         let pods = self.board.read();
         let of_pod =

@@ -4,8 +4,7 @@
 //! 2. Pods that are not wanted any more are taken in only to leave in order: peers still dial them
 //!    over TLS. Pods that are meant to be closed stay so, whether they can be enrolled or not.
 //! 3. Once the source names all pods, the rest is settled. A namespace that is no pod's any more
-//!    becomes an orphan: peers may not know yet that its pod has left, so the rule about agents'
-//!    source ports stays as long as the namespace lives.
+//!    counts as that of a pod that has just left: peers may not know yet.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -30,8 +29,6 @@ pub(super) struct Earlier {
     pub(super) found: Option<Found>,
     /// The cookies of its namespaces. `None` once they are settled.
     pub(super) namespaces: Option<BTreeSet<u64>>,
-    /// Namespaces whose pods are not in the mesh any more, or are in another namespace now.
-    pub(super) orphans: BTreeSet<u64>,
 }
 
 /// The kernel's tables as this agent found them.
@@ -56,7 +53,7 @@ impl Earlier {
         let others = found.attached.iter().chain(&found.captured).copied();
         let namespaces = Some(local.chain(others).collect());
         let floors = Floors::of(&found.local, &kernel.tables().ports.content());
-        (Self { found: Some(found), namespaces, orphans: BTreeSet::new() }, floors)
+        (Self { found: Some(found), namespaces }, floors)
     }
 }
 
@@ -197,7 +194,7 @@ impl Enroller {
         tables.remove_pod_verdicts(netns);
         tables.shares.remove(netns);
         if self.adopt(netns) {
-            self.earlier.orphans.insert(netns);
+            self.begin_left(netns);
         } else {
             self.forget_namespace(netns);
         }
@@ -220,23 +217,15 @@ impl Enroller {
         true
     }
 
-    /// Removes all that is left of orphans whose namespaces are gone.
-    pub(super) fn bury_orphans(&mut self) {
-        let kernel = &self.mesh.kernel;
-        let is_gone = |netns: &u64| !kernel.is_attached(*netns);
-        for netns in self.earlier.orphans.extract_if(.., is_gone).collect::<Vec<_>>() {
-            self.forget_namespace(netns);
-        }
-    }
-
     /// Takes away all that the kernel has of a namespace.
-    fn forget_namespace(&self, netns: u64) {
+    pub(super) fn forget_namespace(&self, netns: u64) {
         let tables = self.mesh.kernel.tables();
         for (address, entry) in tables.local.content() {
             if entry.netns == netns {
                 self.log_failure("forget", tables.local.remove(&address));
             }
         }
+        tables.forget_steered(netns);
         self.log_failure("detach", self.mesh.kernel.detach_pod(netns));
     }
 }

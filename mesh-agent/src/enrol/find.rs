@@ -117,6 +117,21 @@ impl Finder {
         Some((only.cookie(), addresses))
     }
 
+    /// The only namespace of a pod, and the addresses in it; `None` if there is none yet, or more
+    /// than one.
+    pub(super) async fn see_only(
+        &self,
+        factory: &Factory,
+        pod: &LocalPod,
+    ) -> Option<(u64, BTreeSet<IpAddr>)> {
+        if let Self::Processes(_) = self {
+            return self.see_one_of(factory, &pod.workload.uid, |_| true).await;
+        }
+        let netns = Netns::open(factory, pod.netns.as_ref()?.path()).await.ok()?;
+        let addresses = netns.run(factory, own_addresses).await.ok()?.ok()?;
+        Some((netns.cookie(), addresses))
+    }
+
     /// Whether an enrolled pod still has this namespace.
     pub fn is_still_there(&self, uid: &PodUid, netns: &Netns) -> bool {
         let Self::Processes(cgroups) = self else { return netns.still_there() };

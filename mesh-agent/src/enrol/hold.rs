@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -11,6 +12,7 @@ use super::{
     Enroller, Failure,
     leave::is_another,
     pods::{Guard, Phase},
+    tables,
 };
 use crate::{pod_cgroups::PodCgroups, source::SourceState};
 
@@ -35,6 +37,67 @@ impl Enroller {
                     tracing::error!(pod, %uid, %error, "pod cannot be held; it can send and take plaintext until it is enrolled");
                 }
             }
+        }
+    }
+
+    /// Has the dials of held pods wait instead of being refused, as soon as the pods' addresses are
+    /// known.
+    pub(super) async fn let_dials_wait(&mut self, world: &Snapshot) {
+        let held: Vec<_> = self.pods.held().map(|(uid, _)| uid.clone()).collect();
+        for uid in held.iter().filter(|uid| !self.waiting.contains_key(*uid)).collect::<Vec<_>>() {
+            let pod = world.local_pod(uid).filter(|pod| self.is_about_to_join(pod));
+            let Some(pod) = pod else { continue };
+            let seen = self.finder.see_only(&self.mesh.factory, pod).await;
+            let Some((netns, found)) = seen else { continue };
+            // They need not be the ones that will be reported: a wrong one is of no use, and no
+            // harm.
+            let own = match pod.workload.addresses.as_slice() {
+                [] => found.into_iter().filter(is_reachable).collect::<Vec<_>>(),
+                known => known.to_vec(),
+            };
+            self.waiting.insert(uid.clone(), (netns, tables::enrolled(own)));
+        }
+        let tables = self.mesh.kernel.tables();
+        for (netns, _) in self.waiting.values() {
+            self.log_failure("count a held pod's dials", tables.shares.add(*netns));
+        }
+        self.write_waiting();
+    }
+
+    /// Tells the kernel whose dials wait.
+    fn write_waiting(&self) {
+        let wanted = self.waiting.values().copied().collect();
+        self.log_failure("have dials wait", self.mesh.kernel.tables().held.sync(&wanted));
+    }
+
+    /// Whether a held pod will probably be enrolled soon.
+    fn is_about_to_join(&self, pod: &LocalPod) -> bool {
+        let has_failed = self.pods.one(&pod.workload.uid, Phase::failure).is_some();
+        let has_no_address = matches!(
+            pod.workload.membership,
+            Membership::Waiting { reason: NotEnabledReason::NoAddress, .. }
+        );
+        has_no_address || (matches!(pod.wanted, Wanted::In(_)) && !has_failed)
+    }
+
+    /// Has dials wait no longer: the pods are enrolled, need not be, or cannot be. If a pod stays
+    /// held, its dials are refused from now on.
+    fn end_waiting(&mut self, world: &Snapshot) {
+        let waits = |uid: &PodUid| {
+            matches!(self.pods.guard(uid), Guard::Held(_))
+                && world.local_pod(uid).is_some_and(|pod| self.is_about_to_join(pod))
+        };
+        let over: Vec<_> = self.waiting.keys().filter(|uid| !waits(uid)).cloned().collect();
+        if over.is_empty() {
+            return;
+        }
+        let over: Vec<_> = over.iter().filter_map(|uid| self.waiting.remove(uid)).collect();
+        self.write_waiting();
+        let is_enrolled = |netns| {
+            self.pods.all(Phase::serving).any(|(_, member)| member.pod.netns.cookie() == netns)
+        };
+        for (netns, _) in over.into_iter().filter(|(netns, _)| !is_enrolled(*netns)) {
+            self.mesh.kernel.tables().shares.remove(netns);
         }
     }
 
@@ -67,6 +130,7 @@ impl Enroller {
                 Err(error) => tracing::error!(%uid, %error, "pod cannot be released"),
             }
         }
+        self.end_waiting(world);
         // While a pod's namespace object is missing, it is not known what the pod is meant to be.
         let is_known = |pod: &Arc<LocalPod>| {
             let missing = Membership::Disabled(NotEnabledReason::NamespaceMissing);
@@ -128,5 +192,13 @@ impl Enroller {
             format!("{strict}, so its TCP connections are refused until then; {because}");
         let is_held = matches!(self.pods.guard(&workload.uid), Guard::Held(_));
         is_held.then_some(Failure { code, sentence })
+    }
+}
+
+/// Whether others can reach an address: not that of loopback, nor one of the link alone.
+fn is_reachable(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     }
 }

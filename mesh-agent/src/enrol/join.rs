@@ -1,10 +1,9 @@
 //! How pods join the mesh.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use mesh_api::Mode;
-use mesh_common::{addr::Addr, maps::EnrolledPod};
 use mesh_wire::identity::SpiffeId;
 use mesh_world::{LocalPod, ObjectName, PodSettings, PodUid, Snapshot, Wanted};
 use tokio::time::Instant;
@@ -55,16 +54,13 @@ impl Enroller {
         }
     }
 
-    /// Notes that a pod is in. A member that has left in the same namespace is forgotten. If this
-    /// pod has left in another namespace, that namespace becomes an orphan.
+    /// Notes that a pod is in.
     pub(super) async fn join(&mut self, member: Member) {
         let netns = member.pod.netns.cookie();
-        self.pods.take_all(|_, left| left.pod.netns.cookie() == netns);
-        self.earlier.orphans.remove(&netns);
+        self.left.remove(&netns);
         let uid = member.pod.uid.clone();
         let closed = self.pods.one(&uid, Phase::closed).filter(|closed| *closed != netns);
-        let elsewhere = self.pods.join(&uid, member);
-        self.earlier.orphans.extend(elsewhere.map(|left| left.pod.netns.cookie()));
+        self.pods.join(&uid, member);
         if let Some(closed) = closed {
             self.let_go(closed).await;
         }
@@ -147,6 +143,7 @@ impl Enroller {
         let (netns, flags) = (pod.netns.cookie(), tables::local_flags(member.settings.mode));
         tables.add_pod_verdicts(netns)?;
         tables.shares.add(netns)?;
+        tables.note_steered(netns)?;
         for address in pod.addresses() {
             tables.local.put(address.into(), tables::local(netns, flags))?;
         }
@@ -175,10 +172,7 @@ impl Enroller {
 
     pub(super) fn capture_dials_of(&mut self, pods: Vec<(PodUid, Arc<Pod>)>) {
         for (uid, pod) in pods {
-            let entry = EnrolledPod {
-                v4: pod.v4.map_or(Addr::NONE, |v4| IpAddr::V4(v4).into()),
-                v6: pod.v6.map_or(Addr::NONE, |v6| IpAddr::V6(v6).into()),
-            };
+            let entry = tables::enrolled(pod.addresses());
             let put = self.mesh.kernel.tables().enrolled.put(pod.netns.cookie(), entry);
             self.pods.capture(&uid, put.is_ok());
             self.log_failure("capture dials", put);

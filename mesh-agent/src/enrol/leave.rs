@@ -6,7 +6,7 @@ use mesh_common::maps::LOCAL_LEFT;
 use mesh_world::{LocalPod, PodUid, Snapshot, Wanted};
 use tokio::time::Instant;
 
-use super::{Enroller, Finder, LEAVE_GRACE, Member, Saved, pods::Phase, step::Published};
+use super::{Enroller, Finder, LEAVE_GRACE, LEFT_FOR, Member, Saved, pods::Phase, step::Published};
 use crate::proxy::{Pod, owns};
 
 impl Enroller {
@@ -24,10 +24,11 @@ impl Enroller {
                     self.log_failure("forget", self.mesh.kernel.tables().local.remove(&address));
                 }
             }
+            self.mesh.kernel.tables().forget_steered(pod.netns.cookie());
             pod.connections.stop();
             self.restore_ports(pod).await;
         }
-        self.bury_orphans();
+        self.forget_left();
     }
 
     /// Withdraws pods that are to leave. They still take TLS, and from now on plaintext too.
@@ -55,11 +56,28 @@ impl Enroller {
         let now = Instant::now();
         let over = self.pods.all(Phase::leaving).filter(|(_, (_, until))| *until <= now);
         for uid in over.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
-            let Some(member) = self.pods.one(&uid, Phase::serving) else { continue };
+            let Some(member) = self.pods.take(&uid) else { continue };
             self.log_failure("leave", self.set_mode(&member.pod, LOCAL_LEFT));
-            self.release(member);
+            self.release(&member);
             self.restore_ports(&member.pod).await;
-            self.pods.leave(&uid);
+            self.begin_left(member.pod.netns.cookie());
+        }
+    }
+
+    /// From now on the pod of a namespace counts as one that has just left, or that is in another
+    /// namespace now: peers may not know yet.
+    pub(super) fn begin_left(&mut self, netns: u64) {
+        self.left.insert(netns, Instant::now() + LEFT_FOR);
+    }
+
+    /// Removes all that the kernel has of namespaces whose pods have left long ago, or that are
+    /// gone.
+    fn forget_left(&mut self) {
+        let (kernel, now) = (&self.mesh.kernel, Instant::now());
+        let is_over =
+            |netns: &u64, until: &mut Instant| *until <= now || !kernel.is_attached(*netns);
+        for (netns, _) in self.left.extract_if(.., is_over).collect::<Vec<_>>() {
+            self.forget_namespace(netns);
         }
     }
 

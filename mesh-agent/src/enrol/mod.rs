@@ -29,13 +29,14 @@ use std::{
 
 use jiff::Timestamp;
 use mesh_api::{PodCode, PodStatus};
+use mesh_common::maps::EnrolledPod;
 use mesh_wire::identity::{Identities, IdentityError, SpiffeIdError};
 use mesh_world::{
     Announcements, Incumbents, LocalNode, Memory, MeshNode, NodeName, PodSettings, PodUid,
     Snapshot, tables::Excess,
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use cgroups::Cgroups;
 pub use find::Finder;
@@ -62,6 +63,12 @@ use crate::{
 /// within 20 ms, by the slow rescan within 2 s.
 pub const LEAVE_GRACE: Duration = Duration::from_secs(3);
 
+/// How long the rule about agents' source ports stays at a pod that has left: peers may dial it by
+/// old news, and a `ClientHello` must not reach an application. Much longer than news takes from
+/// one node to another. No longer, because the rule refuses clients outside the mesh that dial from
+/// such a port and an address that a pod could have.
+const LEFT_FOR: Duration = Duration::from_mins(1);
+
 /// Time from a failed enrolment of a pod to the next attempt.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -80,6 +87,10 @@ pub struct Enroller {
     announcement: watch::Sender<Option<MeshNode>>,
     pods: Pods,
     earlier: Earlier,
+    /// The namespaces of pods that have left, by cookie, and until when that is remembered.
+    left: BTreeMap<u64, Instant>,
+    /// The held pods whose dials wait, with the cookies of their namespaces.
+    waiting: BTreeMap<PodUid, (u64, EnrolledPod)>,
     generation: u64,
     sightings: Sightings,
     floors: Floors,
@@ -251,6 +262,8 @@ impl Enroller {
             announcement,
             pods: Pods(BTreeMap::new()),
             earlier,
+            left: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             generation: 0,
             sightings: Sightings::default(),
             floors,

@@ -27,8 +27,6 @@ pub(super) enum Phase<M> {
     Captured(M),
     /// Not announced any more. It takes TLS until this instant, for peers that do not know yet.
     Leaving(M, Instant),
-    /// It has left. The rule about agents' source ports stays as long as its namespace does.
-    Left(M, Out),
 }
 
 /// What is known of a pod that is not in the mesh.
@@ -79,11 +77,6 @@ impl<M> Phase<M> {
         self.enrolled().or(self.leaving().map(|(it, _)| it))
     }
 
-    /// Has been taken in, and may have left.
-    fn member(&self) -> Option<&M> {
-        if let Self::Left(it, _) = self { Some(it) } else { self.serving() }
-    }
-
     pub(super) fn failure(&self) -> Option<&(Failure, Instant)> {
         self.out()?.failure.as_ref()
     }
@@ -93,11 +86,11 @@ impl<M> Phase<M> {
     }
 
     fn out(&self) -> Option<&Out> {
-        if let Self::Out(out) | Self::Left(_, out) = self { Some(out) } else { None }
+        if let Self::Out(out) = self { Some(out) } else { None }
     }
 
     fn out_mut(&mut self) -> Option<&mut Out> {
-        if let Self::Out(out) | Self::Left(_, out) = self { Some(out) } else { None }
+        if let Self::Out(out) = self { Some(out) } else { None }
     }
 }
 
@@ -129,7 +122,7 @@ impl<M> Pods<M> {
     pub(super) fn serving_mut(&mut self) -> impl Iterator<Item = (&PodUid, &mut M)> {
         self.0.iter_mut().filter_map(|(uid, pod)| match &mut pod.phase {
             Phase::Joining(it) | Phase::Captured(it) | Phase::Leaving(it, _) => Some((uid, it)),
-            Phase::Out(_) | Phase::Left(..) => None,
+            Phase::Out(_) => None,
         })
     }
 
@@ -139,12 +132,9 @@ impl<M> Pods<M> {
         ends.chain(self.all(Phase::failure).map(|(_, (_, retry_at))| *retry_at)).min()
     }
 
-    /// A pod is taken in. Its failure and [`Out::closed`] are forgotten. Returns the member that
-    /// this agent had for it before.
-    pub(super) fn join(&mut self, uid: &PodUid, member: M) -> Option<M> {
-        let before = self.take(uid);
+    /// A pod is taken in. Its failure and [`Out::closed`] are forgotten.
+    pub(super) fn join(&mut self, uid: &PodUid, member: M) {
         self.pod(uid).phase = Phase::Joining(member);
-        before
     }
 
     /// Sets whether the dials of a pod in the mesh are redirected. An earlier agent's guard ends,
@@ -166,24 +156,16 @@ impl<M> Pods<M> {
         });
     }
 
-    /// A leaving pod has left.
-    pub(super) fn leave(&mut self, uid: &PodUid) {
-        self.change(uid, |phase| match phase {
-            Phase::Leaving(it, _) => Phase::Left(it, Out::default()),
-            other => other,
-        });
-    }
-
     /// Removes and returns a pod's member. The pod is outside the mesh from now on.
     pub(super) fn take(&mut self, uid: &PodUid) -> Option<M> {
         let phase = &mut self.0.get_mut(uid)?.phase;
-        let (member, out) = match mem::take(phase) {
-            Phase::Joining(it) | Phase::Captured(it) | Phase::Leaving(it, _) => return Some(it),
-            Phase::Left(it, out) => (Some(it), out),
-            Phase::Out(out) => (None, out),
-        };
-        *phase = Phase::Out(out);
-        member
+        match mem::take(phase) {
+            Phase::Joining(it) | Phase::Captured(it) | Phase::Leaving(it, _) => Some(it),
+            out @ Phase::Out(_) => {
+                *phase = out;
+                None
+            }
+        }
     }
 
     /// As [`Pods::take`], but only if the pod is leaving.
@@ -194,7 +176,7 @@ impl<M> Pods<M> {
 
     /// As [`Pods::take`], for each member that is over.
     pub(super) fn take_all(&mut self, is_over: impl Fn(&PodUid, &M) -> bool) -> Vec<M> {
-        let over = self.all(Phase::member).filter(|(uid, member)| is_over(uid, member));
+        let over = self.all(Phase::serving).filter(|(uid, member)| is_over(uid, member));
         let over: Vec<_> = over.map(|(uid, _)| uid.clone()).collect();
         over.iter().filter_map(|uid| self.take(uid)).collect()
     }
@@ -268,7 +250,7 @@ mod tests {
     use mesh_api::PodCode;
 
     use super::{
-        Phase::{Captured, Joining, Leaving, Left},
+        Phase::{Captured, Joining, Leaving},
         *,
     };
 
@@ -287,45 +269,40 @@ mod tests {
         let failure =
             |sentence: &str| Failure { code: PodCode::NoListener, sentence: sentence.to_owned() };
         let known = || Out { failure: Some((failure("known"), now)), closed: Some(7) };
-        let (out, left) = (|| Phase::Out(known()), || Left(1, known()));
-        let (nothing, just_left) = (Phase::default, || Left(1, Out::default()));
+        let (out, nothing) = (|| Phase::Out(known()), Phase::default);
         let after = |event: &dyn Fn(&mut Pods<u8>)| {
-            [out(), Joining(1), Captured(1), Leaving(1, now), left()].map(|phase| {
+            [out(), Joining(1), Captured(1), Leaving(1, now)].map(|phase| {
                 let mut pods = pods(phase);
                 event(&mut pods);
                 pods.0.remove(&uid()).unwrap().phase
             })
         };
 
-        let joined = after(&|pods| {
-            pods.join(&uid(), 2);
-        });
-        assert_eq!(joined, [Joining(2), Joining(2), Joining(2), Joining(2), Joining(2)]);
+        let joined = after(&|pods| pods.join(&uid(), 2));
+        assert_eq!(joined, [Joining(2), Joining(2), Joining(2), Joining(2)]);
         let captured = after(&|pods| pods.capture(&uid(), true));
-        assert_eq!(captured, [out(), Captured(1), Captured(1), Leaving(1, now), left()]);
+        assert_eq!(captured, [out(), Captured(1), Captured(1), Leaving(1, now)]);
         let refused = after(&|pods| pods.capture(&uid(), false));
-        assert_eq!(refused, [out(), Joining(1), Joining(1), Leaving(1, now), left()]);
+        assert_eq!(refused, [out(), Joining(1), Joining(1), Leaving(1, now)]);
         let withdrawn = after(&|pods| pods.withdraw(&uid(), later));
         let leaving = || Leaving(1, later);
-        assert_eq!(withdrawn, [out(), leaving(), leaving(), Leaving(1, now), left()]);
-        let over = after(&|pods| pods.leave(&uid()));
-        assert_eq!(over, [out(), Joining(1), Captured(1), just_left(), left()]);
+        assert_eq!(withdrawn, [out(), leaving(), leaving(), Leaving(1, now)]);
         let taken = after(&|pods| {
             pods.take(&uid());
         });
-        assert_eq!(taken, [out(), nothing(), nothing(), nothing(), out()]);
+        assert_eq!(taken, [out(), nothing(), nothing(), nothing()]);
 
         let new = || Out { failure: Some((failure("new"), later)), ..known() };
         let failed = after(&|pods| pods.fail(&uid(), failure("new"), later));
         let inside = [Joining(1), Captured(1), Leaving(1, now)];
         let [joining, enrolled, leaving] = inside;
-        assert_eq!(failed, [Phase::Out(new()), joining, enrolled, leaving, Left(1, new())]);
+        assert_eq!(failed, [Phase::Out(new()), joining, enrolled, leaving]);
         let opened = || Out { closed: None, ..known() };
-        let [out, .., left] = after(&|pods| pods.set_closed(&uid(), None));
-        assert_eq!([out, left], [Phase::Out(opened()), Left(1, opened())]);
+        let [out, ..] = after(&|pods| pods.set_closed(&uid(), None));
+        assert_eq!(out, Phase::Out(opened()));
         let unwanted = || Out { failure: None, ..known() };
-        let [out, .., left] = after(&|pods| pods.forget_failures(|_| false));
-        assert_eq!([out, left], [Phase::Out(unwanted()), Left(1, unwanted())]);
+        let [out, ..] = after(&|pods| pods.forget_failures(|_| false));
+        assert_eq!(out, Phase::Out(unwanted()));
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl Enroller {
     /// # Cancel safety
     /// Can be dropped and called again.
     pub async fn due(&self) {
-        match self.pods.due().into_iter().chain(self.sightings.due()).min() {
+        let left = self.left.values().min().copied();
+        match self.pods.due().into_iter().chain(self.sightings.due()).chain(left).min() {
             Some(at) => sleep_until(at).await,
             None => std::future::pending().await,
         }
@@ -121,6 +122,7 @@ impl Enroller {
             self.recognise_closed(&world).await;
         }
         self.hold(&world, cgroups);
+        self.let_dials_wait(&world).await;
         if self.look_for_addresses(&world, &state.objects, cgroups).await {
             world = self.build(state, announcements).await;
         }

@@ -1,11 +1,13 @@
 //! Fills the kernel's tables of addresses and ports from a snapshot.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use mesh_api::Mode;
 use mesh_common::{
     addr::{Addr, AddrPort},
-    maps::{ADDRESS_PEER, LOCAL_STRICT, LocalEntry, NODE_ADDRESSES_INCOMPLETE, limits},
+    maps::{
+        ADDRESS_PEER, EnrolledPod, LOCAL_STRICT, LocalEntry, NODE_ADDRESSES_INCOMPLETE, limits,
+    },
 };
 use mesh_world::{
     Cidr, Snapshot,
@@ -53,6 +55,18 @@ pub struct Filled {
     pub room: usize,
     /// What happens when there is no room.
     pub when_full: &'static str,
+}
+
+/// A pod with these addresses, as the connect programs know it.
+pub(super) fn enrolled(addresses: impl IntoIterator<Item = IpAddr>) -> EnrolledPod {
+    let mut pod = EnrolledPod { v4: Addr::NONE, v6: Addr::NONE };
+    for address in addresses {
+        let of_family = if address.is_ipv4() { &mut pod.v4 } else { &mut pod.v6 };
+        if of_family.is_none() {
+            *of_family = address.into();
+        }
+    }
+    pod
 }
 
 /// Brings `ADDRESSES` and `PORTS` to what a snapshot says, as far as there is room. If they are

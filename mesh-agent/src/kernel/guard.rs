@@ -7,7 +7,10 @@ use std::path::Path;
 use super::programs::{Kernel, KernelError, attached_to, hang_on, open_cgroup, unpin};
 
 /// Programs on a held pod's cgroup.
-const HELD_PROGRAMS: [&str; 3] = ["nm_held_ingress", "nm_held_connect4", "nm_held_connect6"];
+const HELD_PROGRAMS: [&str; 4] =
+    ["nm_held_ingress", HELD_EGRESS, "nm_held_connect4", "nm_held_connect6"];
+/// The one of them for what leaves.
+pub(super) const HELD_EGRESS: &str = "nm_held_egress";
 /// Program on the pods' cgroup, where the node refuses pods that are not classified.
 const UNCLASSIFIED: &str = "nm_unclassified_ingress";
 

@@ -1,4 +1,4 @@
-//! Loads the programs and attaches the five on the pods' cgroup. `lookup.rs` attaches the one on
+//! Loads the programs and attaches those on the pods' cgroup. `lookup.rs` attaches the one on
 //! each enrolled namespace, `guard.rs` those on the cgroups of held pods, and `kubelet.rs` those on
 //! the kubelet's.
 
@@ -26,6 +26,7 @@ use thiserror::Error;
 
 use super::{
     events::Refusals,
+    guard::HELD_EGRESS,
     layout,
     log::ProgramLog,
     lookup::Lookups,
@@ -39,8 +40,15 @@ use crate::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Programs on the pods' cgroup.
-const CGROUP_PROGRAMS: [&str; 5] =
-    ["nm_sockops", "nm_peername4", "nm_peername6", "nm_connect4", "nm_connect6"];
+const CGROUP_PROGRAMS: [&str; 7] = [
+    "nm_sockops",
+    "nm_peername4",
+    "nm_peername6",
+    "nm_bind4",
+    "nm_bind6",
+    "nm_connect4",
+    "nm_connect6",
+];
 
 /// The program on the socket that takes the packets of dials that wait.
 const QUESTION: &str = "nm_question";
@@ -311,8 +319,11 @@ pub(super) fn hang_on(
             link.try_into().map_err(|error| link_error(pin, error))?
         }
         Program::CgroupSkb(program) => {
-            let ingress = CgroupSkbAttachType::Ingress;
-            let id = CgroupSkb::attach(program, directory, ingress, mode).map_err(failed)?;
+            let way = match name {
+                HELD_EGRESS => CgroupSkbAttachType::Egress,
+                _ => CgroupSkbAttachType::Ingress,
+            };
+            let id = CgroupSkb::attach(program, directory, way, mode).map_err(failed)?;
             let link = program.take_link(id).map_err(failed)?;
             link.try_into().map_err(|error| link_error(pin, error))?
         }

@@ -19,7 +19,8 @@ use aya::{
 use mesh_common::{
     addr::{Addr, AddrPort},
     maps::{
-        Answered, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, VerdictCounts,
+        Answered, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, PortSet,
+        VerdictCounts,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -31,6 +32,9 @@ use super::{
 };
 use crate::sys;
 
+/// `BPF_NOEXIST` of linux/bpf.h: writes an entry only if there is none.
+const NO_OTHER: u64 = 1;
+
 /// All maps of the programs.
 pub struct Tables {
     /// Cgroup ids of the agent.
@@ -39,6 +43,8 @@ pub struct Tables {
     pub classified: Table<u64, u32>,
     /// Namespace cookie → pod whose connects are decided about.
     pub enrolled: Table<u64, EnrolledPod>,
+    /// Namespace cookie → held pod whose dials wait.
+    pub held: Table<u64, EnrolledPod>,
     /// Pod address → pod of this node.
     pub local: Table<Addr, LocalEntry>,
     /// Address → `ADDRESS_*` bits.
@@ -60,6 +66,7 @@ pub struct Tables {
     answered: OwnedFd,
     legs: OwnedFd,
     node: Mutex<Array<MapData, u64>>,
+    steered: Mutex<maps::HashMap<MapData, u64, PortSet>>,
     verdicts: PerCpuArray<MapData, u64>,
     pod_verdicts: Mutex<PerCpuHashMap<MapData, u64, VerdictCounts>>,
     events_lost: PerCpuArray<MapData, u64>,
@@ -85,16 +92,19 @@ macro_rules! open {
 impl Tables {
     /// The maps that are pinned. All others belong to one agent only: its events and questions, and
     /// what it knows of destinations.
-    pub(super) const NAMES: [&str; 20] = [
+    pub(super) const NAMES: [&str; 23] = [
         "AGENT_CGROUPS",
         "CLASSIFIED",
         "NODE",
         "ENROLLED",
+        "HELD",
+        "HELD_DIALS",
         "LOCAL",
         "ADDRESSES",
         "POD_CIDRS",
         "PORTS",
         "LISTENERS",
+        "STEERED",
         "PENDING",
         "ASKED",
         "ANSWERED",
@@ -113,6 +123,7 @@ impl Tables {
             agent_cgroups: Table::open("AGENT_CGROUPS", ebpf)?,
             classified: Table::open("CLASSIFIED", ebpf)?,
             enrolled: Table::open("ENROLLED", ebpf)?,
+            held: Table::open("HELD", ebpf)?,
             local: Table::open("LOCAL", ebpf)?,
             addresses: Table::open("ADDRESSES", ebpf)?,
             pod_cidrs: CidrTable::open(ebpf)?,
@@ -127,6 +138,7 @@ impl Tables {
             legs: emptied::<FlowKey, Named>("LEGS", ebpf, before)?,
             shares: Shares::open(ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
+            steered: Mutex::new(open!(ebpf, "STEERED", maps::HashMap<MapData, u64, PortSet>)),
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
             pod_verdicts: Mutex::new(
                 open!(ebpf, "POD_VERDICTS", PerCpuHashMap<MapData, u64, VerdictCounts>),
@@ -165,9 +177,9 @@ impl Tables {
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn pending(&self, flow: &FlowKey, id: u64) -> io::Result<Option<Named>> {
+    pub fn pending(&self, flow: &FlowKey, id: u64) -> io::Result<Option<Pending>> {
         let pending = sys::bpf::get::<_, Pending>(self.pending.as_fd(), flow)?;
-        Ok(pending.filter(|pending| pending.id == id).map(|pending| pending.named))
+        Ok(pending.filter(|pending| pending.id == id))
     }
 
     /// Answers for a dial that waits. Its packet, when it comes again, is let go on or refused.
@@ -256,6 +268,29 @@ impl Tables {
         drop(map.remove(&netns)); // one that is not there is removed
     }
 
+    /// Begins to note at which ports of a namespace the agent has had sockets, unless that is noted
+    /// already.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn note_steered(&self, netns: u64) -> Result<(), KernelError> {
+        let inserted = self.steered.lock().insert(netns, PortSet::EMPTY, NO_OTHER);
+        match inserted {
+            Err(MapError::SyscallError(failed))
+                if failed.io_error.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            other => other.map_err(|source| map_error("STEERED", source)),
+        }
+    }
+
+    /// Forgets what [`Self::note_steered`] has begun.
+    pub fn forget_steered(&self, netns: u64) {
+        let mut map = self.steered.lock();
+        drop(map.remove(&netns)); // one that is not there is removed
+    }
+
     /// Reads all that is mirrored again: a successor that failed may have written.
     ///
     /// # Errors
@@ -264,6 +299,7 @@ impl Tables {
         self.agent_cgroups.reload()?;
         self.classified.reload()?;
         self.enrolled.reload()?;
+        self.held.reload()?;
         self.local.reload()?;
         self.addresses.reload()?;
         self.pod_cidrs.reload()?;

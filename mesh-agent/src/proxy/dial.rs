@@ -10,16 +10,13 @@ use std::{
 use mesh_api::Reason;
 use mesh_common::{
     addr::AddrPort,
-    maps::{FlowKey, Named},
+    maps::{DialOptions, FlowKey, Named},
     ports,
     verdict::Verdict,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
     pod::Pod,
@@ -32,8 +29,16 @@ use crate::{
     netns::{Factory, NetnsError},
 };
 
-/// How long a peer or an application may take to answer a SYN: three retransmissions (1 + 2 + 4 s).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
+/// How long a peer may be silent before its connection ends, in all: its node has died, or the
+/// network between.
+const DEAD_AFTER: Duration = Duration::from_secs(20);
+
+/// How long a peer may acknowledge nothing while data is on its way. Less than [`DEAD_AFTER`]: it
+/// is seen only once the kernel has repeated something, and up to 1.6 s after that.
+pub(super) const PATIENCE: Duration = Duration::from_secs(16);
+
+/// How often keep-alive asks before it gives up.
+const PROBES: u32 = 3;
 
 /// How long a dial to a peer waits for a source port when all are in use. Longer than a short
 /// connection lives, shorter than what looks like a hang to an application. A dial never uses a
@@ -57,7 +62,9 @@ pub enum DialError {
         to: SocketAddr,
     },
     /// No answer.
-    #[error("{to} did not answer within {} s; the host is down, or a firewall or NetworkPolicy drops the packets", CONNECT_TIMEOUT.as_secs())]
+    #[error(
+        "{to} did not answer as long as the kernel asked; the host is down, or a firewall or NetworkPolicy drops the packets"
+    )]
     TimedOut {
         /// What was dialled.
         to: SocketAddr,
@@ -143,12 +150,14 @@ pub(super) async fn to_peer(
     factory: &Factory,
     pod: &Pod,
     to: SocketAddr,
+    options: DialOptions,
 ) -> Result<DialledPeer, DialError> {
     let ip = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
         let lease = pod.source_ports.wait(to, PORT_WAIT).await;
         let lease = lease.ok_or(DialError::NoSourcePort { to })?;
         let socket = socket(factory, pod, ip, true).await?;
+        set_options(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
         let from = SocketAddr::new(ip, lease.port);
         match socket.bind(&from.into()) {
             Ok(()) => {}
@@ -182,9 +191,12 @@ pub(super) async fn plain(
     factory: &Factory,
     pod: &Pod,
     to: SocketAddr,
+    options: DialOptions,
 ) -> Result<AppStream, DialError> {
     let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
-    let stream = connect(socket(factory, pod, from, false).await?, to).await?;
+    let socket = socket(factory, pod, from, false).await?;
+    set_options(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
+    let stream = connect(socket, to).await?;
     AppStream::new(stream).map_err(DialError::Socket)
 }
 
@@ -326,20 +338,49 @@ fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Keep-alive settings: a peer whose node has died is noticed after three minutes of silence, and
-/// its connections end with a reset.
+/// What connections have that an application has set nothing for.
 pub(super) fn keepalive() -> TcpKeepalive {
-    let (idle, interval) = (Duration::from_mins(2), Duration::from_secs(20));
-    TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3)
+    keepalive_within(DEAD_AFTER)
 }
 
+/// Has the kernel end a connection on which nothing came for this long, although it has asked.
+fn keepalive_within(silence: Duration) -> TcpKeepalive {
+    // Whole seconds, and at least one, are what the kernel takes.
+    let interval = Duration::from_secs((silence.as_secs() / 5).max(1));
+    let idle = silence.saturating_sub(interval * PROBES).max(Duration::from_secs(1));
+    TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES)
+}
+
+/// How long the peer of a connection may acknowledge nothing, if the application has set these
+/// options: never longer than [`PATIENCE`].
+pub(super) fn patience(options: DialOptions) -> Duration {
+    match options.user_timeout_ms {
+        0 => PATIENCE,
+        own => PATIENCE.min(Duration::from_millis(own.into())),
+    }
+}
+
+/// Gives a socket what the application has set on its own.
+fn set_options(socket: &Socket, options: DialOptions, is_v4: bool) -> io::Result<()> {
+    if options.tos != 0 {
+        if is_v4 {
+            socket.set_tos_v4(options.tos)?;
+        } else {
+            socket.set_tclass_v6(options.tos)?;
+        }
+    }
+    if options.keepalive_s != 0 {
+        let own = Duration::from_secs(options.keepalive_s.into());
+        socket.set_tcp_keepalive(&keepalive_within(own.min(DEAD_AFTER)))?;
+    }
+    Ok(())
+}
+
+/// Waits as long as the application's own dial would: the kernel gives up after some two minutes
+/// (`tcp_syn_retries`). A server that is too busy to accept answers one of the packets until then.
 async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {
     let socket = TcpSocket::from_std_stream(socket.into());
-    match timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(DialError::of(to, error)),
-        Err(_elapsed) => Err(DialError::TimedOut { to }),
-    }
+    socket.connect(to).await.map_err(|error| DialError::of(to, error))
 }
 
 /// Ends a connection with a reset instead of a clean end of stream.

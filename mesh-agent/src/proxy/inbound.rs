@@ -5,6 +5,7 @@ mod open;
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use tokio::{
 use self::open::Asked;
 use super::{
     Mesh,
-    dial::{self, DialError, Leg, LegEnds},
+    dial::{self, DialError, Leg, LegEnds, PATIENCE},
     ended,
     limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
@@ -32,12 +33,18 @@ use super::{
     relay::{self, AppStream, ByteCounts, CarryOptions},
     turns::TurnOwner,
 };
-use crate::flows::{self, Ended, Flow, Party, Security};
+use crate::{
+    flows::{self, Ended, Flow, Party, Security},
+    sys::sock::{self, OtherEnd},
+};
 
 /// How long a failed handshake keeps its place among those of its source. With 64 places, that
 /// allows 64 failures a second. Each costs up to a millisecond of computing; a flood at full speed
 /// made the slowest requests of other clients take three times as long.
 const FAILED_REST: Duration = Duration::from_secs(1);
+
+/// How often a client that waits for the application is looked for: it may give up.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a peer may take to close a session after its connection has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -227,10 +234,11 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         return flow.end(limited(reached), Bytes::default());
     }
     let ends = LegEnds { application: to, client };
-    let leg = dial::application(&mesh.kernel, &mesh.factory, pod, ends).await;
+    let leg = dial_application(mesh, pod, ends, &session.tcp, |peer| peer.has_closed).await;
     let Leg { stream: app, held: _held } = match leg {
         Ok(leg) => leg,
-        Err(error) => {
+        Err(NoLeg::ClientGone) => return flow.end(client_gave_up(), Bytes::default()),
+        Err(NoLeg::Dial(error)) => {
             let reason = refusal(&error);
             drop(session.refuse(Refused { reason, text: error.to_string() }).await);
             return flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
@@ -242,7 +250,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         return flow.end(session_ended(&error), Bytes::default());
     }
     let counters = counted(&mut flow);
-    let options = CarryOptions { memory: Some(mesh.memory(pod)), ..CarryOptions::default() };
+    let options =
+        CarryOptions { memory: Some(mesh.memory(pod, PATIENCE)), ..CarryOptions::default() };
     let carried = Box::pin(relay::carry(session, app, &counters, options)).await;
     mesh.finish(
         flow,
@@ -253,6 +262,40 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     if let Some(mut session) = carried.session {
         drop(timeout(CLOSE_TIMEOUT, session.ended()).await);
     }
+}
+
+/// Why there is no connection to the application.
+enum NoLeg {
+    /// The client does not wait any more.
+    ClientGone,
+    Dial(DialError),
+}
+
+/// Dials the application as long as the client waits for it.
+async fn dial_application(
+    mesh: &Mesh,
+    pod: &Pod,
+    ends: LegEnds,
+    client: &TcpStream,
+    is_gone: impl Fn(OtherEnd) -> bool,
+) -> Result<Leg, NoLeg> {
+    let mut dialling = pin!(dial::application(&mesh.kernel, &mesh.factory, pod, ends));
+    loop {
+        tokio::select! {
+            biased;
+            leg = &mut dialling => return leg.map_err(NoLeg::Dial),
+            () = sleep(LOOK_EVERY) => {
+                if sock::other_end(client).is_ok_and(&is_gone) {
+                    return Err(NoLeg::ClientGone);
+                }
+            }
+        }
+    }
+}
+
+fn client_gave_up() -> Ended {
+    let sentence = "the client gave up before the application had accepted its connection";
+    Ended::new(Reason::ClientGone, sentence)
 }
 
 /// A connection's counters, which its record shows if it is cut off.
@@ -305,9 +348,11 @@ async fn perhaps_plaintext(
     mut flow: Flow,
 ) {
     let ends = LegEnds { application: arrival.to, client: arrival.from };
-    let leg = match dial::application(&mesh.kernel, &mesh.factory, pod, ends).await {
+    let leg = dial_application(mesh, pod, ends, &arrival.stream, |client| client.has_reset).await;
+    let leg = match leg {
         Ok(leg) => leg,
-        Err(error) => {
+        Err(NoLeg::ClientGone) => return flow.end(client_gave_up(), Bytes::default()),
+        Err(NoLeg::Dial(error)) => {
             dial::reset(arrival.stream);
             return flow.end(Ended::new(error.reason(), error.to_string()), Bytes::default());
         }
@@ -338,7 +383,7 @@ async fn perhaps_plaintext(
         record.security = Security::Plaintext(PlaintextReason::ClientNotMeshed);
     });
     let counters = counted(&mut flow);
-    let memory = Some(mesh.memory(pod));
+    let memory = Some(mesh.memory(pod, PATIENCE));
     let end = if looks == Looks::Silent {
         Box::pin(relay::relay_plain_held(client, leg.stream, &counters, memory)).await
     } else {

@@ -29,6 +29,7 @@ mod upstream;
 use std::{
     net::IpAddr,
     sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -185,10 +186,12 @@ impl Mesh {
         Some(ObjectName { namespace: Arc::clone(namespace), name: Arc::clone(name) })
     }
 
-    /// What a connection of a pod may take beyond its first records.
-    fn memory(&self, pod: &Pod) -> relay::Memory {
+    /// What a connection of a pod may take beyond its first records. `patience`: how long its peer
+    /// may acknowledge nothing.
+    fn memory(&self, pod: &Pod, patience: Duration) -> relay::Memory {
         let records = [self.spare.lease(&pod.records), self.spare.lease(&pod.records)];
-        let sockets = Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory).into();
+        let sockets =
+            Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory, patience).into();
         relay::Memory { records, sockets }
     }
 
@@ -214,6 +217,11 @@ impl Mesh {
     /// family.
     pub fn masqueraded_paths(&self) -> Vec<String> {
         self.paths.problems(tokio::time::Instant::now())
+    }
+
+    /// Pods that are reached, but not at the agents' port: one sentence for each of ours.
+    pub fn blocked_agents_ports(&self) -> Vec<String> {
+        self.paths.blocked(tokio::time::Instant::now())
     }
 
     /// Pods that destroy the agent's listeners, one sentence each.

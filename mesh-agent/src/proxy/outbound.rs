@@ -9,7 +9,7 @@ use std::{io, mem::MaybeUninit, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{Bytes, Direction, Reason, WirePort};
 use mesh_common::{
-    maps::{DestinationKey, FlowKey, Pending},
+    maps::{DestinationKey, DialOptions, FlowKey, Pending},
     verdict::Verdict,
 };
 use mesh_wire::Refused;
@@ -20,7 +20,7 @@ use self::reach::{ReachError, Reached, Way, reach};
 pub(super) use self::waiting::Waiting;
 pub(crate) use self::waiting::answer;
 use super::{
-    Mesh, ended,
+    Mesh, dial, ended,
     limits::{Admitted, LimitReached},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
@@ -29,9 +29,9 @@ use super::{
 };
 use crate::flows::{self, Ended, Flow, Party};
 
-/// How long a peer's agent may take to answer OPEN. Longer than it takes that agent to find out
-/// that its application does not answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer's agent may take to answer OPEN. Longer than its kernel takes to find out that
+/// its application does not answer (`tcp_syn_retries`, 131 s).
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(140);
 
 /// Whether the application has reset its connection and left nothing to read. Checked early, so
 /// that a pod that only dials and resets costs little.
@@ -115,6 +115,7 @@ pub(super) async fn serve(
     {
         return Box::pin(carry(&mesh, &pod, app, reached)).await;
     }
+    let options = original.map_or_else(DialOptions::default, |(_, original)| original.options);
     let named = original.map(|(_, original)| original.named);
     let to = named.map_or(from, |named| SocketAddr::from(named.endpoint));
     let verdict = named.and_then(|named| Verdict::from_number(named.verdict));
@@ -123,7 +124,7 @@ pub(super) async fn serve(
         let reason = Reason::OriginalDestinationUnknown;
         return flow.end(Ended::new(reason, reason.sentence()), Bytes::default());
     }
-    let dialled = Dialled { from, to, waits: false };
+    let dialled = Dialled { from, to, waits: false, was_held: false, options };
     let reaching = Box::pin(reach_in_turn(&mesh, &pod, dialled, &flow));
     let reached = tokio::select! {
         biased;
@@ -131,7 +132,10 @@ pub(super) async fn serve(
         () = gone(&app) => Err(ReachError::ClientGone),
     };
     match reached {
-        Ok(reached) => Box::pin(carry(&mesh, &pod, app, Ready { to, flow, reached })).await,
+        Ok(reached) => {
+            let ready = Ready { to, flow, reached, options };
+            Box::pin(carry(&mesh, &pod, app, ready)).await;
+        }
         Err(error) => {
             forget(&mesh, &pod, to);
             drop(app); // a reset: it has not been carried
@@ -149,8 +153,8 @@ fn begin(mesh: &Mesh, pod: &Pod, (from, to): (SocketAddr, SocketAddr), verdict: 
 
 /// Reaches what was dialled, when it is this dial's turn.
 async fn reach_in_turn(
-    mesh: &Mesh,
-    pod: &Pod,
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
     dialled: Dialled,
     flow: &Flow,
 ) -> Result<Reached, ReachError> {
@@ -165,6 +169,11 @@ struct Dialled {
     to: SocketAddr,
     /// Whether `connect()` waits, so that the peer's answer counts and no data goes with OPEN.
     waits: bool,
+    /// Whether the pod was held when it dialled, so that the kernel could not say what the mesh
+    /// carries.
+    was_held: bool,
+    /// What the application has set on its socket.
+    options: DialOptions,
 }
 
 /// A dial whose destination is reached.
@@ -172,6 +181,7 @@ struct Ready {
     to: SocketAddr,
     flow: Flow,
     reached: Reached,
+    options: DialOptions,
 }
 
 /// Asks the kernel what the application dialled. If the kernel does not know, the connection is
@@ -197,12 +207,12 @@ fn original_destination(
 }
 
 async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
-    let Ready { to, mut flow, reached } = ready;
+    let Ready { to, mut flow, reached, options } = ready;
     let counters = Arc::new(ByteCounts::default());
     let counted = Arc::clone(&counters);
     flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;
-    let memory = Some(mesh.memory(pod));
+    let memory = Some(mesh.memory(pod, dial::patience(options)));
     let Reached { way, _counted: _open } = reached;
     let ended = match way {
         Way::Mesh(upstream, by) => {

@@ -24,6 +24,7 @@ mod probe;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,7 +37,7 @@ use tokio::time::Instant;
 
 pub(super) use self::probe::answer;
 use self::probe::ask;
-use super::{pod::Pod, upstream::Connector};
+use super::{Mesh, pod::Pod};
 
 /// How long a node counts as proven. Bounds how long new SNAT stays unnoticed, at the cost of one
 /// question per pair of nodes and minute.
@@ -46,7 +47,7 @@ const PROVEN_FOR: Duration = Duration::from_mins(1);
 const CHANGED_FOR: Duration = Duration::from_secs(10);
 
 /// How long a pair of pods goes without an answer after a question was not answered: as long as an
-/// answer is valid.
+/// answer is valid. Then it is asked again, and no connection waits for that.
 const UNANSWERED_FOR: Duration = PROVEN_FOR;
 
 /// How long `status` shows a path that changes the source and is no longer used.
@@ -87,7 +88,18 @@ pub(super) struct SourceChange {
 enum Answer {
     Intact,
     Changed(SourceChange),
-    Unanswered { detail: String },
+    Unanswered(Unanswered),
+}
+
+/// A question without an answer.
+#[derive(Clone, Debug)]
+struct Unanswered {
+    pod: String,
+    node: NodeName,
+    target: IpAddr,
+    detail: String,
+    /// A connection to the application's port has succeeded since.
+    is_reached: bool,
 }
 
 /// One of our pods, and a pod of the mesh.
@@ -119,9 +131,7 @@ enum Doubt {
     /// TLS has failed as it would if the source were changed.
     Suspected,
     Changed(SourceChange),
-    Unanswered {
-        detail: String,
-    },
+    Unanswered(Unanswered),
 }
 
 /// What to do about a connection.
@@ -129,7 +139,9 @@ enum Doubt {
 enum Next {
     Intact,
     Changed(SourceChange),
-    Unanswered { detail: String },
+    Unanswered(Unanswered),
+    /// As `Unanswered`, and ask again.
+    AskBeside(Unanswered),
     Ask,
 }
 
@@ -138,18 +150,13 @@ enum Next {
 ///
 /// # Cancel safety
 /// If dropped while it asks, another waiting caller takes over.
-pub(super) async fn judge(
-    paths: &Paths,
-    connector: Connector<'_>,
-    pod: &Pod,
-    peer: &MeshedPeer,
-) -> WirePort {
-    match find_out(paths, connector, pod, peer, peer.only_tls).await {
+pub(super) async fn judge(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer) -> WirePort {
+    match find_out(mesh, pod, peer, peer.only_tls).await {
         Answer::Intact => WirePort::Application,
         Answer::Changed(_) => WirePort::Agents,
         // A firewall or NetworkPolicy that knows only the application's port, or a peer that is
         // away: the dial will tell.
-        Answer::Unanswered { detail } => {
+        Answer::Unanswered(Unanswered { detail, .. }) => {
             tracing::debug!(pod = %pod.name, node = %peer.node, detail, "not proven that connections arrive as they are sent");
             WirePort::Application
         }
@@ -161,27 +168,24 @@ pub(super) async fn judge(
 ///
 /// # Cancel safety
 /// That of [`judge`].
-pub(super) async fn judge_again(
-    paths: &Paths,
-    connector: Connector<'_>,
-    pod: &Pod,
-    peer: &MeshedPeer,
-) -> WirePort {
+pub(super) async fn judge_again(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer) -> WirePort {
     let Some(pair) = pair(pod, peer) else { return WirePort::Application };
-    paths.suspect(pair, Instant::now());
-    match find_out(paths, connector, pod, peer, false).await {
+    mesh.paths.suspect(pair, Instant::now());
+    match find_out(mesh, pod, peer, false).await {
         Answer::Changed(_) => WirePort::Agents,
-        Answer::Intact | Answer::Unanswered { .. } => WirePort::Application,
+        Answer::Intact | Answer::Unanswered(_) => WirePort::Application,
     }
 }
 
-async fn find_out(
-    paths: &Paths,
-    connector: Connector<'_>,
-    pod: &Pod,
-    peer: &MeshedPeer,
-    trusting: bool,
-) -> Answer {
+/// Notes that a connection to the application's port of a peer has succeeded.
+pub(super) fn is_reached(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) {
+    if let Some(pair) = pair(pod, peer) {
+        mesh.paths.note_reached(&pair);
+    }
+}
+
+async fn find_out(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer, trusting: bool) -> Answer {
+    let paths = &mesh.paths;
     let Some(pair) = pair(pod, peer) else {
         return Answer::Intact; // there is no way at all, and the dial will say so
     };
@@ -189,7 +193,13 @@ async fn find_out(
     let known = || match paths.next(&pair, &node_path, trusting, Instant::now()) {
         Next::Intact => Some(Answer::Intact),
         Next::Changed(seen) => Some(Answer::Changed(seen)),
-        Next::Unanswered { detail } => Some(Answer::Unanswered { detail }),
+        Next::Unanswered(unanswered) => Some(Answer::Unanswered(unanswered)),
+        Next::AskBeside(unanswered) => {
+            let (mesh, asking, peer) = (Arc::clone(mesh), Arc::clone(pod), peer.clone());
+            let asked = async move { ask_about(&mesh, &asking, &peer, pair).await };
+            pod.connections.spawn("path", async move { drop(asked.await) });
+            Some(Answer::Unanswered(unanswered))
+        }
         Next::Ask => None,
     };
     if let Some(answer) = known() {
@@ -199,8 +209,13 @@ async fn find_out(
     if let Some(answer) = known() {
         return answer;
     }
-    let answer = Box::pin(ask(connector, pod, peer)).await;
-    let is_news = paths.note(pair, node_path, &answer, Instant::now());
+    ask_about(mesh, pod, peer, pair).await
+}
+
+/// Asks, and notes the answer.
+async fn ask_about(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer, pair: Pair) -> Answer {
+    let answer = Box::pin(ask(mesh.connector(), pod, peer)).await;
+    let is_news = mesh.paths.note(pair, node_path(peer), &answer, Instant::now());
     if let Answer::Changed(seen) = &answer
         && is_news
     {
@@ -220,19 +235,23 @@ fn node_path(peer: &MeshedPeer) -> NodePath {
 impl Paths {
     /// What is known now. `trusting`: dial with TLS if nothing speaks against it.
     fn next(&self, pair: &Pair, node_path: &NodePath, trusting: bool, now: Instant) -> Next {
-        let known = self.lock();
+        let mut known = self.lock();
         let fresh = |at: Instant, time: Duration| now.duration_since(at) < time;
         let proven = known.proven.get(node_path).is_some_and(|at| fresh(*at, PROVEN_FOR));
-        match known.pods.get(&pair.0).and_then(|doubts| doubts.get(&pair.1)) {
+        match known.pods.get_mut(&pair.0).and_then(|doubts| doubts.get_mut(&pair.1)) {
             Some((Doubt::Changed(seen), at)) if fresh(*at, CHANGED_FOR) => {
                 Next::Changed(seen.clone())
             }
             Some((Doubt::Changed(_) | Doubt::Suspected, _)) => Next::Ask,
             _ if proven || trusting => Next::Intact,
-            Some((Doubt::Unanswered { detail }, at)) if fresh(*at, UNANSWERED_FOR) => {
-                Next::Unanswered { detail: detail.clone() }
+            Some((Doubt::Unanswered(unanswered), at)) if fresh(*at, UNANSWERED_FOR) => {
+                Next::Unanswered(unanswered.clone())
             }
-            _ => Next::Ask,
+            Some((Doubt::Unanswered(unanswered), at)) => {
+                *at = now; // one asks
+                Next::AskBeside(unanswered.clone())
+            }
+            None => Next::Ask,
         }
     }
 
@@ -252,10 +271,19 @@ impl Paths {
                 }
                 known.doubt(pair, Doubt::Changed(seen), now)
             }
-            Answer::Unanswered { detail } => known.doubt(pair, Doubt::Unanswered { detail }, now),
+            Answer::Unanswered(mut unanswered) => {
+                unanswered.is_reached = known.unanswered(&pair).is_some_and(|it| it.is_reached);
+                known.doubt(pair, Doubt::Unanswered(unanswered), now)
+            }
         };
         known.forget_old(now);
         !matches!(before, Some((Doubt::Changed(_), _)))
+    }
+
+    fn note_reached(&self, pair: &Pair) {
+        if let Some(unanswered) = self.lock().unanswered(pair) {
+            unanswered.is_reached = true;
+        }
     }
 
     fn suspect(&self, pair: Pair, now: Instant) {
@@ -289,6 +317,34 @@ impl Paths {
         latest.values().map(|(seen, _)| format!("{seen}; {consequence}.")).collect()
     }
 
+    /// For `status`: of each of our pods, one that it reaches although its agent does not answer.
+    pub(super) fn blocked(&self, now: Instant) -> Vec<String> {
+        let known = self.lock();
+        let of_pod = |doubts: &Doubts| {
+            let blocked = doubts.values().filter_map(|(doubt, at)| match doubt {
+                Doubt::Unanswered(it) if it.is_reached && now.duration_since(*at) < SHOWN_FOR => {
+                    Some(it)
+                }
+                _ => None,
+            });
+            let blocked: Vec<_> = blocked.collect();
+            let Unanswered { pod, node, target, detail, .. } =
+                blocked.iter().min_by_key(|it| it.target)?;
+            let more = match blocked.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            let port = ports::AGENTS;
+            Some(format!(
+                "{pod} reaches {target} on {node}{more}, but not at the agents' port {port}: {detail}. \
+                 Hint: let NetworkPolicies between pods of the mesh allow port {port}, too."
+            ))
+        };
+        let mut sentences: Vec<_> = known.pods.values().filter_map(of_pod).collect();
+        sentences.sort();
+        sentences
+    }
+
     fn lock(&self) -> MutexGuard<'_, KnownPaths> {
         // A panic elsewhere does not make it wrong: each change is one insertion or removal.
         self.known.lock()
@@ -296,12 +352,19 @@ impl Paths {
 }
 
 impl KnownPaths {
+    fn unanswered(&mut self, pair: &Pair) -> Option<&mut Unanswered> {
+        match self.pods.get_mut(&pair.0)?.get_mut(&pair.1)? {
+            (Doubt::Unanswered(unanswered), _) => Some(unanswered),
+            _ => None,
+        }
+    }
+
     /// Whether the path from one of our pods to a node is known to change the source.
     fn has_seen_changes(&self, pod: IpAddr, node: &NodeName) -> bool {
         let doubts = self.pods.get(&pod).into_iter().flat_map(HashMap::values);
         let mut changes = doubts.filter_map(|(doubt, _)| match doubt {
             Doubt::Changed(seen) => Some(&seen.node),
-            Doubt::Suspected | Doubt::Unanswered { .. } => None,
+            Doubt::Suspected | Doubt::Unanswered(_) => None,
         });
         changes.any(|changed| changed == node)
     }

@@ -35,7 +35,7 @@ pub use plain::{relay_plain, relay_plain_held};
 
 use down::Down;
 use drive::{Dead, Directions, drive};
-use mesh_wire::{Channel, Frame, Refused, ResetCode, Session, io::last_words};
+use mesh_wire::{Channel, Frame, Refused, ResetCode, Session, SessionError, io::last_words};
 use up::Up;
 
 use crate::proxy::memory::Lease;
@@ -127,13 +127,13 @@ async fn leave(mut session: Session, end: &End) {
             session.channel.send(&Frame::Reset(ResetCode::NotAnswered)).ok();
             session.channel.close();
         }
-        End::PeerFailed(error) => session.channel.explain(error),
         End::ResetByApp(_) | End::ResetByPeer(_) | End::Refused(_) => session.channel.close(),
-        End::CutOff(_) => {
+        End::CutOff(_) | End::PeerFailed(SessionError::Silent) => {
             // Overtakes the data that the peer does not take.
             session.tcp.set_zero_linger().ok();
             return;
         }
+        End::PeerFailed(error) => session.channel.explain(error),
         // `LateClientHello` only happens without a session.
         End::Finished { .. } | End::LateClientHello => return,
     }
@@ -202,6 +202,10 @@ impl Directions for Relay<'_> {
             }
             RelaySide::Peer => self.down.failure(),
         }
+    }
+
+    fn peer_is_silent(&mut self) -> End {
+        End::PeerFailed(SessionError::Silent)
     }
 
     fn awaits_answer(&self) -> bool {

@@ -11,7 +11,14 @@
 //! pod's new connections begin with such buffers. Once a connection moves again and there is room,
 //! or it holds nothing, the kernel chooses the size again as for any other socket.
 
-use std::{collections::BTreeMap, fmt, fs, io, pin::Pin, sync::Arc, task::Context, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use mesh_world::ObjectName;
 use parking_lot::{Mutex, MutexGuard};
@@ -118,9 +125,14 @@ impl SocketMemory {
     }
 }
 
-/// Measures the sockets of one connection, and narrows them if it must.
+/// Measures the sockets of one connection, and narrows them if it must. Notices a peer that
+/// acknowledges nothing any more.
 pub struct Meter {
     memory: Arc<SocketMemory>,
+    /// How long the peer may acknowledge nothing.
+    patience: Duration,
+    /// Since when it has been seen not to.
+    silent_since: Option<Instant>,
     pod: ObjectName,
     lease: Lease,
     /// When to look next; `None` while nothing can wait in the sockets.
@@ -146,9 +158,16 @@ enum Width {
 
 impl Meter {
     /// A meter for one connection of a pod.
-    pub(super) fn new(memory: &Arc<SocketMemory>, pod: &ObjectName, used: &Used) -> Self {
+    pub(super) fn new(
+        memory: &Arc<SocketMemory>,
+        pod: &ObjectName,
+        used: &Used,
+        patience: Duration,
+    ) -> Self {
         Self {
             memory: Arc::clone(memory),
+            patience,
+            silent_since: None,
             pod: pod.clone(),
             lease: memory.store.lease(used),
             next: None,
@@ -159,14 +178,15 @@ impl Meter {
     }
 
     /// Call it whenever nothing moves for now. `sockets`: the application's and the peer's.
-    /// `is_blocked`: something cannot be written. `moved`: bytes until now.
+    /// `is_blocked`: something cannot be written. `moved`: bytes until now. Ready once the peer is
+    /// taken for dead.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         sockets: [&TcpStream; 2],
         is_blocked: bool,
         moved: u64,
-    ) {
+    ) -> Poll<()> {
         match self.width {
             Width::New if self.lease.is_over() => self.set(Width::Narrow, sockets),
             Width::New => self.set(Width::Young, sockets),
@@ -177,7 +197,7 @@ impl Meter {
         let has_moved = std::mem::replace(at_poll, moved) != moved;
         if self.next.is_none() {
             if !is_blocked && !has_moved {
-                return;
+                return Poll::Pending;
             }
             *at_look = moved;
             self.pause = if is_blocked { FIRST_LOOK } else { LOOK_AFTER_SENDING };
@@ -186,11 +206,29 @@ impl Meter {
         let mut next = self.next.take().unwrap_or_else(|| Box::pin(sleep(pause)));
         while next.as_mut().poll(cx).is_ready() {
             if !self.look(sockets, is_blocked, moved) {
-                return;
+                self.silent_since = None;
+                return Poll::Pending;
+            }
+            if self.is_silent(sockets[1]) {
+                return Poll::Ready(());
             }
             next.as_mut().reset(Instant::now() + self.pause);
         }
         self.next = Some(next);
+        Poll::Pending
+    }
+
+    /// Whether the peer has acknowledged nothing for too long. It counts from the first look at
+    /// which something was missing: the last acknowledgement may be older than what it misses.
+    fn is_silent(&mut self, peer: &TcpStream) -> bool {
+        // A socket that cannot be asked is dead, or about to be.
+        let owing = sock::other_end(peer).ok().filter(|peer| peer.owes_acknowledgement);
+        let Some(peer) = owing else {
+            self.silent_since = None;
+            return false;
+        };
+        let since = self.silent_since.get_or_insert_with(Instant::now);
+        since.elapsed().min(peer.acknowledged) >= self.patience
     }
 
     /// Measures once. Returns whether to look again.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use mesh_api::WirePort;
-use mesh_common::ports;
+use mesh_common::{maps::DialOptions, ports};
 use mesh_wire::{
     Open, Session,
     identity::{SpiffeId, TlsConfigs},
@@ -36,6 +36,8 @@ pub(super) struct Target<'a> {
     pub(super) wire_port: WirePort,
     /// The identity that it must prove.
     pub(super) expected: &'a SpiffeId,
+    /// What the connection's socket gets.
+    pub(super) options: DialOptions,
 }
 
 /// A session with a peer's agent, on which OPEN is sealed.
@@ -77,7 +79,8 @@ impl Connector<'_> {
     ) -> Result<Upstream, PeerError> {
         let tls = self.tls.client(&pod.identity, Some(target.expected))?;
         let to = target.on_the_wire();
-        let DialledPeer { stream, from, lease } = dial::to_peer(self.factory, pod, to).await?;
+        let DialledPeer { stream, from, lease } =
+            dial::to_peer(self.factory, pod, to, target.options).await?;
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let mut session = Session::connect(stream, &tls, deadline).await?;
         let open = open(&session, from);

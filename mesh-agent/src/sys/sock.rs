@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    time::Duration,
 };
 
 /// `SO_NETNS_COOKIE` of a socket: the number by which eBPF programs know its network namespace.
@@ -60,6 +61,58 @@ pub(crate) fn memory(socket: impl AsFd) -> io::Result<usize> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// What TCP knows of a connection's other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OtherEnd {
+    /// It has closed its direction, or reset the connection.
+    pub(crate) has_closed: bool,
+    /// It has reset the connection, or the kernel has given up on it.
+    pub(crate) has_reset: bool,
+    /// Something was sent more than once, and it has not acknowledged it. Or it does not answer to
+    /// probes.
+    pub(crate) owes_acknowledgement: bool,
+    /// How long ago its last acknowledgement came.
+    pub(crate) acknowledged: Duration,
+}
+
+/// How many probes without an answer are no accident.
+const PROBES: u8 = 3;
+
+/// States of `include/net/tcp_states.h`.
+const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
+
+/// Asks for a connection's other end (`TCP_INFO`, tcp(7)).
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn other_end(socket: impl AsFd) -> io::Result<OtherEnd> {
+    // SAFETY: integers only.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` and `len` are valid for writes and `len` holds the size of `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let has_reset = info.tcpi_state == TCP_CLOSE;
+    Ok(OtherEnd {
+        has_closed: has_reset || info.tcpi_state == TCP_CLOSE_WAIT,
+        has_reset,
+        owes_acknowledgement: (info.tcpi_unacked > 0 && info.tcpi_retransmits > 0)
+            || info.tcpi_probes >= PROBES,
+        acknowledged: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+    })
 }
 
 /// Lets the kernel choose the size of a socket's buffers again, after it was set (`SO_BUF_LOCK`,

@@ -262,6 +262,9 @@ codes! {
     SessionTimedOut "session_timed_out" Peer
         "the peer did not answer in time",
         "its agent is overloaded or stuck", "look at the agent of the peer's node";
+    PeerSilent "peer_silent" Platform
+        "nothing came from the peer's node for too long, not even acknowledgements, so the connection was ended on this side",
+        "the node or its network has failed", "look at the peer's node and at the network between";
     SessionConnectionFailed "session_connection_failed" Peer
         "the connection to the peer failed",
         "the network between the nodes", "the record has the system's error";
@@ -277,6 +280,12 @@ codes! {
     EndpointNotMeshed "endpoint_not_meshed" none
         "the endpoint that was chosen for the service is not in the mesh",
         "", "enrol the service's pods";
+    NotMeshed "not_meshed" none
+        "the destination is not in the mesh; the agent carried the connection because the pod was held when it dialled",
+        "", "";
+    PortExcluded "port_excluded" none
+        "the pod's nodemesh.dev/exclude-ports names the port; the agent carried the connection because the pod was held when it dialled",
+        "", "";
     OwnAddress "own_address" none
         "a service led back to the pod that dialled it",
         "", "";

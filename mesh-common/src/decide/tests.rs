@@ -16,6 +16,7 @@ struct World {
     agent: bool,
     unclassified: bool,
     pod: Option<EnrolledPod>,
+    held: Option<EnrolledPod>,
     to: AddrPort,
     source: Addr,
     peers: Vec<Addr>,
@@ -31,6 +32,7 @@ fn world(to: Addr, port: u16) -> World {
         agent: false,
         unclassified: false,
         pod: Some(EnrolledPod { v4: A, v6: Addr::NONE }),
+        held: None,
         to: AddrPort::new(to, port),
         source: Addr::NONE,
         peers: vec![A, B, V6],
@@ -48,6 +50,9 @@ impl Dial for World {
     }
     fn pod(&self) -> Option<EnrolledPod> {
         self.pod
+    }
+    fn held(&self) -> Option<EnrolledPod> {
+        self.held
     }
     fn is_refused_as_unclassified(&self) -> bool {
         self.unclassified
@@ -162,6 +167,24 @@ fn a_node_may_refuse_whom_nobody_has_classified() {
 }
 
 #[test]
+fn all_that_a_held_pod_dials_waits_but_what_stays_inside_it() {
+    let held = |to: Addr, port| World { held: world(to, port).pod, pod: None, ..world(to, port) };
+    let stranger = Addr::from_v4_word(u32::from_ne_bytes([192, 0, 2, 1]));
+    for to in [held(B, 8080), held(VIP, 80), held(stranger, 443)] {
+        assert_eq!(dial(&to), (Verdict::OutboundHeld, A));
+        assert_eq!(verdict(&World { source: A, ..to }), Verdict::OutboundHeld);
+    }
+    assert_eq!(verdict(&held(A, 8080)), Verdict::OwnAddress);
+    assert_eq!(verdict(&held(Addr::LOCALHOST_V6, 80)), Verdict::Loopback);
+    let foreign = World { source: VIP, ..held(B, 8080) };
+    for to in [held(A, ports::MAGIC_FIRST), held(V6, 80), foreign] {
+        assert_eq!(verdict(&to), Verdict::RefusedHeld);
+    }
+    let full = World { full: true, ..held(B, 8080) };
+    assert_eq!(verdict(&full), Verdict::RefusedPendingShare);
+}
+
+#[test]
 fn an_agent_is_silent_only_after_it_has_spoken() {
     let late = HEARTBEAT_STALE_NS + 1;
     assert!(!is_silent(0, late) && !is_silent(1, HEARTBEAT_STALE_NS) && !is_silent(late, 1));
@@ -225,6 +248,7 @@ struct Packet {
     excluded: bool,
     permissive_port: bool,
     kubelets: bool,
+    redirected: bool,
 }
 
 fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
@@ -238,6 +262,7 @@ fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
         excluded: false,
         permissive_port: false,
         kubelets: false,
+        redirected: false,
     }
 }
 
@@ -257,6 +282,9 @@ impl Arrival for Packet {
     }
     fn is_in_pod_cidr(&self, _: &Addr) -> bool {
         self.in_pod_cidr
+    }
+    fn is_redirected(&self) -> bool {
+        self.redirected
     }
     fn port_flags(&self, _: &AddrPort) -> u32 {
         let permissive = if self.permissive_port { PORT_PERMISSIVE } else { 0 };

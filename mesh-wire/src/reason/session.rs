@@ -89,6 +89,9 @@ pub enum SessionError {
     /// The peer did not answer in time.
     #[error("{}", Reason::SessionTimedOut.sentence())]
     TimedOut,
+    /// Nothing comes from the peer's node any more, not even what TCP itself sends.
+    #[error("{}", Reason::PeerSilent.sentence())]
+    Silent,
     /// The connection below failed.
     #[error("the connection to the peer failed: {0}")]
     Io(#[source] io::Error),
@@ -105,6 +108,7 @@ impl SessionError {
             Self::State(_) => Reason::UnexpectedFrame,
             Self::Refused(refused) => refused.reason.reason(),
             Self::TimedOut => Reason::SessionTimedOut,
+            Self::Silent => Reason::PeerSilent,
             Self::Io(_) => Reason::SessionConnectionFailed,
         }
     }

@@ -1,7 +1,7 @@
 //! TCP connections put together again from frames: both directions as byte streams.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt::{self, Display},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::SystemTime,
@@ -27,6 +27,8 @@ pub struct Conn {
     pub to_server: Vec<u8>,
     /// What the server sent.
     pub to_client: Vec<u8>,
+    /// The traffic classes of the client's packets (`IP_TOS`, `IPV6_TCLASS`).
+    pub classes: BTreeSet<u8>,
     /// Whether the server answered the SYN with SYN and ACK.
     pub accepted: bool,
     /// Whether either side sent a reset.
@@ -61,6 +63,7 @@ impl Display for Conn {
 struct Segment<'a> {
     from: SocketAddr,
     to: SocketAddr,
+    class: u8,
     seq: u32,
     flags: u8,
     data: &'a [u8],
@@ -96,16 +99,16 @@ pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
     let mut newest: HashMap<(SocketAddr, SocketAddr), usize> = HashMap::new();
     for frame in frames {
         let Some(segment) = Segment::parse(&frame.bytes) else { continue };
-        let Segment { from, to, seq, flags, data } = segment;
+        let Segment { from, to, class, seq, flags, data } = segment;
         if flags & (SYN | ACK) == SYN {
             let start = seq.wrapping_add(1);
             let again = newest.get(&(from, to)).is_some_and(|at| conns[*at].1[0].start == start);
             if !again {
                 newest.insert((from, to), conns.len());
-                conns.push((
-                    Conn::new(from, to, frame.at),
-                    [Stream { start, ..Stream::default() }, Stream::default()],
-                ));
+                let mut conn = Conn::new(from, to, frame.at);
+                conn.classes.insert(class);
+                let streams = [Stream { start, ..Stream::default() }, Stream::default()];
+                conns.push((conn, streams));
             }
             continue;
         }
@@ -114,6 +117,9 @@ pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
             continue;
         };
         let (conn, streams) = &mut conns[at];
+        if way == 0 {
+            conn.classes.insert(class);
+        }
         let stream = &mut streams[way];
         if flags & SYN != 0 {
             stream.start = seq.wrapping_add(1);
@@ -139,8 +145,8 @@ pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
 impl Conn {
     fn new(client: SocketAddr, server: SocketAddr, begun: SystemTime) -> Self {
         let (to_server, to_client) = (Vec::new(), Vec::new());
-        let (accepted, reset, closed) = (false, false, false);
-        Self { client, begun, server, to_server, to_client, accepted, reset, closed }
+        let (classes, accepted, reset, closed) = (BTreeSet::new(), false, false, false);
+        Self { client, begun, server, to_server, to_client, classes, accepted, reset, closed }
     }
 }
 
@@ -158,7 +164,7 @@ impl<'a> Segment<'a> {
                 };
                 let address = |at| Some(IpAddr::V4(Ipv4Addr::from(array::<4>(packet, at)?)));
                 let tcp = (*packet.get(9)? == 6).then(|| packet.get(header..length))??;
-                Self::parse_tcp(address(12)?, address(16)?, tcp)
+                Self::parse_tcp(address(12)?, address(16)?, *packet.get(1)?, tcp)
             }
             0x86dd => {
                 let length = match usize::from(u16_at(packet, 4)?) {
@@ -167,17 +173,19 @@ impl<'a> Segment<'a> {
                 };
                 let address = |at| Some(IpAddr::V6(Ipv6Addr::from(array::<16>(packet, at)?)));
                 let tcp = (*packet.get(6)? == 6).then(|| packet.get(40..length))??;
-                Self::parse_tcp(address(8)?, address(24)?, tcp)
+                let class = (u16_at(packet, 0)? >> 4) as u8;
+                Self::parse_tcp(address(8)?, address(24)?, class, tcp)
             }
             _ => None,
         }
     }
 
-    fn parse_tcp(from: IpAddr, to: IpAddr, tcp: &'a [u8]) -> Option<Self> {
+    fn parse_tcp(from: IpAddr, to: IpAddr, class: u8, tcp: &'a [u8]) -> Option<Self> {
         let header = usize::from(tcp.get(12)? >> 4) * 4;
         Some(Self {
             from: (from, u16_at(tcp, 0)?).into(),
             to: (to, u16_at(tcp, 2)?).into(),
+            class,
             seq: u32::from_be_bytes(array(tcp, 4)?),
             flags: *tcp.get(13)?,
             data: tcp.get(header..)?,

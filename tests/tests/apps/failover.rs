@@ -85,6 +85,56 @@ fn curl_goes_on_to_the_other_family() {
     });
 }
 
+/// `HAProxy` checks a server by a `connect()`. One that succeeds says that the server is up.
+#[test]
+fn haproxy_takes_a_dead_server_out() {
+    scenario("failover-haproxy", |net| {
+        let (pair, dead) = with_dead(net)?;
+        let _alive = programs::nginx(&pair.server, PORT, "hello")?;
+        let dir = pair.client.logs.join("haproxy");
+        fs::create_dir_all(&dir)?;
+        let (file, socket) = (dir.join("haproxy.cfg"), dir.join("socket"));
+        let config = format!(
+            "global\nstats socket {}\ndefaults\nmode http\nretries 0\ntimeout connect 5s\n\
+             timeout client 10s\ntimeout server 10s\nfrontend in\nbind 127.0.0.1:8000\n\
+             default_backend both\nbackend both\nbalance roundrobin\n\
+             server dead {} check inter 1s fall 2 rise 1\n\
+             server alive {} check inter 1s fall 2 rise 1\n",
+            socket.display(),
+            dead.at(PORT),
+            pair.server.at(PORT)
+        );
+        fs::write(&file, config)?;
+        let config = file.to_string_lossy().into_owned();
+        let _balancer = pair.client.spawn(["haproxy", "-db", "-f", &config])?;
+        let ask = "import socket,sys\n\
+            s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);s.sendall(b'show stat\\n')\n\
+            print(b''.join(iter(lambda:s.recv(9999),b'')).decode())\n";
+        let status = |server: &str| -> Result<(String, String)> {
+            let said = ["python3", "-c", ask, &socket.to_string_lossy()];
+            let said = pair.client.run(said)?.success()?;
+            let line = said.lines().find(|line| line.starts_with(&format!("both,{server},")));
+            let fields: Vec<_> = line.context("no such server")?.split(',').collect();
+            let field = |at: usize| fields.get(at).copied().unwrap_or_default().to_owned();
+            Ok((field(17), field(36))) // `status` and `check_status` of HAProxy's CSV format
+        };
+        tests::eventually(Duration::from_secs(30), || {
+            let [dead, alive] = [status("dead")?, status("alive")?];
+            ensure!(dead.0 == "DOWN" && dead.1 == "L4CON", "{dead:?}");
+            ensure!(alive.0.starts_with("UP") && alive.1 == "L4OK", "{alive:?}");
+            Ok(())
+        })?;
+        for _ in 0..12 {
+            let page = ["curl", "-sSf", "--max-time", "10", "http://127.0.0.1:8000/"];
+            ensure!(pair.client.run(page)?.success()?.starts_with("hello"), "another answer");
+        }
+        // It stays so: a check that fails leaves nothing behind by which the next would succeed.
+        thread::sleep(BETWEEN * 3);
+        ensure!(status("dead")?.0 == "DOWN", "{:?}", status("dead")?);
+        Ok(())
+    });
+}
+
 /// An nginx in a pod that passes requests on to two servers.
 fn balancer(place: &Place, port: u16, servers: [SocketAddr; 2]) -> Result<Process> {
     let dir = place.logs.join(format!("{}-balancer", place.name));

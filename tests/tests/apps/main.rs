@@ -8,4 +8,5 @@ mod failover;
 mod masquerade;
 mod programs;
 mod services;
+mod sockets;
 mod untouched;

@@ -282,3 +282,29 @@ fn tls_that_met_an_application_is_not_sent_there_again() {
         Ok(())
     });
 }
+
+/// By a policy that knows the port of the application only. Nothing else is lost.
+#[test]
+fn where_the_agents_port_is_dropped_status_says_so() {
+    scenario("masquerade-dropped", |net| {
+        let pair = Pair::new(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let drop = format!(
+            "table inet drops {{ chain in {{ type filter hook forward priority 0; \
+             tcp dport {AGENTS_PORT} drop; }}; }}"
+        );
+        pair.nodes[1].run(["nft", &drop])?.success()?;
+        pair.join()?;
+        let dial = || {
+            let seen = probe::dial(&pair.client, &hello(pair.server.at(PORT)))?;
+            ensure!((seen.end, &*seen.first) == (End::Fin, MARKER), "{seen:?}");
+            Ok(())
+        };
+        dial()?;
+        let of_it = |problem: &tests::agent::Problem| problem.code == "agents_port_blocked";
+        let told = pair.agents[0].wait_problem("of the policy", of_it)?;
+        ensure!(told.message.contains("60998") && told.message.contains("client"), "{told:?}");
+        pair.nodes[1].run(["nft", "delete", "table", "inet", "drops"])?.success()?;
+        dial()
+    });
+}

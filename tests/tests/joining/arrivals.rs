@@ -8,6 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::PathBuf,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -290,6 +291,27 @@ fn the_rule_about_source_ports_stays_for_the_pods_life() {
             ensure!(left == 0, "{left} programs stay attached");
             Ok(())
         })
+    });
+}
+
+#[test]
+fn a_minute_after_a_pod_has_left_clients_may_dial_from_any_port() {
+    scenario("arrivals-over", |net| {
+        let pair = Pair::meshed(net)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let neighbour = net.pod(&pair.nodes[1], PodSpec::new("other", "neighbour"))?;
+        let dial = |port| dial_from_range(&neighbour, neighbour.v4, &pair.server, port);
+        net.objects().label_namespace(SHOP, None)?;
+        pair.agents[1].wait_state(&pair.server, "not_enrolled")?;
+        refused(&dial(61_500)?)?;
+        // Another agent begins to count anew, and ends.
+        pair.agents[1].kill9()?;
+        pair.agents[1].start_again()?;
+        let mut ports = 61_501..;
+        eventually(Duration::from_mins(3), || answered(&dial(ports.next().unwrap_or(65_535))?))?;
+        let attached = fs::read_dir(pods_pins(&pair.nodes[1])?)?.count();
+        ensure!(attached == 0, "{attached} programs stay attached");
+        Ok(())
     });
 }
 

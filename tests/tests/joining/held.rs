@@ -1,9 +1,9 @@
 //! Pods that may not talk yet, and agents that do not answer. They are refused rather than left
 //! open or hanging, and are released or answered again by themselves.
 
-use std::time::Duration;
+use std::{net::SocketAddr, thread, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use tests::{
     Net, PORT, Pair, Pod, PodSpec, SHOP,
@@ -46,12 +46,19 @@ fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
         let _service = pair.serve(Talk::Exchange)?;
         let own = probe::serve(&held, &ServeSpec::both_families(PORT, Talk::Exchange))?;
         let link = pair.nodes[1].capture()?;
+        let waits = |spec: &DialSpec| {
+            let seen = probe::dial(&held, &DialSpec { timeout_s: 2, ..spec.clone() })?;
+            ensure!(seen.end == End::Timeout && !seen.connected, "{spec:?}: {seen:?}");
+            Ok(())
+        };
         for to in [pair.server.at(PORT), pair.server.at6(PORT), pair.client.at(PORT)] {
-            let seen = probe::dial(&held, &DialSpec::say(to, "secret"))?;
-            ensure!(seen.end == End::Refused, "{to}: {seen:?}");
+            waits(&DialSpec::say(to, "secret"))?;
         }
-        let mapped = DialSpec { mapped: true, ..DialSpec::say(pair.server.at(PORT), "secret") };
-        let seen = probe::dial(&held, &mapped)?;
+        let to = DialSpec::say(pair.server.at(PORT), "secret");
+        waits(&DialSpec { mapped: true, ..to.clone() })?;
+        waits(&DialSpec { bind: Some(held.at(5060)), ..to.clone() })?;
+        // Not for ever.
+        let seen = probe::dial(&held, &DialSpec { timeout_s: 60, ..to })?;
         ensure!(seen.end == End::Refused, "{seen:?}");
         for from in [&*pair.client, &*pair.nodes[1]] {
             let seen = dial(from, &held)?;
@@ -69,15 +76,73 @@ fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
         );
         ensure!(!link.stop()?.contains("secret"), "plaintext of a held pod on the link");
         let status = pair.agents[1].status()?;
-        ensure!(status.verdict("refused_held") >= 4, "{:?}", status.verdicts);
+        ensure!(status.verdict("outbound_held") >= 6, "{:?}", status.verdicts);
         ensure!(status.verdict("refused_held_inbound") >= 2, "{:?}", status.verdicts);
-        pair.agents[1].wait_flow("of the held pod", |flow| flow.outcome == "refused_held")?;
 
         net.objects().pod_runs(&held)?;
         pair.agents[1].wait_enrolled(&[&held])?;
         answered(&dial(&held, &pair.server)?)?;
         let stranger = dial(&pair.client, &held)?;
         ensure!(matches!(stranger.end, End::Refused | End::Reset), "{stranger:?}");
+        Ok(())
+    });
+}
+
+/// Thirty dials of a held pod wait in `connect()`, and none is refused.
+#[test]
+fn what_a_held_pod_dials_waits_until_it_is_enrolled() {
+    const DIALS: u64 = 30;
+    scenario("held-waits", |net| {
+        let (pair, held) = starting(net)?;
+        let stranger = net.pod(&pair.nodes[0], PodSpec::new("other", "stranger"))?;
+        pair.join()?;
+        let serve = ServeSpec::both_families(PORT, Talk::Exchange);
+        let excluded = 9090;
+        net.objects().annotate_pod(&held, EXCLUDE_PORTS, Some(&excluded.to_string()))?;
+        let elsewhere = ServeSpec::both_families(excluded, Talk::Exchange);
+        let _services = [
+            probe::serve(&pair.server, &serve)?,
+            probe::serve(&stranger, &serve)?,
+            probe::serve(&pair.server, &elsewhere)?,
+        ];
+        let spec = |to| DialSpec { timeout_s: 30, ..DialSpec::say(to, "hello") };
+        let many = |to| DialSpec { connections: DIALS, workers: DIALS, ..spec(to) };
+        let bound = DialSpec { bind: Some(held.at(5060)), ..spec(pair.server.at(PORT)) };
+        let specs = [
+            many(pair.server.at(PORT)),
+            spec(pair.server.at6(PORT)),
+            spec(stranger.at(PORT)),
+            spec(pair.server.at(excluded)),
+            bound,
+        ];
+        thread::scope(|scope| {
+            let held_pod = &held;
+            let dial = |spec| scope.spawn(move || probe::dial_all(held_pod, spec));
+            let dials: Vec<_> = specs.iter().map(dial).collect();
+            let waiting = DIALS + specs.len() as u64 - 1;
+            eventually(SOON, || {
+                let held = pair.agents[1].status()?.verdict("outbound_held");
+                ensure!(held == waiting, "{held} of {waiting} wait");
+                Ok(())
+            })?;
+            net.objects().pod_runs(&held)?;
+            for dial in dials {
+                for conn in dial.join().map_err(|_panic| anyhow!("a dial's thread"))?? {
+                    answered(&conn)?;
+                    ensure!(conn.peer.is_some_and(|peer| peer.port() != 0), "{conn:?}");
+                }
+            }
+            Ok(())
+        })?;
+        let security = |address: SocketAddr| {
+            let flow = pair.agents[1].wait_flow("of a held dial", |flow| {
+                flow.verdict == "outbound_held" && flow.original_destination == address
+            })?;
+            Ok::<_, anyhow::Error>((flow.is_mtls(), flow.security.why))
+        };
+        ensure!(security(pair.server.at(PORT))?.0 && security(pair.server.at6(PORT))?.0);
+        ensure!(security(stranger.at(PORT))?.1.as_deref() == Some("not_meshed"));
+        ensure!(security(pair.server.at(excluded))?.1.as_deref() == Some("port_excluded"));
         Ok(())
     });
 }
@@ -104,7 +169,7 @@ fn what_cannot_be_enrolled_stays_held_also_without_an_agent() {
         let _service = pair.serve(Talk::Exchange)?;
         let refused = || {
             let seen = dial(&held, &pair.server)?;
-            ensure!(seen.end == End::Refused, "{seen:?}");
+            ensure!(!seen.connected && seen.end == End::Timeout, "{seen:?}");
             Ok(())
         };
         refused()?;

@@ -108,11 +108,17 @@ pub(super) enum Way {
 /// Reaches what was dialled. If that is a service, tries another endpoint when one refuses the
 /// connection.
 pub(super) async fn reach(
-    mesh: &Mesh,
-    pod: &Pod,
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
     dialled: Dialled,
     flow: &Flow,
 ) -> Result<Reached, ReachError> {
+    if dialled.was_held && is_excluded(mesh, pod, dialled.to.port()) {
+        let counted = mesh.load.count(dialled.to);
+        let way =
+            plain(mesh, pod, dialled, dialled.to, flow, PlaintextReason::PortExcluded).await?;
+        return Ok(Reached { way, _counted: counted });
+    }
     let service = mesh.world.load().service(dialled.to.ip(), dialled.to.port()).cloned();
     let Some(service) = service else {
         return reach_one(mesh, pod, dialled, dialled.to, flow).await;
@@ -142,8 +148,8 @@ pub(super) async fn reach(
 }
 
 async fn reach_one(
-    mesh: &Mesh,
-    pod: &Pod,
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
     dialled: Dialled,
     target: SocketAddr,
     flow: &Flow,
@@ -164,11 +170,35 @@ async fn reach_one(
     } else if let Some(peer) = meshed_peer(mesh, target)? {
         to_meshed(mesh, pod, dialled, &peer, flow).await?
     } else {
-        let security = Security::Plaintext(PlaintextReason::EndpointNotMeshed);
-        flow.note(|record| record.security = security);
-        Way::Plain(dial::plain(&mesh.factory, pod, target).await?, None)
+        let is_endpoint = target != dialled.to;
+        let reason = if is_endpoint || !dialled.was_held {
+            PlaintextReason::EndpointNotMeshed
+        } else {
+            PlaintextReason::NotMeshed
+        };
+        plain(mesh, pod, dialled, target, flow, reason).await?
     };
     Ok(Reached { way, _counted: counted })
+}
+
+/// Whether the pod's own annotation keeps a port out of the mesh.
+fn is_excluded(mesh: &Mesh, pod: &Pod, port: u16) -> bool {
+    let world = mesh.world.load();
+    pod.addresses()
+        .filter_map(|own| world.believed(own))
+        .any(|own| own.exclude_ports.contains(port))
+}
+
+async fn plain(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    target: SocketAddr,
+    flow: &Flow,
+    reason: PlaintextReason,
+) -> Result<Way, ReachError> {
+    flow.note(|record| record.security = Security::Plaintext(reason));
+    Ok(Way::Plain(dial::plain(&mesh.factory, pod, target, dialled.options).await?, None))
 }
 
 /// The less loaded of two endpoints drawn at random. Prefers one that has not been tried, as long
@@ -206,8 +236,8 @@ fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Re
 /// Dials the application's port, or the agents' port where the path changes source addresses or
 /// ports. Uses TLS in both cases.
 async fn to_meshed(
-    mesh: &Mesh,
-    pod: &Pod,
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
     dialled: Dialled,
     peer: &MeshedPeer,
     flow: &Flow,
@@ -218,10 +248,14 @@ async fn to_meshed(
         return Err(refused().into()); // no application can be reached there
     }
     let to_peer = |by| to_peer(mesh, pod, dialled, peer, (port, by), flow);
-    let by = path::judge(&mesh.paths, mesh.connector(), pod, peer).await;
+    let by = path::judge(mesh, pod, peer).await;
     match to_peer(by).await {
+        Ok(way) if by == WirePort::Application => {
+            path::is_reached(mesh, pod, peer);
+            Ok(way)
+        }
         Err(error) if by == WirePort::Application && error.may_be_changed_source() => {
-            match path::judge_again(&mesh.paths, mesh.connector(), pod, peer).await {
+            match path::judge_again(mesh, pod, peer).await {
                 WirePort::Application => Err(error),
                 by @ WirePort::Agents => to_peer(by).await,
             }
@@ -231,14 +265,19 @@ async fn to_meshed(
 }
 
 async fn to_peer(
-    mesh: &Mesh,
-    pod: &Pod,
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
     dialled: Dialled,
     peer: &MeshedPeer,
     (port, by): (NonZeroU16, WirePort),
     flow: &Flow,
 ) -> Result<Way, ReachError> {
-    let target = Target { address: peer.target, wire_port: by, expected: &peer.expected };
+    let target = Target {
+        address: peer.target,
+        wire_port: by,
+        expected: &peer.expected,
+        options: dialled.options,
+    };
     let open = |session: &Session, _from| {
         flow.note(|record| {
             record.security = Security::Mtls(session.tls(), by);

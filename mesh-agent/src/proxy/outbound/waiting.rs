@@ -17,7 +17,7 @@ use std::{
 use mesh_api::Bytes;
 use mesh_common::{
     errno,
-    maps::{DestinationKey, FlowKey, Named},
+    maps::{DestinationKey, FlowKey, Pending},
     ports,
     verdict::Verdict,
 };
@@ -148,15 +148,15 @@ pub(crate) fn answer(mesh: &Arc<Mesh>, question: Question) {
     if !is_a_dial(&pod, &question) || mesh.waiting.has(&question) {
         return;
     }
-    let Ok(Some(named)) = noted(mesh, &question) else { return };
+    let Ok(Some(pending)) = noted(mesh, &question) else { return };
     match mesh.limits.admit(&pod.outbound, None) {
         Ok(admitted) => {
             let waits = Waits::begin(mesh, Arc::clone(&pod), question, admitted);
-            pod.connections.spawn("waiting", async move { serve(&waits, named).await });
+            pod.connections.spawn("waiting", async move { serve(&waits, pending).await });
         }
         // It goes on waiting. Its packet comes again, and may find room then.
         Err(reached) => {
-            let ends = (question.client(), named.endpoint.into());
+            let ends = (question.client(), pending.named.endpoint.into());
             record_limit(mesh, &pod, ends, Verdict::OutboundWaits, reached);
         }
     }
@@ -167,20 +167,21 @@ pub(crate) fn answer(mesh: &Arc<Mesh>, question: Question) {
 fn is_a_dial(pod: &Pod, question: &Question) -> bool {
     let FlowKey { local, remote, remote_port, .. } = question.flow;
     local == remote
-        && ports::is_magic(remote_port)
+        && ports::may_be_redirected(remote_port)
         && pod.addresses().any(|own| local == own.into())
 }
 
-fn noted(mesh: &Mesh, question: &Question) -> io::Result<Option<Named>> {
+fn noted(mesh: &Mesh, question: &Question) -> io::Result<Option<Pending>> {
     mesh.kernel.tables().pending(&question.flow, question.id)
 }
 
-async fn serve(waits: &Waits, named: Named) {
+async fn serve(waits: &Waits, Pending { named, options, .. }: Pending) {
     let Waits { mesh, pod, question, .. } = waits;
     let (from, to) = (question.client(), SocketAddr::from(named.endpoint));
     let verdict = Verdict::from_number(named.verdict).unwrap_or(Verdict::OutboundWaits);
     let flow = begin(mesh, pod, (from, to), verdict);
-    let dialled = Dialled { from, to, waits: true };
+    let was_held = verdict == Verdict::OutboundHeld;
+    let dialled = Dialled { from, to, waits: true, was_held, options };
     let reached = {
         let mut reaching = Box::pin(reach_in_turn(mesh, pod, dialled, &flow));
         loop {
@@ -201,7 +202,7 @@ async fn serve(waits: &Waits, named: Named) {
             if let Err(error) = mesh.kernel.tables().reached.remember(key) {
                 tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was reached; the next dial waits, too");
             }
-            let ready = Ready { to, flow, reached };
+            let ready = Ready { to, flow, reached, options };
             mesh.waiting.of(question, |dial| dial.ready = Some(ready));
             go_on(waits).await;
         }

@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use mesh_api::WirePort;
+use mesh_common::maps::DialOptions;
 use mesh_wire::{Accepted, Frame, Open, Session, SessionError};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answer, MeshedPeer, SourceChange};
+use super::{Answer, MeshedPeer, SourceChange, Unanswered};
 use crate::proxy::{
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
@@ -39,7 +40,13 @@ pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) 
         Ok(Err(error)) => error.to_string(),
         Err(_elapsed) => format!("no answer within {} s", ASK_TIMEOUT.as_secs()),
     };
-    Answer::Unanswered { detail }
+    Answer::Unanswered(Unanswered {
+        pod: pod.name.to_string(),
+        node: peer.node.clone(),
+        target: peer.target.ip(),
+        detail,
+        is_reached: false,
+    })
 }
 
 async fn sent_and_seen(
@@ -48,8 +55,12 @@ async fn sent_and_seen(
     peer: &MeshedPeer,
     deadline: Instant,
 ) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
-    let target =
-        Target { address: peer.target, wire_port: WirePort::Agents, expected: &peer.expected };
+    let target = Target {
+        address: peer.target,
+        wire_port: WirePort::Agents,
+        expected: &peer.expected,
+        options: DialOptions::default(),
+    };
     let open = |_: &Session, from| Open {
         source: from,
         original_destination: target.on_the_wire(),

@@ -16,6 +16,16 @@ fn seen() -> SourceChange {
     }
 }
 
+fn no_answer() -> Unanswered {
+    Unanswered {
+        pod: "shop/web".to_owned(),
+        node: node("node2"),
+        target: [10, 0, 2, 1].into(),
+        detail: "no answer".to_owned(),
+        is_reached: false,
+    }
+}
+
 fn ip(last: u8) -> IpAddr {
     [10, 0, 0, last].into()
 }
@@ -38,7 +48,8 @@ impl World {
         match self.paths.next(&pair, &self.path, trusting, self.now) {
             Next::Intact => "intact".to_owned(),
             Next::Changed(_) => "changed".to_owned(),
-            Next::Unanswered { detail } => detail,
+            Next::Unanswered(it) => it.detail,
+            Next::AskBeside(it) => format!("{}, ask", it.detail),
             Next::Ask => "ask".to_owned(),
         }
     }
@@ -110,12 +121,22 @@ fn a_failure_that_a_changed_source_explains_makes_the_agent_ask_again() {
 fn no_answer_stands_for_a_while_and_for_the_pair_alone() {
     let mut world = World::new();
     let one = (ip(1), ip(2));
-    world.note(one, &Answer::Unanswered { detail: "no answer".to_owned() });
+    let unanswered = || Answer::Unanswered(no_answer());
+    world.note(one, &unanswered());
     assert_eq!(world.next(one, DOUBTING), "no answer");
+    assert!(world.paths.blocked(world.now).is_empty(), "it may be away");
+    world.paths.note_reached(&one);
+    let problems = world.paths.blocked(world.now);
+    assert!(problems.len() == 1 && problems[0].contains("60998: no answer"), "{problems:?}");
     assert_eq!(world.next((ip(1), ip(3)), DOUBTING), "ask");
     assert_eq!(world.next(one, TRUSTING), "intact", "a strict pod takes nothing but TLS");
     world.now += UNANSWERED_FOR;
-    assert_eq!(world.next(one, DOUBTING), "ask");
+    assert_eq!(world.next(one, DOUBTING), "no answer, ask", "and no connection waits for it");
+    assert_eq!(world.next(one, DOUBTING), "no answer", "one asks");
+    world.note(one, &unanswered());
+    assert_eq!(world.paths.blocked(world.now), problems);
+    world.note(one, &Answer::Intact);
+    assert!(world.paths.blocked(world.now).is_empty());
 }
 
 #[test]

@@ -38,6 +38,9 @@ pub(super) trait Directions {
     /// time.
     fn give_up(&mut self, failed: RelaySide) -> End;
 
+    /// Ends a connection whose peer acknowledges nothing any more.
+    fn peer_is_silent(&mut self) -> End;
+
     /// Whether the peer has not answered yet.
     fn awaits_answer(&self) -> bool {
         false
@@ -66,8 +69,10 @@ pub(super) async fn drive(
         if let Poll::Ready(end) = directions.poll(cx, dead) {
             return Poll::Ready(end);
         }
-        if let Some(meter) = &mut meter {
-            meter.poll(cx, sockets, directions.is_blocked(), counters.sum());
+        if let Some(meter) = &mut meter
+            && meter.poll(cx, sockets, directions.is_blocked(), counters.sum()).is_ready()
+        {
+            return Poll::Ready(directions.peer_is_silent());
         }
         let [up, down] = directions.take_moved();
         if directions.awaits_answer() && answer.as_mut().poll(cx).is_ready() {

@@ -130,6 +130,10 @@ impl Directions for Pipes<'_> {
         }
     }
 
+    fn peer_is_silent(&mut self) -> End {
+        End::ResetByPeer(ResetCode::ApplicationTimedOut)
+    }
+
     fn give_up(&mut self, failed: RelaySide) -> End {
         match failed {
             RelaySide::App => End::ResetByApp(ResetCode::ApplicationReset),

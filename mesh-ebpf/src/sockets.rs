@@ -1,0 +1,118 @@
+//! Looks for sockets in the pod's namespace: those between its own address and itself, where all
+//! redirected connections are.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+    },
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+    programs::SockAddrContext,
+};
+use mesh_common::{
+    addr::Addr,
+    maps::Named,
+    ports::{MESH_COUNT, MESH_FIRST},
+};
+
+use crate::maps;
+
+/// How many ports are looked at to find one that is free. If a tenth of them are taken, all
+/// attempts fail once in 100 million times. Each costs the verifier 1,000 instructions.
+const ATTEMPTS: u32 = 8;
+
+/// Two ports of one address.
+#[derive(Clone, Copy)]
+pub(crate) struct Ports {
+    pub(crate) own: u16,
+    pub(crate) remote: u16,
+}
+
+/// A destination port for a dial from a bound source port: one at which neither another connection
+/// from there ends, nor anything listens. The kernel's own tables say which. `None`: none was
+/// found.
+#[inline(always)]
+pub(crate) fn free_port(context: &SockAddrContext, addr: &Addr, own: u16) -> Option<u16> {
+    for _ in 0..ATTEMPTS {
+        // SAFETY: no preconditions.
+        let drawn = unsafe { bpf_get_prandom_u32() } % u32::from(MESH_COUNT);
+        let remote = MESH_FIRST + drawn as u16;
+        // The dialling end, and then the other one, also as a listener.
+        if !is_taken(context, addr, Ports { own, remote }, false)
+            && !is_taken(context, addr, Ports { own: remote, remote: own }, true)
+        {
+            return Some(remote);
+        }
+    }
+    None
+}
+
+/// Whether there is a socket for packets to these ports.
+#[inline(always)]
+fn is_taken(context: &SockAddrContext, addr: &Addr, ports: Ports, or_listens: bool) -> bool {
+    let (mut tuple, size) = tuple(addr, ports);
+    // SAFETY: as in `shown`.
+    let sk = unsafe {
+        bpf_skc_lookup_tcp(
+            context.sock_addr.cast(),
+            &raw mut tuple,
+            size,
+            i64::from(BPF_F_CURRENT_NETNS).cast_unsigned(),
+            0,
+        )
+    };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: a reference that the look-up gave us; it is released, and not used any more.
+    let state = unsafe {
+        let state = (&raw const (*sk).state).read_volatile();
+        bpf_sk_release(sk.cast());
+        state
+    };
+    or_listens || state != BPF_TCP_LISTEN
+}
+
+/// The peer to show for the socket that is connected from one port of an address to another.
+#[inline(always)]
+pub(crate) fn shown(context: &SockAddrContext, addr: &Addr, ports: Ports) -> Option<Named> {
+    let (mut tuple, size) = tuple(addr, ports);
+    // SAFETY: the tuple outlives the call, and its first `size` bytes are written.
+    let sk = unsafe {
+        bpf_sk_lookup_tcp(
+            context.sock_addr.cast(),
+            &raw mut tuple,
+            size,
+            i64::from(BPF_F_CURRENT_NETNS).cast_unsigned(),
+            0,
+        )
+    };
+    if sk.is_null() {
+        return None;
+    }
+    let shown = maps::shown(sk);
+    // SAFETY: a reference that the look-up gave us, and that is not used any more.
+    unsafe { bpf_sk_release(sk.cast()) };
+    shown
+}
+
+/// What the kernel looks a socket up by, and how long it is: the packet's view of it.
+#[inline(always)]
+fn tuple(addr: &Addr, ports: Ports) -> (bpf_sock_tuple, u32) {
+    // SAFETY: integers only.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let (sport, dport) = (ports.remote.to_be(), ports.own.to_be());
+    let word = addr.v4_word();
+    let size = if addr.is_v4() {
+        tuple.__bindgen_anon_1.ipv4 = Tuple4 { saddr: word, daddr: word, sport, dport };
+        size_of::<Tuple4>()
+    } else {
+        let words = addr.0;
+        tuple.__bindgen_anon_1.ipv6 = Tuple6 { saddr: words, daddr: words, sport, dport };
+        size_of::<Tuple6>()
+    };
+    (tuple, size as u32)
+}
