@@ -146,7 +146,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let ca = Arc::new(ca);
     let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&ca)));
     let factory = Factory::start().map_err(os("cannot start threads"))?;
-    let node_netns = Netns::open(&factory, host.netns).await?.cookie();
+    let node_netns = Netns::open(&factory, host.netns).await?;
     let watched = Tasks::new();
     watchdog::start(&watched).map_err(os("cannot start threads"))?;
     let flows = FlowStore::new(settings.node.as_str());
@@ -179,6 +179,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         boot_id: boot_id.trim().to_owned(),
         saved_dir: Note::saved_dir(&settings.runtime_dir),
         finder,
+        node_netns: node_netns.clone(),
         accepting: accepting.clone(),
         serving: serving.clone(),
         inherited,
@@ -223,7 +224,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         hooks: Hooks {
             kernel: Arc::clone(&kernel),
             pods_cgroup: host.pods_cgroup.clone(),
-            node_netns,
+            node_netns: node_netns.cookie(),
             refuse_unclassified,
         },
         ca,

@@ -114,6 +114,7 @@ impl Enroller {
     ) {
         let world = self.build(state, announcements).await;
         self.hold(&world, cgroups);
+        self.let_dials_wait(&world).await;
     }
 
     /// Releases the pods that need not be held any more, and says which cgroups are classified.
@@ -196,7 +197,7 @@ impl Enroller {
 }
 
 /// Whether others can reach an address: not that of loopback, nor one of the link alone.
-fn is_reachable(address: &IpAddr) -> bool {
+pub(super) fn is_reachable(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),

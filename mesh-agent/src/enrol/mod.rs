@@ -53,7 +53,7 @@ use sightings::Sightings;
 use crate::{
     handover::Inherited,
     kernel::KernelError,
-    netns::{NetnsError, ReserveError},
+    netns::{Netns, NetnsError, ReserveError},
     proxy::{ListenError, Listening, Mesh, Pod, Steered},
     source::{Announcer, SourceState},
     tasks::Tasks,
@@ -81,6 +81,7 @@ pub struct Enroller {
     boot_id: String,
     saved_dir: PathBuf,
     finder: Finder,
+    node_netns: Netns,
     accepting: Tasks,
     serving: Tasks,
     inherited: Inherited,
@@ -227,6 +228,8 @@ pub struct Parts {
     pub saved_dir: PathBuf,
     /// How pods' network namespaces are found.
     pub finder: Finder,
+    /// The node's own network namespace.
+    pub node_netns: Netns,
     /// The group of the accept loops.
     pub accepting: Tasks,
     /// The group of the pods' connections.
@@ -256,6 +259,7 @@ impl Enroller {
             boot_id,
             saved_dir,
             finder,
+            node_netns: parts.node_netns,
             accepting,
             serving,
             inherited,

@@ -13,11 +13,14 @@
 //! addresses, with the cookie of the pod's namespace. No other namespace ever has that cookie, so
 //! this agent goes on with the entry ([`known_before`]).
 //!
+//! The node's own addresses that its object does not name are found here, too: they are no pod's.
+//!
 //! Where none of this helps, the agent waits for the report. A report is believed in any case: once
 //! it is there, the sighting is void.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    io,
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -28,12 +31,13 @@ use mesh_common::{
     maps::{LOCAL_LEFT, LocalEntry},
 };
 use mesh_world::{
-    Cidr, LocalPod, Membership, NodeName, NotEnabledReason, Objects, PodObject, PodUid, Snapshot,
+    Cidr, LocalPod, Membership, NodeName, NodeObject, NotEnabledReason, Objects, PodObject, PodUid,
+    Snapshot,
 };
 use tokio::time::Instant;
 
-use super::{Enroller, pods::Phase};
-use crate::pod_cgroups::PodCgroups;
+use super::{Enroller, hold::is_reachable, pods::Phase};
+use crate::{netns::own_addresses, pod_cgroups::PodCgroups};
 
 /// How often a starting pod is looked at: its sandbox's process appears some milliseconds after its
 /// cgroup.
@@ -42,12 +46,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a pod is looked at after its cgroup has changed. The report then follows soon.
 const STARTS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How often the node's own addresses are looked for. A bridge is made with the first pod.
+const HOSTS_EVERY: Duration = Duration::from_secs(5);
+
 /// The addresses that have been found, and the pods whose addresses are looked for.
 #[derive(Default)]
 pub(super) struct Sightings {
     found: BTreeMap<PodUid, Vec<IpAddr>>,
     /// Pods that have no address yet.
     starting: BTreeMap<PodUid, Starting>,
+    /// The addresses of the node's own interfaces.
+    hosts: BTreeSet<IpAddr>,
+    /// When they are looked for again.
+    hosts_due: Option<Instant>,
     /// The objects without and with what has been found.
     last: Option<(Arc<Objects>, Arc<Objects>)>,
 }
@@ -74,7 +85,9 @@ impl Starting {
 impl Sightings {
     /// Objects with the addresses that have been found; the same copy while nothing changes.
     pub(super) fn in_objects(&mut self, objects: &Arc<Objects>, node: &NodeName) -> Arc<Objects> {
-        if self.found.is_empty() {
+        let own = objects.node(node.as_str());
+        let own = own.filter(|own| self.hosts.iter().any(|host| !own.addresses.contains(host)));
+        if self.found.is_empty() && own.is_none() {
             self.last = None;
             return Arc::clone(objects);
         }
@@ -91,6 +104,11 @@ impl Sightings {
                 pod.ips.clone_from(addresses);
                 with.insert_pod(pod);
             }
+        }
+        if let Some(own) = own {
+            let mut own = NodeObject::clone(own);
+            own.addresses.extend(&self.hosts);
+            with.insert_node(own);
         }
         let with = Arc::new(with);
         self.last = Some((Arc::clone(objects), Arc::clone(&with)));
@@ -135,6 +153,27 @@ impl Sightings {
 }
 
 impl Enroller {
+    /// Looks for the addresses of the node's own interfaces, now and then. The Node object does not
+    /// name all: the bridge of the pods has one of their range, from which kube-proxy masquerades.
+    pub(super) async fn look_for_hosts(&mut self) {
+        let now = Instant::now();
+        if self.sightings.hosts_due.is_some_and(|due| now < due) {
+            return;
+        }
+        self.sightings.hosts_due = Some(now + HOSTS_EVERY);
+        let found = self.node_netns.run(&self.mesh.factory, own_addresses).await;
+        match found.map_err(io::Error::other).flatten() {
+            Ok(found) => {
+                let hosts = found.into_iter().filter(is_reachable).collect();
+                if self.sightings.hosts != hosts {
+                    self.sightings.hosts = hosts;
+                    self.sightings.last = None;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for the node's own addresses"),
+        }
+    }
+
     /// Looks for the addresses of pods that are to be in the mesh and have none reported. Returns
     /// whether any was found.
     pub(super) async fn look_for_addresses(

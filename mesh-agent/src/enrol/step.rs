@@ -82,6 +82,7 @@ impl Enroller {
 
         let InForce(world) = in_force;
         self.hold(&world, cgroups); // the pods that could not be enrolled
+        self.let_dials_wait(&world).await;
         self.release_held(&world, cgroups);
         if state.complete {
             self.settle_earlier(&world).await;
@@ -112,6 +113,7 @@ impl Enroller {
         announcements: &Arc<Announcements>,
         cgroups: &PodCgroups,
     ) -> Snapshot {
+        self.look_for_hosts().await;
         let mut world = self.build(state, announcements).await;
         if self.earlier.found.is_some() {
             // A closed pod is recognised by its addresses. Otherwise it would be held, which drops

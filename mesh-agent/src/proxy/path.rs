@@ -98,6 +98,8 @@ struct Unanswered {
     node: NodeName,
     target: IpAddr,
     detail: String,
+    /// No TCP connection was established.
+    is_dropped: bool,
     /// A connection to the application's port has succeeded since.
     is_reached: bool,
 }
@@ -322,7 +324,9 @@ impl Paths {
         let known = self.lock();
         let of_pod = |doubts: &Doubts| {
             let blocked = doubts.values().filter_map(|(doubt, at)| match doubt {
-                Doubt::Unanswered(it) if it.is_reached && now.duration_since(*at) < SHOWN_FOR => {
+                Doubt::Unanswered(it)
+                    if it.is_dropped && it.is_reached && now.duration_since(*at) < SHOWN_FOR =>
+                {
                     Some(it)
                 }
                 _ => None,

@@ -11,7 +11,7 @@ use mesh_wire::{
 use tokio::time::Instant;
 
 use super::{
-    dial::{self, DialledPeer},
+    dial::{self, DialError, DialledPeer},
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     source_ports::PortLease,
@@ -77,10 +77,40 @@ impl Connector<'_> {
         target: Target<'_>,
         open: impl FnOnce(&Session, SocketAddr) -> Open,
     ) -> Result<Upstream, PeerError> {
+        let dialled = self.dial(pod, target).await?;
+        self.open(pod, target, dialled, open).await
+    }
+
+    /// The first part of [`Self::connect`].
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    ///
+    /// # Cancel safety
+    /// That of [`Self::connect`].
+    pub(super) async fn dial(
+        self,
+        pod: &Pod,
+        target: Target<'_>,
+    ) -> Result<DialledPeer, DialError> {
+        dial::to_peer(self.factory, pod, target.on_the_wire(), target.options).await
+    }
+
+    /// The second part of [`Self::connect`].
+    ///
+    /// # Errors
+    /// Those of [`Self::connect`].
+    ///
+    /// # Cancel safety
+    /// That of [`Self::connect`].
+    pub(super) async fn open(
+        self,
+        pod: &Pod,
+        target: Target<'_>,
+        DialledPeer { stream, from, lease }: DialledPeer,
+        open: impl FnOnce(&Session, SocketAddr) -> Open,
+    ) -> Result<Upstream, PeerError> {
         let tls = self.tls.client(&pod.identity, Some(target.expected))?;
-        let to = target.on_the_wire();
-        let DialledPeer { stream, from, lease } =
-            dial::to_peer(self.factory, pod, to, target.options).await?;
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let mut session = Session::connect(stream, &tls, deadline).await?;
         let open = open(&session, from);

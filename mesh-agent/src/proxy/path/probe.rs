@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, MeshedPeer, SourceChange, Unanswered};
 use crate::proxy::{
+    dial::DialledPeer,
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     upstream::{Connector, Target, Upstream},
@@ -24,43 +25,53 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// If dropped, the question is given up.
 pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) -> Answer {
     let deadline = Instant::now() + ASK_TIMEOUT;
-    let asked = timeout_at(deadline, sent_and_seen(connector, pod, peer, deadline)).await;
-    let detail = match asked {
-        Ok(Ok((sent, Some(seen)))) if sent == seen => return Answer::Intact,
-        Ok(Ok((sent, Some(seen)))) => {
-            return Answer::Changed(SourceChange {
-                pod: pod.name.to_string(),
-                node: peer.node.clone(),
-                target: peer.target.ip(),
-                sent,
-                arrived: seen,
-            });
-        }
-        Ok(Ok((_sent, None))) => "the peer's agent did not say what it sees".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_elapsed) => format!("no answer within {} s", ASK_TIMEOUT.as_secs()),
-    };
-    Answer::Unanswered(Unanswered {
-        pod: pod.name.to_string(),
-        node: peer.node.clone(),
-        target: peer.target.ip(),
-        detail,
-        is_reached: false,
-    })
-}
-
-async fn sent_and_seen(
-    connector: Connector<'_>,
-    pod: &Pod,
-    peer: &MeshedPeer,
-    deadline: Instant,
-) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
     let target = Target {
         address: peer.target,
         wire_port: WirePort::Agents,
         expected: &peer.expected,
         options: DialOptions::default(),
     };
+    let unanswered = |is_dropped, detail| {
+        Answer::Unanswered(Unanswered {
+            pod: pod.name.to_string(),
+            node: peer.node.clone(),
+            target: peer.target.ip(),
+            detail,
+            is_dropped,
+            is_reached: false,
+        })
+    };
+    let no_answer = || format!("no answer within {} s", ASK_TIMEOUT.as_secs());
+    let dialled = match timeout_at(deadline, connector.dial(pod, target)).await {
+        Ok(Ok(dialled)) => dialled,
+        Ok(Err(error)) => return unanswered(true, error.to_string()),
+        Err(_elapsed) => return unanswered(true, no_answer()),
+    };
+    let asking = sent_and_seen(connector, pod, target, dialled, deadline);
+    match timeout_at(deadline, asking).await {
+        Ok(Ok((sent, Some(seen)))) if sent == seen => Answer::Intact,
+        Ok(Ok((sent, Some(seen)))) => Answer::Changed(SourceChange {
+            pod: pod.name.to_string(),
+            node: peer.node.clone(),
+            target: peer.target.ip(),
+            sent,
+            arrived: seen,
+        }),
+        Ok(Ok((_sent, None))) => {
+            unanswered(false, "the peer's agent did not say what it sees".to_owned())
+        }
+        Ok(Err(error)) => unanswered(false, error.to_string()),
+        Err(_elapsed) => unanswered(false, no_answer()),
+    }
+}
+
+async fn sent_and_seen(
+    connector: Connector<'_>,
+    pod: &Pod,
+    target: Target<'_>,
+    dialled: DialledPeer,
+    deadline: Instant,
+) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
     let open = |_: &Session, from| Open {
         source: from,
         original_destination: target.on_the_wire(),
@@ -69,7 +80,7 @@ async fn sent_and_seen(
         trace_id: None,
     };
     let Upstream { mut session, from, lease: _lease } =
-        connector.connect(pod, target, open).await?;
+        connector.open(pod, target, dialled, open).await?;
     session.channel.send(&Frame::Fin)?;
     let accepted = session.recv_accepted(deadline).await?;
     session.close().await;

@@ -22,6 +22,7 @@ fn no_answer() -> Unanswered {
         node: node("node2"),
         target: [10, 0, 2, 1].into(),
         detail: "no answer".to_owned(),
+        is_dropped: true,
         is_reached: false,
     }
 }
