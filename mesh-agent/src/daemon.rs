@@ -240,6 +240,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         None => keeper.step().await,
     }
     keeper.hooks.attach()?;
+    keeper.enroller.programs_are_attached();
     keeper.look_for_kubelet().await;
     kernel.drop_other_layouts()?;
     if let Some(predecessor) = predecessor {

@@ -263,11 +263,7 @@ fn pods_cgroup_of(own: &Path) -> Option<PathBuf> {
 /// Whether a kernel of this release is older than [`OLDEST_KERNEL`]. A kernel that numbers itself
 /// otherwise may try: loading the programs tells.
 fn is_too_old(release: &str) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < OLDEST_KERNEL,
-        _ => false,
-    }
+    sys::uname::version(release).is_some_and(|version| version < OLDEST_KERNEL)
 }
 
 /// The agent's cgroup if it is alone there, or the cgroup that has to be made.

@@ -19,8 +19,7 @@ pub trait Dial {
     fn by_agent(&self) -> bool;
     /// The dialling pod, if its namespace is enrolled.
     fn pod(&self) -> Option<EnrolledPod>;
-    /// The same, if it is held until it is enrolled, and its dials wait for that. Asked only if the
-    /// namespace is not enrolled.
+    /// The held pod whose dials wait. Asked only if the namespace is not enrolled.
     fn held(&self) -> Option<EnrolledPod>;
     /// Whether the node refuses unclassified cgroups, and the dialling one is such. Asked only if
     /// the namespace is not enrolled.
@@ -46,7 +45,9 @@ pub trait Dial {
 pub fn dial(view: &impl Dial) -> (Verdict, Addr) {
     let to = view.destination();
     let Some(pod) = view.pod() else {
-        if let Some(pod) = view.held() {
+        if !view.by_agent()
+            && let Some(pod) = view.held()
+        {
             return held_dial(view, &pod);
         }
         let refused = view.is_refused_as_unclassified() && !to.addr.is_loopback_or_unspecified();
@@ -114,11 +115,11 @@ fn held_dial(view: &impl Dial, pod: &EnrolledPod) -> (Verdict, Addr) {
     if !view.has_room() {
         return (Verdict::RefusedPendingShare, Addr::NONE);
     }
-    (Verdict::OutboundHeld, own)
+    (Verdict::RedirectHeld, own)
 }
 
-/// How long a dial of a held pod waits for the pod to be enrolled, in nanoseconds. Its next packet
-/// after that is let go, and refused, since nothing listens where it goes.
+/// How long a held pod's dial waits, in nanoseconds. The first SYN after that passes the guard and
+/// is refused: nothing listens where it goes.
 pub const HELD_DIAL_NS: u64 = 10_000_000_000;
 
 /// What the application sees of a dial that [`dial`] refused, from [`mod@errno`]: what the network
@@ -127,9 +128,9 @@ pub const HELD_DIAL_NS: u64 = 10_000_000_000;
 pub const fn errno(verdict: Verdict) -> u32 {
     match verdict {
         // What a pod sees that dials without end, once its ports are used up.
-        Verdict::RefusedForeignSource | Verdict::RefusedPendingShare | Verdict::RefusedNoPort => {
-            errno::EADDRNOTAVAIL
-        }
+        Verdict::RefusedForeignSource
+        | Verdict::RefusedPendingShare
+        | Verdict::RefusedBoundPort => errno::EADDRNOTAVAIL,
         Verdict::RefusedNoAddress => errno::ENETUNREACH,
         Verdict::RefusedNoMemory => errno::ENOMEM,
         _ => errno::ECONNREFUSED,

@@ -73,12 +73,12 @@ pub struct DialOptions {
 /// given to the agent. A bit each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortSet(pub [u64; PORT_WORDS]);
+pub struct SteeredPorts(pub [u64; PORT_WORDS]);
 
-/// Words of a [`PortSet`].
+/// Words of a [`SteeredPorts`].
 pub const PORT_WORDS: usize = 65_536 / 64;
 
-impl PortSet {
+impl SteeredPorts {
     /// No port.
     pub const EMPTY: Self = Self([0; PORT_WORDS]);
 
@@ -337,7 +337,7 @@ pub mod limits {
 const _: () = assert!(size_of::<FlowKey>() == 48);
 const _: () = assert!(size_of::<Named>() == 24);
 const _: () = assert!(size_of::<Pending>() == 64);
-const _: () = assert!(size_of::<PortSet>() == 8192);
+const _: () = assert!(size_of::<SteeredPorts>() == 8192);
 const _: () = assert!(size_of::<Answered>() == 16);
 const _: () = assert!(size_of::<QuestionEvent>() == 128);
 const _: () = assert!(size_of::<Share>() == 48);

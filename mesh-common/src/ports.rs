@@ -36,6 +36,19 @@ pub const MESH_FIRST: u16 = 61_000;
 /// How many source ports an agent has per source pod, destination and port: 4,536.
 pub const MESH_COUNT: u16 = u16::MAX - MESH_FIRST + 1;
 
+/// First destination port, at the pod's own address, of redirected dials from a bound source port.
+/// Such dials share the source port, so their destination ports must differ, and [`MAGIC_COUNT`] is
+/// too few.
+pub const BOUND_FIRST: u16 = u16::MAX - BOUND_COUNT + 1;
+/// How many there are.
+pub const BOUND_COUNT: u16 = 1_024;
+
+/// How many of the ports from [`MESH_FIRST`] on are source ports of the agent's legs to an
+/// application. They are below [`BOUND_FIRST`]: a leg from the port to which a dial of the pod
+/// goes, to the port from which it comes, would be that dial's other end to TCP (simultaneous
+/// open).
+pub const LEG_COUNT: u16 = BOUND_FIRST - MESH_FIRST;
+
 /// 127.7.0.1, where the IPv4 listeners are bound: an address no application has a reason to use.
 pub const LISTENER_V4: Addr = Addr::from_v4_word(u32::from_ne_bytes([127, 7, 0, 1]));
 
@@ -45,14 +58,12 @@ pub const fn is_magic(port: u16) -> bool {
     port >= MAGIC_FIRST && port < MAGIC_FIRST + MAGIC_COUNT
 }
 
-/// Whether a destination port at the pod's own address may be one that a redirected connection
-/// carries. A socket that is bound to a source port gets one of the pod's own choosing among the
-/// ports from [`MESH_FIRST`] on, which mean nothing there: its connections from that port must
-/// differ in their destination ports, and [`MAGIC_COUNT`] is too few. An application may listen on
-/// such a port, so only `PENDING` says whether a packet is a redirected connection's.
+/// Whether a redirected connection may have this destination port at the pod's own address. An
+/// application may listen on one from [`BOUND_FIRST`] on, so only `PENDING` tells whose packet it
+/// is.
 #[inline(always)]
 pub const fn may_be_redirected(port: u16) -> bool {
-    is_magic(port) || is_mesh_source(port)
+    is_magic(port) || port >= BOUND_FIRST
 }
 
 /// Whether a source port says that an agent is dialling.

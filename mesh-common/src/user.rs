@@ -4,7 +4,7 @@ use crate::{
     addr::{Addr, AddrPort},
     maps::{
         Answered, DestinationKey, DialKey, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named,
-        Pending, PortSet, QuestionEvent, RefusalEvent, Share, VerdictCounts,
+        Pending, QuestionEvent, RefusalEvent, Share, SteeredPorts, VerdictCounts,
     },
 };
 
@@ -22,7 +22,7 @@ pods!(
     FlowKey,
     Named,
     Pending,
-    PortSet,
+    SteeredPorts,
     EnrolledPod,
     LocalEntry,
     DialKey,

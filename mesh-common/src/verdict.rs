@@ -102,10 +102,10 @@ verdicts! {
     /// The destination may be a captured pod for which the kernel's table has no room.
     RefusedTableFull = 20, Refuse, "refused_table_full", "The kernel's table of addresses has no room for all pods of the mesh, and the destination may be one of those that it does not know.";
 
-    /// The pod is not enrolled yet, and its dial waits for that.
-    OutboundHeld = 22, Redirect, "outbound_held", "The pod is held until the agent has enrolled it; the connection waits in connect() for that.";
-    /// The source port that the socket is bound to has too many redirected connections.
-    RefusedNoPort = 21, Refuse, "refused_no_port", "The socket is bound to a source port from which too many connections are carried through the mesh already; no way was found to tell one more from them.";
+    /// Too many redirected connections have the source port that the socket is bound to.
+    RefusedBoundPort = 21, Refuse, "refused_bound_port", "The socket is bound to a source port that has too many connections through the mesh; no free destination port was found for one more.";
+    /// The pod is held, and its dial waits until it is enrolled.
+    RedirectHeld = 22, Redirect, "redirect_held", "The pod is held; the connection waits in connect() until the agent has enrolled it.";
 
     // --- inbound, decided in sk_lookup and, before a pod is enrolled, in cgroup_skb
     /// A peer's agent dials: TLS follows.

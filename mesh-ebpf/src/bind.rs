@@ -6,21 +6,18 @@
 //! them listens at the port. So an application can bind it, too, if its own socket has that option.
 //! The kernel lets a program set it from 6.1 on. Before, the application must do so.
 
+use crate::{
+    ctx::{AF_INET, AF_INET6, SOL_SOCKET, SockAddr},
+    maps,
+};
 use aya_ebpf::{
     helpers::{bpf_get_netns_cookie, generated::bpf_setsockopt},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use mesh_common::ports;
-
-use crate::{
-    ctx::{AF_INET, AF_INET6, SockAddr},
-    maps,
-};
 
 const ALLOW: i32 = 1;
 
-const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
 
 #[cgroup_sock_addr(bind4)]
@@ -44,7 +41,7 @@ fn bind<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     }
     // SAFETY: the context is the running program's own.
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
-    if maps::has_agents_sockets(netns, port, port >= ports::RESERVED_FIRST) {
+    if maps::has_agents_sockets(netns, port) {
         let mut one = 1_i32;
         // If the kernel refuses, the application may find the port in use.
         // SAFETY: the value outlives the call, and its size is given.

@@ -1,10 +1,11 @@
 //! `cgroup/connect4` and `cgroup/connect6`, on the cgroup of the node's pods: they decide which
 //! dials go to the agent.
 //!
-//! A redirected dial goes to the pod's own address and a magic port. Only `sk_lookup` leads that
-//! port to the agent's listener. The original destination stays in the socket's own storage. These
-//! programs are attached to an ancestor of the pods' cgroups. So they run before a socket
-//! load-balancer on the root, and see the service address. Kernel 5.15.
+//! A redirected dial goes to the pod's own address and a magic port, or, from a bound source port,
+//! to a free port from 64512 on. Only `sk_lookup` leads it to the agent's listener. The original
+//! destination stays in the socket's own storage. These programs are attached to an ancestor of the
+//! pods' cgroups. So they run before a socket load-balancer on the root, and see the service
+//! address. Kernel 5.15.
 
 use aya_ebpf::{
     Global,
@@ -117,7 +118,7 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     // The guard has let the dial pass because it is to wait. If the pod is not found as held any
     // more, only an enrolled pod's dial may go on.
     // SAFETY: `sk` was checked for null.
-    if verdict != Verdict::OutboundHeld
+    if verdict != Verdict::RedirectHeld
         && unsafe { maps::HELD_DIALS.delete(sk) }.is_ok()
         && verdict == Verdict::NotEnrolled
     {
@@ -128,8 +129,8 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
         // Read anew, or the verifier would walk the rest once for each verdict.
         // SAFETY: a variable of this function.
         let number = unsafe { core::ptr::read_volatile(&raw const number) };
-        let Some(port) = redirected_to(context, &view, &own) else {
-            return refuse::<FAMILY>(Verdict::RefusedNoPort, &view);
+        let Some(port) = redirect_port(context, &view, &own) else {
+            return refuse::<FAMILY>(Verdict::RefusedBoundPort, &view);
         };
         let mut named = Named { endpoint: view.to, verdict: number };
         // SAFETY: `sk` was checked for null; the storage belongs to the socket.
@@ -158,7 +159,7 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 
 /// The port of the pod's own address to which a dial is redirected.
 #[inline(always)]
-fn redirected_to<const FAMILY: u32>(
+fn redirect_port<const FAMILY: u32>(
     context: &SockAddrContext,
     view: &Dial<FAMILY>,
     own: &Addr,

@@ -6,7 +6,7 @@
 //! The dials of a held pod wait until it is enrolled, once the agent knows its addresses, and are
 //! refused before. The guards refuse only TCP, which is what the mesh carries, and only new
 //! connections. A pod may talk to itself, resolve names over UDP, and keep the connections that it
-//! has. Over IPv6, packets with headers that [`arrival`] does not read are dropped, too.
+//! has. Over IPv6, packets with headers that [`first_packet`] does not read are dropped, too.
 
 use aya_ebpf::{
     helpers::{
@@ -54,7 +54,7 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     // SAFETY: the context is the running program's own.
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
     // The program on the pods' cgroup runs next, and has the dial wait.
-    if maps::HELD.get_ptr(&netns).is_some() && maps::note_held(context) {
+    if maps::HELD.get_ptr(&netns).is_some() && maps::note_held_dial(context) {
         return ALLOW;
     }
     maps::count(Verdict::RefusedHeld, netns);
@@ -63,35 +63,41 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     DENY
 }
 
-/// Drops the packets of dials that wait for the pod to be enrolled. Their sender sends them again.
+/// Drops the first packets of dials that wait for the pod to be enrolled. Their sender sends them
+/// again. One that goes to another address was not redirected, and never passes.
 #[cgroup_skb(egress)]
 pub(crate) fn nm_held_egress(context: SkBuffContext) -> i32 {
     // SAFETY: the context is the running program's own, and the verifier allows the field here.
     let sk = unsafe { (&raw const (*context.skb.skb).__bindgen_anon_2.sk).read_volatile() };
-    if maps::is_held(sk) { DENY } else { ALLOW }
+    let Some(waits) = maps::held_dial_waits(sk) else { return ALLOW };
+    match first_packet(&context) {
+        FirstPacket::ToItself if waits => DENY,
+        FirstPacket::Connection { .. } => DENY,
+        _ => ALLOW,
+    }
 }
 
 #[cgroup_skb(ingress)]
 pub(crate) fn nm_held_ingress(context: SkBuffContext) -> i32 {
-    match arrival(&context) {
-        Arrival::Other => ALLOW,
+    match first_packet(&context) {
+        FirstPacket::Other | FirstPacket::ToItself => ALLOW,
         // A failing liveness probe has the pod killed. The kubelet sends to an enrolled pod what it
         // sends to a held one.
-        Arrival::Connection { client, server } if maps::is_kubelets(client, server) => {
+        FirstPacket::Connection { client, server } if maps::is_kubelets(client, server) => {
             maps::count(Verdict::InboundKubelet, 0);
             ALLOW
         }
-        arrival => drop_packet(&arrival, Verdict::RefusedHeldInbound),
+        packet => drop_packet(&packet, Verdict::RefusedHeldInbound),
     }
 }
 
 #[cgroup_skb(ingress)]
 pub(crate) fn nm_unclassified_ingress(context: SkBuffContext) -> i32 {
-    let arrival = arrival(&context);
-    if matches!(arrival, Arrival::Other) || is_classified(&context) {
+    let packet = first_packet(&context);
+    if matches!(packet, FirstPacket::Other | FirstPacket::ToItself) || is_classified(&context) {
         return ALLOW;
     }
-    drop_packet(&arrival, Verdict::RefusedUnclassifiedInbound)
+    drop_packet(&packet, Verdict::RefusedUnclassifiedInbound)
 }
 
 /// Whether this node refuses the cgroup of the current process, because the agent has not
@@ -131,12 +137,14 @@ fn is_classified(context: &SkBuffContext) -> bool {
 }
 
 /// What a packet is to the guards.
-enum Arrival {
+enum FirstPacket {
+    /// It begins a connection of the pod with itself.
+    ToItself,
     /// It begins a connection from another address.
     Connection { client: AddrPort, server: AddrPort },
     /// Unknown: it has headers that a first fragment or an ordinary stack does not send.
     Unknown,
-    /// Not for the guards: not TCP, not the beginning of a connection, or from the pod to itself.
+    /// Not for the guards: not TCP, or not the beginning of a connection.
     Other,
 }
 
@@ -147,31 +155,33 @@ const ACK: u8 = 16;
 
 /// Reads a packet's headers, from the network layer on (RFC 791, 8200, 9293).
 #[inline(always)]
-fn arrival(context: &SkBuffContext) -> Arrival {
-    let Ok(first) = context.load::<u8>(0) else { return Arrival::Unknown };
+fn first_packet(context: &SkBuffContext) -> FirstPacket {
+    let Ok(first) = context.load::<u8>(0) else { return FirstPacket::Unknown };
     let (source, destination, tcp) = if first >> 4 == 4 {
-        let Ok(ip) = context.load::<[u8; 20]>(0) else { return Arrival::Unknown };
+        let Ok(ip) = context.load::<[u8; 20]>(0) else { return FirstPacket::Unknown };
         if u32::from(ip[9]) != TCP {
-            return Arrival::Other;
+            return FirstPacket::Other;
         }
         let source = Addr::from_v4_word(u32::from_ne_bytes([ip[12], ip[13], ip[14], ip[15]]));
         let destination = Addr::from_v4_word(u32::from_ne_bytes([ip[16], ip[17], ip[18], ip[19]]));
         (source, destination, usize::from(first & 0xf) * 4)
     } else {
-        let Ok(ip) = context.load::<Ipv6>(0) else { return Arrival::Unknown };
+        let Ok(ip) = context.load::<Ipv6>(0) else { return FirstPacket::Unknown };
         match ip.next {
             next if u32::from(next) == TCP => {}
-            UDP | ICMPV6 => return Arrival::Other,
-            _ => return Arrival::Unknown,
+            UDP | ICMPV6 => return FirstPacket::Other,
+            _ => return FirstPacket::Unknown,
         }
         (Addr(ip.source), Addr(ip.destination), size_of::<Ipv6>())
     };
-    let Ok(tcp) = context.load::<[u8; 14]>(tcp) else { return Arrival::Unknown };
-    if tcp[13] & (SYN | ACK) != SYN || source == destination || source.is_loopback_or_unspecified()
-    {
-        return Arrival::Other;
+    let Ok(tcp) = context.load::<[u8; 14]>(tcp) else { return FirstPacket::Unknown };
+    if tcp[13] & (SYN | ACK) != SYN {
+        return FirstPacket::Other;
     }
-    Arrival::Connection {
+    if source == destination || source.is_loopback_or_unspecified() {
+        return FirstPacket::ToItself;
+    }
+    FirstPacket::Connection {
         client: AddrPort::new(source, u16::from_be_bytes([tcp[0], tcp[1]])),
         server: AddrPort::new(destination, u16::from_be_bytes([tcp[2], tcp[3]])),
     }
@@ -189,9 +199,9 @@ struct Ipv6 {
 }
 
 #[inline(always)]
-fn drop_packet(arrival: &Arrival, verdict: Verdict) -> i32 {
+fn drop_packet(packet: &FirstPacket, verdict: Verdict) -> i32 {
     maps::count(verdict, 0);
-    if let Arrival::Connection { client, server } = arrival {
+    if let FirstPacket::Connection { client, server } = packet {
         maps::report(verdict, 0, *client, *server);
     }
     DENY

@@ -16,9 +16,10 @@ use mesh_common::{
     decide,
     maps::{
         ALL_PODS, Answered, DestinationKey, DialKey, DialOptions, EnrolledPod, FlowKey,
-        ListenerKey, LocalEntry, Named, Pending, PortSet, QuestionEvent, RefusalEvent, Share,
+        ListenerKey, LocalEntry, Named, Pending, QuestionEvent, RefusalEvent, Share, SteeredPorts,
         VerdictCounts, limits,
     },
+    ports,
     verdict::{VERDICT_SLOTS, Verdict},
 };
 
@@ -80,7 +81,7 @@ pub(crate) static LISTENERS: SockHash<ListenerKey, { limits::LOCAL_PODS * 6 }> =
 /// Namespace → the ports at which connections have been given to the agent. The agent makes the
 /// entry.
 #[btf_map]
-static STEERED: HashMap<u64, PortSet, { limits::LOCAL_PODS }, NO_PREALLOC> = HashMap::new();
+static STEERED: HashMap<u64, SteeredPorts, { limits::LOCAL_PODS }, NO_PREALLOC> = HashMap::new();
 
 /// The peer that `getpeername` shows for a socket: the original destination of a redirected socket,
 /// the real client of an accepted one. It is stored in the socket itself, because an LRU map
@@ -226,11 +227,11 @@ pub(crate) fn count_number(number: u32, netns: u64) {
 /// CPUs is set by the next connection.
 #[inline(always)]
 pub(crate) fn note_steered(netns: u64, port: u16) {
-    if let Some(ports) = STEERED.get_ptr_mut(&netns) {
-        let (word, bit) = PortSet::place(port);
+    if let Some(steered) = STEERED.get_ptr_mut(&netns) {
+        let (word, bit) = SteeredPorts::place(port);
         // SAFETY: a pointer into the map, valid for the program's run; the word is one of it.
         unsafe {
-            let word = ports.cast::<u64>().add(word);
+            let word = steered.cast::<u64>().add(word);
             if *word & bit == 0 {
                 *word |= bit;
             }
@@ -238,14 +239,14 @@ pub(crate) fn note_steered(netns: u64, port: u16) {
     }
 }
 
-/// Whether the agent may have sockets at a port of a namespace: `always`, if the namespace is
-/// enrolled, or if connections to the port have been given to the agent.
+/// Whether the agent may have sockets at a port of an enrolled namespace: it dials from the
+/// reserved ports, and accepts where connections were steered to it.
 #[inline(always)]
-pub(crate) fn has_agents_sockets(netns: u64, port: u16, always: bool) -> bool {
-    let Some(ports) = STEERED.get_ptr(&netns) else { return false };
-    let (word, bit) = PortSet::place(port);
+pub(crate) fn has_agents_sockets(netns: u64, port: u16) -> bool {
+    let Some(steered) = STEERED.get_ptr(&netns) else { return false };
+    let (word, bit) = SteeredPorts::place(port);
     // SAFETY: as above.
-    always || unsafe { *ports.cast::<u64>().add(word) } & bit != 0
+    port >= ports::RESERVED_FIRST || unsafe { *steered.cast::<u64>().add(word) } & bit != 0
 }
 
 /// The peer to show for a socket, if the socket is redirected or the application's end of a leg.
@@ -276,7 +277,7 @@ fn stored(sk: *mut bpf_sock, value: *mut Named, flags: u64) -> Option<*mut Named
 
 /// Notes when a socket of a held pod dials. `false` if there is no memory.
 #[inline(always)]
-pub(crate) fn note_held(context: &SockAddrContext) -> bool {
+pub(crate) fn note_held_dial(context: &SockAddrContext) -> bool {
     let mut now = boot_ns();
     // SAFETY: the caller has checked the context's socket for null; the storage belongs to it.
     let slot = unsafe { HELD_DIALS.get_or_insert_ptr_mut(context, Some(&mut now)) };
@@ -288,22 +289,23 @@ pub(crate) fn note_held(context: &SockAddrContext) -> bool {
     true
 }
 
-/// Whether a socket of a held pod still waits for the pod to be enrolled.
+/// Whether a socket that has dialled while its pod was held still waits for the pod to be enrolled.
+/// `None` for any other socket.
 #[inline(always)]
-pub(crate) fn is_held(sk: *mut bpf_sock) -> bool {
+pub(crate) fn held_dial_waits(sk: *mut bpf_sock) -> Option<bool> {
     if sk.is_null() {
-        return false;
+        return None;
     }
     let map = (&raw const HELD_DIALS).cast_mut().cast();
     // SAFETY: the map is a socket storage of `u64`, the socket was checked for null, and nothing is
     // made without the flag.
     let since = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0) };
     if since.is_null() {
-        return false;
+        return None;
     }
     // SAFETY: just checked; the storage belongs to the socket.
     let since = unsafe { since.cast::<u64>().read_volatile() };
-    boot_ns().saturating_sub(since) < decide::HELD_DIAL_NS
+    Some(boot_ns().saturating_sub(since) < decide::HELD_DIAL_NS)
 }
 
 /// Whether a socket is marked as the kubelet's.

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock_tuple,
+        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_TIME_WAIT, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
@@ -15,7 +15,7 @@ use aya_ebpf::{
 use mesh_common::{
     addr::Addr,
     maps::Named,
-    ports::{MESH_COUNT, MESH_FIRST},
+    ports::{BOUND_COUNT, BOUND_FIRST},
 };
 
 use crate::maps;
@@ -38,11 +38,13 @@ pub(crate) struct Ports {
 pub(crate) fn free_port(context: &SockAddrContext, addr: &Addr, own: u16) -> Option<u16> {
     for _ in 0..ATTEMPTS {
         // SAFETY: no preconditions.
-        let drawn = unsafe { bpf_get_prandom_u32() } % u32::from(MESH_COUNT);
-        let remote = MESH_FIRST + drawn as u16;
-        // The dialling end, and then the other one, also as a listener.
-        if !is_taken(context, addr, Ports { own, remote }, false)
-            && !is_taken(context, addr, Ports { own: remote, remote: own }, true)
+        let drawn = unsafe { bpf_get_prandom_u32() } % u32::from(BOUND_COUNT);
+        let remote = BOUND_FIRST + drawn as u16;
+        // A connection takes the place of an old one in TIME_WAIT, at either end.
+        let dialled = socket_state(context, addr, Ports { own, remote });
+        let accepted = socket_state(context, addr, Ports { own: remote, remote: own });
+        if matches!(dialled, None | Some(BPF_TCP_LISTEN | BPF_TCP_TIME_WAIT))
+            && matches!(accepted, None | Some(BPF_TCP_TIME_WAIT))
         {
             return Some(remote);
         }
@@ -50,9 +52,9 @@ pub(crate) fn free_port(context: &SockAddrContext, addr: &Addr, own: u16) -> Opt
     None
 }
 
-/// Whether there is a socket for packets to these ports.
+/// The state of the socket that takes packets to these ports, if there is one.
 #[inline(always)]
-fn is_taken(context: &SockAddrContext, addr: &Addr, ports: Ports, or_listens: bool) -> bool {
+fn socket_state(context: &SockAddrContext, addr: &Addr, ports: Ports) -> Option<u32> {
     let (mut tuple, size) = tuple(addr, ports);
     // SAFETY: as in `shown`.
     let sk = unsafe {
@@ -65,15 +67,14 @@ fn is_taken(context: &SockAddrContext, addr: &Addr, ports: Ports, or_listens: bo
         )
     };
     if sk.is_null() {
-        return false;
+        return None;
     }
     // SAFETY: a reference that the look-up gave us; it is released, and not used any more.
-    let state = unsafe {
+    unsafe {
         let state = (&raw const (*sk).state).read_volatile();
         bpf_sk_release(sk.cast());
-        state
-    };
-    or_listens || state != BPF_TCP_LISTEN
+        Some(state)
+    }
 }
 
 /// The peer to show for the socket that is connected from one port of an address to another.

@@ -17,7 +17,10 @@ use mesh_common::{
     verdict::Verdict,
 };
 
-use crate::{ctx::SockOps, maps};
+use crate::{
+    ctx::{SOL_SOCKET, SockOps},
+    maps,
+};
 
 /// Sockops programs answer through `reply`; the return value only has to be 1.
 const DONE: u32 = 1;
@@ -82,7 +85,6 @@ const SOL_IP: i32 = 0;
 const IP_TOS: i32 = 1;
 const SOL_IPV6: i32 = 41;
 const IPV6_TCLASS: i32 = 67;
-const SOL_SOCKET: i32 = 1;
 const SO_KEEPALIVE: i32 = 9;
 const SOL_TCP: i32 = 6;
 const TCP_KEEPIDLE: i32 = 4;
@@ -105,7 +107,7 @@ fn options(ops: SockOps) -> DialOptions {
     DialOptions { tos, keepalive_s, user_timeout_ms: option(ops, SOL_TCP, TCP_USER_TIMEOUT) }
 }
 
-/// A socket option that is a number; 0 where the kernel does not tell, which then writes a zero.
+/// A socket option that is a number; 0 if the kernel does not tell it (the helper then writes 0).
 #[inline(always)]
 fn option(ops: SockOps, level: i32, name: i32) -> u32 {
     let mut value = 0_u32;

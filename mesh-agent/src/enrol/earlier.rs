@@ -194,7 +194,7 @@ impl Enroller {
         tables.remove_pod_verdicts(netns);
         tables.shares.remove(netns);
         if self.adopt(netns) {
-            self.begin_left(netns);
+            self.note_left(netns);
         } else {
             self.forget_namespace(netns);
         }
@@ -219,13 +219,13 @@ impl Enroller {
 
     /// Takes away all that the kernel has of a namespace.
     pub(super) fn forget_namespace(&self, netns: u64) {
+        self.log_failure("detach", self.mesh.kernel.detach_pod(netns));
         let tables = self.mesh.kernel.tables();
         for (address, entry) in tables.local.content() {
             if entry.netns == netns {
                 self.log_failure("forget", tables.local.remove(&address));
             }
         }
-        tables.forget_steered(netns);
-        self.log_failure("detach", self.mesh.kernel.detach_pod(netns));
+        tables.remove_steered(netns);
     }
 }

@@ -43,30 +43,43 @@ impl Enroller {
     /// Has the dials of held pods wait instead of being refused, as soon as the pods' addresses are
     /// known.
     pub(super) async fn let_dials_wait(&mut self, world: &Snapshot) {
+        if !self.dials_may_wait {
+            return;
+        }
         let held: Vec<_> = self.pods.held().map(|(uid, _)| uid.clone()).collect();
-        for uid in held.iter().filter(|uid| !self.waiting.contains_key(*uid)).collect::<Vec<_>>() {
-            let pod = world.local_pod(uid).filter(|pod| self.is_about_to_join(pod));
+        for uid in held {
+            let pod = world.local_pod(&uid).filter(|pod| self.is_about_to_join(pod));
             let Some(pod) = pod else { continue };
+            let reported = &pod.workload.addresses;
+            // Without a report, the network plugin may add one more at any time.
+            if self.held_dialling.contains_key(&uid) && !reported.is_empty() {
+                continue;
+            }
             let seen = self.finder.see_only(&self.mesh.factory, pod).await;
             let Some((netns, found)) = seen else { continue };
-            // They need not be the ones that will be reported: a wrong one is of no use, and no
-            // harm.
-            let own = match pod.workload.addresses.as_slice() {
-                [] => found.into_iter().filter(is_reachable).collect::<Vec<_>>(),
-                known => known.to_vec(),
+            // A dial must not be led to an address that the pod does not have: a packet for it
+            // would leave the pod.
+            let own: Vec<_> = found.into_iter().filter(is_reachable).collect();
+            let own = match reported.as_slice() {
+                [] => own,
+                known if known.iter().all(|known| own.contains(known)) => known.to_vec(),
+                _ => continue,
             };
-            self.waiting.insert(uid.clone(), (netns, tables::enrolled(own)));
+            if !own.is_empty() {
+                self.held_dialling.insert(uid, (netns, tables::enrolled(own)));
+            }
         }
         let tables = self.mesh.kernel.tables();
-        for (netns, _) in self.waiting.values() {
+        // Each time: a pod that was released a moment ago has lost its share.
+        for (netns, _) in self.held_dialling.values() {
             self.log_failure("count a held pod's dials", tables.shares.add(*netns));
         }
-        self.write_waiting();
+        self.write_held_dialling();
     }
 
     /// Tells the kernel whose dials wait.
-    fn write_waiting(&self) {
-        let wanted = self.waiting.values().copied().collect();
+    fn write_held_dialling(&self) {
+        let wanted = self.held_dialling.values().copied().collect();
         self.log_failure("have dials wait", self.mesh.kernel.tables().held.sync(&wanted));
     }
 
@@ -82,17 +95,17 @@ impl Enroller {
 
     /// Has dials wait no longer: the pods are enrolled, need not be, or cannot be. If a pod stays
     /// held, its dials are refused from now on.
-    fn end_waiting(&mut self, world: &Snapshot) {
+    fn end_held_dialling(&mut self, world: &Snapshot) {
         let waits = |uid: &PodUid| {
             matches!(self.pods.guard(uid), Guard::Held(_))
                 && world.local_pod(uid).is_some_and(|pod| self.is_about_to_join(pod))
         };
-        let over: Vec<_> = self.waiting.keys().filter(|uid| !waits(uid)).cloned().collect();
+        let over: Vec<_> = self.held_dialling.keys().filter(|uid| !waits(uid)).cloned().collect();
         if over.is_empty() {
             return;
         }
-        let over: Vec<_> = over.iter().filter_map(|uid| self.waiting.remove(uid)).collect();
-        self.write_waiting();
+        let over: Vec<_> = over.iter().filter_map(|uid| self.held_dialling.remove(uid)).collect();
+        self.write_held_dialling();
         let is_enrolled = |netns| {
             self.pods.all(Phase::serving).any(|(_, member)| member.pod.netns.cookie() == netns)
         };
@@ -131,7 +144,7 @@ impl Enroller {
                 Err(error) => tracing::error!(%uid, %error, "pod cannot be released"),
             }
         }
-        self.end_waiting(world);
+        self.end_held_dialling(world);
         // While a pod's namespace object is missing, it is not known what the pod is meant to be.
         let is_known = |pod: &Arc<LocalPod>| {
             let missing = Membership::Disabled(NotEnabledReason::NamespaceMissing);
@@ -189,8 +202,9 @@ impl Enroller {
             Membership::Invalid { .. } => "its mode is strict, or cannot be read",
             _ => "strict",
         };
-        let sentence =
-            format!("{strict}, so its TCP connections are refused until then; {because}");
+        let sentence = format!(
+            "{strict}, so it cannot be dialled until then, and its dials wait or are refused; {because}"
+        );
         let is_held = matches!(self.pods.guard(&workload.uid), Guard::Held(_));
         is_held.then_some(Failure { code, sentence })
     }

@@ -143,7 +143,7 @@ impl Enroller {
         let (netns, flags) = (pod.netns.cookie(), tables::local_flags(member.settings.mode));
         tables.add_pod_verdicts(netns)?;
         tables.shares.add(netns)?;
-        tables.note_steered(netns)?;
+        tables.add_steered(netns)?;
         for address in pod.addresses() {
             tables.local.put(address.into(), tables::local(netns, flags))?;
         }

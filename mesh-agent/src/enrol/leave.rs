@@ -7,7 +7,7 @@ use mesh_world::{LocalPod, PodUid, Snapshot, Wanted};
 use tokio::time::Instant;
 
 use super::{Enroller, Finder, LEAVE_GRACE, LEFT_FOR, Member, Saved, pods::Phase, step::Published};
-use crate::proxy::{Pod, owns};
+use crate::proxy::Pod;
 
 impl Enroller {
     /// Removes all that is left of pods whose namespace or address is gone.
@@ -18,13 +18,7 @@ impl Enroller {
             let pod = &member.pod;
             tracing::info!(pod = %pod.name, netns = %pod.netns.path().display(), "pod gone");
             self.release(&member);
-            self.log_failure("detach", self.mesh.kernel.detach_pod(pod.netns.cookie()));
-            for address in pod.addresses().map(Into::into) {
-                if owns(&self.mesh, pod, &address) {
-                    self.log_failure("forget", self.mesh.kernel.tables().local.remove(&address));
-                }
-            }
-            self.mesh.kernel.tables().forget_steered(pod.netns.cookie());
+            self.forget_namespace(pod.netns.cookie());
             pod.connections.stop();
             self.restore_ports(pod).await;
         }
@@ -60,13 +54,12 @@ impl Enroller {
             self.log_failure("leave", self.set_mode(&member.pod, LOCAL_LEFT));
             self.release(&member);
             self.restore_ports(&member.pod).await;
-            self.begin_left(member.pod.netns.cookie());
+            self.note_left(member.pod.netns.cookie());
         }
     }
 
-    /// From now on the pod of a namespace counts as one that has just left, or that is in another
-    /// namespace now: peers may not know yet.
-    pub(super) fn begin_left(&mut self, netns: u64) {
+    /// Notes that the pod of a namespace has left it. Peers may not know yet.
+    pub(super) fn note_left(&mut self, netns: u64) {
         self.left.insert(netns, Instant::now() + LEFT_FOR);
     }
 

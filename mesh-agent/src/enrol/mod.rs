@@ -91,7 +91,10 @@ pub struct Enroller {
     /// The namespaces of pods that have left, by cookie, and until when that is remembered.
     left: BTreeMap<u64, Instant>,
     /// The held pods whose dials wait, with the cookies of their namespaces.
-    waiting: BTreeMap<PodUid, (u64, EnrolledPod)>,
+    held_dialling: BTreeMap<PodUid, (u64, EnrolledPod)>,
+    /// Whether the programs on the pods' cgroup are this agent's. Without them, a dial that the
+    /// guard lets pass would go where it wants.
+    dials_may_wait: bool,
     generation: u64,
     sightings: Sightings,
     floors: Floors,
@@ -267,7 +270,8 @@ impl Enroller {
             pods: Pods(BTreeMap::new()),
             earlier,
             left: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            held_dialling: BTreeMap::new(),
+            dials_may_wait: false,
             generation: 0,
             sightings: Sightings::default(),
             floors,
@@ -276,6 +280,11 @@ impl Enroller {
             plaintext,
             follower: WorldFollower::after(parts.memory),
         }
+    }
+
+    /// The programs on the pods' cgroup are attached: from now on the dials of held pods may wait.
+    pub fn programs_are_attached(&mut self) {
+        self.dials_may_wait = true;
     }
 
     /// Where to read how enrolment stands.

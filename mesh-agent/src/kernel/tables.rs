@@ -19,7 +19,7 @@ use aya::{
 use mesh_common::{
     addr::{Addr, AddrPort},
     maps::{
-        Answered, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, PortSet,
+        Answered, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, SteeredPorts,
         VerdictCounts,
     },
     verdict::{VERDICT_SLOTS, Verdict},
@@ -32,8 +32,8 @@ use super::{
 };
 use crate::sys;
 
-/// `BPF_NOEXIST` of linux/bpf.h: writes an entry only if there is none.
-const NO_OTHER: u64 = 1;
+/// Of linux/bpf.h: writes an entry only if there is none.
+const BPF_NOEXIST: u64 = 1;
 
 /// All maps of the programs.
 pub struct Tables {
@@ -66,7 +66,7 @@ pub struct Tables {
     answered: OwnedFd,
     legs: OwnedFd,
     node: Mutex<Array<MapData, u64>>,
-    steered: Mutex<maps::HashMap<MapData, u64, PortSet>>,
+    steered: Mutex<maps::HashMap<MapData, u64, SteeredPorts>>,
     verdicts: PerCpuArray<MapData, u64>,
     pod_verdicts: Mutex<PerCpuHashMap<MapData, u64, VerdictCounts>>,
     events_lost: PerCpuArray<MapData, u64>,
@@ -138,7 +138,7 @@ impl Tables {
             legs: emptied::<FlowKey, Named>("LEGS", ebpf, before)?,
             shares: Shares::open(ebpf, before)?,
             node: Mutex::new(open!(ebpf, "NODE", Array<MapData, u64>)),
-            steered: Mutex::new(open!(ebpf, "STEERED", maps::HashMap<MapData, u64, PortSet>)),
+            steered: Mutex::new(open!(ebpf, "STEERED", maps::HashMap<MapData, u64, SteeredPorts>)),
             verdicts: open!(ebpf, "VERDICTS", PerCpuArray<MapData, u64>),
             pod_verdicts: Mutex::new(
                 open!(ebpf, "POD_VERDICTS", PerCpuHashMap<MapData, u64, VerdictCounts>),
@@ -268,13 +268,12 @@ impl Tables {
         drop(map.remove(&netns)); // one that is not there is removed
     }
 
-    /// Begins to note at which ports of a namespace the agent has had sockets, unless that is noted
-    /// already.
+    /// Gives a namespace its entry in `STEERED`, with no port, unless it has one already.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn note_steered(&self, netns: u64) -> Result<(), KernelError> {
-        let inserted = self.steered.lock().insert(netns, PortSet::EMPTY, NO_OTHER);
+    pub fn add_steered(&self, netns: u64) -> Result<(), KernelError> {
+        let inserted = self.steered.lock().insert(netns, SteeredPorts::EMPTY, BPF_NOEXIST);
         match inserted {
             Err(MapError::SyscallError(failed))
                 if failed.io_error.kind() == io::ErrorKind::AlreadyExists =>
@@ -285,8 +284,8 @@ impl Tables {
         }
     }
 
-    /// Forgets what [`Self::note_steered`] has begun.
-    pub fn forget_steered(&self, netns: u64) {
+    /// Takes a namespace's entry away.
+    pub fn remove_steered(&self, netns: u64) {
         let mut map = self.steered.lock();
         drop(map.remove(&netns)); // one that is not there is removed
     }

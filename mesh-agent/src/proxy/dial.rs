@@ -14,13 +14,17 @@ use mesh_common::{
     ports,
     verdict::Verdict,
 };
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
 use super::{
     pod::Pod,
     relay::AppStream,
+    silence,
     socket_memory::{APP_MSS, SEND_AHEAD},
     source_ports::PortLease,
 };
@@ -29,16 +33,13 @@ use crate::{
     netns::{Factory, NetnsError},
 };
 
-/// How long a peer may be silent before its connection ends, in all: its node has died, or the
-/// network between.
-const DEAD_AFTER: Duration = Duration::from_secs(20);
+/// How long a peer's node may take to answer a SYN: three retransmissions (1 + 2 + 4 s). A dial
+/// that waits in `connect()` is tried again with its next SYN.
+const PEER_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// How long a peer may acknowledge nothing while data is on its way. Less than [`DEAD_AFTER`]: it
-/// is seen only once the kernel has repeated something, and up to 1.6 s after that.
-pub(super) const PATIENCE: Duration = Duration::from_secs(16);
-
-/// How often keep-alive asks before it gives up.
-const PROBES: u32 = 3;
+/// How long an application may take: as long as the SYN of its client would be repeated by default
+/// (`tcp_syn_retries`, 131 s). One that is too busy to accept drops SYNs for a while.
+const APPLICATION_TIMEOUT: Duration = Duration::from_secs(135);
 
 /// How long a dial to a peer waits for a source port when all are in use. Longer than a short
 /// connection lives, shorter than what looks like a hang to an application. A dial never uses a
@@ -63,7 +64,7 @@ pub enum DialError {
     },
     /// No answer.
     #[error(
-        "{to} did not answer as long as the kernel asked; the host is down, or a firewall or NetworkPolicy drops the packets"
+        "{to} answered no SYN; the host is down, or a firewall or NetworkPolicy drops the packets"
     )]
     TimedOut {
         /// What was dialled.
@@ -157,7 +158,8 @@ pub(super) async fn to_peer(
         let lease = pod.source_ports.wait(to, PORT_WAIT).await;
         let lease = lease.ok_or(DialError::NoSourcePort { to })?;
         let socket = socket(factory, pod, ip, true).await?;
-        set_options(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
+        set_class(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
+        socket.set_tcp_keepalive(&silence::keepalive(options)).map_err(DialError::Socket)?;
         let from = SocketAddr::new(ip, lease.port);
         match socket.bind(&from.into()) {
             Ok(()) => {}
@@ -167,7 +169,7 @@ pub(super) async fn to_peer(
             }
             Err(error) => return Err(DialError::Socket(error)),
         }
-        match connect(socket, to).await {
+        match connect(socket, to, PEER_TIMEOUT).await {
             // The 4-tuple is in use by a socket that is not ours.
             Err(DialError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
@@ -195,8 +197,10 @@ pub(super) async fn plain(
 ) -> Result<AppStream, DialError> {
     let from = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     let socket = socket(factory, pod, from, false).await?;
-    set_options(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
-    let stream = connect(socket, to).await?;
+    set_class(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
+    let keepalive = silence::keepalive_with_stranger(options);
+    socket.set_tcp_keepalive(&keepalive).map_err(DialError::Socket)?;
+    let stream = connect(socket, to, PEER_TIMEOUT).await?;
     AppStream::new(stream).map_err(DialError::Socket)
 }
 
@@ -248,7 +252,7 @@ pub(super) async fn application(
     }
     for _ in 0..BIND_ATTEMPTS {
         // If all of them are in use, an ephemeral port is better than none.
-        let lease = pod.source_ports.lease(to);
+        let lease = pod.source_ports.lease_for_leg(to);
         let socket = socket(factory, pod, to.ip(), lease.is_some()).await?;
         socket.set_tcp_mss(APP_MSS).map_err(DialError::Socket)?;
         let port = lease.as_ref().map_or(0, |lease| lease.port);
@@ -263,7 +267,7 @@ pub(super) async fn application(
             Err(error) => return Err(DialError::Socket(error)),
         }
         let note = LegNote::leave(kernel, pod, &socket, ends)?;
-        match connect(socket, to).await {
+        match connect(socket, to, APPLICATION_TIMEOUT).await {
             Err(DialError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
             {
@@ -329,7 +333,7 @@ async fn socket(
 fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_tcp_keepalive(&silence::keepalive(DialOptions::default()))?;
     socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.set_reuse_address(reuse)?;
     // Urgent data is a byte of the stream: without this, it would be lost to one that does not ask
@@ -338,49 +342,21 @@ fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What connections have that an application has set nothing for.
-pub(super) fn keepalive() -> TcpKeepalive {
-    keepalive_within(DEAD_AFTER)
-}
-
-/// Has the kernel end a connection on which nothing came for this long, although it has asked.
-fn keepalive_within(silence: Duration) -> TcpKeepalive {
-    // Whole seconds, and at least one, are what the kernel takes.
-    let interval = Duration::from_secs((silence.as_secs() / 5).max(1));
-    let idle = silence.saturating_sub(interval * PROBES).max(Duration::from_secs(1));
-    TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES)
-}
-
-/// How long the peer of a connection may acknowledge nothing, if the application has set these
-/// options: never longer than [`PATIENCE`].
-pub(super) fn patience(options: DialOptions) -> Duration {
-    match options.user_timeout_ms {
-        0 => PATIENCE,
-        own => PATIENCE.min(Duration::from_millis(own.into())),
+/// Gives a socket the traffic class that the application has set on its own.
+fn set_class(socket: &Socket, options: DialOptions, is_v4: bool) -> io::Result<()> {
+    match options.tos {
+        0 => Ok(()),
+        class if is_v4 => socket.set_tos_v4(class),
+        class => socket.set_tclass_v6(class),
     }
 }
 
-/// Gives a socket what the application has set on its own.
-fn set_options(socket: &Socket, options: DialOptions, is_v4: bool) -> io::Result<()> {
-    if options.tos != 0 {
-        if is_v4 {
-            socket.set_tos_v4(options.tos)?;
-        } else {
-            socket.set_tclass_v6(options.tos)?;
-        }
-    }
-    if options.keepalive_s != 0 {
-        let own = Duration::from_secs(options.keepalive_s.into());
-        socket.set_tcp_keepalive(&keepalive_within(own.min(DEAD_AFTER)))?;
-    }
-    Ok(())
-}
-
-/// Waits as long as the application's own dial would: the kernel gives up after some two minutes
-/// (`tcp_syn_retries`). A server that is too busy to accept answers one of the packets until then.
-async fn connect(socket: Socket, to: SocketAddr) -> Result<TcpStream, DialError> {
+async fn connect(socket: Socket, to: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {
     let socket = TcpSocket::from_std_stream(socket.into());
-    socket.connect(to).await.map_err(|error| DialError::of(to, error))
+    match timeout(limit, socket.connect(to)).await {
+        Ok(connected) => connected.map_err(|error| DialError::of(to, error)),
+        Err(_elapsed) => Err(DialError::TimedOut { to }),
+    }
 }
 
 /// Ends a connection with a reset instead of a clean end of stream.

@@ -5,13 +5,12 @@ mod open;
 
 use std::{
     net::SocketAddr,
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_api::{Bytes, Direction, PlaintextReason, Reason, WirePort};
-use mesh_common::{ports, verdict::Verdict};
+use mesh_common::{maps::DialOptions, ports, verdict::Verdict};
 use mesh_wire::{Accepted, Refusal, Refused, Session, SessionError};
 use mesh_world::Peer;
 use socket2::SockRef;
@@ -23,7 +22,7 @@ use tokio::{
 use self::open::Asked;
 use super::{
     Mesh,
-    dial::{self, DialError, Leg, LegEnds, PATIENCE},
+    dial::{self, DialError, Leg, LegEnds},
     ended,
     limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
@@ -31,7 +30,9 @@ use super::{
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
+    silence::Silence,
     turns::TurnOwner,
+    unless_gone,
 };
 use crate::{
     flows::{self, Ended, Flow, Party, Security},
@@ -42,9 +43,6 @@ use crate::{
 /// allows 64 failures a second. Each costs up to a millisecond of computing; a flood at full speed
 /// made the slowest requests of other clients take three times as long.
 const FAILED_REST: Duration = Duration::from_secs(1);
-
-/// How often a client that waits for the application is looked for: it may give up.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a peer may take to close a session after its connection has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -236,9 +234,9 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     let ends = LegEnds { application: to, client };
     let leg = dial_application(mesh, pod, ends, &session.tcp, |peer| peer.has_closed).await;
     let Leg { stream: app, held: _held } = match leg {
-        Ok(leg) => leg,
-        Err(NoLeg::ClientGone) => return flow.end(client_gave_up(), Bytes::default()),
-        Err(NoLeg::Dial(error)) => {
+        Some(Ok(leg)) => leg,
+        None => return flow.end(client_gave_up(), Bytes::default()),
+        Some(Err(error)) => {
             let reason = refusal(&error);
             drop(session.refuse(Refused { reason, text: error.to_string() }).await);
             return flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
@@ -250,8 +248,10 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         return flow.end(session_ended(&error), Bytes::default());
     }
     let counters = counted(&mut flow);
-    let options =
-        CarryOptions { memory: Some(mesh.memory(pod, PATIENCE)), ..CarryOptions::default() };
+    let options = CarryOptions {
+        memory: Some(mesh.memory(pod, Silence::of_peer(DialOptions::default()))),
+        ..CarryOptions::default()
+    };
     let carried = Box::pin(relay::carry(session, app, &counters, options)).await;
     mesh.finish(
         flow,
@@ -264,33 +264,16 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     }
 }
 
-/// Why there is no connection to the application.
-enum NoLeg {
-    /// The client does not wait any more.
-    ClientGone,
-    Dial(DialError),
-}
-
-/// Dials the application as long as the client waits for it.
+/// Dials the application as long as the client waits for it. `None`: it does not any more.
 async fn dial_application(
     mesh: &Mesh,
     pod: &Pod,
     ends: LegEnds,
     client: &TcpStream,
     is_gone: impl Fn(OtherEnd) -> bool,
-) -> Result<Leg, NoLeg> {
-    let mut dialling = pin!(dial::application(&mesh.kernel, &mesh.factory, pod, ends));
-    loop {
-        tokio::select! {
-            biased;
-            leg = &mut dialling => return leg.map_err(NoLeg::Dial),
-            () = sleep(LOOK_EVERY) => {
-                if sock::other_end(client).is_ok_and(&is_gone) {
-                    return Err(NoLeg::ClientGone);
-                }
-            }
-        }
-    }
+) -> Option<Result<Leg, DialError>> {
+    let dialling = dial::application(&mesh.kernel, &mesh.factory, pod, ends);
+    unless_gone(dialling, || sock::other_end(client).is_ok_and(&is_gone)).await
 }
 
 fn client_gave_up() -> Ended {
@@ -350,9 +333,9 @@ async fn perhaps_plaintext(
     let ends = LegEnds { application: arrival.to, client: arrival.from };
     let leg = dial_application(mesh, pod, ends, &arrival.stream, |client| client.has_reset).await;
     let leg = match leg {
-        Ok(leg) => leg,
-        Err(NoLeg::ClientGone) => return flow.end(client_gave_up(), Bytes::default()),
-        Err(NoLeg::Dial(error)) => {
+        Some(Ok(leg)) => leg,
+        None => return flow.end(client_gave_up(), Bytes::default()),
+        Some(Err(error)) => {
             dial::reset(arrival.stream);
             return flow.end(Ended::new(error.reason(), error.to_string()), Bytes::default());
         }
@@ -383,7 +366,7 @@ async fn perhaps_plaintext(
         record.security = Security::Plaintext(PlaintextReason::ClientNotMeshed);
     });
     let counters = counted(&mut flow);
-    let memory = Some(mesh.memory(pod, PATIENCE));
+    let memory = Some(mesh.memory(pod, Silence::of_stranger(DialOptions::default())));
     let end = if looks == Looks::Silent {
         Box::pin(relay::relay_plain_held(client, leg.stream, &counters, memory)).await
     } else {

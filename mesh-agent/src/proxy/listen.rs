@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_common::{
     addr::Addr,
-    maps::{ASKING, INBOUND, ListenerKey, OUTBOUND},
+    maps::{ASKING, DialOptions, INBOUND, ListenerKey, OUTBOUND},
     ports,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,9 +23,10 @@ use tokio::{
 };
 
 use super::{
-    Mesh, dial, inbound, outbound,
+    Mesh, inbound, outbound,
     pod::Pod,
     relay::AppStream,
+    silence,
     socket_memory::{APP_MSS, SEND_AHEAD},
 };
 use crate::{kernel::KernelError, netns::NetnsError};
@@ -265,7 +266,7 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     // not look like a clean end to it.
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?; // inherited as well, and so is keep-alive
-    socket.set_tcp_keepalive(&dial::keepalive())?;
+    socket.set_tcp_keepalive(&silence::keepalive(DialOptions::default()))?;
     socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.set_tcp_mss(APP_MSS)?;
     socket.set_out_of_band_inline(true)?;

@@ -21,6 +21,7 @@ mod path;
 mod peer;
 pub mod pod;
 pub mod relay;
+mod silence;
 mod socket_memory;
 mod source_ports;
 mod turns;
@@ -28,6 +29,7 @@ mod upstream;
 
 use std::{
     net::IpAddr,
+    pin::pin,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -39,6 +41,7 @@ pub use listen::{ListenError, Listening, Steered, owns};
 pub use metrics::Metrics;
 pub(crate) use outbound::answer;
 pub use pod::Pod;
+use tokio::time::timeout;
 
 use mesh_api::Bytes;
 use mesh_wire::identity::{SpiffeId, TlsConfigs, TrustDomain};
@@ -52,6 +55,7 @@ use self::{
     memory::Spare,
     outbound::Waiting,
     path::Paths,
+    silence::Silence,
     socket_memory::{Meter, SocketMemory},
     turns::Turns,
     upstream::Connector,
@@ -186,12 +190,11 @@ impl Mesh {
         Some(ObjectName { namespace: Arc::clone(namespace), name: Arc::clone(name) })
     }
 
-    /// What a connection of a pod may take beyond its first records. `patience`: how long its peer
-    /// may acknowledge nothing.
-    fn memory(&self, pod: &Pod, patience: Duration) -> relay::Memory {
+    /// What a connection of a pod may take beyond its first records. `silence` is its peer's.
+    fn memory(&self, pod: &Pod, silence: Silence) -> relay::Memory {
         let records = [self.spare.lease(&pod.records), self.spare.lease(&pod.records)];
         let sockets =
-            Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory, patience).into();
+            Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory, silence).into();
         relay::Memory { records, sockets }
     }
 
@@ -240,6 +243,24 @@ impl Mesh {
 /// A relay's end, for the record.
 fn ended(end: &relay::End) -> Ended {
     Ended::new(end.reason(), end.to_string()).with_fault(end.fault())
+}
+
+/// How often a client that waits for something is looked for: it may give up.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Does some work for a client that waits for it. `None`: it does not any more.
+///
+/// # Cancel safety
+/// That of the work.
+async fn unless_gone<T>(work: impl Future<Output = T>, is_gone: impl Fn() -> bool) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        match timeout(LOOK_EVERY, work.as_mut()).await {
+            Ok(done) => return Some(done),
+            Err(_elapsed) if is_gone() => return None,
+            Err(_elapsed) => {}
+        }
+    }
 }
 
 #[cfg(test)]

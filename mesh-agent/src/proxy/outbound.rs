@@ -20,10 +20,11 @@ use self::reach::{ReachError, Reached, Way, reach};
 pub(super) use self::waiting::Waiting;
 pub(crate) use self::waiting::answer;
 use super::{
-    Mesh, dial, ended,
+    Mesh, ended,
     limits::{Admitted, LimitReached},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
+    silence::Silence,
     turns::TurnOwner,
     upstream::Upstream,
 };
@@ -124,7 +125,8 @@ pub(super) async fn serve(
         let reason = Reason::OriginalDestinationUnknown;
         return flow.end(Ended::new(reason, reason.sentence()), Bytes::default());
     }
-    let dialled = Dialled { from, to, waits: false, was_held: false, options };
+    let was_held = verdict == Some(Verdict::RedirectHeld);
+    let dialled = Dialled { from, to, waits: false, was_held, options };
     let reaching = Box::pin(reach_in_turn(&mesh, &pod, dialled, &flow));
     let reached = tokio::select! {
         biased;
@@ -212,19 +214,20 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
     let counted = Arc::clone(&counters);
     flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
     let mut idle = None;
-    let memory = Some(mesh.memory(pod, dial::patience(options)));
     let Reached { way, _counted: _open } = reached;
     let ended = match way {
         Way::Mesh(upstream, by) => {
             let Upstream { session, lease: _lease, .. } = upstream;
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
             let refused = |_: &Refused| forget(mesh, pod, to);
+            let memory = Some(mesh.memory(pod, Silence::of_peer(options)));
             let options = CarryOptions { answer_by, memory, refused: Some(&refused) };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
             ended_by(&carried.end, by)
         }
         Way::Plain(stream, _held) => {
+            let memory = Some(mesh.memory(pod, Silence::of_stranger(options)));
             ended(&Box::pin(relay::relay_plain(app, stream, &counters, memory)).await)
         }
     };

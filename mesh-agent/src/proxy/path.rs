@@ -142,8 +142,8 @@ enum Next {
     Intact,
     Changed(SourceChange),
     Unanswered(Unanswered),
-    /// As `Unanswered`, and ask again.
-    AskBeside(Unanswered),
+    /// Not answered a minute ago: go on as then, and ask again meanwhile.
+    AskAgain(Unanswered),
     Ask,
 }
 
@@ -180,7 +180,7 @@ pub(super) async fn judge_again(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedP
 }
 
 /// Notes that a connection to the application's port of a peer has succeeded.
-pub(super) fn is_reached(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) {
+pub(super) fn note_reached(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) {
     if let Some(pair) = pair(pod, peer) {
         mesh.paths.note_reached(&pair);
     }
@@ -196,7 +196,7 @@ async fn find_out(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer, trusting:
         Next::Intact => Some(Answer::Intact),
         Next::Changed(seen) => Some(Answer::Changed(seen)),
         Next::Unanswered(unanswered) => Some(Answer::Unanswered(unanswered)),
-        Next::AskBeside(unanswered) => {
+        Next::AskAgain(unanswered) => {
             let (mesh, asking, peer) = (Arc::clone(mesh), Arc::clone(pod), peer.clone());
             let asked = async move { ask_about(&mesh, &asking, &peer, pair).await };
             pod.connections.spawn("path", async move { drop(asked.await) });
@@ -251,7 +251,7 @@ impl Paths {
             }
             Some((Doubt::Unanswered(unanswered), at)) => {
                 *at = now; // one asks
-                Next::AskBeside(unanswered.clone())
+                Next::AskAgain(unanswered.clone())
             }
             None => Next::Ask,
         }

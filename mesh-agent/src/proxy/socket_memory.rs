@@ -28,7 +28,10 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::memory::{Lease, Store, Used};
+use super::{
+    memory::{Lease, Store, Used},
+    silence::Silence,
+};
 use crate::sys::sock;
 
 /// What may wait unsent in a socket, in bytes: a write of eight records, so that the next one is
@@ -129,10 +132,7 @@ impl SocketMemory {
 /// acknowledges nothing any more.
 pub struct Meter {
     memory: Arc<SocketMemory>,
-    /// How long the peer may acknowledge nothing.
-    patience: Duration,
-    /// Since when it has been seen not to.
-    silent_since: Option<Instant>,
+    silence: Silence,
     pod: ObjectName,
     lease: Lease,
     /// When to look next; `None` while nothing can wait in the sockets.
@@ -162,12 +162,11 @@ impl Meter {
         memory: &Arc<SocketMemory>,
         pod: &ObjectName,
         used: &Used,
-        patience: Duration,
+        silence: Silence,
     ) -> Self {
         Self {
             memory: Arc::clone(memory),
-            patience,
-            silent_since: None,
+            silence,
             pod: pod.clone(),
             lease: memory.store.lease(used),
             next: None,
@@ -206,29 +205,16 @@ impl Meter {
         let mut next = self.next.take().unwrap_or_else(|| Box::pin(sleep(pause)));
         while next.as_mut().poll(cx).is_ready() {
             if !self.look(sockets, is_blocked, moved) {
-                self.silent_since = None;
+                self.silence.end();
                 return Poll::Pending;
             }
-            if self.is_silent(sockets[1]) {
+            if self.silence.is_over(sockets[1]) {
                 return Poll::Ready(());
             }
             next.as_mut().reset(Instant::now() + self.pause);
         }
         self.next = Some(next);
         Poll::Pending
-    }
-
-    /// Whether the peer has acknowledged nothing for too long. It counts from the first look at
-    /// which something was missing: the last acknowledgement may be older than what it misses.
-    fn is_silent(&mut self, peer: &TcpStream) -> bool {
-        // A socket that cannot be asked is dead, or about to be.
-        let owing = sock::other_end(peer).ok().filter(|peer| peer.owes_acknowledgement);
-        let Some(peer) = owing else {
-            self.silent_since = None;
-            return false;
-        };
-        let since = self.silent_since.get_or_insert_with(Instant::now);
-        since.elapsed().min(peer.acknowledged) >= self.patience
     }
 
     /// Measures once. Returns whether to look again.

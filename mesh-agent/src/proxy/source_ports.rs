@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_common::ports::{MESH_COUNT, MESH_FIRST};
+use mesh_common::ports::{LEG_COUNT, MESH_COUNT, MESH_FIRST};
 use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
@@ -44,16 +44,24 @@ struct InUse {
     count: u16,
     /// Where the search goes on, so that a port rests as long as possible before it is used again.
     next: u16,
+    /// How many there are.
+    all: u16,
 }
 
 impl SourcePorts {
-    /// A free port for a destination, or `None` if all are in use.
-    pub(crate) fn lease(&self, destination: SocketAddr) -> Option<PortLease> {
+    /// A free port for a leg to an application, or `None` if all are in use.
+    pub(crate) fn lease_for_leg(&self, application: SocketAddr) -> Option<PortLease> {
+        self.lease(application, LEG_COUNT)
+    }
+
+    /// A free port for a destination, among the first `all`, or `None` if they are all in use.
+    fn lease(&self, destination: SocketAddr, all: u16) -> Option<PortLease> {
         let mut destinations = self.destinations.lock();
         let used = destinations.entry(destination).or_insert_with(|| InUse {
             bits: Box::new([0; WORDS]),
             count: 0,
-            next: anywhere(), // a previous agent may still have connections
+            next: anywhere(all), // a previous agent may still have connections
+            all,
         });
         let offset = used.take()?;
         Some(PortLease { ports: self.clone(), destination, port: MESH_FIRST + offset })
@@ -70,7 +78,7 @@ impl SourcePorts {
         loop {
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable(); // a port may be given back between the look and the wait
-            if let Some(lease) = self.lease(to) {
+            if let Some(lease) = self.lease(to, MESH_COUNT) {
                 return Some(lease);
             }
             timeout_at(deadline, freed).await.ok()?;
@@ -85,28 +93,28 @@ impl PortLease {
     pub(crate) fn give_up(self) {
         let mut destinations = self.ports.destinations.lock();
         if let Some(used) = destinations.get_mut(&self.destination) {
-            used.next = anywhere();
+            used.next = anywhere(used.all);
         }
     }
 }
 
-fn anywhere() -> u16 {
-    (RandomState::new().hash_one(()) % u64::from(MESH_COUNT)) as u16
+fn anywhere(all: u16) -> u16 {
+    (RandomState::new().hash_one(()) % u64::from(all)) as u16
 }
 
 impl InUse {
     fn take(&mut self) -> Option<u16> {
-        if self.count == MESH_COUNT {
+        if self.count == self.all {
             return None;
         }
-        for step in 0..MESH_COUNT {
-            let offset = (self.next + step) % MESH_COUNT;
+        for step in 0..self.all {
+            let offset = (self.next + step) % self.all;
             let (word, bit) = (usize::from(offset / 64), offset % 64);
             let word = self.bits.get_mut(word)?;
             if *word & (1 << bit) == 0 {
                 *word |= 1 << bit;
                 self.count += 1;
-                self.next = (offset + 1) % MESH_COUNT;
+                self.next = (offset + 1) % self.all;
                 return Some(offset);
             }
         }
@@ -120,7 +128,7 @@ impl Drop for PortLease {
         let Some(used) = destinations.get_mut(&self.destination) else {
             return;
         };
-        let had_none = used.count == MESH_COUNT;
+        let had_none = used.count == used.all;
         let offset = self.port - MESH_FIRST;
         if let Some(word) = used.bits.get_mut(usize::from(offset / 64)) {
             *word &= !(1 << (offset % 64));
@@ -141,6 +149,8 @@ const KEPT_IDLE: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use mesh_common::ports::BOUND_FIRST;
+
     use super::*;
 
     fn to(port: u16) -> SocketAddr {
@@ -150,21 +160,25 @@ mod tests {
     #[test]
     fn a_destination_has_all_ports_and_each_only_once() {
         let ports = SourcePorts::default();
-        let leases: Vec<_> = std::iter::from_fn(|| ports.lease(to(80))).collect();
+        let leases: Vec<_> = std::iter::from_fn(|| ports.lease(to(80), MESH_COUNT)).collect();
         assert_eq!(leases.len(), usize::from(MESH_COUNT));
         let distinct: std::collections::BTreeSet<_> =
             leases.iter().map(|lease| lease.port).collect();
         assert_eq!(distinct.len(), leases.len());
         assert_eq!((distinct.first(), distinct.last()), (Some(&MESH_FIRST), Some(&u16::MAX)));
-        assert!(ports.lease(to(81)).is_some(), "another destination has its own");
+        assert!(ports.lease(to(81), MESH_COUNT).is_some(), "another destination has its own");
+        let legs: Vec<_> = std::iter::from_fn(|| ports.lease_for_leg(to(82))).collect();
+        assert!(
+            legs.iter().all(|leg| leg.port < BOUND_FIRST) && legs.len() == usize::from(LEG_COUNT)
+        );
         drop(leases);
-        assert!(ports.lease(to(80)).is_some());
+        assert!(ports.lease(to(80), MESH_COUNT).is_some());
     }
 
     #[tokio::test]
     async fn who_finds_none_free_waits_a_while() {
         let ports = SourcePorts::default();
-        let mut leases: Vec<_> = std::iter::from_fn(|| ports.lease(to(80))).collect();
+        let mut leases: Vec<_> = std::iter::from_fn(|| ports.lease(to(80), MESH_COUNT)).collect();
         assert!(ports.wait(to(80), Duration::from_millis(10)).await.is_none());
         let patience = Duration::from_mins(1);
         let (one, another, ()) =
@@ -182,7 +196,7 @@ mod tests {
         let others = |port: u16| port < MESH_FIRST + MESH_COUNT / 2;
         for _ in 0..100 {
             let free = (0..64).find_map(|_| {
-                let lease = ports.lease(to(80)).unwrap();
+                let lease = ports.lease(to(80), MESH_COUNT).unwrap();
                 if others(lease.port) {
                     lease.give_up();
                     return None;
@@ -196,8 +210,8 @@ mod tests {
     #[test]
     fn a_returned_port_rests_while_others_are_free() {
         let ports = SourcePorts::default();
-        let first = ports.lease(to(80)).unwrap().port;
-        let second = ports.lease(to(80)).unwrap().port;
+        let first = ports.lease(to(80), MESH_COUNT).unwrap().port;
+        let second = ports.lease(to(80), MESH_COUNT).unwrap().port;
         assert_ne!(first, second);
     }
 }

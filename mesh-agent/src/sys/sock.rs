@@ -77,7 +77,7 @@ pub(crate) struct OtherEnd {
     pub(crate) acknowledged: Duration,
 }
 
-/// How many probes without an answer are no accident.
+/// Probes in a row without an answer after which the peer counts as silent.
 const PROBES: u8 = 3;
 
 /// States of `include/net/tcp_states.h`.

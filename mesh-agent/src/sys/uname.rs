@@ -6,6 +6,12 @@ use std::{
     mem::MaybeUninit,
 };
 
+/// The two first numbers of a release; `None` for a kernel that numbers itself otherwise.
+pub(crate) fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// The kernel's release as `uname -r` prints it, for instance `6.1.0-50-cloud-amd64`.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ codes! {
         "it has been withdrawn, and peers may not know yet",
         "", "wait 3 s";
     Held "held" none
-        "it is strict and cannot be enrolled yet: its TCP connections are refused",
+        "it is strict and not enrolled yet: it cannot be dialled, and its dials wait or are refused",
         "", "the code beside it says why";
     NotEnrolled "not_enrolled" none
         "it is left alone",

@@ -63,7 +63,7 @@ codes! {
         "nothing listens at the destination, or a firewall answers in its place",
         "the application is not up, or a NetworkPolicy rejects", "start the application, or allow the port";
     ConnectionTimedOut "connection_timed_out" Platform
-        "the destination did not answer for 7 s",
+        "the destination answered no SYN in time",
         "its host is down, or a firewall or NetworkPolicy drops the packets", "allow the port between the pods";
     Unreachable "unreachable" Platform
         "there is no route, or a router said so",

@@ -167,13 +167,14 @@ fn a_node_may_refuse_whom_nobody_has_classified() {
 }
 
 #[test]
-fn all_that_a_held_pod_dials_waits_but_what_stays_inside_it() {
+fn a_held_pods_dials_wait_except_to_itself() {
     let held = |to: Addr, port| World { held: world(to, port).pod, pod: None, ..world(to, port) };
     let stranger = Addr::from_v4_word(u32::from_ne_bytes([192, 0, 2, 1]));
     for to in [held(B, 8080), held(VIP, 80), held(stranger, 443)] {
-        assert_eq!(dial(&to), (Verdict::OutboundHeld, A));
-        assert_eq!(verdict(&World { source: A, ..to }), Verdict::OutboundHeld);
+        assert_eq!(dial(&to), (Verdict::RedirectHeld, A));
+        assert_eq!(verdict(&World { source: A, ..to }), Verdict::RedirectHeld);
     }
+    assert_eq!(verdict(&World { agent: true, ..held(B, 8080) }), Verdict::NotEnrolled);
     assert_eq!(verdict(&held(A, 8080)), Verdict::OwnAddress);
     assert_eq!(verdict(&held(Addr::LOCALHOST_V6, 80)), Verdict::Loopback);
     let foreign = World { source: VIP, ..held(B, 8080) };

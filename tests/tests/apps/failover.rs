@@ -110,28 +110,32 @@ fn haproxy_takes_a_dead_server_out() {
         let ask = "import socket,sys\n\
             s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);s.sendall(b'show stat\\n')\n\
             print(b''.join(iter(lambda:s.recv(9999),b'')).decode())\n";
-        let status = |server: &str| -> Result<(String, String)> {
+        let status = |server: &str| -> Result<Vec<String>> {
             let said = ["python3", "-c", ask, &socket.to_string_lossy()];
             let said = pair.client.run(said)?.success()?;
             let line = said.lines().find(|line| line.starts_with(&format!("both,{server},")));
-            let fields: Vec<_> = line.context("no such server")?.split(',').collect();
-            let field = |at: usize| fields.get(at).copied().unwrap_or_default().to_owned();
-            Ok((field(17), field(36))) // `status` and `check_status` of HAProxy's CSV format
+            let fields = line.context("no such server")?.split(',').map(str::to_owned);
+            Ok(fields.collect())
         };
+        // `status`, `chkdown`, `lastchg` and `check_status` of HAProxy's CSV format.
+        let (state, times_down, since, check) = (17, 22, 23, 36);
         tests::eventually(Duration::from_secs(30), || {
             let [dead, alive] = [status("dead")?, status("alive")?];
-            ensure!(dead.0 == "DOWN" && dead.1 == "L4CON", "{dead:?}");
-            ensure!(alive.0.starts_with("UP") && alive.1 == "L4OK", "{alive:?}");
+            ensure!(dead[state] == "DOWN" && dead[check] == "L4CON", "{dead:?}");
+            ensure!(alive[state].starts_with("UP") && alive[check] == "L4OK", "{alive:?}");
             Ok(())
         })?;
         for _ in 0..12 {
             let page = ["curl", "-sSf", "--max-time", "10", "http://127.0.0.1:8000/"];
             ensure!(pair.client.run(page)?.success()?.starts_with("hello"), "another answer");
         }
-        // It stays so: a check that fails leaves nothing behind by which the next would succeed.
-        thread::sleep(BETWEEN * 3);
-        ensure!(status("dead")?.0 == "DOWN", "{:?}", status("dead")?);
-        Ok(())
+        // It stays so: no check in between has succeeded.
+        tests::eventually(Duration::from_secs(30), || {
+            let dead = status("dead")?;
+            ensure!(dead[state] == "DOWN" && dead[times_down] == "1", "{dead:?}");
+            ensure!(dead[since].parse::<u64>()? >= 3, "{dead:?}");
+            Ok(())
+        })
     });
 }
 

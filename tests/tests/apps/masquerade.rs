@@ -283,7 +283,8 @@ fn tls_that_met_an_application_is_not_sent_there_again() {
     });
 }
 
-/// By a policy that knows the port of the application only. Nothing else is lost.
+/// A policy allows the application's port only: connections work, and `status` tells what is
+/// missing.
 #[test]
 fn where_the_agents_port_is_dropped_status_says_so() {
     scenario("masquerade-dropped", |net| {
@@ -291,7 +292,7 @@ fn where_the_agents_port_is_dropped_status_says_so() {
         let _service = pair.serve(Talk::Exchange)?;
         let drop = format!(
             "table inet drops {{ chain in {{ type filter hook forward priority 0; \
-             tcp dport {AGENTS_PORT} drop; }}; }}"
+             tcp dport {AGENTS_PORT} counter drop; }}; }}"
         );
         pair.nodes[1].run(["nft", &drop])?.success()?;
         pair.join()?;
@@ -304,7 +305,12 @@ fn where_the_agents_port_is_dropped_status_says_so() {
         let of_it = |problem: &tests::agent::Problem| problem.code == "agents_port_blocked";
         let told = pair.agents[0].wait_problem("of the policy", of_it)?;
         ensure!(told.message.contains("60998") && told.message.contains("client"), "{told:?}");
-        pair.nodes[1].run(["nft", "delete", "table", "inet", "drops"])?.success()?;
-        dial()
+        // The next dial does not wait for a question.
+        let asked = || pair.nodes[1].run(["nft", "list", "table", "inet", "drops"])?.success();
+        let before = asked()?;
+        dial()?;
+        let after = asked()?;
+        ensure!(before == after && before.contains("counter packets"), "{before} {after}");
+        Ok(())
     });
 }

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use tests::{
-    PORT, Pair,
+    PORT, Pair, PodSpec, SHOP,
     agent::SOON,
     eventually,
     exec::{Place, Process},
-    probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
+    probe::{self, Conn, DialSpec, End, Talk},
     scenario,
 };
 
@@ -18,10 +18,11 @@ fn python(place: &Place, program: &str, args: &[&str]) -> Result<Process> {
 }
 
 /// Listens on a number of ports, and says to each client which one it has dialled.
-const MANY_PORTS: &str = "import socket,sys,selectors\n\
+const MANY_PORTS: &str = "import resource,socket,sys,selectors\n\
+    resource.setrlimit(resource.RLIMIT_NOFILE,(9999,9999))\n\
     s=selectors.DefaultSelector()\n\
     for p in range(int(sys.argv[1]),int(sys.argv[1])+int(sys.argv[2])):\n\
-    \x20 s.register(socket.create_server(('',p)),selectors.EVENT_READ,p)\n\
+    \x20 s.register(socket.create_server(('',p),family=socket.AF_INET6,dualstack_ipv6=True),selectors.EVENT_READ,p)\n\
     print('ready',flush=True)\n\
     kept=[]\n\
     while True:\n\
@@ -53,42 +54,93 @@ fn a_source_port_reaches_as_many_destinations_as_it_wants() {
         server.wait_for_line("ready", SOON)?;
         // Again at once: the sockets of the first time are in TIME_WAIT. The last port is one that
         // redirected connections are given.
-        for source in ["5060", "5060", "40000", "61234"] {
-            let to = pair.server.v4.to_string();
-            let dialled = ["python3", "-c", ONE_SOURCE, &to, &first, &count, source];
+        let addresses = [pair.server.v4.to_string(), pair.server.v6.to_string()];
+        let sources = ["5060", "5060", "40000", "61234"];
+        for (to, source) in addresses.iter().flat_map(|to| sources.map(|source| (to, source))) {
+            let dialled = ["python3", "-c", ONE_SOURCE, to, &first, &count, source];
             let said = pair.client.run_for(Duration::from_mins(1), dialled)?.success()?;
-            ensure!(said.trim() == format!("{COUNT} []"), "from {source}: {said}");
+            ensure!(said.trim() == format!("{COUNT} []"), "from {source} to {to}: {said}");
         }
         let redirected = pair.agents[0].status()?.pod_verdict(&pair.client, "redirect_peer");
-        ensure!(redirected >= 4 * COUNT as u64, "{redirected} through the mesh");
+        ensure!(redirected >= 8 * COUNT as u64, "{redirected} through the mesh");
         Ok(())
     });
 }
 
 #[test]
-fn an_application_may_listen_where_redirected_connections_go() {
+fn a_redirected_connection_never_goes_where_an_application_listens() {
     scenario("sockets-own", |net| {
         let pair = Pair::meshed(net)?;
         let _service = pair.serve(Talk::Exchange)?;
-        let own = 61_500;
-        let _own = probe::serve(&pair.client, &ServeSpec::new(own, Talk::Exchange))?;
-        let itself = DialSpec::say(pair.client.at(own), "myself");
-        for _ in 0..3 {
-            let bind = Some(pair.client.at(5060));
-            let seen = probe::dial(
-                &pair.client,
-                &DialSpec { bind, ..DialSpec::say(pair.server.at(PORT), "x") },
-            )?;
-            ensure!(seen.end == End::Fin && seen.first == "x", "{seen:?}");
-            ensure!(seen.peer == Some(pair.server.at(PORT)), "{seen:?}");
-            let seen = probe::dial(&pair.client, &itself)?;
-            ensure!(seen.end == End::Fin && seen.first == "myself", "{seen:?}");
-        }
-        Ok(())
+        let mut all = python(&pair.client, MANY_PORTS, &["61000", "4536"])?;
+        all.wait_for_line("ready", SOON)?;
+        let to = pair.server.at(PORT);
+        let bound = DialSpec { bind: Some(pair.client.at(5060)), ..DialSpec::say(to, "x") };
+        let seen = probe::dial(&pair.client, &bound)?;
+        ensure!(!seen.connected, "{seen:?}");
+        let status = pair.agents[0].status()?;
+        ensure!(status.pod_verdict(&pair.client, "refused_bound_port") == 1, "{seen:?}");
+        // Its own ports can be dialled.
+        let itself = DialSpec { read_bytes: Some(5), ..DialSpec::say(pair.client.at(61_500), "") };
+        let seen = probe::dial(&pair.client, &itself)?;
+        ensure!(seen.first == "61500", "{seen:?}");
+        drop(all);
+        eventually(SOON, || {
+            let seen = probe::dial(&pair.client, &bound)?;
+            ensure!(seen.end == End::Fin && seen.first == "x" && seen.peer == Some(to), "{seen:?}");
+            Ok(())
+        })
     });
 }
 
-/// A server that sets no option on its socket, until its first connection is over.
+/// Dials one port again and again, from one process, and says what it heard where it was connected.
+const KNOCKS: &str = "import socket,sys\n\
+    to,port,count=sys.argv[1],int(sys.argv[2]),int(sys.argv[3])\n\
+    heard=set()\n\
+    for _ in range(count):\n\
+    \x20 s=socket.socket();s.settimeout(5)\n\
+    \x20 try: s.connect((to,port));s.sendall(b'intruder');heard.add(s.recv(99))\n\
+    \x20 except OSError: pass\n\
+    \x20 s.close()\n\
+    print(heard)\n";
+
+/// Two SYNs that cross are one connection to TCP. The agent dials applications from the pod's own
+/// address, and a peer decides how often: none of its dials may cross one that waits.
+#[test]
+fn a_dial_that_waits_is_not_joined_to_one_that_arrives() {
+    const KNOCKED: u32 = 6_000;
+    scenario("sockets-crossing", |net| {
+        let pair = Pair::meshed(net)?;
+        let bound = 5060;
+        let dead = net.pod(&pair.nodes[1], PodSpec::new(SHOP, "dead"))?;
+        pair.agents[1].wait_enrolled(&[&dead])?;
+        pair.agents[0].wait_peers(2)?;
+        let lost = format!("{}/32", dead.v4);
+        pair.nodes[1].run(["ip", "route", "add", "blackhole", &lost])?.success()?;
+        let spec = DialSpec {
+            bind: Some(pair.client.at(bound)),
+            timeout_s: 25,
+            ..DialSpec::say(dead.at(PORT), "secret")
+        };
+        thread::scope(|scope| {
+            let dial = scope.spawn(|| probe::dial(&pair.client, &spec));
+            eventually(SOON, || {
+                let waits = pair.agents[0].status()?.pod_verdict(&pair.client, "outbound_waits");
+                ensure!(waits > 0, "it does not wait yet");
+                Ok(())
+            })?;
+            let (to, port) = (pair.client.v4.to_string(), bound.to_string());
+            let knocks = ["python3", "-c", KNOCKS, &to, &port, &KNOCKED.to_string()];
+            let heard = pair.server.run_for(Duration::from_mins(2), knocks)?.success()?;
+            ensure!(heard.trim() == "set()", "the intruder heard {heard}");
+            let seen = dial.join().map_err(|_panic| anyhow!("the dial's thread"))??;
+            ensure!(!seen.connected, "{seen:?}");
+            Ok(())
+        })
+    });
+}
+
+/// A server without `SO_REUSEADDR`. It serves one connection and ends.
 fn socat(place: &Place, port: u16) -> Result<Process> {
     let listen = format!("TCP-LISTEN:{port}");
     let mut server = place.spawn(["socat", "-d", "-d", &listen, "PIPE"])?;
@@ -105,22 +157,16 @@ fn a_server_starts_again_and_again_while_clients_dial_its_port() {
         // The agent's socket has the port, and closes first.
         let refused = probe::dial(&pair.client, &DialSpec::say(pair.server.at(PORT), "x"))?;
         ensure!(!refused.connected && refused.end == End::Refused, "{refused:?}");
-        let spec = DialSpec {
-            connections: u64::from(RESTARTS) * CLIENTS,
-            workers: CLIENTS,
-            timeout_s: 20,
-            ..DialSpec::say(pair.server.at(PORT), "x")
-        };
-        thread::scope(|scope| {
-            let retrying = scope.spawn(|| probe::dial_all(&pair.client, &spec));
-            for number in 0..RESTARTS {
-                let server =
-                    socat(&pair.server, PORT).with_context(|| format!("start {number}"))?;
-                drop(server); // killed, unless a client has ended it
-            }
-            retrying.join().map_err(|_panic| anyhow::anyhow!("the clients' thread"))??;
-            Ok(())
-        })
+        // What socat answers is not what they want: only that they dial counts.
+        let spec = DialSpec { timeout_s: 20, ..DialSpec::new(pair.server.at(PORT), Talk::Lines) };
+        let clients = probe::load(&pair.client, &DialSpec { workers: CLIENTS, ..spec })?;
+        for number in 0..RESTARTS {
+            let server = socat(&pair.server, PORT).with_context(|| format!("start {number}"))?;
+            drop(server); // killed, unless a client has ended it
+        }
+        let seen = clients.finish()?;
+        ensure!(seen.failed > u64::from(RESTARTS), "{seen:?}");
+        Ok(())
     });
 }
 

@@ -257,7 +257,7 @@ fn with_no_source_port_left_a_dial_is_refused_and_never_leaves_the_range() {
 }
 
 #[test]
-fn the_rule_about_source_ports_stays_for_the_pods_life() {
+fn the_rule_about_source_ports_outlives_agents_and_the_pods_object() {
     scenario("arrivals-rule", |net| {
         let pair = Pair::meshed(net)?;
         let _service = pair.serve(Talk::Exchange)?;
@@ -271,6 +271,7 @@ fn the_rule_about_source_ports_stays_for_the_pods_life() {
         };
         net.objects().label_namespace(SHOP, None)?;
         pair.agents[1].wait_state(&pair.server, "not_enrolled")?;
+        // For a minute from here, and from each agent's start.
         holds("when it has left")?;
         pair.agents[1].kill9()?;
         holds("when the agent is away")?;
@@ -309,14 +310,16 @@ fn a_minute_after_a_pod_has_left_clients_may_dial_from_any_port() {
         net.objects().label_namespace(SHOP, None)?;
         pair.agents[1].wait_state(&pair.server, "not_enrolled")?;
         refused(&dial(61_500)?)?;
-        // Another agent begins to count anew, and ends.
+        // A new agent begins the minute anew.
         pair.agents[1].kill9()?;
         pair.agents[1].start_again()?;
         let mut ports = 61_501..;
-        eventually(Duration::from_mins(3), || answered(&dial(ports.next().unwrap_or(65_535))?))?;
-        let attached = fs::read_dir(pods_pins(&pair.nodes[1])?)?.count();
-        ensure!(attached == 0, "{attached} programs stay attached");
-        Ok(())
+        eventually(Duration::from_mins(3), || {
+            answered(&dial(ports.next().unwrap_or(65_535))?)?;
+            let attached = fs::read_dir(pods_pins(&pair.nodes[1])?)?.count();
+            ensure!(attached == 0, "{attached} programs stay attached");
+            Ok(())
+        })
     });
 }
 

@@ -1,5 +1,5 @@
-//! Pods that may not talk yet, and agents that do not answer. They are refused rather than left
-//! open or hanging, and are released or answered again by themselves.
+//! Held pods, unclassified pods, and agents that do not answer: nothing passes in plaintext, and
+//! all are released or answered again by themselves.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -76,7 +76,7 @@ fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
         );
         ensure!(!link.stop()?.contains("secret"), "plaintext of a held pod on the link");
         let status = pair.agents[1].status()?;
-        ensure!(status.verdict("outbound_held") >= 6, "{:?}", status.verdicts);
+        ensure!(status.verdict("redirect_held") >= 6, "{:?}", status.verdicts);
         ensure!(status.verdict("refused_held_inbound") >= 2, "{:?}", status.verdicts);
 
         net.objects().pod_runs(&held)?;
@@ -88,7 +88,8 @@ fn a_strict_pod_can_neither_dial_nor_be_dialled_before_it_is_enrolled() {
     });
 }
 
-/// Thirty dials of a held pod wait in `connect()`, and none is refused.
+/// What a held pod dials waits, and then goes where it should: into the mesh, outside it, or to an
+/// excluded port.
 #[test]
 fn what_a_held_pod_dials_waits_until_it_is_enrolled() {
     const DIALS: u64 = 30;
@@ -120,23 +121,23 @@ fn what_a_held_pod_dials_waits_until_it_is_enrolled() {
             let dial = |spec| scope.spawn(move || probe::dial_all(held_pod, spec));
             let dials: Vec<_> = specs.iter().map(dial).collect();
             let waiting = DIALS + specs.len() as u64 - 1;
-            eventually(SOON, || {
-                let held = pair.agents[1].status()?.verdict("outbound_held");
+            eventually(Duration::from_secs(5), || {
+                let held = pair.agents[1].status()?.verdict("redirect_held");
                 ensure!(held == waiting, "{held} of {waiting} wait");
                 Ok(())
             })?;
             net.objects().pod_runs(&held)?;
-            for dial in dials {
+            for (spec, dial) in specs.iter().zip(dials) {
                 for conn in dial.join().map_err(|_panic| anyhow!("a dial's thread"))?? {
                     answered(&conn)?;
-                    ensure!(conn.peer.is_some_and(|peer| peer.port() != 0), "{conn:?}");
+                    ensure!(conn.peer == Some(spec.to), "{spec:?}: {conn:?}");
                 }
             }
             Ok(())
         })?;
         let security = |address: SocketAddr| {
             let flow = pair.agents[1].wait_flow("of a held dial", |flow| {
-                flow.verdict == "outbound_held" && flow.original_destination == address
+                flow.verdict == "redirect_held" && flow.original_destination == address
             })?;
             Ok::<_, anyhow::Error>((flow.is_mtls(), flow.security.why))
         };
@@ -163,21 +164,21 @@ fn a_dropped_client_gets_through_once_the_pod_is_enrolled() {
 }
 
 #[test]
-fn what_cannot_be_enrolled_stays_held_also_without_an_agent() {
+fn a_starting_pod_stays_held_also_without_an_agent() {
     scenario("held-stays", |net| {
         let (pair, held) = starting(net)?;
         let _service = pair.serve(Talk::Exchange)?;
-        let refused = || {
+        let waits = || {
             let seen = dial(&held, &pair.server)?;
             ensure!(!seen.connected && seen.end == End::Timeout, "{seen:?}");
             Ok(())
         };
-        refused()?;
+        waits()?;
         pair.agents[1].kill9()?;
-        refused()?;
+        waits()?;
         pair.agents[1].start_again()?;
         pair.agents[1].wait_state(&held, "held")?;
-        refused()?;
+        waits()?;
         // A pod that is no longer meant to be in the mesh is released.
         net.objects().label_pod(&held, Some("disabled"))?;
         pair.agents[1].wait_state(&held, "not_enrolled")?;
@@ -187,7 +188,7 @@ fn what_cannot_be_enrolled_stays_held_also_without_an_agent() {
         pair.agents[1].wait_state(&held, "held")?;
         pair.agents[1].kill9()?;
         net.objects().label_pod(&held, Some("disabled"))?;
-        refused()?;
+        waits()?;
         pair.agents[1].start_again()?;
         eventually(SOON, || answered(&dial(&held, &pair.server)?))
     });
@@ -216,6 +217,10 @@ fn a_strict_pod_whose_settings_cannot_be_read_is_held_and_says_so() {
             ensure!(status.reason.contains(&format!("{slip:?}")), "{status:?}");
             let seen = dial(pod, &pair.server)?;
             ensure!(seen.end == End::Refused, "{slip}: {seen:?}");
+            let name = format!("{}/{}", pod.namespace, pod.name);
+            pair.agents[1].wait_flow("of the held pod", |flow| {
+                flow.outcome == "refused_held" && flow.client.pod.as_ref() == Some(&name)
+            })?;
             let seen = dial(&pair.client, pod)?;
             ensure!(seen.end == End::Timeout && own.conns().is_empty(), "{slip}: {seen:?}");
             Ok(())

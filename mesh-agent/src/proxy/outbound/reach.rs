@@ -251,7 +251,7 @@ async fn to_meshed(
     let by = path::judge(mesh, pod, peer).await;
     match to_peer(by).await {
         Ok(way) if by == WirePort::Application => {
-            path::is_reached(mesh, pod, peer);
+            path::note_reached(mesh, pod, peer);
             Ok(way)
         }
         Err(error) if by == WirePort::Application && error.may_be_changed_source() => {

@@ -27,12 +27,12 @@ use tokio::{sync::Notify, time::sleep};
 use super::{Dialled, ReachError, Ready, begin, packet, reach_in_turn, record_limit};
 use crate::{
     kernel::Question,
-    proxy::{Mesh, limits::Admitted, pod::Pod},
+    proxy::{Mesh, limits::Admitted, pod::Pod, unless_gone},
 };
 
 /// How long after its packet was sent again a dial may take to be accepted.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(5);
-/// How often a dial that waits is looked for: an application may give up.
+/// How often a dial that was refused is looked for in the end.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// When a dial that was refused is looked for first: as a rule it has ended by then.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
@@ -180,22 +180,11 @@ async fn serve(waits: &Waits, Pending { named, options, .. }: Pending) {
     let (from, to) = (question.client(), SocketAddr::from(named.endpoint));
     let verdict = Verdict::from_number(named.verdict).unwrap_or(Verdict::OutboundWaits);
     let flow = begin(mesh, pod, (from, to), verdict);
-    let was_held = verdict == Verdict::OutboundHeld;
+    let was_held = verdict == Verdict::RedirectHeld;
     let dialled = Dialled { from, to, waits: true, was_held, options };
-    let reached = {
-        let mut reaching = Box::pin(reach_in_turn(mesh, pod, dialled, &flow));
-        loop {
-            tokio::select! {
-                biased;
-                reached = &mut reaching => break reached,
-                () = sleep(LOOK_EVERY) => {
-                    if let Ok(None) = noted(mesh, question) {
-                        break Err(ReachError::ClientGone);
-                    }
-                }
-            }
-        }
-    };
+    let reaching = Box::pin(reach_in_turn(mesh, pod, dialled, &flow));
+    let reached = unless_gone(reaching, || matches!(noted(mesh, question), Ok(None))).await;
+    let reached = reached.unwrap_or(Err(ReachError::ClientGone));
     match reached {
         Ok(reached) => {
             let key = DestinationKey::new(question.flow.netns, to.into());

@@ -50,7 +50,7 @@ impl World {
             Next::Intact => "intact".to_owned(),
             Next::Changed(_) => "changed".to_owned(),
             Next::Unanswered(it) => it.detail,
-            Next::AskBeside(it) => format!("{}, ask", it.detail),
+            Next::AskAgain(it) => format!("{}, ask", it.detail),
             Next::Ask => "ask".to_owned(),
         }
     }

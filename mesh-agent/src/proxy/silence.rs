@@ -1,0 +1,131 @@
+//! Peers from which nothing comes any more, because their node or the network between has failed.
+//! The kernel's keep-alive finds them while nothing is to be sent. While something is, a look at
+//! what TCP knows does.
+
+use std::{sync::LazyLock, time::Duration};
+
+use mesh_common::maps::DialOptions;
+use socket2::TcpKeepalive;
+use tokio::{net::TcpStream, time::Instant};
+
+use crate::sys::{sock, uname};
+
+/// How long a peer may be silent before its connection ends, in all.
+const DEAD_AFTER: Duration = Duration::from_secs(20);
+
+/// How long a peer may acknowledge nothing while data is on its way. Less than [`DEAD_AFTER`]: it
+/// is seen only once the kernel has repeated something, and up to 1.6 s after that.
+const PATIENCE: Duration = Duration::from_secs(16);
+
+/// The same for a destination outside the mesh.
+const STRANGER_DEAD_AFTER: Duration = Duration::from_hours(2);
+
+/// How often keep-alive asks before it gives up.
+const PROBES: u32 = 3;
+
+/// Keep-alive with a peer's agent: what the application has set, if that is shorter than ours.
+pub(super) fn keepalive(options: DialOptions) -> TcpKeepalive {
+    keepalive_within(DEAD_AFTER, options)
+}
+
+/// Keep-alive with a destination outside the mesh. Ours is there only so that a connection whose
+/// other end is gone does not stay for ever.
+pub(super) fn keepalive_with_stranger(options: DialOptions) -> TcpKeepalive {
+    keepalive_within(STRANGER_DEAD_AFTER, options)
+}
+
+fn keepalive_within(ours: Duration, options: DialOptions) -> TcpKeepalive {
+    let silence = match options.keepalive_s {
+        0 => ours,
+        own => ours.min(Duration::from_secs(own.into())),
+    };
+    // Whole seconds, and at least one, are what the kernel takes.
+    let interval = Duration::from_secs((silence.as_secs() / 5).max(1));
+    let idle = silence.saturating_sub(interval * PROBES).max(Duration::from_secs(1));
+    TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES)
+}
+
+/// How long one peer has acknowledged nothing.
+#[derive(Debug)]
+pub(super) struct Silence {
+    /// `None`: as long as the kernel bears it.
+    limit: Option<Duration>,
+    since: Option<Instant>,
+}
+
+impl Silence {
+    /// Of a peer's agent. With the limit that the application has set, if that is shorter than
+    /// ours.
+    pub(super) fn of_peer(options: DialOptions) -> Self {
+        let own = of_application(options);
+        let limit = acknowledges_what_it_drops().then_some(PATIENCE);
+        Self { limit: own.into_iter().chain(limit).min(), since: None }
+    }
+
+    /// Of a destination outside the mesh. With the limit that the application has set.
+    pub(super) fn of_stranger(options: DialOptions) -> Self {
+        Self { limit: of_application(options), since: None }
+    }
+
+    /// Whether the peer has acknowledged nothing for too long. Counts from the first look that
+    /// finds data unacknowledged: the last acknowledgement may be older than that data.
+    pub(super) fn is_over(&mut self, peer: &TcpStream) -> bool {
+        // A socket that cannot be asked is dead, or about to be.
+        let owing = sock::other_end(peer).ok().filter(|peer| peer.owes_acknowledgement);
+        let Some(peer) = owing else {
+            self.end();
+            return false;
+        };
+        let since = self.since.get_or_insert_with(Instant::now);
+        let silence = since.elapsed().min(peer.acknowledged);
+        self.limit.is_some_and(|limit| silence >= limit)
+    }
+
+    /// Nothing is on its way to the peer.
+    pub(super) fn end(&mut self) {
+        self.since = None;
+    }
+}
+
+/// `TCP_USER_TIMEOUT`, if the application has set it.
+fn of_application(options: DialOptions) -> Option<Duration> {
+    (options.user_timeout_ms != 0).then(|| Duration::from_millis(options.user_timeout_ms.into()))
+}
+
+/// Whether a living peer acknowledges something whatever it does with our data. Before 6.6, Linux
+/// says nothing when it drops a segment for which its receive buffer has no room.
+fn acknowledges_what_it_drops() -> bool {
+    static IT_DOES: LazyLock<bool> = LazyLock::new(|| {
+        let version = uname::release().ok().and_then(|release| uname::version(&release));
+        version.is_some_and(|version| version >= (6, 6))
+    });
+    *IT_DOES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_can_only_make_it_shorter() {
+        let options = |user_timeout_ms| DialOptions { user_timeout_ms, ..DialOptions::default() };
+        let ours = acknowledges_what_it_drops().then_some(PATIENCE);
+        let five = Some(Duration::from_secs(5));
+        assert_eq!(Silence::of_peer(options(0)).limit, ours);
+        assert_eq!(Silence::of_peer(options(5_000)).limit, five);
+        assert_eq!(Silence::of_peer(options(60_000)).limit, ours.or(Some(Duration::from_mins(1))));
+        assert_eq!(Silence::of_stranger(options(0)).limit, None);
+        assert_eq!(Silence::of_stranger(options(5_000)).limit, five);
+        let of = |keepalive_s| keepalive(DialOptions { keepalive_s, ..DialOptions::default() });
+        let whole = |idle, interval| {
+            let [idle, interval] = [idle, interval].map(Duration::from_secs);
+            TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES)
+        };
+        // Debug output, since the type cannot be compared.
+        let same = |one: TcpKeepalive, other| assert_eq!(format!("{one:?}"), format!("{other:?}"));
+        same(of(0), whole(8, 4));
+        same(of(7_200), whole(8, 4));
+        same(of(11), whole(5, 2));
+        same(of(1), whole(1, 1));
+    }
+}
