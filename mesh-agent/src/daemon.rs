@@ -210,10 +210,18 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         answer(&settings, &host, &state, (&answering, &asked, &scraped))?;
     }
     answering.spawn("refusals", refusals::record(told.refusals, Arc::clone(&mesh)));
-    answering.spawn("questions", refusals::answer(told.questions, Arc::clone(&mesh)));
     answering.spawn("program log", refusals::log(told.log));
     heartbeat::beat(&kernel)?;
-    answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));
+    // Together: an agent that answers no questions any more, even by a bug, is silent to the
+    // programs, and dials are refused instead of waiting for it.
+    let (kept, questions) = (heartbeat::keep(Arc::clone(&kernel)), told.questions);
+    let answered = refusals::answer(questions, Arc::clone(&mesh));
+    answering.spawn("questions", async move {
+        tokio::select! {
+            () = kept => {}
+            () = answered => {}
+        }
+    });
     answering.spawn("floods", refusals::tell_of_floods(Arc::clone(&mesh)));
 
     // The tables are right before the hooks on the cgroup begin to decide.
