@@ -174,16 +174,7 @@ impl SecretKeeper {
         let agents = format!("app.kubernetes.io/name={}", self.agents);
         let agents = ListParams::default().labels(&agents);
         let agents = self.pods.list(&agents).await.map_err(|e| self.refused(e))?;
-        let mut nodes = BTreeSet::new();
-        for agent in agents {
-            let name = agent.name_any();
-            let agent: Pod = read(agent.into_value())
-                .map_err(|error| SecretError::Agent { name, error: error.to_string() })?;
-            if runs(&agent) {
-                nodes.extend(agent.spec.and_then(|spec| spec.node_name));
-            }
-        }
-        Ok(nodes)
+        nodes_of(agents.into_iter().map(|agent| (agent.name_any(), agent.into_value())))
     }
 
     fn is_of_trust_domain(&self, secret: &Secret) -> Result<(), SecretError> {
@@ -229,10 +220,57 @@ impl SecretKeeper {
     }
 }
 
+/// The nodes of the agents that run, of pods by their names.
+///
+/// # Errors
+/// A pod cannot be read: it may be an agent that runs.
+fn nodes_of(
+    agents: impl Iterator<Item = (String, serde_json::Value)>,
+) -> Result<BTreeSet<String>, SecretError> {
+    let mut nodes = BTreeSet::new();
+    for (name, agent) in agents {
+        let agent: Pod =
+            read(agent).map_err(|error| SecretError::Agent { name, error: error.to_string() })?;
+        if runs(&agent) {
+            nodes.extend(agent.spec.and_then(|spec| spec.node_name));
+        }
+    }
+    Ok(nodes)
+}
+
 fn runs(agent: &Pod) -> bool {
     let containers = agent.status.as_ref().and_then(|it| it.container_statuses.as_ref());
     let is_running = |it: &k8s_openapi::api::core::v1::ContainerStatus| {
         it.state.as_ref().is_some_and(|state| state.running.is_some())
     };
     containers.into_iter().flatten().any(is_running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(node: &str, state: &serde_json::Value) -> (String, serde_json::Value) {
+        let status = json!({"containerStatuses": [{"name": "agent", "state": state}]});
+        let spec = json!({"nodeName": node, "containers": []});
+        (
+            format!("agent-{node}"),
+            json!({"metadata": {"name": node}, "spec": spec, "status": status}),
+        )
+    }
+
+    #[test]
+    fn no_ca_is_made_while_an_agent_runs_or_cannot_be_read() {
+        let (running, waiting) = (json!({"running": {}}), json!({"waiting": {}}));
+        let nodes = |agents: Vec<_>| nodes_of(agents.into_iter());
+        assert_eq!(nodes(vec![agent("node1", &waiting)]).unwrap(), BTreeSet::new());
+        let found = nodes(vec![agent("node1", &waiting), agent("node2", &running)]).unwrap();
+        assert_eq!(found, BTreeSet::from(["node2".to_owned()]));
+        let unreadable = agent("node3", &json!("?"));
+        let error = nodes(vec![unreadable, agent("node1", &waiting)]).unwrap_err();
+        assert!(
+            matches!(&error, SecretError::Agent { name, .. } if name == "agent-node3"),
+            "{error}"
+        );
+    }
 }

@@ -212,16 +212,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     answering.spawn("refusals", refusals::record(told.refusals, Arc::clone(&mesh)));
     answering.spawn("program log", refusals::log(told.log));
     heartbeat::beat(&kernel)?;
-    // Together: an agent that answers no questions any more, even by a bug, is silent to the
-    // programs, and dials are refused instead of waiting for it.
-    let (kept, questions) = (heartbeat::keep(Arc::clone(&kernel)), told.questions);
-    let answered = refusals::answer(questions, Arc::clone(&mesh));
-    answering.spawn("questions", async move {
-        tokio::select! {
-            () = kept => {}
-            () = answered => {}
-        }
-    });
+    answering.spawn("heartbeat", heartbeat::keep(Arc::clone(&kernel)));
+    answering.spawn("questions", refusals::answer(told.questions, Arc::clone(&mesh)));
     answering.spawn("floods", refusals::tell_of_floods(Arc::clone(&mesh)));
 
     // The tables are right before the hooks on the cgroup begin to decide.
@@ -254,6 +246,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if let Some(predecessor) = predecessor {
         locks = Some(charge::succeed(predecessor, &settings, &state, &answering).await?);
         keeper.enroller.disclaim_rest();
+        // What the predecessor has held meanwhile.
+        kernel.tables().held.reload()?;
         if let Err(error) = kernel.forget_unfinished() {
             tracing::warn!(%error, "what the predecessor was just about to pin cannot be removed");
         }

@@ -7,7 +7,7 @@
 //! The kernel lets a program set it from 6.1 on. Before, the application must do so.
 
 use crate::{
-    ctx::{AF_INET, AF_INET6, SOL_SOCKET, SockAddr},
+    ctx::{AF_INET, AF_INET6, OPTION_BYTES, SOL_SOCKET, SockAddr},
     maps,
 };
 use aya_ebpf::{
@@ -51,7 +51,7 @@ fn bind<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
                 SOL_SOCKET,
                 SO_REUSEADDR,
                 (&raw mut one).cast(),
-                size_of::<i32>() as i32,
+                OPTION_BYTES,
             )
         };
     }

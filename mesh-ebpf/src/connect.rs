@@ -117,12 +117,12 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     let (verdict, own) = decide::dial(&view);
     // The guard has let the dial pass because it is to wait. If the pod is not found as held any
     // more, only an enrolled pod's dial may go on.
-    // SAFETY: `sk` was checked for null.
-    if verdict != Verdict::RedirectHeld
-        && unsafe { maps::HELD_DIALS.delete(sk) }.is_ok()
-        && verdict == Verdict::NotEnrolled
-    {
-        return refuse::<FAMILY>(Verdict::RefusedHeld, &view);
+    if verdict != Verdict::RedirectHeld {
+        // SAFETY: `sk` was checked for null.
+        let was_held = unsafe { maps::HELD_DIALS.delete(sk) }.is_ok();
+        if was_held && verdict == Verdict::NotEnrolled {
+            return refuse::<FAMILY>(Verdict::RefusedHeld, &view);
+        }
     }
     if verdict.action() == Action::Redirect {
         let number = verdict as u32;

@@ -10,6 +10,8 @@ use mesh_common::addr::{Addr, AddrPort};
 pub(crate) const AF_INET: u32 = 2;
 /// `AF_INET6`.
 pub(crate) const AF_INET6: u32 = 10;
+/// The size of a socket option that is a number.
+pub(crate) const OPTION_BYTES: i32 = 4;
 /// `SOL_SOCKET`.
 pub(crate) const SOL_SOCKET: i32 = 1;
 /// `IPPROTO_TCP`.

@@ -71,8 +71,16 @@ pub(crate) fn nm_held_egress(context: SkBuffContext) -> i32 {
     let sk = unsafe { (&raw const (*context.skb.skb).__bindgen_anon_2.sk).read_volatile() };
     let Some(waits) = maps::held_dial_waits(sk) else { return ALLOW };
     match first_packet(&context) {
-        FirstPacket::ToItself if waits => DENY,
+        FirstPacket::ToItself { .. } if waits => DENY,
         FirstPacket::Connection { .. } => DENY,
+        FirstPacket::ToItself { client } => {
+            // It has waited in vain: nothing listens where it goes.
+            if let Some(named) = maps::shown(sk) {
+                maps::count(Verdict::RefusedHeld, 0);
+                maps::report(Verdict::RefusedHeld, 0, client, named.endpoint);
+            }
+            ALLOW
+        }
         _ => ALLOW,
     }
 }
@@ -80,7 +88,7 @@ pub(crate) fn nm_held_egress(context: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub(crate) fn nm_held_ingress(context: SkBuffContext) -> i32 {
     match first_packet(&context) {
-        FirstPacket::Other | FirstPacket::ToItself => ALLOW,
+        FirstPacket::Other | FirstPacket::ToItself { .. } => ALLOW,
         // A failing liveness probe has the pod killed. The kubelet sends to an enrolled pod what it
         // sends to a held one.
         FirstPacket::Connection { client, server } if maps::is_kubelets(client, server) => {
@@ -94,7 +102,9 @@ pub(crate) fn nm_held_ingress(context: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub(crate) fn nm_unclassified_ingress(context: SkBuffContext) -> i32 {
     let packet = first_packet(&context);
-    if matches!(packet, FirstPacket::Other | FirstPacket::ToItself) || is_classified(&context) {
+    if matches!(packet, FirstPacket::Other | FirstPacket::ToItself { .. })
+        || is_classified(&context)
+    {
         return ALLOW;
     }
     drop_packet(&packet, Verdict::RefusedUnclassifiedInbound)
@@ -139,7 +149,7 @@ fn is_classified(context: &SkBuffContext) -> bool {
 /// What a packet is to the guards.
 enum FirstPacket {
     /// It begins a connection of the pod with itself.
-    ToItself,
+    ToItself { client: AddrPort },
     /// It begins a connection from another address.
     Connection { client: AddrPort, server: AddrPort },
     /// Unknown: it has headers that a first fragment or an ordinary stack does not send.
@@ -178,11 +188,12 @@ fn first_packet(context: &SkBuffContext) -> FirstPacket {
     if tcp[13] & (SYN | ACK) != SYN {
         return FirstPacket::Other;
     }
+    let client = AddrPort::new(source, u16::from_be_bytes([tcp[0], tcp[1]]));
     if source == destination || source.is_loopback_or_unspecified() {
-        return FirstPacket::ToItself;
+        return FirstPacket::ToItself { client };
     }
     FirstPacket::Connection {
-        client: AddrPort::new(source, u16::from_be_bytes([tcp[0], tcp[1]])),
+        client,
         server: AddrPort::new(destination, u16::from_be_bytes([tcp[2], tcp[3]])),
     }
 }

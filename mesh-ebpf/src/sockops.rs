@@ -18,7 +18,7 @@ use mesh_common::{
 };
 
 use crate::{
-    ctx::{SOL_SOCKET, SockOps},
+    ctx::{OPTION_BYTES, SOL_SOCKET, SockOps},
     maps,
 };
 
@@ -112,9 +112,7 @@ fn options(ops: SockOps) -> DialOptions {
 fn option(ops: SockOps, level: i32, name: i32) -> u32 {
     let mut value = 0_u32;
     // SAFETY: the context is the running program's own, and the value's size is given.
-    unsafe {
-        bpf_getsockopt(ops.0.cast(), level, name, (&raw mut value).cast(), size_of::<u32>() as i32)
-    };
+    unsafe { bpf_getsockopt(ops.0.cast(), level, name, (&raw mut value).cast(), OPTION_BYTES) };
     value
 }
 

@@ -2,6 +2,7 @@
 //! carried, their lines become log lines.
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,10 +35,17 @@ pub(super) async fn record(refusals: Refusals, mesh: Arc<Mesh>) {
     }
 }
 
-/// Reaches what dials wait for.
+/// Reaches what dials wait for. A panic costs one dial. If the questions cannot be read any more,
+/// the agent ends, to be started again: until then dials are refused instead of waiting for ever.
 pub(super) async fn answer(questions: Questions, mesh: Arc<Mesh>) {
-    if let Err(error) = questions.run(|question| proxy::answer(&mesh, question)).await {
-        tracing::error!(%error, "dials to new destinations are not carried any more");
+    let each = |question| {
+        if catch_unwind(AssertUnwindSafe(|| proxy::answer(&mesh, question))).is_err() {
+            tracing::error!("a question about a dial led to a panic; the dial goes on waiting");
+        }
+    };
+    if let Err(error) = questions.run(each).await {
+        tracing::error!(%error, "questions about dials cannot be read any more; the agent ends itself, to be started again");
+        std::process::abort();
     }
 }
 

@@ -177,6 +177,9 @@ impl Enroller {
         for netns in namespaces.into_iter().filter(|netns| !kept.contains(netns)) {
             self.let_go(netns).await;
         }
+        let dialling: Vec<_> = self.held_dialling.values().map(|known| known.netns).collect();
+        let is_known = |netns| kept.contains(&netns) || dialling.contains(&netns);
+        self.mesh.kernel.tables().shares.retain(is_known);
         if let Err(error) = restore_all(&self.mesh.factory, &self.saved_dir, &kept).await {
             tracing::warn!(%error, "cannot read the notes of an earlier agent");
         }

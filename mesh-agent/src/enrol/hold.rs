@@ -4,17 +4,22 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use mesh_world::{Announcements, LocalPod, Membership, NotEnabledReason, PodUid, Snapshot, Wanted};
+use tokio::time::Instant;
 
 use super::{
-    Enroller, Failure,
+    Enroller, Failure, HeldDialling,
     leave::is_another,
     pods::{Guard, Phase},
     tables,
 };
 use crate::{pod_cgroups::PodCgroups, source::SourceState};
+
+/// How often the namespace of a held pod is looked at whose addresses are not reported.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Enroller {
     /// Holds the pods that must be held by this world and are not yet. It is cheap, so it can run
@@ -43,7 +48,7 @@ impl Enroller {
     /// Has the dials of held pods wait instead of being refused, as soon as the pods' addresses are
     /// known.
     pub(super) async fn let_dials_wait(&mut self, world: &Snapshot) {
-        if !self.dials_may_wait {
+        if !self.programs_attached {
             return;
         }
         let held: Vec<_> = self.pods.held().map(|(uid, _)| uid.clone()).collect();
@@ -51,36 +56,36 @@ impl Enroller {
             let pod = world.local_pod(&uid).filter(|pod| self.is_about_to_join(pod));
             let Some(pod) = pod else { continue };
             let reported = &pod.workload.addresses;
-            // Without a report, the network plugin may add one more at any time.
-            if self.held_dialling.contains_key(&uid) && !reported.is_empty() {
+            let is_settled = |known: &HeldDialling| match reported.as_slice() {
+                // The network plugin may add one more at any time.
+                [] => known.seen.elapsed() < LOOK_AGAIN,
+                reported => known.addresses == tables::enrolled(reported.iter().copied()),
+            };
+            if self.held_dialling.get(&uid).is_some_and(is_settled) {
                 continue;
             }
             let seen = self.finder.see_only(&self.mesh.factory, pod).await;
             let Some((netns, found)) = seen else { continue };
-            // A dial must not be led to an address that the pod does not have: a packet for it
-            // would leave the pod.
-            let own: Vec<_> = found.into_iter().filter(is_reachable).collect();
-            let own = match reported.as_slice() {
-                [] => own,
-                known if known.iter().all(|known| own.contains(known)) => known.to_vec(),
-                _ => continue,
-            };
+            let own = own_addresses(&found, reported);
             if !own.is_empty() {
-                self.held_dialling.insert(uid, (netns, tables::enrolled(own)));
+                let addresses = tables::enrolled(own);
+                let known = HeldDialling { netns, addresses, seen: Instant::now() };
+                self.held_dialling.insert(uid, known);
             }
         }
         let tables = self.mesh.kernel.tables();
         // Each time: a pod that was released a moment ago has lost its share.
-        for (netns, _) in self.held_dialling.values() {
-            self.log_failure("count a held pod's dials", tables.shares.add(*netns));
+        for known in self.held_dialling.values() {
+            self.log_failure("count a held pod's dials", tables.shares.add(known.netns));
         }
         self.write_held_dialling();
     }
 
     /// Tells the kernel whose dials wait.
     fn write_held_dialling(&self) {
-        let wanted = self.held_dialling.values().copied().collect();
-        self.log_failure("have dials wait", self.mesh.kernel.tables().held.sync(&wanted));
+        let wanted = self.held_dialling.values().map(|known| (known.netns, known.addresses));
+        let written = self.mesh.kernel.tables().held.sync(&wanted.collect());
+        self.log_failure("have dials wait", written);
     }
 
     /// Whether a held pod will probably be enrolled soon.
@@ -109,8 +114,8 @@ impl Enroller {
         let is_enrolled = |netns| {
             self.pods.all(Phase::serving).any(|(_, member)| member.pod.netns.cookie() == netns)
         };
-        for (netns, _) in over.into_iter().filter(|(netns, _)| !is_enrolled(*netns)) {
-            self.mesh.kernel.tables().shares.remove(netns);
+        for known in over.into_iter().filter(|known| !is_enrolled(known.netns)) {
+            self.mesh.kernel.tables().shares.remove(known.netns);
         }
     }
 
@@ -134,7 +139,11 @@ impl Enroller {
     pub(super) fn release_held(&mut self, world: &Snapshot, cgroups: &PodCgroups) {
         let stays = |uid: &PodUid, id| {
             cgroups.get(uid).is_some_and(|cgroup| cgroup.id == id)
-                && world.local_pod(uid).is_some_and(|pod| self.must_be_held(pod))
+                && world.local_pod(uid).is_some_and(|pod| {
+                    // Until our programs are there, nothing else closes a pod that is enrolled.
+                    let is_open = !self.programs_attached && pod.workload.membership.means_strict();
+                    is_open || self.must_be_held(pod)
+                })
         };
         let over = self.pods.held().filter(|(uid, id)| !stays(uid, *id));
         for (uid, id) in over.map(|(uid, id)| (uid.clone(), id)).collect::<Vec<_>>() {
@@ -210,10 +219,41 @@ impl Enroller {
     }
 }
 
+/// The addresses of a held pod to which its dials may be led: those that are reported, if it has
+/// them, else those that were found, if there is one of a family. A packet for another address
+/// would leave the pod.
+fn own_addresses(found: &BTreeSet<IpAddr>, reported: &[IpAddr]) -> Vec<IpAddr> {
+    if !reported.is_empty() {
+        let has_all = reported.iter().all(|reported| found.contains(reported));
+        return if has_all { reported.to_vec() } else { Vec::new() };
+    }
+    let only = |is_v4: bool| {
+        let mut of_family =
+            found.iter().filter(|it| is_reachable(it) && it.is_ipv4() == is_v4).copied();
+        of_family.next().filter(|_| of_family.next().is_none())
+    };
+    only(true).into_iter().chain(only(false)).collect()
+}
+
 /// Whether others can reach an address: not that of loopback, nor one of the link alone.
 pub(super) fn is_reachable(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dials_are_led_to_addresses_that_the_pod_has_and_that_are_certain() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let found = ["127.0.0.1", "10.0.0.1", "fe80::1", "fd00::1", "fd00::2"].map(address).into();
+        assert_eq!(own_addresses(&found, &[]), [address("10.0.0.1")], "of two, neither");
+        let both = ["10.0.0.1", "fd00::2"].map(address);
+        assert_eq!(own_addresses(&found, &both), both);
+        assert!(own_addresses(&found, &[address("10.0.0.9")]).is_empty(), "another pod has it now");
     }
 }

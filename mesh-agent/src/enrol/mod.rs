@@ -90,11 +90,11 @@ pub struct Enroller {
     earlier: Earlier,
     /// The namespaces of pods that have left, by cookie, and until when that is remembered.
     left: BTreeMap<u64, Instant>,
-    /// The held pods whose dials wait, with the cookies of their namespaces.
-    held_dialling: BTreeMap<PodUid, (u64, EnrolledPod)>,
-    /// Whether the programs on the pods' cgroup are this agent's. Without them, a dial that the
-    /// guard lets pass would go where it wants.
-    dials_may_wait: bool,
+    /// The held pods whose dials wait.
+    held_dialling: BTreeMap<PodUid, HeldDialling>,
+    /// Whether the programs on the pods' cgroup are this agent's. Without them, a dial that no
+    /// guard refuses goes where it wants.
+    programs_attached: bool,
     generation: u64,
     sightings: Sightings,
     floors: Floors,
@@ -113,6 +113,15 @@ struct Member {
     /// When it joined. `None` before its dials are redirected.
     since: Option<Timestamp>,
     generation: u64,
+}
+
+/// What a held pod's dials are told by.
+struct HeldDialling {
+    /// The cookie of its namespace.
+    netns: u64,
+    addresses: EnrolledPod,
+    /// When the namespace was looked at last.
+    seen: Instant,
 }
 
 /// How far a pod's listeners are.
@@ -271,7 +280,7 @@ impl Enroller {
             earlier,
             left: BTreeMap::new(),
             held_dialling: BTreeMap::new(),
-            dials_may_wait: false,
+            programs_attached: false,
             generation: 0,
             sightings: Sightings::default(),
             floors,
@@ -282,9 +291,10 @@ impl Enroller {
         }
     }
 
-    /// The programs on the pods' cgroup are attached: from now on the dials of held pods may wait.
+    /// The programs on the pods' cgroup are attached: from now on the dials of held pods may wait,
+    /// and pods that are enrolled are released.
     pub fn programs_are_attached(&mut self) {
-        self.dials_may_wait = true;
+        self.programs_attached = true;
     }
 
     /// Where to read how enrolment stands.

@@ -79,6 +79,14 @@ impl Shares {
         self.begin(netns, now()?)
     }
 
+    /// Takes the shares of all other namespaces away.
+    pub fn retain(&self, is_known: impl Fn(u64) -> bool) {
+        let all: Vec<u64> = self.lock().keys().filter_map(Result::ok).collect();
+        all.into_iter()
+            .filter(|netns| *netns != ALL_PODS && !is_known(*netns))
+            .for_each(|netns| self.remove(netns));
+    }
+
     /// Takes a namespace's share away.
     pub fn remove(&self, netns: u64) {
         drop(self.lock().remove(&netns)); // one that is not there is removed

@@ -30,7 +30,7 @@ use super::{
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     relay::{self, AppStream, ByteCounts, CarryOptions},
-    silence::Silence,
+    silence::{self, Silence},
     turns::TurnOwner,
     unless_gone,
 };
@@ -358,6 +358,10 @@ async fn perhaps_plaintext(
         }
     }
     let Arrival { stream, admitted: _admitted, .. } = arrival;
+    let keepalive = silence::keepalive_with_stranger(DialOptions::default());
+    if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive) {
+        return flow.end(client_gone(&error), Bytes::default());
+    }
     let client = match AppStream::new(stream) {
         Ok(client) => client,
         Err(error) => return flow.end(client_gone(&error), Bytes::default()),

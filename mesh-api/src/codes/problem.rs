@@ -91,7 +91,7 @@ codes! {
         "MASQUERADE or SNAT", "exempt traffic between pods; nothing is lost: mutual TLS goes to the agents' port there ([ARCHITECTURE](../ARCHITECTURE.md#when-the-path-changes-the-source))";
     AgentsPortBlocked "agents_port_blocked" Configuration
         "a pod answers at its application's port, but not at the agents' port 60998",
-        "a NetworkPolicy or firewall that names ports one by one", "allow port 60998 between pods of the mesh; until then a change of source addresses on the way is noticed only when a connection fails";
+        "a NetworkPolicy or firewall that names ports one by one", "allow port 60998 between pods of the mesh, unless your policies tell ports apart ([enrol.md](enrol.md)); until then a change of source addresses on the way is noticed only when a connection fails";
     TableFull "table_full" Platform
         "a table of the kernel's is full",
         "the cluster, or what is announced in it, is too large", "dials to what may be missing in it are refused; it is tried again every two seconds";

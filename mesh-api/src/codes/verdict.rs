@@ -37,7 +37,7 @@ verdicts! {
     RefusedTableFull Platform "the cluster is too large for the table", "see `table_full` and `addresses_over_share` in `status`";
     KubeletNotNoted Platform "", "let probes of strict pods be fewer or less frequent";
     RefusedPendingShare Application "a pod dials without end, or keeps its handshakes from ending", "see `pending_share` in `status`";
-    RefusedBoundPort Application "thousands of connections from one port", "let the application use more source ports";
+    RefusedBoundPort Application "hundreds of connections through the mesh from one source port", "let the application use more source ports";
     RedirectHeld none "", "";
     InboundMesh none "", "";
     InboundPlaintext none "", "";

@@ -2,12 +2,12 @@
 //! yet waits until the agent has reached it, and fails with the error that it would have without
 //! the mesh.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tests::{
     PORT, Pair, Pod, PodSpec, SHOP,
-    agent::SOON,
+    agent::{Dirs, SOON},
     eventually,
     exec::Place,
     probe::{self, Conn, DialSpec, End, Talk},
@@ -97,9 +97,9 @@ fn connect_to_a_host_that_does_not_answer_waits_and_succeeds_when_it_is_back() {
         let seen = probe::dial(&pair.client, &spec)?;
         ensure!(!seen.connected && seen.end == End::Timeout, "{seen:?}");
         let spec = DialSpec { timeout_s: 60, ..DialSpec::say(pair.server.at(PORT), "x") };
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let dial = scope.spawn(|| probe::dial(&pair.client, &spec));
-            std::thread::sleep(Duration::from_secs(2));
+            thread::sleep(Duration::from_secs(2));
             route(&pair, "del blackhole")?;
             let seen = dial.join().map_err(|_panic| anyhow!("the dial's thread"))??;
             ensure!(seen.end == End::Fin && seen.first == "x", "{seen:?}");
@@ -176,6 +176,43 @@ fn while_an_agent_is_away_connect_is_refused_and_no_longer() {
         pair.agents[0].kill9()?;
         fails(&pair.client, pair.server.at(PORT), End::Refused)?;
         pair.agents[0].start_again().context("the client's agent")
+    });
+}
+
+/// A dial that waits counts as a connection of the agent: a pod that dials hosts which do not
+/// answer leaves others their part.
+#[test]
+fn dials_that_wait_have_the_share_of_connections() {
+    const DIALS: u64 = 400;
+    scenario("behaviour-share", |net| {
+        // Enough for some two hundred connections.
+        let few = ["prlimit", "--nofile=1500:1500"];
+        let pair = Pair::by(&few, net, [Dirs::of(net), Dirs::of(net)], &[])?;
+        let modest = net.pod(&pair.nodes[0], PodSpec::new(SHOP, "modest"))?;
+        let lost = net.pod(&pair.nodes[1], PodSpec::new(SHOP, "lost"))?;
+        net.objects().label_namespace(SHOP, Some("enabled"))?;
+        pair.agents[0].wait_enrolled(&[&pair.client, &modest])?;
+        pair.agents[1].wait_enrolled(&[&pair.server, &lost])?;
+        pair.agents[0].wait_peers(2)?;
+        pair.agents[1].wait_peers(2)?;
+        let _service = pair.serve(Talk::Exchange)?;
+        let gone = format!("{}/32", lost.v4);
+        pair.nodes[1].run(["ip", "route", "add", "blackhole", &gone])?.success()?;
+        let (say, count) = (DialSpec::say(lost.at(PORT), "x"), DIALS);
+        let spec = DialSpec { connections: count, workers: count, timeout_s: 20, ..say };
+        thread::scope(|scope| {
+            let greedy = scope.spawn(|| probe::dial_all(&pair.client, &spec));
+            let name = format!("{}/{}", pair.client.namespace, pair.client.name);
+            pair.agents[0].wait_flow("of the limit", |flow| {
+                flow.outcome == "limit_connections" && flow.client.pod.as_ref() == Some(&name)
+            })?;
+            let seen = dial(&modest, pair.server.at(PORT))?;
+            ensure!(seen.end == End::Fin && seen.first == "x", "{seen:?}");
+            for seen in greedy.join().map_err(|_panic| anyhow!("the greedy pod's thread"))?? {
+                ensure!(!seen.connected, "{seen:?}");
+            }
+            Ok(())
+        })
     });
 }
 

@@ -67,6 +67,49 @@ fn a_source_port_reaches_as_many_destinations_as_it_wants() {
     });
 }
 
+/// Dials each of a number of ports, twice. Says the median of `connect()` and of the whole exchange
+/// in microseconds, for the first time and for the second.
+const TWICE: &str = "import socket,statistics,sys,time\n\
+    to,first,count=sys.argv[1],int(sys.argv[2]),int(sys.argv[3])\n\
+    def dial(p):\n\
+    \x20 t=time.perf_counter();s=socket.create_connection((to,p));c=time.perf_counter()\n\
+    \x20 s.sendall(b'x');assert int(s.recv(9))==p\n\
+    \x20 e=time.perf_counter();s.close();return c-t,e-t\n\
+    for _ in range(2):\n\
+    \x20 both=zip(*[dial(p) for p in range(first,first+count)])\n\
+    \x20 print(*[round(statistics.median(t)*1e6) for t in both],flush=True)\n\
+    \x20 sys.stdin.readline()\n";
+
+#[test]
+fn a_destination_is_waited_for_once() {
+    const COUNT: u64 = 200;
+    scenario("sockets-first", |net| {
+        let pair = Pair::meshed(net)?;
+        let (first, count) = (PORT.to_string(), COUNT.to_string());
+        let mut server = python(&pair.server, MANY_PORTS, &[&first, &count])?;
+        server.wait_for_line("ready", SOON)?;
+        let to = pair.server.v4.to_string();
+        let mut client = python(&pair.client, TWICE, &[&to, &first, &count])?;
+        let waits = || -> Result<u64> {
+            Ok(pair.agents[0].status()?.pod_verdict(&pair.client, "outbound_waits"))
+        };
+        let said = |client: &Process| client.stdout().lines().count();
+        eventually(Duration::from_mins(1), || {
+            ensure!(said(&client) == 1, "not all dialled");
+            Ok(())
+        })?;
+        let before = waits()?;
+        // More, where a packet came again because the machine was slow.
+        ensure!(before >= COUNT, "{before} dials to {COUNT} new destinations waited");
+        client.close_stdin();
+        let output = client.wait(Duration::from_mins(1))?.success()?;
+        let after = waits()?;
+        ensure!(after == before, "the second dials waited, too: {before}, {after}");
+        println!("connect() and exchange, first and second, in us: {output:?}");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_redirected_connection_never_goes_where_an_application_listens() {
     scenario("sockets-own", |net| {
