@@ -115,15 +115,6 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     let netns = unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) };
     let view = Dial::<FAMILY> { context: addr, netns, to: addr.endpoint::<FAMILY>() };
     let (verdict, own) = decide::dial(&view);
-    // The guard has let the dial pass because it is to wait. If the pod is not found as held any
-    // more, only an enrolled pod's dial may go on.
-    if verdict != Verdict::RedirectHeld {
-        // SAFETY: `sk` was checked for null.
-        let was_held = unsafe { maps::HELD_DIALS.delete(sk) }.is_ok();
-        if was_held && verdict == Verdict::NotEnrolled {
-            return refuse::<FAMILY>(Verdict::RefusedHeld, &view);
-        }
-    }
     if verdict.action() == Action::Redirect {
         let number = verdict as u32;
         // Read anew, or the verifier would walk the rest once for each verdict.
@@ -150,6 +141,13 @@ fn connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
     // stored.
     // SAFETY: `sk` was checked for null.
     let _: Result<(), i32> = unsafe { maps::SHOWN_PEER.delete(sk) };
+    // The guard has let the dial pass because it is to wait. If the pod is not found as held any
+    // more, only an enrolled pod's dial may go on.
+    // SAFETY: as above.
+    let was_held = unsafe { maps::HELD_DIALS.delete(sk) }.is_ok();
+    if was_held && verdict == Verdict::NotEnrolled {
+        return refuse::<FAMILY>(Verdict::RefusedHeld, &view);
+    }
     if verdict.action() == Action::Refuse {
         return refuse::<FAMILY>(verdict, &view);
     }

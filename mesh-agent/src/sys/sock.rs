@@ -12,19 +12,7 @@ use std::{
 /// # Errors
 /// `ENOPROTOOPT` on older kernels.
 pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: `cookie` and `len` are valid for writes and `len` holds the size of `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    option(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, 0)
 }
 
 /// The cookie of the calling thread's network namespace.
@@ -43,24 +31,9 @@ pub(crate) fn own_netns_cookie() -> io::Result<u64> {
 pub(crate) fn memory(socket: impl AsFd) -> io::Result<usize> {
     // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is the first, SK_MEMINFO_WMEM_QUEUED the sixth of
     // nine.
-    let mut info = [0_u32; 9];
-    let mut len = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` and `len` are valid for writes and `len` holds the size of `info`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            info.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    let [received, _, _, _, _, queued, ..] = info;
-    if result == 0 {
-        Ok(received as usize + queued as usize)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let [received, _, _, _, _, queued, ..] =
+        option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, [0_u32; 9])?;
+    Ok(received as usize + queued as usize)
 }
 
 /// What TCP knows of a connection's other end.
@@ -90,21 +63,8 @@ const TCP_CLOSE_WAIT: u8 = 8;
 /// What the kernel said.
 pub(crate) fn other_end(socket: impl AsFd) -> io::Result<OtherEnd> {
     // SAFETY: integers only.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut len = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` and `len` are valid for writes and `len` holds the size of `info`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut len,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let nothing: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let info = option(socket, libc::SOL_TCP, libc::TCP_INFO, nothing)?;
     let has_reset = info.tcpi_state == TCP_CLOSE;
     Ok(OtherEnd {
         has_closed: has_reset || info.tcpi_state == TCP_CLOSE_WAIT,
@@ -121,18 +81,7 @@ pub(crate) fn other_end(socket: impl AsFd) -> io::Result<OtherEnd> {
 /// # Errors
 /// What the kernel said.
 pub(crate) fn let_buffers_grow(socket: impl AsFd) -> io::Result<()> {
-    let none: libc::c_int = 0;
-    // SAFETY: `none` is valid for reads, and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_BUF_LOCK,
-            (&raw const none).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(socket, libc::SOL_SOCKET, libc::SO_BUF_LOCK, 0)
 }
 
 /// Has an eBPF program look at each packet before a socket gets it (`SO_ATTACH_BPF`, socket(7)). It
@@ -141,16 +90,34 @@ pub(crate) fn let_buffers_grow(socket: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// What the kernel said.
 pub(crate) fn attach_filter(socket: impl AsFd, program: BorrowedFd<'_>) -> io::Result<()> {
-    let program: libc::c_int = program.as_raw_fd();
-    // SAFETY: `program` is valid for reads, and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_BPF,
-            (&raw const program).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program.as_raw_fd())
+}
+
+/// Reads an option of a socket. What the kernel does not write of it stays as `value` has it. `T`
+/// consists of integers.
+fn option<T: Copy>(
+    socket: impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    mut value: T,
+) -> io::Result<T> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: `value` and `len` are valid for writes and `len` holds the size of `value`.
+    let result =
+        unsafe { libc::getsockopt(socket, level, name, (&raw mut value).cast(), &raw mut len) };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets an option that is a number.
+fn set_option(
+    socket: impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let (socket, len) = (socket.as_fd().as_raw_fd(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: `value` is valid for reads, and its size is given.
+    let result = unsafe { libc::setsockopt(socket, level, name, (&raw const value).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
