@@ -141,8 +141,8 @@ impl Enroller {
             cgroups.get(uid).is_some_and(|cgroup| cgroup.id == id)
                 && world.local_pod(uid).is_some_and(|pod| {
                     // Until our programs are there, nothing else closes a pod that is enrolled.
-                    let is_open = !self.programs_attached && pod.workload.membership.means_strict();
-                    is_open || self.must_be_held(pod)
+                    let stays_closed = pod.workload.membership.means_strict();
+                    (!self.programs_attached && stays_closed) || self.must_be_held(pod)
                 })
         };
         let over = self.pods.held().filter(|(uid, id)| !stays(uid, *id));

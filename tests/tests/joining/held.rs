@@ -121,7 +121,8 @@ fn what_a_held_pod_dials_waits_until_it_is_enrolled() {
             let dial = |spec| scope.spawn(move || probe::dial_all(held_pod, spec));
             let dials: Vec<_> = specs.iter().map(dial).collect();
             let waiting = DIALS + specs.len() as u64 - 1;
-            eventually(Duration::from_secs(5), || {
+            // The next of their packets after 10 s, that of the eleventh second, is let go.
+            eventually(Duration::from_secs(9), || {
                 let held = pair.agents[1].status()?.verdict("redirect_held");
                 ensure!(held == waiting, "{held} of {waiting} wait");
                 Ok(())
