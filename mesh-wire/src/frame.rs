@@ -49,6 +49,7 @@ mod field {
     pub(super) const DESTINATION_POD_UID: u8 = 0x84;
     pub(super) const TEXT: u8 = 0x85;
     pub(super) const SEEN_SOURCE: u8 = 0x86;
+    pub(super) const ACKNOWLEDGES_DROPS: u8 = 0x87;
 }
 
 /// A frame, as received. DATA borrows its bytes.
@@ -83,6 +84,8 @@ pub struct Open {
     pub source_pod: Option<SourcePod>,
     /// Ties this connection to a trace (W3C trace id).
     pub trace_id: Option<[u8; TRACE_ID_BYTES]>,
+    /// See [`Accepted::acknowledges_drops`].
+    pub acknowledges_drops: bool,
 }
 
 /// A pod as the other side names it.
@@ -103,6 +106,9 @@ pub struct Accepted {
     pub destination_pod_uid: Option<String>,
     /// The source of the TCP connection, as the destination saw it. The answer to a path probe.
     pub seen_source: Option<SocketAddr>,
+    /// Whether the sender's kernel acknowledges something even when it drops data for which its
+    /// socket has no room (Linux from 6.6 on). Its silence then means that it is gone.
+    pub acknowledges_drops: bool,
 }
 
 /// Why the destination does not take a connection.
@@ -220,6 +226,9 @@ impl Open {
         if let Some(trace_id) = &self.trace_id {
             tlv::put(out, field::TRACE_ID, trace_id);
         }
+        if self.acknowledges_drops {
+            tlv::put(out, field::ACKNOWLEDGES_DROPS, &[]);
+        }
     }
 
     fn decode(payload: &[u8]) -> Result<Self, FrameError> {
@@ -229,6 +238,7 @@ impl Open {
         }
         let (mut source, mut destination, mut port, mut trace_id) = (None, None, None, None);
         let (mut uid, mut namespace, mut name) = (None, None, None);
+        let mut acknowledges_drops = false;
         let mut fields = Fields::new(rest);
         while let Some((kind, value)) = fields.next()? {
             match kind {
@@ -244,6 +254,7 @@ impl Open {
                     let id = value.try_into().map_err(|_short| FrameError::InvalidField(kind))?;
                     trace_id = Some(id);
                 }
+                field::ACKNOWLEDGES_DROPS => acknowledges_drops = flag(kind, value)?,
                 skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }
@@ -262,6 +273,7 @@ impl Open {
             destination_port: port,
             source_pod,
             trace_id,
+            acknowledges_drops,
         })
     }
 }
@@ -275,6 +287,9 @@ impl Accepted {
         if let Some(seen) = self.seen_source {
             put_address(out, field::SEEN_SOURCE, seen);
         }
+        if self.acknowledges_drops {
+            tlv::put(out, field::ACKNOWLEDGES_DROPS, &[]);
+        }
     }
 
     fn decode(payload: &[u8]) -> Result<Self, FrameError> {
@@ -286,6 +301,7 @@ impl Accepted {
                     accepted.destination_pod_uid = Some(text(kind, value, MAX_UID_BYTES)?);
                 }
                 field::SEEN_SOURCE => accepted.seen_source = Some(address(kind, value)?),
+                field::ACKNOWLEDGES_DROPS => accepted.acknowledges_drops = flag(kind, value)?,
                 skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }
@@ -354,6 +370,10 @@ fn address(kind: u8, value: &[u8]) -> Result<SocketAddr, FrameError> {
 fn nonzero_port(kind: u8, value: &[u8]) -> Result<NonZeroU16, FrameError> {
     let port = value.try_into().map(u16::from_be_bytes).ok();
     port.and_then(NonZeroU16::new).ok_or(FrameError::InvalidField(kind))
+}
+
+fn flag(kind: u8, value: &[u8]) -> Result<bool, FrameError> {
+    if value.is_empty() { Ok(true) } else { Err(FrameError::InvalidField(kind)) }
 }
 
 fn put_text(out: &mut Vec<u8>, kind: u8, text: &str, max_bytes: usize) {

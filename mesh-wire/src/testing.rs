@@ -185,6 +185,7 @@ pub fn sample_open() -> Open {
         destination_port: None,
         source_pod: None,
         trace_id: None,
+        acknowledges_drops: false,
     }
 }
 

@@ -4,13 +4,16 @@ import java.net.InetSocketAddress;
 import java.net.Socket;
 
 /**
- * What a Java program hears of a failure: dials HOST PORT twice, the second time at once, and prints a line for each.
+ * What a Java program hears of a failure, and how soon: dials HOST PORT twice, the second time at once, and prints a
+ * line for each.
  */
 public final class Client {
     public static void main(String[] args) {
         InetSocketAddress server = new InetSocketAddress(args[0], Integer.parseInt(args[1]));
         for (int i = 0; i < 2; i++) {
-            System.out.println(ask(server));
+            long begun = System.nanoTime();
+            String said = ask(server);
+            System.out.println(said + " (" + Math.round((System.nanoTime() - begun) / 1e9) + " s)");
         }
     }
 

@@ -31,8 +31,9 @@ impl Purpose {
     }
 }
 
-/// A program and the Debian package that has it.
+/// A program, or a file, and the Debian package that has it.
 pub(crate) struct Program {
+    /// Files by their whole paths.
     pub(crate) name: &'static str,
     pub(crate) package: &'static str,
     pub(crate) purpose: Purpose,
@@ -71,6 +72,18 @@ pub(crate) const PROGRAMS: &[Program] = &[
         "default-jdk-headless",
         Purpose::Test,
         "what a Java program hears of failures",
+    ),
+    program(
+        "/usr/share/java/postgresql.jar",
+        "libpostgresql-jdbc-java",
+        Purpose::Test,
+        "what JDBC hears of failures",
+    ),
+    program(
+        "/usr/lib/python3/dist-packages/amqp/__init__.py",
+        "python3-amqp",
+        Purpose::Test,
+        "what a client of a message broker hears of failures",
     ),
     program("make", "make", Purpose::Build, "builds jemalloc, the agent's allocator"),
     program("nghttp", "nghttp2-client", Purpose::Demo, "HTTP/2 client in a pod"),

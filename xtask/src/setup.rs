@@ -110,7 +110,7 @@ Or take an eBPF object built elsewhere: MESH_EBPF_OBJECT=FILE.";
 
 fn ensure_programs(purpose: Purpose) -> Result<()> {
     let needed = PROGRAMS.iter().filter(|program| program.purpose <= purpose);
-    let missing: Vec<_> = needed.filter(|program| process::find(program.name).is_none()).collect();
+    let missing: Vec<_> = needed.filter(|program| !is_there(program.name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -132,6 +132,12 @@ fn ensure_programs(purpose: Purpose) -> Result<()> {
     }
     apt::update()?;
     apt::install(&packages)
+}
+
+/// Whether a program is where it is looked for, or a file where it should be.
+fn is_there(name: &str) -> bool {
+    let file = Path::new(name);
+    if file.is_absolute() { file.exists() } else { process::find(name).is_some() }
 }
 
 fn ensure_tool(workspace: &Workspace, tool: &CargoTool) -> Result<()> {

@@ -95,7 +95,8 @@ impl Enroller {
         let addresses = &workload.addresses;
         let pod = Pod::new(workload.uid.clone(), name, identity, netns, addresses, groups);
         let pod = Arc::new(pod);
-        let inherited = self.inherited.remove(&pod.netns.cookie()).unwrap_or_default();
+        let netns = pod.netns.cookie();
+        let inherited = self.inherited.get(&netns).map(Vec::as_slice).unwrap_or_default();
         let listening = Listening::bind(&self.mesh, &pod, inherited).await?;
         self.generation += 1;
         let member = Member {
@@ -115,6 +116,7 @@ impl Enroller {
             self.leave_closed(&member.pod);
             return Err(error.into());
         }
+        self.inherited.remove(&netns);
         Ok(member)
     }
 

@@ -1,15 +1,23 @@
 //! Passing the node on to another agent, and taking it back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mesh_api::Listener;
 use mesh_common::maps::{ASKING, ListenerKey, OUTBOUND};
-use tokio::net::TcpListener;
+use mesh_world::Snapshot;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     Enroller, Listeners,
     pods::{Guard, Phase},
 };
+
+/// How long that is tried. No longer: a pod can keep itself from being taken in, and must not keep
+/// its node from an upgrade.
+const INHERITED_WAIT: Duration = Duration::from_secs(7);
 
 impl Enroller {
     /// Whether a pod is leaving: an agent that hands over waits until it has left.
@@ -30,6 +38,24 @@ impl Enroller {
             }
         }
         listeners
+    }
+
+    /// Tries again to take in the pods of the predecessor, which goes on serving them while the
+    /// world is not in force here.
+    pub(super) async fn enrol_inherited(&mut self, world: &Snapshot) {
+        let deadline = Instant::now() + INHERITED_WAIT;
+        loop {
+            let tried = self.pods.all(Phase::failure).map(|(_, (_, retry))| *retry);
+            let Some(retry) = tried.min().filter(|_| !self.inherited.is_empty()) else { return };
+            if retry > deadline {
+                tracing::error!(
+                    "taking over although a pod that the other agent served cannot be taken in; `status` names it"
+                );
+                return;
+            }
+            sleep_until(retry).await;
+            self.enrol_wanted(world).await;
+        }
     }
 
     /// Drops the inherited listeners that were not needed: their pods are not in the mesh any more.

@@ -70,6 +70,7 @@ impl Enroller {
         }
         self.withdraw_unwanted(&world);
         self.enrol_wanted(&world).await;
+        self.enrol_inherited(&world).await;
         self.change_settings(&world);
 
         let unchanged = self.enrolled() == enrolled;

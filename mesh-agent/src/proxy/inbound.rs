@@ -242,14 +242,17 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
             return flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
         }
     };
-    let accepted =
-        Accepted { destination_pod_uid: Some(pod.uid.to_string()), ..Accepted::default() };
+    let accepted = Accepted {
+        destination_pod_uid: Some(pod.uid.to_string()),
+        acknowledges_drops: silence::acknowledges_drops(),
+        ..Accepted::default()
+    };
     if let Err(error) = session.send_accepted(&accepted) {
         return flow.end(session_ended(&error), Bytes::default());
     }
     let counters = counted(&mut flow);
     let options = CarryOptions {
-        memory: Some(mesh.memory(pod, Silence::of_peer(DialOptions::default()))),
+        memory: Some(mesh.memory(pod, Silence::of_client(open.acknowledges_drops))),
         ..CarryOptions::default()
     };
     let carried = Box::pin(relay::carry(session, app, &counters, options)).await;

@@ -106,7 +106,7 @@ impl Listening {
     pub async fn bind(
         mesh: &Mesh,
         pod: &Pod,
-        inherited: Vec<(ListenerKey, Socket)>,
+        inherited: &[(ListenerKey, Socket)],
     ) -> Result<Self, ListenError> {
         let accepting = match usable(pod, inherited) {
             Some(inherited) => inherited,
@@ -171,7 +171,7 @@ async fn bind_all(mesh: &Mesh, pod: &Pod, wanted: &[(u32, u16)]) -> Result<Vec<M
 }
 
 /// Sockets that another agent made. `None` unless they are exactly what the pod needs.
-fn usable(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Vec<Made>> {
+fn usable(pod: &Pod, sockets: &[(ListenerKey, Socket)]) -> Option<Vec<Made>> {
     let keys: HashSet<_> = sockets.iter().map(|(key, _)| *key).collect();
     let netns = pod.netns.cookie();
     let needed = |own: IpAddr| {
@@ -179,12 +179,13 @@ fn usable(pod: &Pod, sockets: Vec<(ListenerKey, Socket)>) -> Option<Vec<Made>> {
     };
     let complete =
         keys.len() == sockets.len() && keys == pod.addresses().flat_map(needed).collect();
-    let listening = |(key, socket): (ListenerKey, Socket)| {
+    let listening = |(key, socket): &(ListenerKey, Socket)| {
         let address = socket.local_addr().ok()?.as_socket()?;
+        let socket = socket.try_clone().ok()?;
         socket.set_nonblocking(true).ok()?;
-        Some((key, socket, address))
+        Some((*key, socket, address))
     };
-    complete.then(|| sockets.into_iter().map(listening).collect::<Option<_>>())?
+    complete.then(|| sockets.iter().map(listening).collect::<Option<_>>())?
 }
 
 /// Enters a socket into the kernel's table. What takes the packets of dials that wait has its

@@ -220,7 +220,7 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
             let Upstream { session, lease: _lease, .. } = upstream;
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
             let refused = |_: &Refused| forget(mesh, pod, to);
-            let memory = Some(mesh.memory(pod, Silence::of_peer(options)));
+            let memory = Some(mesh.memory(pod, Silence::of_server(options)));
             let options = CarryOptions { answer_by, memory, refused: Some(&refused) };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;

@@ -211,6 +211,10 @@ impl Directions for Relay<'_> {
     fn awaits_answer(&self) -> bool {
         self.channel.awaits_answer()
     }
+
+    fn take_said(&mut self) -> Option<bool> {
+        self.down.said.take()
+    }
 }
 
 impl<'a> Relay<'a> {

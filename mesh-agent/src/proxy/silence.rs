@@ -48,23 +48,42 @@ fn keepalive_within(ours: Duration, options: DialOptions) -> TcpKeepalive {
 /// How long one peer has acknowledged nothing.
 #[derive(Debug)]
 pub(super) struct Silence {
-    /// `None`: as long as the kernel bears it.
-    limit: Option<Duration>,
+    /// `TCP_USER_TIMEOUT`, if the application has set it.
+    own: Option<Duration>,
+    /// Whether silence means that the peer is gone.
+    acknowledges_drops: bool,
     since: Option<Instant>,
 }
 
 impl Silence {
-    /// Of a peer's agent. With the limit that the application has set, if that is shorter than
-    /// ours.
-    pub(super) fn of_peer(options: DialOptions) -> Self {
-        let own = of_application(options);
-        let limit = acknowledges_what_it_drops().then_some(PATIENCE);
-        Self { limit: own.into_iter().chain(limit).min(), since: None }
+    /// Of the agent of what was dialled, which has not answered. With the limit that the
+    /// application has set, if that is shorter than ours.
+    pub(super) fn of_server(options: DialOptions) -> Self {
+        // It is most likely on the same kernel. Little can be on its way before it says.
+        Self { acknowledges_drops: acknowledges_drops(), ..Self::of_stranger(options) }
+    }
+
+    /// Of the agent of a client, which has said this of its kernel.
+    pub(super) fn of_client(acknowledges_drops: bool) -> Self {
+        Self { own: None, acknowledges_drops, since: None }
     }
 
     /// Of a destination outside the mesh. With the limit that the application has set.
     pub(super) fn of_stranger(options: DialOptions) -> Self {
-        Self { limit: of_application(options), since: None }
+        let own = (options.user_timeout_ms != 0)
+            .then(|| Duration::from_millis(options.user_timeout_ms.into()));
+        Self { own, acknowledges_drops: false, since: None }
+    }
+
+    /// The peer has answered, and has said this of its kernel.
+    pub(super) fn answered(&mut self, acknowledges_drops: bool) {
+        self.acknowledges_drops = acknowledges_drops;
+    }
+
+    /// `None`: as long as the kernel bears it.
+    fn limit(&self) -> Option<Duration> {
+        let ours = self.acknowledges_drops.then_some(PATIENCE);
+        self.own.into_iter().chain(ours).min()
     }
 
     /// Whether the peer has acknowledged nothing for too long. Counts from the first look that
@@ -78,7 +97,7 @@ impl Silence {
         };
         let since = self.since.get_or_insert_with(Instant::now);
         let silence = since.elapsed().min(peer.acknowledged);
-        self.limit.is_some_and(|limit| silence >= limit)
+        self.limit().is_some_and(|limit| silence >= limit)
     }
 
     /// Nothing is on its way to the peer.
@@ -87,14 +106,10 @@ impl Silence {
     }
 }
 
-/// `TCP_USER_TIMEOUT`, if the application has set it.
-fn of_application(options: DialOptions) -> Option<Duration> {
-    (options.user_timeout_ms != 0).then(|| Duration::from_millis(options.user_timeout_ms.into()))
-}
-
-/// Whether a living peer acknowledges something whatever it does with our data. Before 6.6, Linux
-/// says nothing when it drops a segment for which its receive buffer has no room.
-fn acknowledges_what_it_drops() -> bool {
+/// Whether this kernel acknowledges something even when it drops data. Before 6.6, Linux says
+/// nothing when it drops a segment for which its receive buffer has no room. Peers are told
+/// ([`mesh_wire::Accepted::acknowledges_drops`]).
+pub(super) fn acknowledges_drops() -> bool {
     static IT_DOES: LazyLock<bool> = LazyLock::new(|| {
         let version = uname::release().ok().and_then(|release| uname::version(&release));
         version.is_some_and(|version| version >= (6, 6))
@@ -109,13 +124,20 @@ mod tests {
     #[test]
     fn an_application_can_only_make_it_shorter() {
         let options = |user_timeout_ms| DialOptions { user_timeout_ms, ..DialOptions::default() };
-        let ours = acknowledges_what_it_drops().then_some(PATIENCE);
-        let five = Some(Duration::from_secs(5));
-        assert_eq!(Silence::of_peer(options(0)).limit, ours);
-        assert_eq!(Silence::of_peer(options(5_000)).limit, five);
-        assert_eq!(Silence::of_peer(options(60_000)).limit, ours.or(Some(Duration::from_mins(1))));
-        assert_eq!(Silence::of_stranger(options(0)).limit, None);
-        assert_eq!(Silence::of_stranger(options(5_000)).limit, five);
+        let (five, minute) = (Some(Duration::from_secs(5)), Some(Duration::from_mins(1)));
+        let of_server = |ms, acknowledges_drops| {
+            let mut silence = Silence::of_server(options(ms));
+            silence.answered(acknowledges_drops);
+            silence.limit()
+        };
+        assert_eq!(
+            [0, 5_000, 60_000].map(|ms| of_server(ms, true)),
+            [Some(PATIENCE), five, Some(PATIENCE)]
+        );
+        assert_eq!([0, 5_000, 60_000].map(|ms| of_server(ms, false)), [None, five, minute]);
+        assert_eq!([false, true].map(|it| Silence::of_client(it).limit()), [None, Some(PATIENCE)]);
+        assert_eq!(Silence::of_stranger(options(0)).limit(), None);
+        assert_eq!(Silence::of_stranger(options(5_000)).limit(), five);
         let of = |keepalive_s| keepalive(DialOptions { keepalive_s, ..DialOptions::default() });
         let whole = |idle, interval| {
             let [idle, interval] = [idle, interval].map(Duration::from_secs);

@@ -176,6 +176,11 @@ impl Meter {
         }
     }
 
+    /// The peer has answered, and has said this of its kernel: see [`Silence::answered`].
+    pub(super) fn answered(&mut self, acknowledges_drops: bool) {
+        self.silence.answered(acknowledges_drops);
+    }
+
     /// Call it whenever nothing moves for now. `sockets`: the application's and the peer's.
     /// `is_blocked`: something cannot be written. `moved`: bytes until now. Ready once the peer is
     /// taken for dead.

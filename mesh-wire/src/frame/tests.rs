@@ -21,12 +21,19 @@ fn full_open() -> Open {
             name: "web-5d9c7b5dd9-x2x4z".to_owned(),
         }),
         trace_id: Some([9; 16]),
+        acknowledges_drops: true,
     }
 }
 
 /// The required fields, and nothing else.
 fn least_open() -> Open {
-    Open { destination_port: None, source_pod: None, trace_id: None, ..full_open() }
+    Open {
+        destination_port: None,
+        source_pod: None,
+        trace_id: None,
+        acknowledges_drops: false,
+        ..full_open()
+    }
 }
 
 fn samples() -> Vec<Frame<'static>> {
@@ -38,6 +45,7 @@ fn samples() -> Vec<Frame<'static>> {
         Frame::Accepted(Accepted {
             destination_pod_uid: Some("u".to_owned()),
             seen_source: Some("[2001:db8::7]:61000".parse().unwrap()),
+            acknowledges_drops: true,
         }),
         Frame::Refused(refused("")),
         Frame::Refused(refused("shop/allow-cart: no rule for port 8080")),
@@ -74,6 +82,8 @@ fn the_bytes_are_those_of_the_specification() {
     let expected = [&expected[..], &[0x03, 0x00, 0x02, 0x1f, 0x90]].concat();
     assert_eq!(encoded(&Frame::Open(by_the_agents_port)), expected);
     assert_eq!(encoded(&Frame::Accepted(Accepted::default())), [0x02]);
+    let accepted = Accepted { acknowledges_drops: true, ..Accepted::default() };
+    assert_eq!(encoded(&Frame::Accepted(accepted)), [0x02, 0x87, 0x00, 0x00]);
     let refused = Refused { reason: Refusal::Draining, text: "bye".to_owned() };
     assert_eq!(
         encoded(&Frame::Refused(refused)),
@@ -133,6 +143,7 @@ fn each_fault_has_its_name() {
         (with(&[0x80, 0, 1, b'u']), E::MissingField(0x82)),
         (with(&[0x81, 0, 1, b'u']), E::MissingField(0x80)),
         (with(&[0x80, 0, 1, 0xff]), E::InvalidField(0x80)),
+        (with(&[0x87, 0, 1, 1]), E::InvalidField(0x87)),
         (with(&[0x80, 0, 1, 0x1b]), E::InvalidField(0x80)),
         (with(&[&[0x80, 0, 65][..], &[b'u'; 65]].concat()), E::InvalidField(0x80)),
         (vec![kind::ACCEPTED, 0x01, 0, 0], E::UnknownField(0x01)),
@@ -204,9 +215,16 @@ proptest! {
         destination_port in any::<Option<NonZeroU16>>(),
         source_pod in pod(),
         trace_id in any::<Option<[u8; 16]>>(),
+        acknowledges_drops in any::<bool>(),
     ) {
-        let open = Open { source, original_destination, destination_port, source_pod, trace_id };
-        let frame = Frame::Open(open);
+        let frame = Frame::Open(Open {
+            source,
+            original_destination,
+            destination_port,
+            source_pod,
+            trace_id,
+            acknowledges_drops,
+        });
         let bytes = encoded(&frame);
         prop_assert_eq!(Frame::decode(&bytes), Ok(frame));
     }

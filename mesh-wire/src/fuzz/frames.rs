@@ -41,10 +41,12 @@ fn written(input: &mut Input<'_>) {
             }),
             trace_id: input.flag().then(|| input.array()),
             destination_port: NonZeroU16::new(input.u16()),
+            acknowledges_drops: input.flag(),
         }),
         1 => Frame::Accepted(Accepted {
             destination_pod_uid: input.flag().then(|| input.text()),
             seen_source: input.flag().then(|| address(input)),
+            acknowledges_drops: input.flag(),
         }),
         2 => Frame::Refused(Refused {
             reason: Refusal::from_wire(input.u16()),

@@ -313,7 +313,7 @@ impl Talk {
     fn answer(&mut self, input: &mut Input<'_>) {
         let frame = match input.u8() % 8 {
             0 => Frame::Open(an_open(input)),
-            1 => Frame::Accepted(Accepted { destination_pod_uid: None, seen_source: None }),
+            1 => Frame::Accepted(Accepted::default()),
             2 => Frame::Refused(Refused { reason: Refusal::Draining, text: input.text() }),
             3 => Frame::Fin,
             4 => Frame::Reset(ResetCode::from_wire(input.u16())),
@@ -441,6 +441,7 @@ fn an_open(input: &mut Input<'_>) -> Open {
         destination_port: None,
         source_pod: None,
         trace_id: None,
+        acknowledges_drops: false,
     }
 }
 

@@ -24,6 +24,7 @@ async fn open_and_its_answer_carry_what_was_said() {
         }),
         destination_port: NonZeroU16::new(8080),
         trace_id: Some([7; 16]),
+        acknowledges_drops: true,
         ..sample_open()
     };
     client.send_open(&said).unwrap();

@@ -14,6 +14,17 @@ use crate::origin::{FieldError, Origin};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// Annotations that name an address of a tunnel's end.
+const TUNNELS: [&str; 4] = [
+    "projectcalico.org/IPv4IPIPTunnelAddr",
+    "projectcalico.org/IPv4VXLANTunnelAddr",
+    "projectcalico.org/IPv6VXLANTunnelAddr",
+    "projectcalico.org/IPv4WireguardInterfaceAddr",
+];
+
+/// An annotation of flannel, whose tunnel's end has the first address of the node's range.
+const FLANNEL: &str = "flannel.alpha.coreos.com/backend-type";
+
 impl NodeObject {
     /// Converts an object that was read at the place `locate` adds to its origin.
     pub fn parse(node: &Node, locate: impl FnOnce(Origin) -> Origin) -> Result<Self, FieldError> {
@@ -30,19 +41,22 @@ impl NodeObject {
             }
         };
         let addresses = addresses(node.status.as_ref())?;
+        let tunnels = tunnels(&node.metadata, &pod_cidrs);
         let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
         let boot_id = info.map(|info| info.boot_id.clone()).filter(|id| !id.is_empty());
         let origin = locate(Origin::api("Node", None, &name));
         let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
         let zone = zone.map(|zone| Arc::from(zone.as_str()));
-        Ok(Self { origin, name, pod_cidrs, addresses, boot_id, zone })
+        Ok(Self { origin, name, pod_cidrs, addresses, tunnels, boot_id, zone })
     }
 }
 
 impl From<&NodeObject> for Node {
     /// What is kept of it, as it is read.
     fn from(node: &NodeObject) -> Self {
-        let NodeObject { origin: _, name, pod_cidrs, addresses, boot_id, zone } = node;
+        let NodeObject { origin: _, name, pod_cidrs, addresses, tunnels, boot_id, zone } = node;
+        let tunnels = TUNNELS.iter().zip(tunnels);
+        let tunnels = tunnels.map(|(key, address)| ((*key).to_owned(), address.to_string()));
         let address = |address: &IpAddr| NodeAddress {
             type_: "InternalIP".to_owned(),
             address: address.to_string(),
@@ -55,6 +69,7 @@ impl From<&NodeObject> for Node {
                 labels: zone
                     .as_ref()
                     .map(|zone| [(ZONE_LABEL.to_owned(), zone.to_string())].into()),
+                annotations: Some(tunnels.collect()),
                 ..ObjectMeta::default()
             },
             spec: Some(NodeSpec { pod_cidrs: Some(texts(pod_cidrs)), ..NodeSpec::default() }),
@@ -91,6 +106,20 @@ fn addresses(status: Option<&NodeStatus>) -> Result<Vec<IpAddr>, FieldError> {
         })
     };
     addresses.map(parse).collect()
+}
+
+/// What cannot be read is left out: without it, some connections take a detour through the agent.
+fn tunnels(metadata: &ObjectMeta, pod_cidrs: &[Cidr]) -> Vec<IpAddr> {
+    let annotation = |key: &str| metadata.annotations.as_ref()?.get(key);
+    let named = TUNNELS.iter().filter_map(|key| parse_address(annotation(key)?).ok());
+    let first = pod_cidrs.iter().filter(|_| annotation(FLANNEL).is_some()).map(Cidr::first);
+    let mut tunnels = Vec::new();
+    for address in named.chain(first).take(TUNNELS.len()) {
+        if !tunnels.contains(&address) {
+            tunnels.push(address);
+        }
+    }
+    tunnels
 }
 
 #[cfg(test)]
@@ -130,6 +159,23 @@ mod tests {
         assert_eq!(one.pod_cidrs, [Cidr::parse("10.244.2.0/24").unwrap()]);
         let bare = convert(json!({"metadata": {"name": "node3"}})).unwrap();
         assert!(bare.pod_cidrs.is_empty() && bare.addresses.is_empty());
+    }
+
+    #[test]
+    fn the_ends_of_tunnels_are_the_nodes() {
+        let node = |annotations| {
+            let spec = json!({"podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]});
+            let metadata = json!({"name": "node1", "annotations": annotations});
+            let node = convert(json!({"metadata": metadata, "spec": spec})).unwrap();
+            assert_eq!(NodeObject::try_from(&Node::from(&node)), Ok(node.clone()), "kept");
+            node.tunnels.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(node(json!({})), [""; 0]);
+        assert_eq!(node(json!({FLANNEL: "vxlan"})), ["10.244.1.0", "fd00:1::"]);
+        assert_eq!(
+            node(json!({TUNNELS[0]: "?", TUNNELS[1]: "10.244.1.1", TUNNELS[2]: "fd00:1::1"})),
+            ["10.244.1.1", "fd00:1::1"]
+        );
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub struct NodeObject {
     pub pod_cidrs: Vec<Cidr>,
     /// `status.addresses` of the types `InternalIP` and `ExternalIP`.
     pub addresses: Vec<IpAddr>,
+    /// Its addresses in an overlay network, as far as the network plugin has noted them. From there
+    /// comes what the node masquerades to pods of other nodes.
+    pub tunnels: Vec<IpAddr>,
     /// `status.nodeInfo.bootID`, if the kubelet has said it.
     pub boot_id: Option<String>,
     /// The zone that it is in, from its label.

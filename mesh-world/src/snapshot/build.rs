@@ -65,7 +65,7 @@ pub(super) fn build(
     let local_pods = local_pods(here.map(Arc::as_ref), &workloads, local, &standings);
     let services = services::services(objects, Here::of(objects, &local.name), &mut problems);
     let meshed = services.iter().filter(|(_, it)| services::has_meshed_endpoint(it, &standings));
-    let node_addresses = facts.hosts().filter(|address| !by_address.contains_key(address));
+    let node_addresses = facts.of_nodes().filter(|address| !by_address.contains_key(address));
     Inner {
         pod_cidrs: ranges.believed(),
         node_addresses: node_addresses.map(|address| (address, ())).collect(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::testing::{local, namespace, node, node_object, pod, service, slice, uid};
 use super::{LocalNode, Objects};
-use crate::{Announcements, MeshNode, ObjectName};
+use crate::{Announcements, Cidr, MeshNode, ObjectName};
 
 /// Few values of each, so that they collide.
 const METAS: [&[(&str, &str)]; 6] = [
@@ -207,6 +207,7 @@ impl Told {
                 let mut node = node_object(&format!("node{name}"), &ranges, "192.0.2.1");
                 let own = texts(addresses).into_iter().map(|text| text.parse().unwrap());
                 node.addresses.extend::<Vec<std::net::IpAddr>>(own.collect());
+                node.tunnels = node.pod_cidrs.iter().map(Cidr::first).collect();
                 node.boot_id = boot.map(|boot| BOOTS[boot].to_owned());
                 node.zone = (addresses.len() % 2 == 1).then(|| "a".into());
                 objects.insert_node(node);

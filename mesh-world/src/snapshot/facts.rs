@@ -18,6 +18,8 @@ pub(super) struct AddressFacts {
     endpoints: HashMap<IpAddr, Vec<(NodeName, ObjectName)>>,
     /// Addresses of nodes: the Node objects and pods with `hostNetwork` that show them, sorted.
     hosts: HashMap<IpAddr, Vec<Arc<str>>>,
+    /// The ends of nodes' tunnels. Pods may have such an address all the same.
+    tunnels: HashMap<IpAddr, usize>,
     services: HashMap<IpAddr, usize>,
 }
 
@@ -62,6 +64,7 @@ impl AddressFacts {
     pub(super) fn node(&mut self, node: &NodeObject, says: Says) {
         let name: Arc<str> = format!("Node {}", node.name).into();
         node.addresses.iter().for_each(|it| member(&mut self.hosts, *it, &name, says));
+        node.tunnels.iter().for_each(|it| count(&mut self.tunnels, *it, says));
     }
 
     pub(super) fn service(&mut self, service: &ServiceObject, says: Says) {
@@ -91,9 +94,14 @@ impl AddressFacts {
         })
     }
 
-    /// The addresses of nodes.
-    pub(super) fn hosts(&self) -> impl Iterator<Item = IpAddr> {
-        self.hosts.keys().copied()
+    /// The addresses of nodes, with those of their tunnels.
+    pub(super) fn of_nodes(&self) -> impl Iterator<Item = IpAddr> {
+        self.hosts.keys().chain(self.tunnels.keys()).copied()
+    }
+
+    /// Whether it is one of [`Self::of_nodes`].
+    pub(super) fn is_of_node(&self, address: IpAddr) -> bool {
+        self.hosts.contains_key(&address) || self.tunnels.contains_key(&address)
     }
 
     /// An object that says that an address is a node's own.

@@ -317,13 +317,15 @@ mod tests {
         objects.insert_node(node_object("node1", &[], "192.0.2.1"));
         objects.insert_pod(pod("shop", "odd", "node1", "192.0.2.9", &[]));
         objects.insert_node(node_object("node9", &[], "192.0.2.9"));
+        let tunnels = ["10.244.3.0", "192.0.2.9"].map(|it| it.parse().unwrap()).into();
+        objects.insert_node(NodeObject { tunnels, ..node_object("node3", &[], "192.0.2.3") });
         let mut host = pod("shop", "proxy", "node2", "192.0.2.2", &[]);
         host.host_network = true;
         objects.insert_pod(host);
         let world =
             Snapshot::build(&objects, &[].into(), &local("node1", &[]), &Incumbents::default());
         let addresses: BTreeSet<_> = world.node_addresses().map(ToString::to_string).collect();
-        let expected = ["192.0.2.1", "192.0.2.2"].map(str::to_owned);
+        let expected = ["10.244.3.0", "192.0.2.1", "192.0.2.2", "192.0.2.3"].map(str::to_owned);
         assert_eq!(addresses, BTreeSet::from(expected));
     }
 }

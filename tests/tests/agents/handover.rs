@@ -306,6 +306,34 @@ fn an_heir_that_is_too_slow_changes_nothing_any_more() {
     });
 }
 
+/// A pod that the successor cannot take in at once is served by the old agent until it can.
+#[test]
+fn a_pod_that_cannot_be_taken_in_is_served_until_it_can() {
+    scenario("handover-late", |net| {
+        let (pair, _) = Pair::strict(net, &DRAINS)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let (agent, server) = (&pair.agents[1], &pair.server);
+        answered(&dial(&pair.client, &pair)?)?;
+        let set = |range: &str| {
+            let write = format!("echo {range} > /proc/sys/net/ipv4/ip_local_port_range");
+            server.run(["sh", "-c", &write])?.success().map(drop)
+        };
+        // All ports that it dials from are the mesh's: a pod is not taken in then (no_ports_left).
+        set("61000 62000")?;
+        let new = load(&pair.client, &pair, 3, false)?;
+        let mut successor = agent.spawn_successor()?;
+        successor.wait_for_line("pod cannot be enrolled", SOON)?;
+        new.wait_more(50)?;
+        set("32768 60987")?;
+        let old = agent.replace(successor)?;
+        new.wait_more(50)?;
+        agent.wait_enrolled(&[server])?;
+        let result = new.finish()?;
+        ensure!(result.failed == 0, "{result:?}");
+        old.wait(SOON)?.success().map(drop)
+    });
+}
+
 fn answered_or_cut(conn: &Conn) -> Result<()> {
     if conn.end == End::Reset { Ok(()) } else { answered(conn) }
 }

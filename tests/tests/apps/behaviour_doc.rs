@@ -4,27 +4,46 @@
 
 use std::{
     env, fs,
+    net::{Ipv4Addr, SocketAddr},
     ops::Range,
     path::PathBuf,
-    process::Command,
     thread::{self, ScopedJoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::{
-    Net, Pair, PodSpec,
+    Net, Pair, PodSpec, eventually,
     exec::Place,
     objects::MODE,
     probe::{self, ServeSpec, Server, Talk},
-    scenario,
+    programs, scenario,
 };
 
+use crate::clients;
+
 /// Programs, in the order of the rows.
-const PROGRAMS: [Program; 5] =
-    [Program::Curl, Program::Wget, Program::Psql, Program::RedisCli, Program::Java];
+const PROGRAMS: [Program; 10] = [
+    Program::Curl,
+    Program::Wget,
+    Program::Psql,
+    Program::RedisCli,
+    Program::Amqp,
+    Program::Java,
+    Program::Jdbc,
+    Program::Go,
+    Program::Nginx,
+    Program::HaProxy,
+];
 
 /// Ports from here on: one for each program, and new ones for each try.
 const PORTS: u16 = 7000;
+
+/// What is added to the port of a server for that of the proxy before it.
+const PROXIES: u16 = 10_000;
+
+/// How long a proxy may take to log what its client has seen.
+const SOON: Duration = Duration::from_secs(10);
 
 /// How often a pair of dials is repeated before its answer counts as another one. On a machine that
 /// stands still, the second dial may come more than a second after the first.
@@ -39,7 +58,18 @@ enum Program {
     Wget,
     Psql,
     RedisCli,
+    Amqp,
     Java,
+    Jdbc,
+    Go,
+    Nginx,
+    HaProxy,
+}
+
+/// The clients that have been compiled: a class path, and a program.
+struct Compiled {
+    java: String,
+    go: String,
 }
 
 /// The sections of the document with a table each.
@@ -75,7 +105,12 @@ impl Program {
             Self::Wget => "wget",
             Self::Psql => "psql",
             Self::RedisCli => "redis-cli",
+            Self::Amqp => "py-amqp",
             Self::Java => "Java",
+            Self::Jdbc => "JDBC",
+            Self::Go => "Go",
+            Self::Nginx => "nginx",
+            Self::HaProxy => "HAProxy",
         }
     }
 
@@ -83,45 +118,78 @@ impl Program {
     fn run(
         self,
         from: &Place,
-        to: (&str, u16),
+        to: SocketAddr,
         cells: usize,
-        classes: &str,
+        compiled: &Compiled,
     ) -> Result<Vec<String>> {
-        let (host, port) = (to.0, &*to.1.to_string());
-        let url = format!("http://{host}:{port}/");
+        let (host, port) = (to.ip().to_string(), to.port().to_string());
+        let (host, port, address) = (&*host, &*port, &*to.to_string());
+        let url = format!("http://{address}/");
         let database = format!("host={host} port={port} user=u dbname=d sslmode=disable");
-        let argv: &[&str] = match self {
-            Self::Curl => &["curl", "-sS", "-o", "/dev/null", &url],
-            Self::Wget => &["wget", "-O", "/dev/null", "--tries=1", &url],
-            Self::Psql => &["psql", "-X", "-w", "-c", "select 1", &database],
-            Self::RedisCli => &["redis-cli", "-h", host, "-p", port, "ping"],
-            // A virtual machine takes its time to start, so one process dials twice.
-            Self::Java => &[
-                "java",
-                "-Xshare:auto",
-                "-XX:TieredStopAtLevel=1",
-                "-cp",
-                classes,
-                "Client",
-                host,
-                port,
-            ],
+        let amqp = "import amqp, sys; amqp.Connection(sys.argv[1]).connect()";
+        let java = ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", &compiled.java];
+        let argv: Vec<&str> = match self {
+            Self::Curl => vec!["curl", "-sS", "-o", "/dev/null", &url],
+            Self::Wget => vec!["wget", "-O", "/dev/null", "--tries=1", &url],
+            Self::Psql => vec!["psql", "-X", "-w", "-c", "select 1", &database],
+            Self::RedisCli => vec!["redis-cli", "-h", host, "-p", port, "ping"],
+            // Not another Python that comes first on PATH: this one has the package.
+            Self::Amqp => vec!["/usr/bin/python3", "-c", amqp, address],
+            Self::Java => [&java[..], &["Client", host, port]].concat(),
+            Self::Jdbc => [&java[..], &["Jdbc", address]].concat(),
+            Self::Go => vec![&compiled.go, host, port],
+            Self::Nginx | Self::HaProxy => return self.run_proxy(from, to, cells),
         };
-        let plain = |text: &str| plain(&text.replace(host, "HOST").replace(port, "PORT"));
-        if self == Self::Java {
+        let plain = |text: &str| plain(text, to);
+        if let Self::Java | Self::Jdbc | Self::Go = self {
+            // One process dials twice: a virtual machine takes its time to start.
             let output = from.run(argv)?;
             let said: Vec<String> = output.stdout.lines().take(cells).map(plain).collect();
             ensure!(said.len() == cells, "{output}");
             return Ok(said);
         }
         let once = |_| -> Result<String> {
-            let output = from.run(argv)?;
+            let output = from.run(&argv)?;
             let code = output.status.code().with_context(|| output.to_string())?;
             let line = self.point(&output.stderr);
             let line = line.with_context(|| output.to_string())?;
             Ok(format!("{code}: {}", plain(line)))
         };
         (0..cells).map(once).collect()
+    }
+
+    /// Lets a proxy dial. Returns the status that its client gets, and what its log says.
+    fn run_proxy(self, from: &Place, to: SocketAddr, cells: usize) -> Result<Vec<String>> {
+        let port = to.port() + PROXIES;
+        let proxy = match self {
+            Self::Nginx => programs::nginx_proxy(from, port, &[to])?,
+            _ => programs::haproxy(from, port, &[("server", to)], "")?.process,
+        };
+        let url = format!("http://127.0.0.1:{port}/");
+        let curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let once = |number: usize| {
+            let status = from.run(curl)?.stdout;
+            eventually(SOON, || {
+                let (log, complaints) = (proxy.stdout(), proxy.stderr());
+                let logged = if self == Self::Nginx { &complaints } else { &log };
+                let mut told = logged.lines().filter_map(|line| self.logged(line));
+                let told = told.nth(number).with_context(|| format!("not in its log: {logged}"))?;
+                Ok(format!("{status}: {}", plain(told, to)))
+            })
+        };
+        (0..cells).map(once).collect()
+    }
+
+    /// What a line of a proxy's log says of a connection to its server.
+    fn logged(self, line: &str) -> Option<&str> {
+        if self == Self::Nginx {
+            // `… *1 connect() failed (…) while connecting to upstream, client: …`
+            let (begin, _) = line.split_once(", client: ")?;
+            Some(begin.split_once(" *")?.1.split_once(' ')?.1)
+        } else {
+            // `… 0/0/-1/-1/0 503 217 - - SC-- 1/1/0/0/0 …`
+            line.split_once(" - - ")?.1.split(' ').next()
+        }
     }
 
     /// The part of its complaint that says what is wrong.
@@ -141,16 +209,21 @@ impl Program {
     /// What an application says before it resets.
     fn half_an_answer(self) -> &'static str {
         match self {
-            Self::Curl | Self::Wget => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf",
-            Self::Psql => "R",
+            Self::Curl | Self::Wget | Self::Nginx | Self::HaProxy => {
+                "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"
+            }
+            Self::Psql | Self::Jdbc => "R",
             Self::RedisCli => "+PO",
-            Self::Java => "half",
+            Self::Amqp => "\u{1}\u{1}",
+            Self::Java | Self::Go => "half",
         }
     }
 }
 
-/// Without the milliseconds that curl counts, and without what would end a cell.
-fn plain(text: &str) -> String {
+/// Without the address, the milliseconds that curl counts, and what would end a cell.
+fn plain(text: &str, to: SocketAddr) -> String {
+    let text = text.replace(&to.ip().to_string(), "HOST");
+    let text = text.replace(&to.port().to_string(), "PORT");
     let words: Vec<&str> = text.split(' ').collect();
     let number = |at: usize| {
         let counted = words.get(at + 1).is_some_and(|next| next.starts_with("ms"));
@@ -184,7 +257,7 @@ struct Doc {
     text: String,
     write: bool,
     wrong: Vec<String>,
-    classes: String,
+    compiled: Compiled,
     observed: u16,
 }
 
@@ -193,13 +266,10 @@ impl Doc {
         let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let file = here.join("../docs/behaviour.md");
         let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let classes = net.tag().dir().join("classes").to_string_lossy().into_owned();
-        let client = here.join("programs/Client.java");
-        let javac = Command::new("javac").args(["-d", &classes]).arg(client).output();
-        let javac = javac.context("javac (package default-jdk-headless)")?;
-        ensure!(javac.status.success(), "{}", String::from_utf8_lossy(&javac.stderr));
+        let dir = net.tag().dir();
+        let compiled = Compiled { java: clients::java(&dir)?, go: clients::go(&dir)? };
         let write = env::var_os("NODEMESH_WRITE_DOCS").is_some();
-        Ok(Self { file, text, write, wrong: Vec::new(), classes, observed: 0 })
+        Ok(Self { file, text, write, wrong: Vec::new(), compiled, observed: 0 })
     }
 
     /// The cells of a program's row in a section.
@@ -223,7 +293,7 @@ impl Doc {
         section: Section,
         cells: Range<usize>,
         from: &Place,
-        host: &str,
+        host: Ipv4Addr,
         prepare: impl Fn(Program, u16) -> Result<Option<Server>> + Sync,
     ) -> Result<()> {
         self.observed += 1;
@@ -238,7 +308,8 @@ impl Doc {
                     for again in 0..TRIES {
                         let port = base + number * 10 + again;
                         let _server = prepare(program, port)?;
-                        let new = program.run(from, (host, port), cells.len(), &doc.classes)?;
+                        let to = SocketAddr::from((host, port));
+                        let new = program.run(from, to, cells.len(), &doc.compiled)?;
                         if is_told(told, &new) {
                             return Ok(None);
                         }
@@ -294,7 +365,7 @@ fn sh(place: &Place, command: &str) -> Result<()> {
 
 /// The failures that are to be the same without the mesh and with it.
 fn failures_of_the_network(doc: &mut Doc, pair: &Pair<'_>, cells: &Range<usize>) -> Result<()> {
-    let host = &*pair.server.v4.to_string();
+    let host = pair.server.v4;
     let (client, server, router): (&Place, &Place, &Place) =
         (&pair.client, &pair.server, &pair.nodes[1]);
     doc.observe(Section::NothingListens, cells.clone(), client, host, |_, _| Ok(None))?;
@@ -328,7 +399,7 @@ fn the_document_says_what_programs_report() {
         net.objects().annotate_pod(&pair.server, MODE, Some("strict"))?;
         pair.join()?;
         failures_of_the_network(&mut doc, &pair, &WITH)?;
-        let (host, server): (&str, &Place) = (&pair.server.v4.to_string(), &pair.server);
+        let (host, server): (_, &Place) = (pair.server.v4, &pair.server);
         doc.observe(Section::Strict, 0..2, &stranger, host, |_, port| {
             probe::serve(server, &ServeSpec::new(port, Talk::Exchange)).map(Some)
         })?;

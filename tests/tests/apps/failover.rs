@@ -6,18 +6,16 @@ use std::{fs, net::SocketAddr, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use tests::{
     Net, PORT, Pair, Pod, PodSpec, SHOP,
-    exec::{Place, Process},
     probe::{self, ServeSpec, Talk},
-    programs, scenario, wait_until,
+    programs, scenario,
 };
+
+use crate::clients;
 
 /// How often each of them tries. Between two tries a second passes, in which nothing of the failure
 /// before may be forgotten or remembered so that the next one differs.
 const TRIES: usize = 4;
 const BETWEEN: Duration = Duration::from_secs(1);
-
-/// How long a program may take to listen.
-const SOON: Duration = Duration::from_secs(10);
 
 /// A pair, and a pod beside the server in which nothing listens.
 fn with_dead(net: &Net) -> Result<(Pair<'_>, Pod)> {
@@ -85,42 +83,68 @@ fn curl_goes_on_to_the_other_family() {
     });
 }
 
+/// A name with an address of each family, of which the first is asked first ("Happy Eyeballs"). Go
+/// reads it where everything does, so that it gets an `/etc/hosts` of its own.
+#[test]
+fn go_goes_on_to_the_other_family() {
+    scenario("failover-go", |net| {
+        let client = clients::go(&net.tag().dir())?;
+        let pair = Pair::meshed(net)?;
+        let listen = SocketAddr::from(([0, 0, 0, 0], PORT));
+        let banner = "hello".to_owned();
+        let spec = ServeSpec { listen, banner, ..ServeSpec::new(PORT, Talk::Exchange) };
+        let _alive = probe::serve(&pair.server, &spec)?;
+        let hosts = net.tag().dir().join("hosts");
+        fs::write(&hosts, format!("{} web\n{} web\n", pair.server.v6, pair.server.v4))?;
+        let script = "mount --bind \"$1\" /etc/hosts && exec \"$2\" web \"$3\"";
+        let (hosts, port) = (hosts.to_string_lossy(), PORT.to_string());
+        each_time(|| {
+            let argv = ["unshare", "--mount", "sh", "-c", script, "sh", &hosts, &client, &port];
+            let said = pair.client.run(argv)?.success()?;
+            ensure!(said.lines().count() == 2, "{said}");
+            ensure!(said.lines().all(|line| line.contains("bytes")), "{said}");
+            Ok(())
+        })
+    });
+}
+
+/// As libpq does: a dead host is told of only if no other one is reached.
+#[test]
+fn jdbc_goes_on_to_the_next_host() {
+    scenario("failover-jdbc", |net| {
+        let classes = clients::java(&net.tag().dir())?;
+        let (pair, dead) = with_dead(net)?;
+        let spec = ServeSpec { banner: "R".to_owned(), ..ServeSpec::new(PORT, Talk::Reset) };
+        let mut alive = probe::serve(&pair.server, &spec)?;
+        let ask = |hosts: &str| {
+            let argv = ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", &classes];
+            let said = pair.client.run(argv.into_iter().chain(["Jdbc", hosts]))?.success()?;
+            ensure!(said.lines().count() == 2, "{said}");
+            Ok(said)
+        };
+        let (one, two) = (dead.at(PORT).to_string(), pair.server.at(PORT).to_string());
+        let said = ask(&one)?;
+        ensure!(said.lines().all(|line| line.contains("Connection refused")), "{said}");
+        // The server that is alive ends the connection in its first answer.
+        let said = ask(&format!("{one},{two}"))?;
+        ensure!(said.lines().all(|line| !line.contains("refused")), "{said}");
+        alive.wait_conns(2).map(drop)
+    });
+}
+
 /// `HAProxy` checks a server by a `connect()`. One that succeeds says that the server is up.
 #[test]
 fn haproxy_takes_a_dead_server_out() {
     scenario("failover-haproxy", |net| {
         let (pair, dead) = with_dead(net)?;
         let _alive = programs::nginx(&pair.server, PORT, "hello")?;
-        let dir = pair.client.logs.join("haproxy");
-        fs::create_dir_all(&dir)?;
-        let (file, socket) = (dir.join("haproxy.cfg"), dir.join("socket"));
-        let config = format!(
-            "global\nstats socket {}\ndefaults\nmode http\nretries 0\ntimeout connect 5s\n\
-             timeout client 10s\ntimeout server 10s\nfrontend in\nbind 127.0.0.1:8000\n\
-             default_backend both\nbackend both\nbalance roundrobin\n\
-             server dead {} check inter 1s fall 2 rise 1\n\
-             server alive {} check inter 1s fall 2 rise 1\n",
-            socket.display(),
-            dead.at(PORT),
-            pair.server.at(PORT)
-        );
-        fs::write(&file, config)?;
-        let config = file.to_string_lossy().into_owned();
-        let _balancer = pair.client.spawn(["haproxy", "-db", "-f", &config])?;
-        let ask = "import socket,sys\n\
-            s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);s.sendall(b'show stat\\n')\n\
-            print(b''.join(iter(lambda:s.recv(9999),b'')).decode())\n";
-        let status = |server: &str| -> Result<Vec<String>> {
-            let said = ["python3", "-c", ask, &socket.to_string_lossy()];
-            let said = pair.client.run(said)?.success()?;
-            let line = said.lines().find(|line| line.starts_with(&format!("both,{server},")));
-            let fields = line.context("no such server")?.split(',').map(str::to_owned);
-            Ok(fields.collect())
-        };
+        let servers = [("dead", dead.at(PORT)), ("alive", pair.server.at(PORT))];
+        let balancer =
+            programs::haproxy(&pair.client, 8000, &servers, "check inter 1s fall 2 rise 1")?;
         // `status`, `chkdown`, `lastchg` and `check_status` of HAProxy's CSV format.
         let (state, times_down, since, check) = (17, 22, 23, 36);
         tests::eventually(Duration::from_secs(30), || {
-            let [dead, alive] = [status("dead")?, status("alive")?];
+            let [dead, alive] = [balancer.stat("dead")?, balancer.stat("alive")?];
             ensure!(dead[state] == "DOWN" && dead[check] == "L4CON", "{dead:?}");
             ensure!(alive[state].starts_with("UP") && alive[check] == "L4OK", "{alive:?}");
             Ok(())
@@ -131,7 +155,7 @@ fn haproxy_takes_a_dead_server_out() {
         }
         // It stays so: no check in between has succeeded.
         tests::eventually(Duration::from_secs(30), || {
-            let dead = status("dead")?;
+            let dead = balancer.stat("dead")?;
             ensure!(dead[state] == "DOWN" && dead[times_down] == "1", "{dead:?}");
             ensure!(dead[since].parse::<u64>()? >= 3, "{dead:?}");
             Ok(())
@@ -139,38 +163,13 @@ fn haproxy_takes_a_dead_server_out() {
     });
 }
 
-/// An nginx in a pod that passes requests on to two servers.
-fn balancer(place: &Place, port: u16, servers: [SocketAddr; 2]) -> Result<Process> {
-    let dir = place.logs.join(format!("{}-balancer", place.name));
-    fs::create_dir_all(&dir)?;
-    let shown = dir.display();
-    let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("{kind}_temp_path {shown}/{kind};\n"))
-        .concat();
-    let [one, two] = servers;
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {shown}/pid;\nerror_log stderr;\n\
-         events {{ worker_connections 64; }}\nhttp {{\naccess_log off;\n{temp}\
-         upstream both {{ server {one} max_fails=0; server {two} max_fails=0; }}\n\
-         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://both; }} }}\n}}\n"
-    );
-    let file = dir.join("nginx.conf");
-    fs::write(&file, config)?;
-    let (shown, file) = (shown.to_string(), file.to_string_lossy().into_owned());
-    let process = place.spawn(["nginx", "-p", &shown, "-c", &file, "-e", "stderr"])?;
-    wait_until(SOON, "the balancer listens", || {
-        tests::netns::listeners(&place.netns)
-            .is_ok_and(|all| all.iter().any(|address| address.port() == port))
-    })?;
-    Ok(process)
-}
-
 #[test]
 fn nginx_passes_a_post_on_to_the_next_server() {
     scenario("failover-nginx", |net| {
         let (pair, dead) = with_dead(net)?;
         let _alive = programs::nginx(&pair.server, PORT, "hello")?;
-        let _balancer = balancer(&pair.client, 8000, [dead.at(PORT), pair.server.at(PORT)])?;
+        let servers = [dead.at(PORT), pair.server.at(PORT)];
+        let _balancer = programs::nginx_proxy(&pair.client, 8000, &servers)?;
         let post =
             ["curl", "-sS", "--max-time", "10", "-o", "-", "-d", "x", "http://127.0.0.1:8000/"];
         each_time(|| {

@@ -3,6 +3,7 @@
 mod behaviour;
 mod behaviour_doc;
 mod bytes;
+mod clients;
 mod dialling;
 mod failover;
 mod masquerade;

@@ -45,6 +45,10 @@ const KNOCK: &str = "knock-from-outside";
 const HALF_WITHIN: Duration = Duration::from_millis(150);
 const NEARLY_ALL_WITHIN: Duration = Duration::from_secs(1);
 
+/// The Jobs that are started at once, and how often with `--long`.
+const JOBS: usize = 30;
+const LONG_RUNS: usize = 3;
+
 /// The pods that are measured.
 const MEASURED: usize = 50;
 
@@ -157,7 +161,7 @@ fn a_strict_pod_is_closed_from_its_first_instant_and_after_a_reboot_once_the_age
     for name in &early {
         let failed: Vec<_> =
             log(&cluster, 1, name, "main")?.into_iter().filter(|line| line != "200 0").collect();
-        println!("{name}: {} dials refused before it was in the mesh", failed.len());
+        ensure!(failed.is_empty(), "{name}: dials failed before it was in the mesh: {failed:?}");
         let served = log(&cluster, 1, name, "server")?;
         let foreign = served.iter().find(|line| line.contains(&outsider.to_string()));
         ensure!(foreign.is_none(), "{name} was reached: {foreign:?}");
@@ -357,6 +361,7 @@ fn pods_of_every_kind_are_found_or_it_is_said_why_not() -> Result<()> {
     mistakes(&cluster)?;
     a_sandbox_that_is_made_anew(&cluster, &mesh, cart)?;
     what_is_wrong_is_told(&cluster, &mesh)?;
+    jobs(&cluster, cart)?;
     soon_enough(&cluster, &mesh)?;
     cluster.down()
 }
@@ -502,6 +507,38 @@ fn a_sandbox_that_is_made_anew(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Add
         Ok(())
     })?;
     ensure!(!capture.stop()?.contains(GREETING), "plaintext from a pod whose sandbox is new");
+    Ok(())
+}
+
+/// Jobs whose first instruction is a dial: one request each, never repeated.
+fn jobs(cluster: &Cluster, cart: Ipv4Addr) -> Result<()> {
+    let runs = if tests::is_long() { LONG_RUNS } else { 1 };
+    for run in 0..runs {
+        let names: Vec<String> = (0..JOBS).map(|number| format!("once-{run}-{number}")).collect();
+        let job = |name: &String| {
+            let get =
+                format!("curl --silent --show-error --fail --max-time 30 http://{cart}:8080/");
+            let mut template = pod(name, 1, &get);
+            template["spec"]["restartPolicy"] = json!("Never");
+            let metadata = json!({"labels": template["metadata"]["labels"]});
+            let parts = json!({"metadata": metadata, "spec": template["spec"]});
+            json!({"apiVersion": "batch/v1", "kind": "Job",
+                "metadata": {"namespace": "shop", "name": name},
+                "spec": {"backoffLimit": 0, "template": parts}})
+        };
+        apply(cluster, &names.iter().map(job).collect::<Vec<_>>())?;
+        let ended = "jsonpath={range .items[*]}{.metadata.name} {.status.succeeded} {.status.failed}{\"\\n\"}{end}";
+        eventually(PATIENCE * 2, || {
+            let jobs = cluster.kubectl(["-n", "shop", "get", "jobs", "-o", ended])?;
+            let own: Vec<&str> =
+                jobs.lines().filter(|line| line.starts_with(&format!("once-{run}-"))).collect();
+            ensure!(
+                own.len() == JOBS && own.iter().all(|line| line.split(' ').nth(1) == Some("1")),
+                "{own:?}"
+            );
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 

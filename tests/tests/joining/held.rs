@@ -10,6 +10,7 @@ use tests::{
     agent::{self, Agent, Dirs, SOON},
     eventually,
     exec::Place,
+    kernel,
     objects::{EXCLUDE_PORTS, MESH, MODE},
     probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
@@ -480,6 +481,63 @@ fn a_stuck_agents_dials_are_refused_and_go_on_when_it_does() {
             let status = agent.status()?;
             ensure!(status.verdict(verdict) > 0, "{verdict}: {:?}", status.verdicts);
         }
+        Ok(())
+    });
+}
+
+/// What a strict pod dials may be plaintext before an agent first starts, and never after a dial
+/// that was not. Nor is it when an agent starts after one that had other tables in the kernel.
+#[test]
+fn what_a_strict_pod_dials_is_never_plaintext_again() {
+    const STARTS: usize = 3;
+    const SOME: u64 = 50;
+    scenario("held-first-start", |net| {
+        let nodes = [net.node("node1")?, net.node("node2")?];
+        let client = net.pod(&nodes[0], strict_spec("client"))?;
+        let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server").label(MESH, "enabled"))?;
+        let there = net.agent(&nodes[1])?;
+        there.wait_enrolled(&[&server])?;
+        let _service = probe::serve(&server, &ServeSpec::both_families(PORT, Talk::Lines))?;
+        // One dial after the other, so that their order is known.
+        let lines = DialSpec::new(server.at(PORT), Talk::Lines);
+        let spec = DialSpec { workers: 1, pause_ms: 1, timeout_s: 20, ..lines };
+        // Whether each connection on the wire says something in plaintext, during `act`.
+        let plaintext = |act: &mut dyn FnMut() -> Result<()>| -> Result<Vec<bool>> {
+            let link = nodes[0].capture()?;
+            let dials = probe::load(&client, &spec)?;
+            dials.wait_more(SOME)?;
+            act()?;
+            dials.wait_more(SOME)?;
+            dials.finish()?;
+            let recording = link.stop()?;
+            let spoken = recording.to(server.at(PORT)).into_iter();
+            Ok(spoken.map(|conn| conn.to_server.starts_with(b"req ")).collect())
+        };
+        let mut here: Option<Agent> = None;
+        for _ in 0..STARTS {
+            if let Some(earlier) = here.take() {
+                earlier.stop()?;
+                earlier.cleanup()?;
+            }
+            let plain = plaintext(&mut || {
+                let agent = net.agent(&nodes[0])?;
+                agent.wait_enrolled(&[&client])?;
+                here = Some(agent);
+                Ok(())
+            })?;
+            let closed = plain.iter().position(|plain| !plain).context("all in plaintext")?;
+            ensure!(closed >= 50, "the pod was closed without an agent");
+            ensure!(!plain[closed..].contains(&true), "plaintext after TLS: {plain:?}");
+        }
+        let here = here.context("no agent")?;
+        let plain = plaintext(&mut || {
+            here.kill9()?;
+            let layout = kernel::layout(&nodes[0])?;
+            std::fs::rename(&layout, layout.with_file_name("v0"))?;
+            here.start_again()?;
+            here.wait_enrolled(&[&client])
+        })?;
+        ensure!(!plain.contains(&true), "plaintext while the layout changed: {plain:?}");
         Ok(())
     });
 }

@@ -107,6 +107,7 @@ mod tests {
             destination_port: NonZeroU16::new(port),
             source_pod: None,
             trace_id: None,
+            acknowledges_drops: false,
         };
         asked(&open, ([10, 1, 2, 4], to).into()).map_err(|refused| refused.reason)
     }

@@ -24,6 +24,7 @@ use crate::{
         peer::PeerError,
         pod::Pod,
         relay::AppStream,
+        silence,
         upstream::{Target, Upstream},
     },
 };
@@ -294,6 +295,7 @@ async fn to_peer(
                 name: pod.name.name.to_string(),
             }),
             trace_id: None,
+            acknowledges_drops: silence::acknowledges_drops(),
         }
     };
     let begun = Instant::now();

@@ -78,6 +78,7 @@ async fn sent_and_seen(
         destination_port: None,
         source_pod: None,
         trace_id: None,
+        acknowledges_drops: false, // nothing is carried
     };
     let Upstream { mut session, from, lease: _lease } =
         connector.open(pod, target, dialled, open).await?;
@@ -96,8 +97,11 @@ pub(in crate::proxy) async fn answer(
     pod: &Pod,
     from: SocketAddr,
 ) -> Result<(), SessionError> {
-    let destination_pod_uid = Some(pod.uid.to_string());
-    session.send_accepted(&Accepted { destination_pod_uid, seen_source: Some(from) })?;
+    session.send_accepted(&Accepted {
+        destination_pod_uid: Some(pod.uid.to_string()),
+        seen_source: Some(from),
+        ..Accepted::default()
+    })?;
     session.channel.send(&Frame::Fin)?;
     session.flush().await?;
     // The peer has its answer and closes.

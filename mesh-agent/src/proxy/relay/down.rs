@@ -25,6 +25,8 @@ pub(super) struct Down {
     /// Data opened and not yet written, by its place in the receive buffer.
     pub(super) ready: VecDeque<Range<usize>>,
     pub(super) appetite: Appetite,
+    /// What the peer has said of its kernel.
+    pub(super) said: Option<bool>,
     /// FIN has come.
     fin: bool,
     /// … and has been passed on, after all data.
@@ -136,7 +138,10 @@ impl Relay<'_> {
                     self.first_fin.get_or_insert(RelaySide::Peer);
                     return true; // first everything before it is written
                 }
-                Ok(Some(Received::Accepted(_))) => None,
+                Ok(Some(Received::Accepted(accepted))) => {
+                    self.down.said = Some(accepted.acknowledges_drops);
+                    None
+                }
                 Ok(Some(Received::Reset(code))) => Some(End::ResetByPeer(code)),
                 Ok(Some(Received::Refused(refused))) => Some(End::Refused(refused)),
                 Ok(Some(Received::Closed)) => Some(End::PeerFailed(SessionError::Closed)),

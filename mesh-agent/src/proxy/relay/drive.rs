@@ -45,6 +45,11 @@ pub(super) trait Directions {
     fn awaits_answer(&self) -> bool {
         false
     }
+
+    /// What the peer has said of its kernel ([`mesh_wire::Accepted::acknowledges_drops`]), once.
+    fn take_said(&mut self) -> Option<bool> {
+        None
+    }
 }
 
 /// Carries a connection to its end. `sockets` are the application's and the peer's; `answer_by` is
@@ -69,10 +74,13 @@ pub(super) async fn drive(
         if let Poll::Ready(end) = directions.poll(cx, dead) {
             return Poll::Ready(end);
         }
-        if let Some(meter) = &mut meter
-            && meter.poll(cx, sockets, directions.is_blocked(), counters.sum()).is_ready()
-        {
-            return Poll::Ready(directions.peer_is_silent());
+        if let Some(meter) = &mut meter {
+            if let Some(acknowledges_drops) = directions.take_said() {
+                meter.answered(acknowledges_drops);
+            }
+            if meter.poll(cx, sockets, directions.is_blocked(), counters.sum()).is_ready() {
+                return Poll::Ready(directions.peer_is_silent());
+            }
         }
         let [up, down] = directions.take_moved();
         if directions.awaits_answer() && answer.as_mut().poll(cx).is_ready() {

@@ -82,7 +82,7 @@ impl<'a> Step<'a> {
     /// The addresses of nodes, and the ranges of pod addresses.
     pub(super) fn tell_nodes(&mut self) {
         for address in &self.peers {
-            let is_node = self.index.facts.is_of_host(*address)
+            let is_node = self.index.facts.is_of_node(*address)
                 && !self.world.by_address.contains_key(address);
             if !is_node {
                 self.world.node_addresses.remove(address);

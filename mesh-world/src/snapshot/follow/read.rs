@@ -64,7 +64,7 @@ impl<'a> Step<'a> {
             for (node, says) in [(changed.before, Says::NoMore), (changed.now, Says::From)] {
                 let Some(node) = node else { continue };
                 self.index.facts.node(node, says);
-                self.peers.extend(&node.addresses);
+                self.peers.extend(node.addresses.iter().chain(&node.tunnels));
                 if !same_ranges {
                     self.index.ranges.node(node, says);
                 }

@@ -69,7 +69,8 @@ async fn data_travels_with_open_and_finished_before_the_answer() {
     let server = async {
         let mut session = Session::accept(far, &mesh.server(), soon()).await.unwrap();
         assert_eq!(session.recv_open(soon()).await.unwrap(), sample_open());
-        let accepted = Accepted { destination_pod_uid: Some("u-1".to_owned()), seen_source: None };
+        let accepted =
+            Accepted { destination_pod_uid: Some("u-1".to_owned()), ..Accepted::default() };
         session.send_accepted(&accepted).unwrap();
         let app = AppStream::new(agent_b).unwrap();
         carry(session, app, &ByteCounts::default(), CarryOptions::default()).await
