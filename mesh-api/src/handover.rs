@@ -22,6 +22,9 @@ pub struct SuccessorInfo {
     pub pin_dir: PathBuf,
     /// The id of the cgroup that it dials from.
     pub cgroup: u64,
+    /// Its version of the layout of the kernel's tables; earlier agents do not say.
+    #[serde(default)]
+    pub layout: Option<u32>,
 }
 
 /// What the predecessor has to give.

@@ -64,24 +64,26 @@ fn held_connect<const FAMILY: u32>(context: &SockAddrContext) -> i32 {
 }
 
 /// Drops the first packets of dials that wait for the pod to be enrolled. Their sender sends them
-/// again. One that goes to another address was not redirected, and never passes.
+/// again. None passes that goes to another address: it was not redirected.
 #[cgroup_skb(egress)]
 pub(crate) fn nm_held_egress(context: SkBuffContext) -> i32 {
     // SAFETY: the context is the running program's own, and the verifier allows the field here.
     let sk = unsafe { (&raw const (*context.skb.skb).__bindgen_anon_2.sk).read_volatile() };
-    let Some(waits) = maps::held_dial_waits(sk) else { return ALLOW };
     match first_packet(&context) {
-        FirstPacket::ToItself { .. } if waits => DENY,
-        FirstPacket::Connection { .. } => DENY,
-        FirstPacket::ToItself { client } => {
-            // It has waited in vain: nothing listens where it goes.
-            if let Some(named) = maps::shown(sk) {
-                maps::count(Verdict::RefusedHeld, 0);
-                maps::report(Verdict::RefusedHeld, 0, client, named.endpoint);
+        FirstPacket::Other => ALLOW,
+        FirstPacket::Connection { .. } | FirstPacket::Unknown => DENY,
+        FirstPacket::ToItself { client } => match maps::held_dial_waits(sk) {
+            None => ALLOW,
+            Some(true) => DENY,
+            Some(false) => {
+                // It has waited in vain: nothing listens where it goes.
+                if let Some(named) = maps::shown(sk) {
+                    maps::count(Verdict::RefusedHeld, 0);
+                    maps::report(Verdict::RefusedHeld, 0, client, named.endpoint);
+                }
+                ALLOW
             }
-            ALLOW
-        }
-        _ => ALLOW,
+        },
     }
 }
 

@@ -38,8 +38,8 @@ pub(crate) struct Ports {
 }
 
 /// A destination port for a dial from a bound source port: one at which neither another connection
-/// from there ends, nor anything listens. The kernel's own tables say which. `None`: none was
-/// found.
+/// from there ends, nor anything listens, and not its own. The kernel's own tables say which.
+/// `None`: none was found.
 #[inline(always)]
 pub(crate) fn free_port(context: &SockAddrContext, addr: &Addr, own: u16) -> Option<u16> {
     for _ in 0..ATTEMPTS {
@@ -50,7 +50,8 @@ pub(crate) fn free_port(context: &SockAddrContext, addr: &Addr, own: u16) -> Opt
         let accepted = socket_state(context, addr, Ports { own: remote, remote: own });
         // Bits, since every branch in this loop costs the verifier much.
         let is_free = (FREE_TO_DIAL >> (dialled & 31)) & (FREE_TO_ACCEPT >> (accepted & 31)) & 1;
-        if is_free != 0 {
+        // To its own port it would be connected with itself (simultaneous open).
+        if is_free & u32::from(remote != own) != 0 {
             return Some(remote);
         }
     }

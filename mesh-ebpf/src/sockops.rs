@@ -12,6 +12,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
+    addr::Addr,
     maps::{DialOptions, FlowKey},
     ports,
     verdict::Verdict,
@@ -66,7 +67,7 @@ fn dialling(ops: SockOps) {
         return;
     }
     // If it is not noted, the agent does not find it, and resets the connection.
-    if !maps::note_dial(&flow, named, options(ops)) {
+    if !maps::note_dial(&flow, named, options(ops, &named.endpoint.addr)) {
         maps::count(Verdict::RefusedPendingShare, flow.netns);
         maps::report(Verdict::RefusedPendingShare, flow.netns, ops.local(), named.endpoint);
     }
@@ -92,11 +93,14 @@ const TCP_KEEPINTVL: i32 = 5;
 const TCP_KEEPCNT: i32 = 6;
 const TCP_USER_TIMEOUT: i32 = 18;
 
-/// What the application has set on its socket until now.
+/// What the application has set until now on its socket, which dials `to`.
 #[inline(always)]
-fn options(ops: SockOps) -> DialOptions {
-    let tos =
-        if ops.is_v4() { option(ops, SOL_IP, IP_TOS) } else { option(ops, SOL_IPV6, IPV6_TCLASS) };
+fn options(ops: SockOps, to: &Addr) -> DialOptions {
+    let tos = match (ops.is_v4(), to.is_v4()) {
+        (true, _) => option(ops, SOL_IP, IP_TOS),
+        (false, false) => option(ops, SOL_IPV6, IPV6_TCLASS),
+        (false, true) => 0, // the kernel does not tell it
+    };
     let keepalive_s = if option(ops, SOL_SOCKET, SO_KEEPALIVE) == 0 {
         0
     } else {

@@ -17,11 +17,6 @@ pub const MAX_PAYLOAD_BYTES: usize = 16_383;
 /// Bytes of a refusal's text, at most.
 pub const MAX_TEXT_BYTES: usize = 512;
 
-const MAX_UID_BYTES: usize = 64;
-const MAX_NAME_BYTES: usize = 253;
-const MAX_NAMESPACE_BYTES: usize = 63;
-const TRACE_ID_BYTES: usize = 16;
-
 /// The first byte of a frame.
 pub mod kind {
     /// An application connection begins.
@@ -42,11 +37,6 @@ mod field {
     pub(super) const SOURCE: u8 = 0x01;
     pub(super) const ORIGINAL_DESTINATION: u8 = 0x02;
     pub(super) const DESTINATION_PORT: u8 = 0x03;
-    pub(super) const SOURCE_POD_UID: u8 = 0x80;
-    pub(super) const SOURCE_POD_NAME: u8 = 0x81;
-    pub(super) const SOURCE_POD_NAMESPACE: u8 = 0x82;
-    pub(super) const TRACE_ID: u8 = 0x83;
-    pub(super) const DESTINATION_POD_UID: u8 = 0x84;
     pub(super) const TEXT: u8 = 0x85;
     pub(super) const SEEN_SOURCE: u8 = 0x86;
     pub(super) const ACKNOWLEDGES_DROPS: u8 = 0x87;
@@ -80,30 +70,13 @@ pub struct Open {
     pub original_destination: SocketAddr,
     /// The application's port at the destination, if the TCP connection goes to the agents' port.
     pub destination_port: Option<NonZeroU16>,
-    /// The source pod, where the source knows it. Information for people, never for policy.
-    pub source_pod: Option<SourcePod>,
-    /// Ties this connection to a trace (W3C trace id).
-    pub trace_id: Option<[u8; TRACE_ID_BYTES]>,
     /// See [`Accepted::acknowledges_drops`].
     pub acknowledges_drops: bool,
-}
-
-/// A pod as the other side names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourcePod {
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
 }
 
 /// What the destination says when it accepts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Accepted {
-    /// The destination pod's `metadata.uid`, where known.
-    pub destination_pod_uid: Option<String>,
     /// The source of the TCP connection, as the destination saw it. The answer to a path probe.
     pub seen_source: Option<SocketAddr>,
     /// Whether the sender's kernel acknowledges something even when it drops data for which its
@@ -218,14 +191,6 @@ impl Open {
         if let Some(port) = self.destination_port {
             tlv::put(out, field::DESTINATION_PORT, &port.get().to_be_bytes());
         }
-        if let Some(pod) = &self.source_pod {
-            put_text(out, field::SOURCE_POD_UID, &pod.uid, MAX_UID_BYTES);
-            put_text(out, field::SOURCE_POD_NAMESPACE, &pod.namespace, MAX_NAMESPACE_BYTES);
-            put_text(out, field::SOURCE_POD_NAME, &pod.name, MAX_NAME_BYTES);
-        }
-        if let Some(trace_id) = &self.trace_id {
-            tlv::put(out, field::TRACE_ID, trace_id);
-        }
         if self.acknowledges_drops {
             tlv::put(out, field::ACKNOWLEDGES_DROPS, &[]);
         }
@@ -236,8 +201,7 @@ impl Open {
         if version != VERSION {
             return Err(FrameError::Version(version));
         }
-        let (mut source, mut destination, mut port, mut trace_id) = (None, None, None, None);
-        let (mut uid, mut namespace, mut name) = (None, None, None);
+        let (mut source, mut destination, mut port) = (None, None, None);
         let mut acknowledges_drops = false;
         let mut fields = Fields::new(rest);
         while let Some((kind, value)) = fields.next()? {
@@ -245,34 +209,16 @@ impl Open {
                 field::SOURCE => source = Some(address(kind, value)?),
                 field::ORIGINAL_DESTINATION => destination = Some(address(kind, value)?),
                 field::DESTINATION_PORT => port = Some(nonzero_port(kind, value)?),
-                field::SOURCE_POD_UID => uid = Some(text(kind, value, MAX_UID_BYTES)?),
-                field::SOURCE_POD_NAMESPACE => {
-                    namespace = Some(text(kind, value, MAX_NAMESPACE_BYTES)?);
-                }
-                field::SOURCE_POD_NAME => name = Some(text(kind, value, MAX_NAME_BYTES)?),
-                field::TRACE_ID => {
-                    let id = value.try_into().map_err(|_short| FrameError::InvalidField(kind))?;
-                    trace_id = Some(id);
-                }
                 field::ACKNOWLEDGES_DROPS => acknowledges_drops = flag(kind, value)?,
                 skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }
         }
-        let source_pod = match (uid, namespace, name) {
-            (Some(uid), Some(namespace), Some(name)) => Some(SourcePod { uid, namespace, name }),
-            (None, None, None) => None,
-            (None, ..) => return Err(FrameError::MissingField(field::SOURCE_POD_UID)),
-            (_, None, _) => return Err(FrameError::MissingField(field::SOURCE_POD_NAMESPACE)),
-            (.., None) => return Err(FrameError::MissingField(field::SOURCE_POD_NAME)),
-        };
         Ok(Self {
             source: source.ok_or(FrameError::MissingField(field::SOURCE))?,
             original_destination: destination
                 .ok_or(FrameError::MissingField(field::ORIGINAL_DESTINATION))?,
             destination_port: port,
-            source_pod,
-            trace_id,
             acknowledges_drops,
         })
     }
@@ -281,9 +227,6 @@ impl Open {
 impl Accepted {
     fn encode(&self, out: &mut Vec<u8>) {
         out.push(kind::ACCEPTED);
-        if let Some(uid) = &self.destination_pod_uid {
-            put_text(out, field::DESTINATION_POD_UID, uid, MAX_UID_BYTES);
-        }
         if let Some(seen) = self.seen_source {
             put_address(out, field::SEEN_SOURCE, seen);
         }
@@ -297,9 +240,6 @@ impl Accepted {
         let mut fields = Fields::new(payload);
         while let Some((kind, value)) = fields.next()? {
             match kind {
-                field::DESTINATION_POD_UID => {
-                    accepted.destination_pod_uid = Some(text(kind, value, MAX_UID_BYTES)?);
-                }
                 field::SEEN_SOURCE => accepted.seen_source = Some(address(kind, value)?),
                 field::ACKNOWLEDGES_DROPS => accepted.acknowledges_drops = flag(kind, value)?,
                 skipped if skipped >= IGNORABLE => {}

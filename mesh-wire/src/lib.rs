@@ -31,7 +31,7 @@ mod tlv;
 mod traffic;
 
 pub use channel::{Channel, Received};
-pub use frame::{Accepted, Frame, FrameError, Open, Refused, SourcePod};
+pub use frame::{Accepted, Frame, FrameError, Open, Refused};
 pub use outbox::MAX_RECORDS;
 pub use reason::{
     HandshakeError, JudgedBy, Refusal, ResetCode, SessionError, StateError, TlsReason,

@@ -183,8 +183,6 @@ pub fn sample_open() -> Open {
         source: "10.1.2.3:40000".parse().unwrap(),
         original_destination: "10.96.0.7:80".parse().unwrap(),
         destination_port: None,
-        source_pod: None,
-        trace_id: None,
         acknowledges_drops: false,
     }
 }

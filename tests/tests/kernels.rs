@@ -49,7 +49,7 @@ fn the_life_of_a_mesh() {
 fn attached(pair: &Pair<'_>) -> Result<()> {
     for node in &pair.nodes {
         let pins = pins(node)?;
-        for (kind, least) in [("links", 5), ("pods", 1), ("maps", 5)] {
+        for (kind, least) in [("links", 7), ("pods", 1), ("maps", 5)] {
             let count = pins.keys().filter(|pin| pin.starts_with(kind)).count();
             ensure!(count >= least, "{count} {kind} are pinned on {}: {pins:?}", node.name);
         }

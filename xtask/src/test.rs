@@ -57,10 +57,10 @@ const AT_ONCE: usize = 3;
 /// need, so more means that something is not tested any more.
 const MAX_NOT_RUN: usize = 3;
 
-/// How many tests a whole run has at least. There were 700 when this was written. It is below
+/// How many tests a whole run has at least. There were 735 when this was written. It is below
 /// that by less than a test program or a module has that could get lost unseen: one that is not
 /// built any more, that no file names, or that the runner passes over. Raise it as tests come.
-const LEAST_RUN: u32 = 685;
+const LEAST_RUN: u32 = 720;
 
 fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::here();

@@ -27,7 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often an agent that has handed over looks whether any agent is in charge. Two misses in a
 /// row outlast the kubelet's first restart back-off.
-const LOOK_AFTER_HEIR: Duration = Duration::from_secs(5);
+const LOOK_AFTER_SUCCESSOR: Duration = Duration::from_secs(5);
 
 /// The two locks of an agent that is in charge of its node.
 pub(super) type Locks = (NodeLock, PinLock);
@@ -80,6 +80,7 @@ pub(super) async fn begin(settings: &Settings, cgroup: u64) -> Result<Begun, Dae
             node: settings.node.to_string(),
             pin_dir: settings.pin_dir.clone(),
             cgroup,
+            layout: Some(mesh_common::ABI),
         };
         match Predecessor::ask(&settings.runtime_dir, ask).await {
             Ok((predecessor, inherited)) => {
@@ -141,7 +142,7 @@ pub(super) async fn succeed(
 pub(super) async fn nobody_is_left(settings: &Settings) {
     let mut free_before = false;
     loop {
-        sleep(LOOK_AFTER_HEIR).await;
+        sleep(LOOK_AFTER_SUCCESSOR).await;
         let is_free = lock(settings).is_ok();
         if is_free && free_before {
             return;

@@ -149,7 +149,7 @@ impl Keeper {
 
     /// Holds the pods that must be held by the newest state, and does nothing else of
     /// [`Keeper::step`].
-    async fn only_hold(&mut self) {
+    async fn only_hold(&mut self, shares_tables: bool) {
         self.hold_known();
         let objects = Arc::clone(&self.feeds.objects.borrow());
         let announced = Arc::clone(&self.feeds.announcements.borrow());
@@ -159,7 +159,7 @@ impl Keeper {
         }
         self.update_believed(&objects, &announced);
         let announcements = &self.believed.announcements;
-        self.enroller.only_hold(&objects, announcements, &cgroups).await;
+        self.enroller.only_hold(&objects, announcements, &cgroups, shares_tables).await;
     }
 
     fn update_believed(&mut self, objects: &SourceState, announced: &AnnouncementState) {
@@ -292,7 +292,7 @@ impl Keeper {
                     Err(_gone) => is_there = false,
                 },
                 changed = self.feeds.changed() => match changed {
-                    Ok(()) => self.only_hold().await,
+                    Ok(()) => self.only_hold(request.shares_tables).await,
                     Err(_stopping) => return ControlFlow::Break(None),
                 },
             }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{pod_cgroups::PodCgroups, source::SourceState};
 
-/// How often the namespace of a held pod is looked at whose addresses are not reported.
+/// How often a held pod's namespace is looked at while the kubelet has reported no address.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Enroller {
@@ -120,7 +120,9 @@ impl Enroller {
     }
 
     /// Holds the pods that must be held by these, and changes nothing else: another agent is about
-    /// to take over.
+    /// to take over. Their dials wait if it shares the kernel's tables with this one. Otherwise
+    /// they are refused: its programs know nothing of a pod that only this agent has held, and
+    /// would let a dial go where it wants.
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.
@@ -129,10 +131,13 @@ impl Enroller {
         state: &SourceState,
         announcements: &Arc<Announcements>,
         cgroups: &PodCgroups,
+        shares_tables: bool,
     ) {
         let world = self.build(state, announcements).await;
         self.hold(&world, cgroups);
-        self.let_dials_wait(&world).await;
+        if shares_tables {
+            self.let_dials_wait(&world).await;
+        }
     }
 
     /// Releases the pods that need not be held any more, and says which cgroups are classified.
@@ -167,7 +172,7 @@ impl Enroller {
 
     /// Releases what another agent held and need not be held any more: the cgroup is gone, or the
     /// pod is known by now. A pod that is not known yet stays held: the agent that held it knew
-    /// more.
+    /// more. Call it only when no other agent holds pods any more.
     pub(super) fn sweep_held(&self, world: &Snapshot, cgroups: &PodCgroups) {
         let held: BTreeSet<u64> = self.pods.held().map(|(_, id)| id).collect();
         for id in self.mesh.kernel.held().unwrap_or_default() {

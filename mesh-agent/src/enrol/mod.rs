@@ -115,7 +115,7 @@ struct Member {
     generation: u64,
 }
 
-/// What a held pod's dials are told by.
+/// By what the kernel knows the dials of a held pod.
 struct HeldDialling {
     /// The cookie of its namespace.
     netns: u64,

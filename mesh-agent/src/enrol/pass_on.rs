@@ -1,23 +1,16 @@
 //! Passing the node on to another agent, and taking it back.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use mesh_api::Listener;
 use mesh_common::maps::{ASKING, ListenerKey, OUTBOUND};
-use mesh_world::Snapshot;
-use tokio::{
-    net::TcpListener,
-    time::{Instant, sleep_until},
-};
+use mesh_world::{PodUid, Snapshot};
+use tokio::{net::TcpListener, time::sleep_until};
 
 use super::{
     Enroller, Listeners,
     pods::{Guard, Phase},
 };
-
-/// How long that is tried. No longer: a pod can keep itself from being taken in, and must not keep
-/// its node from an upgrade.
-const INHERITED_WAIT: Duration = Duration::from_secs(7);
 
 impl Enroller {
     /// Whether a pod is leaving: an agent that hands over waits until it has left.
@@ -40,22 +33,20 @@ impl Enroller {
         listeners
     }
 
-    /// Tries again to take in the pods of the predecessor, which goes on serving them while the
-    /// world is not in force here.
+    /// Tries once more to take in the pods of the predecessor. It goes on serving them while the
+    /// world is not in force here. Only once: meanwhile neither agent hears what is new, and a pod
+    /// can keep itself from being taken in.
     pub(super) async fn enrol_inherited(&mut self, world: &Snapshot) {
-        let deadline = Instant::now() + INHERITED_WAIT;
-        loop {
-            let tried = self.pods.all(Phase::failure).map(|(_, (_, retry))| *retry);
-            let Some(retry) = tried.min().filter(|_| !self.inherited.is_empty()) else { return };
-            if retry > deadline {
-                tracing::error!(
-                    "taking over although a pod that the other agent served cannot be taken in; `status` names it"
-                );
-                return;
-            }
-            sleep_until(retry).await;
-            self.enrol_wanted(world).await;
-        }
+        let inherited: HashSet<IpAddr> =
+            self.inherited.values().flatten().map(|(key, _)| key.addr.into()).collect();
+        let is_served = |uid: &PodUid| {
+            let pod = world.local_pod(uid);
+            pod.is_some_and(|pod| pod.workload.addresses.iter().any(|it| inherited.contains(it)))
+        };
+        let failed = self.pods.all(Phase::failure).filter(|(uid, _)| is_served(uid));
+        let Some(retry) = failed.map(|(_, (_, retry))| *retry).max() else { return };
+        sleep_until(retry).await;
+        self.enrol_wanted(world).await;
     }
 
     /// Drops the inherited listeners that were not needed: their pods are not in the mesh any more.

@@ -87,7 +87,9 @@ impl Enroller {
         self.release_held(&world, cgroups);
         if state.complete {
             self.settle_earlier(&world).await;
-            self.sweep_held(&world, cgroups);
+            if self.programs_attached {
+                self.sweep_held(&world, cgroups);
+            }
         }
         self.refused = [ranges, published.refused];
         self.tell(&world);

@@ -36,6 +36,8 @@ pub struct TakeoverQueue {
 pub struct TakeoverRequest {
     /// The id of the cgroup that the successor dials from.
     pub successor: u64,
+    /// Whether it has the kernel's tables that this agent has.
+    pub shares_tables: bool,
     /// Gets the listeners, once nothing changes any more.
     pub listeners: oneshot::Sender<Vec<(Listener, Arc<TcpListener>)>>,
     /// Resolves when the successor has switched; fails if it is gone before.
@@ -113,7 +115,12 @@ async fn open(
     }
     let (listeners, answer) = oneshot::channel();
     let (switched, has_switched) = oneshot::channel();
-    let request = TakeoverRequest { successor: ask.cgroup, listeners, switched: has_switched };
+    let request = TakeoverRequest {
+        successor: ask.cgroup,
+        shares_tables: ask.layout == Some(mesh_common::ABI),
+        listeners,
+        switched: has_switched,
+    };
     let busy = |_| "it is stopping or handing over to another one; try again".to_owned();
     takeovers.requests.try_send(request).map_err(busy)?;
     let given = answer.await.map_err(|_stopping| "it is stopping; try again".to_owned())?;

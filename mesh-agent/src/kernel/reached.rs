@@ -20,6 +20,9 @@ use crate::sys;
 /// How long a destination that was reached is taken for one that answers.
 const MEMORY: Duration = Duration::from_secs(30);
 
+/// How old that is before it is renewed: not at each dial.
+const RENEW_NS: u64 = 10_000_000_000;
+
 /// The map, and which of its entries have to be taken out again.
 pub struct ReachedTable {
     map: OwnedFd,
@@ -43,8 +46,8 @@ impl ReachedTable {
         Ok(Self { map, remembered: Mutex::default() })
     }
 
-    /// Remembers that a pod has reached a destination, unless that is remembered already or the pod
-    /// has too many such destinations. A pod that dials the whole cluster waits a little at each
+    /// Remembers that a pod has reached a destination just now, unless the pod has too many such
+    /// destinations. A pod that dials the whole cluster waits a little at each
     /// dial, and takes no other pod's room.
     ///
     /// # Errors
@@ -102,14 +105,20 @@ impl Remembered {
         was_there
     }
 
-    /// Whether there was room for a new one.
+    /// Whether there was room for a new one, or an old one lasts longer now.
     fn add(&mut self, key: DestinationKey, until: u64) -> bool {
-        let of_pod = self.per_pod.get(&key.netns).copied().unwrap_or(0);
-        if of_pod >= limits::REACHED_PER_POD || self.until.contains_key(&key) {
-            return false;
+        match self.until.get(&key) {
+            Some(known) if until.saturating_sub(*known) < RENEW_NS => return false,
+            Some(_) => {}
+            None => {
+                let of_pod = self.per_pod.entry(key.netns).or_default();
+                if *of_pod >= limits::REACHED_PER_POD {
+                    return false;
+                }
+                *of_pod += 1;
+            }
         }
         self.until.insert(key, until);
-        self.per_pod.insert(key.netns, of_pod + 1);
         self.by_age.push_back((until, key));
         true
     }
@@ -133,11 +142,22 @@ mod tests {
         }
         assert!(!remembered.add(key(7, 9999), 100), "one too many");
         assert!(remembered.add(key(8, 1), 100), "another pod");
-        assert!(!remembered.add(key(8, 1), 200), "remembered already, and for no longer");
         assert_eq!(remembered.forget_until(99).len(), 0);
         assert_eq!(remembered.forget_until(100).len(), limits::REACHED_PER_POD + 1);
         assert!(remembered.per_pod.is_empty() && remembered.until.is_empty());
         assert!(remembered.add(key(7, 9999), 200), "there is room again");
+    }
+
+    #[test]
+    fn what_is_reached_again_lasts_longer_and_takes_no_more_room() {
+        let mut remembered = Remembered::default();
+        assert!(remembered.add(key(7, 1), 100));
+        assert!(!remembered.add(key(7, 1), 99 + RENEW_NS), "too soon");
+        assert!(remembered.add(key(7, 1), 100 + RENEW_NS));
+        assert_eq!(remembered.per_pod.get(&7), Some(&1));
+        assert_eq!(remembered.forget_until(100), []);
+        assert_eq!(remembered.forget_until(100 + RENEW_NS), [key(7, 1)]);
+        assert!(remembered.per_pod.is_empty() && remembered.by_age.is_empty());
     }
 
     #[test]

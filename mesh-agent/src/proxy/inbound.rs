@@ -199,7 +199,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     let to = match open::asked(&open, to) {
         Ok(Asked::Application(to)) => to,
         Ok(Asked::Seen) => {
-            return match path::answer(session, pod, from).await {
+            return match path::answer(session, from).await {
                 Ok(()) => flow.forget(),
                 Err(error) => flow.end(session_ended(&error), Bytes::default()),
             };
@@ -242,11 +242,8 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
             return flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
         }
     };
-    let accepted = Accepted {
-        destination_pod_uid: Some(pod.uid.to_string()),
-        acknowledges_drops: silence::acknowledges_drops(),
-        ..Accepted::default()
-    };
+    let acknowledges_drops = silence::acknowledges_drops();
+    let accepted = Accepted { acknowledges_drops, ..Accepted::default() };
     if let Err(error) = session.send_accepted(&accepted) {
         return flow.end(session_ended(&error), Bytes::default());
     }

@@ -245,7 +245,7 @@ fn ended(end: &relay::End) -> Ended {
     Ended::new(end.reason(), end.to_string()).with_fault(end.fault())
 }
 
-/// How often a client that waits for something is looked for: it may give up.
+/// How often it is checked that a client still waits: it may give up.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Does some work for a client that waits for it. `None`: it does not any more.

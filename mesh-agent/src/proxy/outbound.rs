@@ -12,7 +12,6 @@ use mesh_common::{
     maps::{DestinationKey, DialOptions, FlowKey, Pending},
     verdict::Verdict,
 };
-use mesh_wire::Refused;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
@@ -139,7 +138,7 @@ pub(super) async fn serve(
             Box::pin(carry(&mesh, &pod, app, ready)).await;
         }
         Err(error) => {
-            forget(&mesh, &pod, to);
+            note_reached(&mesh, &pod, to, false);
             drop(app); // a reset: it has not been carried
             mesh.finish(flow, error.ended(), Bytes::default());
         }
@@ -217,11 +216,11 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
     let Reached { way, _counted: _open } = reached;
     let ended = match way {
         Way::Mesh(upstream, by) => {
-            let Upstream { session, lease: _lease, .. } = upstream;
+            let Upstream { session, lease: _lease, acknowledges_drops, .. } = upstream;
             let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
-            let refused = |_: &Refused| forget(mesh, pod, to);
-            let memory = Some(mesh.memory(pod, Silence::of_server(options)));
-            let options = CarryOptions { answer_by, memory, refused: Some(&refused) };
+            let accepted = |accepted| note_reached(mesh, pod, to, accepted);
+            let memory = Some(mesh.memory(pod, Silence::of_server(options, acknowledges_drops)));
+            let options = CarryOptions { answer_by, memory, accepted: Some(&accepted) };
             let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
             idle = carried.session;
             ended_by(&carried.end, by)
@@ -239,11 +238,16 @@ async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
     }
 }
 
-/// Has the next dial there wait, before the application sees this one fail: a program that tries
-/// again at once is told the network's error.
-fn forget(mesh: &Mesh, pod: &Pod, to: SocketAddr) {
+/// Has the next dial there succeed at once; or wait, before the application sees this one fail: a
+/// program that tries again at once is told the network's error.
+fn note_reached(mesh: &Mesh, pod: &Pod, to: SocketAddr, is_reached: bool) {
     let key = DestinationKey::new(pod.netns.cookie(), to.into());
-    if let Err(error) = mesh.kernel.tables().reached.forget(&key) {
+    let reached = &mesh.kernel.tables().reached;
+    if is_reached {
+        if let Err(error) = reached.remember(key) {
+            tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was reached; the next dial there waits, too");
+        }
+    } else if let Err(error) = reached.forget(&key) {
         tracing::warn!(pod = %pod.name, %to, %error, "cannot forget that a destination was reached; dials there may succeed and be reset");
     }
 }

@@ -253,7 +253,11 @@ impl Paths {
                 *at = now; // one asks
                 Next::AskAgain(unanswered.clone())
             }
-            None => Next::Ask,
+            None => {
+                let Some(dropped) = known.dropped(pair, &node_path.0) else { return Next::Ask };
+                known.doubt(*pair, Doubt::Unanswered(dropped.clone()), now);
+                Next::AskAgain(dropped)
+            }
         }
     }
 
@@ -361,6 +365,19 @@ impl KnownPaths {
             (Doubt::Unanswered(unanswered), _) => Some(unanswered),
             _ => None,
         }
+    }
+
+    /// What is supposed of a new pair, if questions from the same pod to the same node are dropped,
+    /// and connections are not.
+    fn dropped(&self, &(own, target): &Pair, node: &NodeName) -> Option<Unanswered> {
+        let mut doubts = self.pods.get(&own)?.values();
+        let of_node = doubts.find_map(|(doubt, _)| match doubt {
+            Doubt::Unanswered(it) if it.is_dropped && it.is_reached && it.node == *node => {
+                Some(it.clone())
+            }
+            _ => None,
+        })?;
+        Some(Unanswered { target, is_reached: false, ..of_node })
     }
 
     /// Whether the path from one of our pods to a node is known to change the source.

@@ -35,7 +35,7 @@ pub use plain::{relay_plain, relay_plain_held};
 
 use down::Down;
 use drive::{Dead, Directions, drive};
-use mesh_wire::{Channel, Frame, Refused, ResetCode, Session, SessionError, io::last_words};
+use mesh_wire::{Channel, Frame, ResetCode, Session, SessionError, io::last_words};
 use up::Up;
 
 use crate::proxy::memory::Lease;
@@ -51,8 +51,9 @@ pub struct CarryOptions<'a> {
     pub answer_by: Option<Instant>,
     /// What it may take beyond its first records. `None`: as much as it wants.
     pub memory: Option<Memory>,
-    /// Called with the peer's refusal *before* the application's connection is reset.
-    pub refused: Option<&'a (dyn Fn(&Refused) + Send + Sync)>,
+    /// Called with whether the peer has accepted the connection: if not, *before* the application's
+    /// is reset.
+    pub accepted: Option<&'a (dyn Fn(bool) + Send + Sync)>,
 }
 
 /// The source of a connection's memory.
@@ -94,9 +95,10 @@ pub async fn carry(
     counters: &ByteCounts,
     options: CarryOptions<'_>,
 ) -> Carried {
-    let CarryOptions { answer_by, memory, refused } = options;
+    let CarryOptions { answer_by, memory, accepted } = options;
     let ([room_up, room_down], meter) = Memory::split(memory);
     let mut relay = Relay::new(&mut session, &app, counters);
+    relay.accepted = accepted;
     relay.up.appetite.feed_from(room_up);
     relay.down.appetite.feed_from(room_down);
     let sockets = [relay.app, relay.tcp];
@@ -109,8 +111,10 @@ pub async fn carry(
             Some(session)
         }
         failed => {
-            if let (End::Refused(why), Some(tell)) = (failed, refused) {
-                tell(why);
+            let is_accepted =
+                !matches!(failed, End::Refused(_)) && !session.channel.awaits_answer();
+            if let Some(tell) = accepted.filter(|_| !is_accepted) {
+                tell(false);
             }
             drop(app); // a reset, before anything else
             leave(session, failed).await;
@@ -147,6 +151,7 @@ struct Relay<'a> {
     channel: &'a mut Channel,
     app: &'a TcpStream,
     counters: &'a ByteCounts,
+    accepted: Option<&'a (dyn Fn(bool) + Send + Sync)>,
     up: Up,
     down: Down,
     first_fin: Option<RelaySide>,
@@ -224,6 +229,7 @@ impl<'a> Relay<'a> {
             channel: &mut session.channel,
             app: app.tcp(),
             counters,
+            accepted: None,
             up: Up::default(),
             down: Down::default(),
             first_fin: None,

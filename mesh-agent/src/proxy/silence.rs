@@ -56,11 +56,12 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// Of the agent of what was dialled, which has not answered. With the limit that the
-    /// application has set, if that is shorter than ours.
-    pub(super) fn of_server(options: DialOptions) -> Self {
+    /// Of the agent of what was dialled, which has said `answered` of its kernel, if it has
+    /// answered yet. With the limit that the application has set, if that is shorter than ours.
+    pub(super) fn of_server(options: DialOptions, answered: Option<bool>) -> Self {
         // It is most likely on the same kernel. Little can be on its way before it says.
-        Self { acknowledges_drops: acknowledges_drops(), ..Self::of_stranger(options) }
+        let acknowledges_drops = answered.unwrap_or_else(acknowledges_drops);
+        Self { acknowledges_drops, ..Self::of_stranger(options) }
     }
 
     /// Of the agent of a client, which has said this of its kernel.
@@ -89,6 +90,7 @@ impl Silence {
     /// Whether the peer has acknowledged nothing for too long. Counts from the first look that
     /// finds data unacknowledged: the last acknowledgement may be older than that data.
     pub(super) fn is_over(&mut self, peer: &TcpStream) -> bool {
+        let Some(limit) = self.limit() else { return false };
         // A socket that cannot be asked is dead, or about to be.
         let owing = sock::other_end(peer).ok().filter(|peer| peer.owes_acknowledgement);
         let Some(peer) = owing else {
@@ -97,7 +99,7 @@ impl Silence {
         };
         let since = self.since.get_or_insert_with(Instant::now);
         let silence = since.elapsed().min(peer.acknowledged);
-        self.limit().is_some_and(|limit| silence >= limit)
+        silence >= limit
     }
 
     /// Nothing is on its way to the peer.
@@ -126,9 +128,11 @@ mod tests {
         let options = |user_timeout_ms| DialOptions { user_timeout_ms, ..DialOptions::default() };
         let (five, minute) = (Some(Duration::from_secs(5)), Some(Duration::from_mins(1)));
         let of_server = |ms, acknowledges_drops| {
-            let mut silence = Silence::of_server(options(ms));
-            silence.answered(acknowledges_drops);
-            silence.limit()
+            let before = Silence::of_server(options(ms), Some(acknowledges_drops));
+            let mut later = Silence::of_server(options(ms), None);
+            later.answered(acknowledges_drops);
+            assert_eq!(before.limit(), later.limit());
+            later.limit()
         };
         assert_eq!(
             [0, 5_000, 60_000].map(|ms| of_server(ms, true)),

@@ -48,6 +48,9 @@ pub(super) struct Upstream {
     pub(super) from: SocketAddr,
     /// Keep it as long as the session.
     pub(super) lease: PortLease,
+    /// What its answer says of its kernel ([`mesh_wire::Accepted::acknowledges_drops`]), if it has
+    /// answered.
+    pub(super) acknowledges_drops: Option<bool>,
 }
 
 impl Target<'_> {
@@ -61,33 +64,13 @@ impl Target<'_> {
 }
 
 impl Connector<'_> {
-    /// Connects from inside a pod to another pod's agent, and asks it for what `open` says. `open`
-    /// is called once the peer is known, with the session and the address that it comes from.
-    ///
-    /// The peer has not yet judged our certificate when this returns, nor read OPEN.
-    ///
-    /// # Errors
-    /// See [`PeerError`]. Nothing that `open` says has been sent.
-    ///
-    /// # Cancel safety
-    /// If dropped, the connection is given up and its port returned.
-    pub(super) async fn connect(
-        self,
-        pod: &Pod,
-        target: Target<'_>,
-        open: impl FnOnce(&Session, SocketAddr) -> Open,
-    ) -> Result<Upstream, PeerError> {
-        let dialled = self.dial(pod, target).await?;
-        self.open(pod, target, dialled, open).await
-    }
-
-    /// The first part of [`Self::connect`].
+    /// Connects from inside a pod to where another pod's agent accepts.
     ///
     /// # Errors
     /// See [`DialError`].
     ///
     /// # Cancel safety
-    /// That of [`Self::connect`].
+    /// If dropped, the connection is given up and its port returned.
     pub(super) async fn dial(
         self,
         pod: &Pod,
@@ -96,13 +79,15 @@ impl Connector<'_> {
         dial::to_peer(self.factory, pod, target.on_the_wire(), target.options).await
     }
 
-    /// The second part of [`Self::connect`].
+    /// Asks a peer's agent for what `open` says. `open` is called once the peer is known, with the
+    /// session and the address that it comes from. The peer has not yet judged our certificate when
+    /// this returns, nor read OPEN.
     ///
     /// # Errors
-    /// Those of [`Self::connect`].
+    /// See [`PeerError`]. Nothing that `open` says has been sent.
     ///
     /// # Cancel safety
-    /// That of [`Self::connect`].
+    /// That of [`Self::dial`].
     pub(super) async fn open(
         self,
         pod: &Pod,
@@ -115,6 +100,6 @@ impl Connector<'_> {
         let mut session = Session::connect(stream, &tls, deadline).await?;
         let open = open(&session, from);
         session.send_open(&open)?;
-        Ok(Upstream { session: Box::new(session), from, lease })
+        Ok(Upstream { session: Box::new(session), from, lease, acknowledges_drops: None })
     }
 }

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_agent_in_charge_writes_and_an_heir_has_the_last_word() {
+    async fn only_the_agent_in_charge_writes_and_a_successor_has_the_last_word() {
         let dir = TestDir::new();
         let old = writer(&dir, &["shop"]);
         old.in_charge.cancel();

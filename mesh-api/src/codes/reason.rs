@@ -284,7 +284,7 @@ codes! {
         "the destination is not in the mesh; the agent carried the connection because the pod was held when it dialled",
         "", "";
     PortExcluded "port_excluded" none
-        "the pod's nodemesh.dev/exclude-ports names the port; the agent carried the connection because the pod was held when it dialled",
+        "nodemesh.dev/exclude-ports of one of the two pods names the port; the agent carried the connection because the pod was held when it dialled",
         "", "";
     OwnAddress "own_address" none
         "a service led back to the pod that dialled it",

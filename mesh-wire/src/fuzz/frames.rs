@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use crate::frame::{Accepted, Frame, MAX_TEXT_BYTES, Open, Refused, SourcePod};
+use crate::frame::{Accepted, Frame, MAX_TEXT_BYTES, Open, Refused};
 use crate::{Refusal, ResetCode};
 use fuzz_input::Input;
 
@@ -34,17 +34,10 @@ fn written(input: &mut Input<'_>) {
         0 => Frame::Open(Open {
             source: address(input),
             original_destination: address(input),
-            source_pod: input.flag().then(|| SourcePod {
-                uid: input.text(),
-                namespace: input.text(),
-                name: input.text() + &input.text(),
-            }),
-            trace_id: input.flag().then(|| input.array()),
             destination_port: NonZeroU16::new(input.u16()),
             acknowledges_drops: input.flag(),
         }),
         1 => Frame::Accepted(Accepted {
-            destination_pod_uid: input.flag().then(|| input.text()),
             seen_source: input.flag().then(|| address(input)),
             acknowledges_drops: input.flag(),
         }),
@@ -69,8 +62,7 @@ fn written(input: &mut Input<'_>) {
             assert_eq!(canonical(said.source), heard.source);
             assert_eq!(canonical(said.original_destination), heard.original_destination);
             assert_eq!(said.destination_port, heard.destination_port);
-            assert_eq!(said.trace_id, heard.trace_id);
-            assert_eq!(said.source_pod.is_some(), heard.source_pod.is_some());
+            assert_eq!(said.acknowledges_drops, heard.acknowledges_drops);
         }
         (Frame::Refused(said), Frame::Refused(heard)) => {
             assert_eq!(said.reason, heard.reason);
@@ -116,24 +108,19 @@ fn is_allowed(record: &[u8]) -> bool {
                 return false;
             };
             let has = |wanted: u8| fields.iter().any(|(kind, _)| *kind == wanted);
-            let pod = [0x80, 0x81, 0x82].map(has);
             has(0x01)
                 && has(0x02)
-                && (pod == [true; 3] || pod == [false; 3])
                 && fields.iter().all(|(kind, value)| match kind {
                     0x01 | 0x02 => [6, 18].contains(&value.len()),
                     0x03 => value.len() == 2 && *value != [0, 0],
-                    0x80 => text(value, 64),
-                    0x81 => text(value, 253),
-                    0x82 => text(value, 63),
-                    0x83 => value.len() == 16,
+                    0x87 => value.is_empty(),
                     kind => *kind >= 0x80,
                 })
         }
         (0x02, fields) => fields_of(fields).is_some_and(|fields| {
             fields.iter().all(|(kind, value)| match kind {
-                0x84 => text(value, 64),
                 0x86 => [6, 18].contains(&value.len()),
+                0x87 => value.is_empty(),
                 kind => *kind >= 0x80,
             })
         }),

@@ -439,8 +439,6 @@ fn an_open(input: &mut Input<'_>) -> Open {
         source: (input.array::<4>(), input.u16()).into(),
         original_destination: (input.array::<16>(), input.u16()).into(),
         destination_port: None,
-        source_pod: None,
-        trace_id: None,
         acknowledges_drops: false,
     }
 }

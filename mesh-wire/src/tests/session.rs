@@ -16,22 +16,13 @@ fn shortly() -> Instant {
 async fn open_and_its_answer_carry_what_was_said() {
     let mesh = Mesh::new().await;
     let (mut client, mut server) = mesh.sessions().await;
-    let said = Open {
-        source_pod: Some(SourcePod {
-            uid: "u-1".to_owned(),
-            namespace: "shop".to_owned(),
-            name: "web-1".to_owned(),
-        }),
-        destination_port: NonZeroU16::new(8080),
-        trace_id: Some([7; 16]),
-        acknowledges_drops: true,
-        ..sample_open()
-    };
+    let destination_port = NonZeroU16::new(8080);
+    let said = Open { destination_port, acknowledges_drops: true, ..sample_open() };
     client.send_open(&said).unwrap();
     client.flush().await.unwrap();
     assert!(!client.is_idle());
     assert_eq!(server.recv_open(soon()).await.unwrap(), said);
-    let answer = Accepted { destination_pod_uid: Some("u-2".to_owned()), ..Accepted::default() };
+    let answer = Accepted { acknowledges_drops: true, ..Accepted::default() };
     server.send_accepted(&answer).unwrap();
     server.flush().await.unwrap();
     assert_eq!(client.recv_accepted(soon()).await.unwrap(), answer);

@@ -123,7 +123,7 @@ fn handed_over_ten_times_under_load() {
 }
 
 #[test]
-fn an_heir_that_dies_leaves_the_old_agent_in_charge() {
+fn a_successor_that_dies_leaves_the_old_agent_in_charge() {
     scenario("handover-next", |net| {
         let (pair, stranger) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
@@ -175,8 +175,8 @@ fn starting(pair: &Pair<'_>) -> Result<Pod> {
     pair.net.pod(&pair.nodes[1], spec.starting())
 }
 
-/// Checks that the dial of a pod that is held or refused gets no answer: it is refused, or waits.
-fn refused(from: &Pod, to: &Pod) -> Result<()> {
+/// Checks that the dial of a pod that is held or unknown gets no answer: it is refused, or waits.
+fn unanswered(from: &Pod, to: &Pod) -> Result<()> {
     let seen =
         probe::dial(from, &DialSpec { timeout_s: 2, ..DialSpec::say(to.at(PORT), "req 1\n") })?;
     let waits = !seen.connected && seen.end == End::Timeout;
@@ -185,7 +185,7 @@ fn refused(from: &Pod, to: &Pod) -> Result<()> {
 }
 
 #[test]
-fn what_a_dead_heir_has_changed_is_as_it_was() {
+fn what_a_dead_successor_has_changed_is_as_it_was() {
     scenario("handover-undone", |net| {
         let nodes = [net.node("node1")?, net.node("node2")?];
         let client = net.pod(&nodes[0], PodSpec::new(SHOP, "client"))?;
@@ -206,9 +206,9 @@ fn what_a_dead_heir_has_changed_is_as_it_was() {
             answered(&dial(&pair.client, &pair)?)?;
             let to_client = DialSpec::say(pair.client.at(PORT), "req 1\n");
             answered(&probe::dial(&known, &DialSpec { timeout_s: 2, ..to_client })?)?;
-            refused(&known, &pair.server)?;
-            refused(&held, &pair.client)?;
-            refused(&unknown, &pair.client)
+            unanswered(&known, &pair.server)?;
+            unanswered(&held, &pair.client)?;
+            unanswered(&unknown, &pair.client)
         };
         works()?;
         let facts = || -> Result<_> {
@@ -257,17 +257,17 @@ fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
         let _services = (pair.serve(Talk::Lines)?, probe::serve(&pair.client, &open)?);
         let successor = Successor::ask(&pair.nodes[1])?;
         let held = starting(&pair)?;
-        eventually(SOON, || refused(&held, &pair.client))?;
+        eventually(SOON, || unanswered(&held, &pair.client))?;
         // Connections that have nothing to do with it go on.
         answered(&dial(&pair.client, &pair)?)?;
         drop(successor);
         let agent = &pair.agents[1];
         agent.wait_state(&held, "held")?;
-        refused(&held, &pair.client)?;
+        unanswered(&held, &pair.client)?;
         // A successor that lives finds it held, keeps it so, and releases it when it is enrolled.
         let old = agent.take_over()?;
         agent.wait_state(&held, "held")?;
-        refused(&held, &pair.client)?;
+        unanswered(&held, &pair.client)?;
         net.objects().pod_runs(&held)?;
         agent.wait_enrolled(&[&held])?;
         eventually(SOON, || answered(&dial(&held, &pair)?))?;
@@ -281,7 +281,7 @@ fn a_strict_pod_that_appears_while_a_hand_over_stands_still_is_held() {
 }
 
 #[test]
-fn an_heir_that_is_too_slow_changes_nothing_any_more() {
+fn a_successor_that_is_too_slow_changes_nothing_any_more() {
     scenario("handover-slow", |net| {
         let (pair, _) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;
@@ -339,7 +339,7 @@ fn answered_or_cut(conn: &Conn) -> Result<()> {
 }
 
 #[test]
-fn an_old_agent_that_dies_leaves_its_heir_in_charge() {
+fn an_old_agent_that_dies_leaves_its_successor_in_charge() {
     scenario("handover-old", |net| {
         let (pair, stranger) = Pair::strict(net, &DRAINS)?;
         let _service = pair.serve(Talk::Lines)?;

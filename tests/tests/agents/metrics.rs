@@ -239,7 +239,7 @@ fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
 }
 
 #[test]
-fn an_heir_answers_while_its_predecessor_drains() {
+fn a_successor_answers_while_its_predecessor_drains() {
     scenario("metrics-next", |net| {
         let (pair, _) = Pair::strict(net, &OPTIONS)?;
         let _service = pair.serve(Talk::Lines)?;

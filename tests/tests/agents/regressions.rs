@@ -190,7 +190,7 @@ fn link_local(pair: &Pair<'_>, neighbour: &Place) -> Result<SocketAddr> {
 }
 
 #[test]
-fn a_completed_pod_takes_nothing_from_the_heir_of_its_address() {
+fn a_completed_pod_takes_nothing_from_the_next_holder_of_its_address() {
     scenario("regress-next", |net| {
         let (pair, neighbour) = with_neighbour(net, "permissive")?;
         // The old pod is done and its address free, but its namespace is still there.

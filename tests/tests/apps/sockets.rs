@@ -52,10 +52,10 @@ fn a_source_port_reaches_as_many_destinations_as_it_wants() {
         let (first, count) = (PORT.to_string(), COUNT.to_string());
         let mut server = python(&pair.server, MANY_PORTS, &[&first, &count])?;
         server.wait_for_line("ready", SOON)?;
-        // Again at once: the sockets of the first time are in TIME_WAIT. The last port is one that
-        // redirected connections are given.
+        // Again at once: the sockets of the first time are in TIME_WAIT. The last port is one of
+        // those to which such dials are redirected.
         let addresses = [pair.server.v4.to_string(), pair.server.v6.to_string()];
-        let sources = ["5060", "5060", "40000", "61234"];
+        let sources = ["5060", "5060", "40000", "65000"];
         for (to, source) in addresses.iter().flat_map(|to| sources.map(|source| (to, source))) {
             let dialled = ["python3", "-c", ONE_SOURCE, to, &first, &count, source];
             let said = pair.client.run_for(Duration::from_mins(1), dialled)?.success()?;

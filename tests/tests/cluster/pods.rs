@@ -361,7 +361,7 @@ fn pods_of_every_kind_are_found_or_it_is_said_why_not() -> Result<()> {
     mistakes(&cluster)?;
     a_sandbox_that_is_made_anew(&cluster, &mesh, cart)?;
     what_is_wrong_is_told(&cluster, &mesh)?;
-    jobs(&cluster, cart)?;
+    jobs(&cluster, &mesh, cart)?;
     soon_enough(&cluster, &mesh)?;
     cluster.down()
 }
@@ -511,8 +511,12 @@ fn a_sandbox_that_is_made_anew(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Add
 }
 
 /// Jobs whose first instruction is a dial: one request each, never repeated.
-fn jobs(cluster: &Cluster, cart: Ipv4Addr) -> Result<()> {
+fn jobs(cluster: &Cluster, mesh: &Mesh<'_>, cart: Ipv4Addr) -> Result<()> {
+    let waited = || {
+        Ok::<_, anyhow::Error>(mesh.status(1)?["verdicts"]["redirect_held"].as_u64().unwrap_or(0))
+    };
     let runs = if tests::is_long() { LONG_RUNS } else { 1 };
+    let before = waited()?;
     for run in 0..runs {
         let names: Vec<String> = (0..JOBS).map(|number| format!("once-{run}-{number}")).collect();
         let job = |name: &String| {
@@ -539,6 +543,9 @@ fn jobs(cluster: &Cluster, cart: Ipv4Addr) -> Result<()> {
             Ok(())
         })?;
     }
+    let waited = waited()? - before;
+    println!("{waited} of {} first dials had to wait", runs * JOBS);
+    ensure!(waited > 0, "no dial came before its pod was enrolled");
     Ok(())
 }
 

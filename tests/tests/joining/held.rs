@@ -1,14 +1,20 @@
 //! Held pods, unclassified pods, and agents that do not answer: nothing passes in plaintext, and
 //! all are released or answered again by themselves.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use tests::{
     Net, PORT, Pair, Pod, PodSpec, SHOP,
     agent::{self, Agent, Dirs, SOON},
-    eventually,
+    capture, eventually,
     exec::Place,
     kernel,
     objects::{EXCLUDE_PORTS, MESH, MODE},
@@ -485,33 +491,83 @@ fn a_stuck_agents_dials_are_refused_and_go_on_when_it_does() {
     });
 }
 
-/// What a strict pod dials may be plaintext before an agent first starts, and never after a dial
-/// that was not. Nor is it when an agent starts after one that had other tables in the kernel.
+/// Dials again and again and waits for nothing, a minute at most. Prints when each dial begins, in
+/// seconds, and its port.
+const DIALS: &str = "\
+import collections, socket, sys, time
+dials = collections.deque()
+for _ in range(60_000):
+    dial = socket.socket()
+    dial.setblocking(False)
+    begun = time.time()
+    dial.connect_ex((sys.argv[1], int(sys.argv[2])))
+    print(f'{begun:.6f} {dial.getsockname()[1]}', flush=True)
+    dials.append(dial)
+    if len(dials) > 100:
+        dials.popleft().close()
+    time.sleep(0.001)
+";
+
+/// What a strict pod dials goes past the mesh before an agent first starts, and never again once
+/// that agent has held the pod. Nor does it when an agent starts after one that had other tables in
+/// the kernel.
 #[test]
-fn what_a_strict_pod_dials_is_never_plaintext_again() {
+fn what_a_strict_pod_dials_never_goes_past_the_mesh_again() {
     const STARTS: usize = 3;
-    const SOME: u64 = 50;
     scenario("held-first-start", |net| {
         let nodes = [net.node("node1")?, net.node("node2")?];
         let client = net.pod(&nodes[0], strict_spec("client"))?;
         let server = net.pod(&nodes[1], PodSpec::new(SHOP, "server").label(MESH, "enabled"))?;
         let there = net.agent(&nodes[1])?;
         there.wait_enrolled(&[&server])?;
-        let _service = probe::serve(&server, &ServeSpec::both_families(PORT, Talk::Lines))?;
-        // One dial after the other, so that their order is known.
-        let lines = DialSpec::new(server.at(PORT), Talk::Lines);
-        let spec = DialSpec { workers: 1, pause_ms: 1, timeout_s: 20, ..lines };
-        // Whether each connection on the wire says something in plaintext, during `act`.
-        let plaintext = |act: &mut dyn FnMut() -> Result<()>| -> Result<Vec<bool>> {
+        let service = probe::serve(&server, &ServeSpec::both_families(PORT, Talk::Exchange))?;
+        let (address, port) = (server.v4.to_string(), PORT.to_string());
+        // Runs `start`. Returns when the pod was first seen held, and when the dials began whose
+        // own SYN was on the wire.
+        let record = |start: &mut dyn FnMut() -> Result<()>| -> Result<_> {
             let link = nodes[0].capture()?;
-            let dials = probe::load(&client, &spec)?;
-            dials.wait_more(SOME)?;
-            act()?;
-            dials.wait_more(SOME)?;
-            dials.finish()?;
+            let before = service.conns().len();
+            let dials = client.spawn(["python3", "-c", DIALS, &address, &port])?;
+            eventually(SOON, || {
+                ensure!(service.conns().len() > before, "no dial has come");
+                Ok(())
+            })?;
+            let (done, node) = (AtomicBool::new(false), &nodes[0]);
+            let held = thread::scope(|scope| {
+                let watch = scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let egress = |holds: Vec<String>| {
+                            holds.iter().any(|it| it.ends_with("nm_held_egress"))
+                        };
+                        if kernel::holds(node).is_ok_and(egress) {
+                            return Some(SystemTime::now());
+                        }
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    None
+                });
+                let started = start();
+                done.store(true, Ordering::Relaxed);
+                let held = watch.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                started.map(|()| held)
+            })?;
+            answered(&dial(&client, &server)?)?;
+            let said = dials.stdout();
+            drop(dials);
+            let mut begun: BTreeMap<u16, Vec<SystemTime>> = BTreeMap::new();
+            for line in said.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                let (seconds, port) = line.trim_end().split_once(' ').context("no port")?;
+                let at = UNIX_EPOCH + Duration::from_secs_f64(seconds.parse()?);
+                begun.entry(port.parse()?).or_default().push(at);
+            }
+            // A port may have been used before.
+            let begun = |conn: &capture::Conn| {
+                let of_port = begun.get(&conn.client.port())?.iter();
+                of_port.copied().filter(|begun| *begun <= conn.begun).max()
+            };
             let recording = link.stop()?;
-            let spoken = recording.to(server.at(PORT)).into_iter();
-            Ok(spoken.map(|conn| conn.to_server.starts_with(b"req ")).collect())
+            let own = recording.to(server.at(PORT)).into_iter().filter_map(begun);
+            Ok((held, own.collect::<Vec<_>>()))
         };
         let mut here: Option<Agent> = None;
         for _ in 0..STARTS {
@@ -519,25 +575,26 @@ fn what_a_strict_pod_dials_is_never_plaintext_again() {
                 earlier.stop()?;
                 earlier.cleanup()?;
             }
-            let plain = plaintext(&mut || {
+            let (held, own) = record(&mut || {
                 let agent = net.agent(&nodes[0])?;
                 agent.wait_enrolled(&[&client])?;
                 here = Some(agent);
                 Ok(())
             })?;
-            let closed = plain.iter().position(|plain| !plain).context("all in plaintext")?;
-            ensure!(closed >= 50, "the pod was closed without an agent");
-            ensure!(!plain[closed..].contains(&true), "plaintext after TLS: {plain:?}");
+            let held = held.context("it was never held")?;
+            let late: Vec<_> = own.iter().filter(|begun| **begun > held).collect();
+            ensure!(late.is_empty(), "held at {held:?}, and past the mesh after that: {late:?}");
+            ensure!(!own.is_empty(), "it was closed without an agent");
         }
         let here = here.context("no agent")?;
-        let plain = plaintext(&mut || {
+        let (_, own) = record(&mut || {
             here.kill9()?;
             let layout = kernel::layout(&nodes[0])?;
             std::fs::rename(&layout, layout.with_file_name("v0"))?;
             here.start_again()?;
             here.wait_enrolled(&[&client])
         })?;
-        ensure!(!plain.contains(&true), "plaintext while the layout changed: {plain:?}");
+        ensure!(own.is_empty(), "past the mesh while the layout changed: {own:?}");
         Ok(())
     });
 }

@@ -105,8 +105,6 @@ mod tests {
             source: "10.1.2.3:40000".parse().unwrap(),
             original_destination: "10.96.0.7:80".parse().unwrap(),
             destination_port: NonZeroU16::new(port),
-            source_pod: None,
-            trace_id: None,
             acknowledges_drops: false,
         };
         asked(&open, ([10, 1, 2, 4], to).into()).map_err(|refused| refused.reason)

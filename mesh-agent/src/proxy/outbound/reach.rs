@@ -9,7 +9,7 @@ use std::{
 
 use mesh_api::{Mode, PlaintextReason, Reason, WirePort};
 use mesh_common::{errno, ports};
-use mesh_wire::{Open, Session, SourcePod};
+use mesh_wire::{Open, Session};
 use mesh_world::{DialAs, Dispute, Endpoint, ObjectName, ServicePort, pick};
 
 use super::{ANSWER_TIMEOUT, Dialled};
@@ -174,6 +174,8 @@ async fn reach_one(
         let is_endpoint = target != dialled.to;
         let reason = if is_endpoint || !dialled.was_held {
             PlaintextReason::EndpointNotMeshed
+        } else if mesh.world.load().believed(target.ip()).is_some() {
+            PlaintextReason::PortExcluded
         } else {
             PlaintextReason::NotMeshed
         };
@@ -289,24 +291,21 @@ async fn to_peer(
             source: canonical(dialled.from),
             original_destination: dialled.to,
             destination_port: (by == WirePort::Agents).then_some(port),
-            source_pod: Some(SourcePod {
-                uid: pod.uid.to_string(),
-                namespace: pod.name.namespace.to_string(),
-                name: pod.name.name.to_string(),
-            }),
-            trace_id: None,
             acknowledges_drops: silence::acknowledges_drops(),
         }
     };
     let begun = Instant::now();
-    let mut upstream = mesh.connector().connect(pod, target, open).await?;
+    let connector = mesh.connector();
+    let connected = connector.dial(pod, target).await.map_err(PeerError::from)?;
+    let mut upstream = connector.open(pod, target, connected, open).await?;
     mesh.metrics.handshake_outbound.observe(begun.elapsed().as_secs_f64());
     if by == WirePort::Agents {
         mesh.metrics.by_agents_port.inc();
     }
     if dialled.waits {
         let answered = upstream.session.recv_accepted(tokio::time::Instant::now() + ANSWER_TIMEOUT);
-        answered.await.map_err(PeerError::from)?;
+        let accepted = answered.await.map_err(PeerError::from)?;
+        upstream.acknowledges_drops = Some(accepted.acknowledges_drops);
     }
     Ok(Way::Mesh(upstream, by))
 }

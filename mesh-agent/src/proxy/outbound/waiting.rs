@@ -17,14 +17,14 @@ use std::{
 use mesh_api::Bytes;
 use mesh_common::{
     errno,
-    maps::{DestinationKey, FlowKey, Pending},
+    maps::{FlowKey, Pending},
     ports,
     verdict::Verdict,
 };
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 
-use super::{Dialled, ReachError, Ready, begin, packet, reach_in_turn, record_limit};
+use super::{Dialled, ReachError, Ready, begin, note_reached, packet, reach_in_turn, record_limit};
 use crate::{
     kernel::Question,
     proxy::{Mesh, limits::Admitted, pod::Pod, unless_gone},
@@ -32,8 +32,9 @@ use crate::{
 
 /// How long after its packet was sent again a dial may take to be accepted.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(5);
-/// How often a dial that was refused is looked for in the end.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The longest pause between two looks for a dial that was refused. Something in its pod keeps it
+/// from ending. It counts as a connection until then.
+const LAST_LOOK: Duration = Duration::from_secs(8);
 /// When a dial that was refused is looked for first: as a rule it has ended by then.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 
@@ -187,10 +188,7 @@ async fn serve(waits: &Waits, Pending { named, options, .. }: Pending) {
     let reached = reached.unwrap_or(Err(ReachError::ClientGone));
     match reached {
         Ok(reached) => {
-            let key = DestinationKey::new(question.flow.netns, to.into());
-            if let Err(error) = mesh.kernel.tables().reached.remember(key) {
-                tracing::warn!(pod = %pod.name, %to, %error, "cannot remember that a destination was reached; the next dial waits, too");
-            }
+            note_reached(mesh, pod, to, true);
             let ready = Ready { to, flow, reached, options };
             mesh.waiting.of(question, |dial| dial.ready = Some(ready));
             go_on(waits).await;
@@ -225,8 +223,6 @@ async fn go_on(waits: &Waits) {
 async fn refuse(waits: &Waits, errno: u32) {
     let Question { flow, id, packet } = &waits.question;
     let (packet, to) = (packet.clone(), waits.question.client());
-    // It is no connection any more.
-    waits.mesh.waiting.of(&waits.question, |dial| dial.admitted = None);
     match errno {
         errno::ETIMEDOUT => {}
         errno::EHOSTUNREACH | errno::ENETUNREACH => {
@@ -241,7 +237,7 @@ async fn refuse(waits: &Waits, errno: u32) {
             let mut pause = FIRST_LOOK;
             while let Ok(Some(_)) = noted(&waits.mesh, &waits.question) {
                 sleep(pause).await;
-                pause = LOOK_EVERY;
+                pause = (pause * 2).min(LAST_LOOK);
             }
         }
     }
@@ -253,6 +249,7 @@ async fn send(waits: &Waits, job: impl FnOnce() -> io::Result<()> + Send + 'stat
     let _turn = waits.pod.sockets.acquire().await;
     let sent = waits.pod.netns.run(&waits.mesh.factory, job).await;
     if let Err(error) = sent.map_err(io::Error::other).flatten() {
-        tracing::warn!(pod = %waits.pod.name, %error, "a dial that waits cannot be told at once how it went");
+        // Not louder: the pod's own firewall can bring it about for each dial.
+        tracing::debug!(pod = %waits.pod.name, %error, "a dial that waits cannot be told at once how it went");
     }
 }

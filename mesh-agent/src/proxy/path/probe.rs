@@ -76,11 +76,9 @@ async fn sent_and_seen(
         source: from,
         original_destination: target.on_the_wire(),
         destination_port: None,
-        source_pod: None,
-        trace_id: None,
         acknowledges_drops: false, // nothing is carried
     };
-    let Upstream { mut session, from, lease: _lease } =
+    let Upstream { mut session, from, lease: _lease, .. } =
         connector.open(pod, target, dialled, open).await?;
     session.channel.send(&Frame::Fin)?;
     let accepted = session.recv_accepted(deadline).await?;
@@ -94,14 +92,9 @@ async fn sent_and_seen(
 /// The answer did not reach it.
 pub(in crate::proxy) async fn answer(
     mut session: Session,
-    pod: &Pod,
     from: SocketAddr,
 ) -> Result<(), SessionError> {
-    session.send_accepted(&Accepted {
-        destination_pod_uid: Some(pod.uid.to_string()),
-        seen_source: Some(from),
-        ..Accepted::default()
-    })?;
+    session.send_accepted(&Accepted { seen_source: Some(from), ..Accepted::default() })?;
     session.channel.send(&Frame::Fin)?;
     session.flush().await?;
     // The peer has its answer and closes.

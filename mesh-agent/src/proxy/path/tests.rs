@@ -119,17 +119,17 @@ fn a_failure_that_a_changed_source_explains_makes_the_agent_ask_again() {
 }
 
 #[test]
-fn no_answer_stands_for_a_while_and_for_the_pair_alone() {
+fn no_answer_stands_for_a_while() {
     let mut world = World::new();
     let one = (ip(1), ip(2));
     let unanswered = || Answer::Unanswered(no_answer());
     world.note(one, &unanswered());
     assert_eq!(world.next(one, DOUBTING), "no answer");
     assert!(world.paths.blocked(world.now).is_empty(), "it may be away");
+    assert_eq!(world.next((ip(1), ip(3)), DOUBTING), "ask");
     world.paths.note_reached(&one);
     let problems = world.paths.blocked(world.now);
     assert!(problems.len() == 1 && problems[0].contains("60998: no answer"), "{problems:?}");
-    assert_eq!(world.next((ip(1), ip(3)), DOUBTING), "ask");
     assert_eq!(world.next(one, TRUSTING), "intact", "a strict pod takes nothing but TLS");
     world.now += UNANSWERED_FOR;
     assert_eq!(world.next(one, DOUBTING), "no answer, ask", "and no connection waits for it");
@@ -138,6 +138,22 @@ fn no_answer_stands_for_a_while_and_for_the_pair_alone() {
     assert_eq!(world.paths.blocked(world.now), problems);
     world.note(one, &Answer::Intact);
     assert!(world.paths.blocked(world.now).is_empty());
+}
+
+#[test]
+fn where_questions_are_dropped_no_further_pair_waits_for_an_answer() {
+    let world = World::new();
+    let one = (ip(1), ip(2));
+    world.note(one, &Answer::Unanswered(no_answer()));
+    world.paths.note_reached(&one);
+    // More than are remembered.
+    for last in (0..=255).chain(0..=255) {
+        let more = (ip(1), [10, 1, 1, last].into());
+        assert_ne!(world.next(more, DOUBTING), "ask");
+        assert_eq!(world.next(more, DOUBTING), "no answer", "one asks");
+        world.paths.note_reached(&more);
+    }
+    assert_eq!(world.next((ip(3), ip(2)), DOUBTING), "ask", "another pod's path is another one");
 }
 
 #[test]

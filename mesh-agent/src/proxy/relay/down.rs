@@ -140,6 +140,9 @@ impl Relay<'_> {
                 }
                 Ok(Some(Received::Accepted(accepted))) => {
                     self.down.said = Some(accepted.acknowledges_drops);
+                    if let Some(tell) = self.accepted {
+                        tell(true);
+                    }
                     None
                 }
                 Ok(Some(Received::Reset(code))) => Some(End::ResetByPeer(code)),

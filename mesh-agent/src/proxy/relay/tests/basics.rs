@@ -69,8 +69,7 @@ async fn data_travels_with_open_and_finished_before_the_answer() {
     let server = async {
         let mut session = Session::accept(far, &mesh.server(), soon()).await.unwrap();
         assert_eq!(session.recv_open(soon()).await.unwrap(), sample_open());
-        let accepted =
-            Accepted { destination_pod_uid: Some("u-1".to_owned()), ..Accepted::default() };
+        let accepted = Accepted { acknowledges_drops: true, ..Accepted::default() };
         session.send_accepted(&accepted).unwrap();
         let app = AppStream::new(agent_b).unwrap();
         carry(session, app, &ByteCounts::default(), CarryOptions::default()).await
@@ -168,8 +167,10 @@ async fn a_refusal_reaches_the_application_as_a_reset_and_us_with_its_reason() {
     let (mut a, agent_a) = tcp_pair().await;
     client.send_open(&sample_open()).unwrap();
     let app = AppStream::new(agent_a).unwrap();
-    let refused =
-        Refused { reason: mesh_wire::Refusal::PolicyDenied, text: "shop/deny-all".to_owned() };
+    let refused = mesh_wire::Refused {
+        reason: mesh_wire::Refusal::PolicyDenied,
+        text: "shop/deny-all".to_owned(),
+    };
     let counters = ByteCounts::default();
     let ((), carried, kind) = in_time("the refusal", async {
         tokio::join!(
