@@ -15,7 +15,7 @@ use mesh_common::ABI;
 use nix::sched::{CloneFlags, unshare};
 
 /// The kernel's limit is a million. Ours keeps the programs small enough for older verifiers.
-const MOST_INSTRUCTIONS: u32 = 20_000;
+const MOST_INSTRUCTIONS: u32 = 32_000;
 
 struct PinDir(PathBuf);
 

@@ -152,7 +152,7 @@ fn is_classified(context: &SkBuffContext) -> bool {
 enum FirstPacket {
     /// It begins a connection of the pod with itself.
     ToItself { client: AddrPort },
-    /// It begins a connection from another address.
+    /// It begins a connection between two addresses.
     Connection { client: AddrPort, server: AddrPort },
     /// Unknown: it has headers that a first fragment or an ordinary stack does not send.
     Unknown,

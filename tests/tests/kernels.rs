@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,13 +18,16 @@ use tests::{
     eventually,
     exec::Place,
     flow::spiffe_id,
-    objects::MODE,
+    objects::{MESH, MODE},
     probe::{self, Conn, DialSpec, End, Server, Talk},
     scenario,
 };
 
 /// What must not be readable on the link.
 const SAID: &str = "not to be read on the link";
+
+/// How often a pod other than the client reaches the server.
+const HELD_DIALS: usize = 1;
 
 #[test]
 fn the_life_of_a_mesh() {
@@ -35,12 +39,15 @@ fn the_life_of_a_mesh() {
         pair.join()?;
         attached(&pair)?;
         carried(&pair, &mut service)?;
+        told_the_truth(&pair)?;
+        held_until_enrolled(&pair)?;
         stranger_refused(&pair, &stranger)?;
         taken_over(&pair, &stranger)?;
         let seen = service.conns();
         let client = |conn: &Conn| Some(conn.peer?.ip().to_canonical());
         let is_client = |ip: IpAddr| pair.client.addresses().contains(&ip);
-        ensure!(seen.iter().all(|conn| client(conn).is_some_and(is_client)), "{seen:?}");
+        let foreign = seen.iter().filter(|conn| !client(conn).is_some_and(is_client)).count();
+        ensure!(foreign == HELD_DIALS, "{foreign} of others than the client: {seen:?}");
         cleaned(&pair, &stranger)
     });
 }
@@ -91,6 +98,38 @@ fn carried(pair: &Pair<'_>, service: &mut Server) -> Result<()> {
     Ok(())
 }
 
+/// Where nothing listens, `connect()` itself fails; and a bound source port reaches what it dials.
+fn told_the_truth(pair: &Pair<'_>) -> Result<()> {
+    for _ in 0..2 {
+        let seen = dial(&pair.client, pair.server.at(PORT + 1))?;
+        ensure!(seen.end == End::Refused && !seen.connected, "{seen:?}");
+    }
+    let bound = DialSpec { bind: Some(pair.client.at(5060)), timeout_s: 3, ..say(pair) };
+    answered(&probe::dial(&pair.client, &bound)?)
+}
+
+/// What a strict pod dials before it is enrolled waits until it is.
+fn held_until_enrolled(pair: &Pair<'_>) -> Result<()> {
+    let spec = PodSpec::new("vault", "held").label(MESH, "enabled").annotation(MODE, "strict");
+    let held = pair.net.pod(&pair.nodes[0], spec.starting())?;
+    let agent = &pair.agents[0];
+    agent.wait_state(&held, "held")?;
+    let spec = DialSpec { timeout_s: 30, ..say(pair) };
+    let waited = || Ok::<_, anyhow::Error>(agent.status()?.verdict("redirect_held"));
+    let before = waited()?;
+    thread::scope(|scope| {
+        let dialling = scope.spawn(|| probe::dial(&held, &spec));
+        let waits = eventually(SOON, || {
+            ensure!(waited()? > before, "it does not wait");
+            Ok(())
+        });
+        pair.net.objects().pod_runs(&held)?;
+        let seen = dialling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        waits?;
+        answered(&seen)
+    })
+}
+
 /// A client outside the mesh does not get into the strict pod, and a record tells of it.
 fn stranger_refused(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
     for to in [pair.server.at(PORT), pair.server.at6(PORT)] {
@@ -131,6 +170,10 @@ fn cleaned(pair: &Pair<'_>, stranger: &Pod) -> Result<()> {
         answered(&dial(from, pair.server.at(PORT))?)?;
     }
     Ok(())
+}
+
+fn say(pair: &Pair<'_>) -> DialSpec {
+    DialSpec::say(pair.server.at(PORT), SAID)
 }
 
 fn dial(from: &Place, to: SocketAddr) -> Result<Conn> {

@@ -6,7 +6,7 @@ use crate::workspace::Workspace;
 
 /// A crate of ours, those of ours that it uses, and what it must not pull in, directly or through
 /// others.
-const ARROWS: [(&str, &[&str], &[&str]); 4] = [
+const ARROWS: [(&str, &[&str], &[&str]); 7] = [
     ("mesh-common", &[], &["aya", "tokio", "rustls", "kube", "k8s-openapi", "serde"]),
     ("mesh-api", &["mesh-common"], &["aya", "tokio", "rustls", "kube", "k8s-openapi"]),
     (
@@ -15,6 +15,9 @@ const ARROWS: [(&str, &[&str], &[&str]); 4] = [
         &["aya", "tokio", "rustls", "kube", "k8s-openapi"],
     ),
     ("mesh-wire", &["mesh-api", "mesh-common"], &["aya", "kube", "k8s-openapi"]),
+    ("tests", &["mesh-api", "mesh-common", "mesh-wire"], &["aya", "kube", "k8s-openapi"]),
+    ("xtask", &[], &["aya", "tokio", "rustls", "kube", "k8s-openapi"]),
+    ("fuzz-input", &[], &["aya", "tokio", "rustls", "kube", "k8s-openapi"]),
 ];
 
 /// The names of all crates that a crate's library pulls in, itself aside.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     kernel::KernelError,
-    netns::{Netns, reserve_ports, reserved_ports},
+    netns::{Netns, ReserveError, reserve_ports, reserved_ports},
     proxy::{Listening, Pod},
 };
 
@@ -189,7 +189,7 @@ impl Enroller {
     async fn reserve(&self, netns: &Netns) -> Result<(), EnrolError> {
         let factory = &self.mesh.factory;
         if Saved::read(&self.saved_dir, netns.cookie()).is_none() {
-            let before = netns.run(factory, reserved_ports).await?.map_err(EnrolError::Sysctl)?;
+            let before = netns.run(factory, reserved_ports).await?.map_err(ReserveError::Sysctl)?;
             let (path, cookie) = (netns.path().to_owned(), netns.cookie());
             let saved = Saved { netns: path, cookie, reserved_ports: before };
             saved.write(&self.saved_dir).map_err(EnrolError::Note)?;

@@ -196,9 +196,6 @@ pub enum EnrolError {
     /// The mesh's ports could not be reserved.
     #[error(transparent)]
     Ports(#[from] ReserveError),
-    /// A setting inside the namespace could not be read.
-    #[error("cannot reserve the mesh's ports in the pod's network namespace: {0}")]
-    Sysctl(#[source] std::io::Error),
     /// What was there before could not be written down.
     #[error("cannot keep a note in the runtime directory: {0}")]
     Note(#[source] std::io::Error),
@@ -216,7 +213,7 @@ impl EnrolError {
             Self::Listen(_) => PodCode::NoListener,
             Self::Kernel(_) => PodCode::KernelRefused,
             Self::Ports(ReserveError::TooFewLeft { .. }) => PodCode::NoPortsLeft,
-            Self::Ports(ReserveError::Sysctl(_)) | Self::Sysctl(_) => PodCode::SysctlRefused,
+            Self::Ports(ReserveError::Sysctl(_)) => PodCode::SysctlRefused,
             Self::Note(_) => PodCode::RuntimeDirUnusable,
         }
     }

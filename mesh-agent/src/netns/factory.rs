@@ -4,20 +4,17 @@ use std::{
     fs::File,
     io,
     os::fd::AsFd as _,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{self, TryRecvError},
-    },
+    sync::{Arc, mpsc},
     thread,
 };
 
 use nix::sched::{CloneFlags, setns};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
 /// Threads that make sockets. Each job takes some 10 µs. With two threads, one may wait for a slow
-/// `/proc` write without delaying dials.
+/// `/proc` write, or look at a namespace with many addresses, without delaying dials.
 const THREADS: usize = 2;
 
 type Job = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -29,10 +26,7 @@ struct Request {
 
 /// Runs jobs inside network namespaces, off the data path's threads.
 #[derive(Clone)]
-pub struct Factory {
-    threads: Arc<[mpsc::Sender<Request>]>,
-    next: Arc<AtomicUsize>,
-}
+pub struct Factory(mpsc::Sender<Request>);
 
 /// The threads have ended.
 #[derive(Debug, Error)]
@@ -46,9 +40,14 @@ impl Factory {
     /// The threads could not be started.
     pub fn start() -> io::Result<Self> {
         let home = Arc::new(File::open("/proc/thread-self/ns/net")?);
-        let threads: io::Result<Arc<[_]>> =
-            (0..THREADS).map(|number| start(number, &home)).collect();
-        Ok(Self { threads: threads?, next: Arc::default() })
+        let (requests, queue) = mpsc::channel();
+        let queue = Arc::new(Mutex::new(queue));
+        for number in 0..THREADS {
+            let (home, queue) = (Arc::clone(&home), Arc::clone(&queue));
+            let thread = thread::Builder::new().name(format!("netns-{number}"));
+            thread.spawn(move || work(&queue, &home))?;
+        }
+        Ok(Self(requests))
     }
 
     /// Runs a job inside a namespace and returns what it returned, or why the namespace could not
@@ -69,33 +68,23 @@ impl Factory {
             let result = entered.map(|()| job());
             drop(answer.send(result)); // the caller waits no more: what was made goes
         });
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % THREADS;
-        let thread = self.threads.get(turn).ok_or(FactoryGone)?;
-        thread.send(Request { netns: Arc::clone(netns), job }).map_err(|_gone| FactoryGone)?;
+        self.0.send(Request { netns: Arc::clone(netns), job }).map_err(|_gone| FactoryGone)?;
         answered.await.map_err(|_gone| FactoryGone)
     }
 }
 
-fn start(number: usize, home: &Arc<File>) -> io::Result<mpsc::Sender<Request>> {
-    let (requests, queue) = mpsc::channel();
-    let home = Arc::clone(home);
-    thread::Builder::new().name(format!("netns-{number}")).spawn(move || work(&queue, &home))?;
-    Ok(requests)
-}
-
 /// Does jobs until no caller can ask for one any more. An idle thread returns to the agent's own
 /// namespace first: inside a pod's namespace it would keep the namespace alive after the pod.
-fn work(queue: &mpsc::Receiver<Request>, home: &File) {
+fn work(queue: &Mutex<mpsc::Receiver<Request>>, home: &File) {
     loop {
-        let request = match queue.try_recv() {
-            Err(TryRecvError::Empty) => {
-                if let Err(error) = setns(home.as_fd(), CloneFlags::CLONE_NEWNET) {
-                    tracing::error!(%error, "cannot return to the agent's own network namespace");
-                }
-                queue.recv().ok()
+        // Another idle thread waits with the queue locked.
+        let next = queue.try_lock().and_then(|queue| queue.try_recv().ok());
+        let request = next.or_else(|| {
+            if let Err(error) = setns(home.as_fd(), CloneFlags::CLONE_NEWNET) {
+                tracing::error!(%error, "cannot return to the agent's own network namespace");
             }
-            request => request.ok(),
-        };
+            queue.lock().recv().ok()
+        });
         let Some(Request { netns, job }) = request else {
             return;
         };

@@ -7,6 +7,7 @@
 mod addresses;
 mod factory;
 mod mounted;
+mod netlink;
 mod reserved;
 mod sockets;
 

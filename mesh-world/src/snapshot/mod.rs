@@ -156,11 +156,6 @@ impl Snapshot {
         self.0.by_address.get(&address.to_canonical())
     }
 
-    /// The pod with this UID.
-    pub fn workload_by_uid(&self, uid: &PodUid) -> Option<&Arc<Workload>> {
-        self.0.workloads.get(uid)
-    }
-
     /// How many pods there are, in the mesh or not.
     pub fn workloads(&self) -> usize {
         self.0.workloads.len()

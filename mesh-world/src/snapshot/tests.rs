@@ -163,7 +163,7 @@ fn the_addresses_of_hosts_and_ended_pods_are_not_theirs() {
         "its address is b's, and b is not enrolled"
     );
     assert_eq!(problems(&snapshot), [""; 0]);
-    let ended = snapshot.workload_by_uid(&uid("uid-0-job")).unwrap();
+    let ended = snapshot.0.workloads.get(&uid("uid-0-job")).unwrap();
     assert_eq!(ended.membership, Membership::Disabled(NotEnabledReason::Completed));
 }
 

@@ -2,6 +2,7 @@
 //! xtask/src/runner.rs.
 
 mod attacks;
+mod kills;
 mod races;
 mod scale;
 mod soak;
