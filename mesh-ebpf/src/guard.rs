@@ -6,7 +6,7 @@
 //! The dials of a held pod wait until it is enrolled, once the agent knows its addresses, and are
 //! refused before. The guards refuse only TCP, which is what the mesh carries, and only new
 //! connections. A pod may talk to itself, resolve names over UDP, and keep the connections that it
-//! has. Over IPv6, packets with headers that [`first_packet`] does not read are dropped, too.
+//! has. Over IPv6, packets with headers before that of TCP are dropped, too.
 
 use aya_ebpf::{
     helpers::{
@@ -154,16 +154,20 @@ enum FirstPacket {
     ToItself { client: AddrPort },
     /// It begins a connection between two addresses.
     Connection { client: AddrPort, server: AddrPort },
-    /// Unknown: it has headers that a first fragment or an ordinary stack does not send.
+    /// Unknown: it is cut, or has headers that an ordinary stack does not send with TCP.
     Unknown,
     /// Not for the guards: not TCP, or not the beginning of a connection.
     Other,
 }
 
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
+
+/// Whether a header of IPv6 may stand before that of TCP (RFC 8200 §4.1, 4302, 6275, 5533): hop by
+/// hop, routing, fragment, authentication, destination, mobility, shim.
+fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 140)
+}
 
 /// Reads a packet's headers, from the network layer on (RFC 791, 8200, 9293).
 #[inline(always)]
@@ -181,8 +185,8 @@ fn first_packet(context: &SkBuffContext) -> FirstPacket {
         let Ok(ip) = context.load::<Ipv6>(0) else { return FirstPacket::Unknown };
         match ip.next {
             next if u32::from(next) == TCP => {}
-            UDP | ICMPV6 => return FirstPacket::Other,
-            _ => return FirstPacket::Unknown,
+            next if is_extension(next) => return FirstPacket::Unknown,
+            _ => return FirstPacket::Other,
         }
         (Addr(ip.source), Addr(ip.destination), size_of::<Ipv6>())
     };

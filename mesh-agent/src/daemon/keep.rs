@@ -283,6 +283,9 @@ impl Keeper {
         let passes = &kernel.tables().agent_cgroups;
         let own = passes.content();
         self.log("let the successor dial", passes.put(request.successor, 1));
+        if !request.shares_tables {
+            self.enroller.let_no_dial_wait();
+        }
         let mut is_there = request.listeners.send(self.enroller.listeners()).is_ok();
         while is_there {
             tokio::select! {

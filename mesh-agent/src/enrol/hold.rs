@@ -81,6 +81,13 @@ impl Enroller {
         self.write_held_dialling();
     }
 
+    /// Has the dials of held pods refused from now on, for an agent that takes over and has other
+    /// tables: its programs would let a dial go where it wants that only these tables know.
+    pub fn let_no_dial_wait(&mut self) {
+        self.held_dialling.clear();
+        self.write_held_dialling();
+    }
+
     /// Tells the kernel whose dials wait.
     fn write_held_dialling(&self) {
         let wanted = self.held_dialling.values().map(|known| (known.netns, known.addresses));
@@ -121,8 +128,7 @@ impl Enroller {
 
     /// Holds the pods that must be held by these, and changes nothing else: another agent is about
     /// to take over. Their dials wait if it shares the kernel's tables with this one. Otherwise
-    /// they are refused: its programs know nothing of a pod that only this agent has held, and
-    /// would let a dial go where it wants.
+    /// they are refused: see [`Self::let_no_dial_wait`].
     ///
     /// # Cancel safety
     /// Not cancel safe: run it to its end.

@@ -1,20 +1,20 @@
 //! The addresses of a network namespace (`rtnetlink(7)`).
 
-use std::{collections::BTreeSet, io, net::IpAddr, ops::ControlFlow};
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
 
 use super::netlink::{Netlink, attribute};
 
 /// `ifaddrmsg`, before its attributes.
 const MESSAGE_BYTES: usize = 8;
 
-/// Most addresses of a family that are looked at. A pod can give itself any number of them, and
-/// other pods' sockets are made by the thread that looks. The network plugin's are the first.
-const MOST: usize = 1024;
+/// How long the kernel may take to list those of a family. A pod can give itself any number of
+/// them; enrolment, and a thread that makes other pods' sockets, wait for the list.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The addresses of the current namespace's interfaces. Call inside the namespace.
 ///
 /// # Errors
-/// What the kernel said.
+/// What the kernel said; `TimedOut` if there are too many.
 pub fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
     let mut found = BTreeSet::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -22,12 +22,7 @@ pub fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
         let mut question = [0; MESSAGE_BYTES];
         question[0] = u8::try_from(family).unwrap_or_default();
         netlink.ask(libc::RTM_GETADDR, libc::NLM_F_DUMP, &question)?;
-        let mut left = MOST;
-        netlink.answers(|message| {
-            found.extend(address(message));
-            left -= 1;
-            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        netlink.answers(PATIENCE, |message| found.extend(address(message)))?;
     }
     Ok(found)
 }

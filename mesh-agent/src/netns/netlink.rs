@@ -4,19 +4,20 @@
 //! namespaces.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    ops::ControlFlow,
-    time::Duration,
+    io::{self, Write as _},
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
 };
 
+use nix::sys::socket::{NetlinkAddr, connect, recvfrom};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// `nlmsghdr`.
 pub(super) const HEADER_BYTES: usize = 16;
 /// What the kernel writes at a time; it makes no larger parts for a reader of this size.
 const PART_BYTES: usize = 32 * 1024;
-/// How long the kernel may take for an answer: it computes it while it is asked.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The kernel's own address.
+const KERNEL: u32 = 0;
 
 /// A netlink socket. One question at a time.
 #[derive(Debug)]
@@ -28,14 +29,15 @@ struct Message<'a> {
 }
 
 impl Netlink {
-    /// Of the calling thread's namespace; `protocol` is one of `NETLINK_*`.
+    /// Of the calling thread's namespace; `protocol` is one of `NETLINK_*`. A pod may send to such
+    /// a socket of its namespace. Connected, it takes nothing but what the kernel sends.
     ///
     /// # Errors
     /// What the kernel said.
     pub(super) fn open(protocol: libc::c_int) -> io::Result<Self> {
         let (netlink, protocol) = (Domain::from(libc::AF_NETLINK), Protocol::from(protocol));
         let socket = Socket::new(netlink, Type::RAW.cloexec(), Some(protocol))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        connect(socket.as_raw_fd(), &NetlinkAddr::new(KERNEL, 0))?;
         Ok(Self(socket))
     }
 
@@ -55,25 +57,35 @@ impl Netlink {
         (&self.0).write_all(&message)
     }
 
-    /// Hands over each part of the answer, up to its end or until `each` has enough. Then nothing
-    /// more may be asked: the rest of the answer would come first.
+    /// Hands over each part of the answer, up to its end. The kernel computes it while it is asked,
+    /// and may take `patience` for all of it.
     ///
     /// # Errors
-    /// What the kernel said.
-    pub(super) fn answers(&self, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
+    /// What the kernel said; `TimedOut`. After an error nothing more may be asked: the rest of this
+    /// answer would come first.
+    pub(super) fn answers(
+        &self,
+        patience: Duration,
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
         let mut buffer = vec![0; PART_BYTES];
         loop {
-            let length = (&self.0).read(&mut buffer)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.0.set_read_timeout(Some(left))?;
+            let (length, from) = recvfrom::<NetlinkAddr>(self.0.as_raw_fd(), &mut buffer)?;
+            if from.is_some_and(|from| from.pid() != KERNEL) {
+                continue; // it was sent before the socket was connected
+            }
             let mut rest = buffer.get(..length).unwrap_or_default();
             while let Some(message) = next_message(&mut rest) {
                 match message.kind {
-                    libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR => return acknowledged(message.content),
-                    _ => {
-                        if each(message.content).is_break() {
-                            return Ok(());
-                        }
-                    }
+                    libc::NLMSG_DONE if message.content.is_empty() => return Ok(()),
+                    libc::NLMSG_DONE | libc::NLMSG_ERROR => return acknowledged(message.content),
+                    _ => each(message.content),
                 }
             }
         }
@@ -119,7 +131,21 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{MsgFlags, getsockname, sendto};
+
     use super::*;
+
+    #[test]
+    fn nothing_but_the_kernel_is_heard() {
+        let netlink = Netlink::open(libc::NETLINK_ROUTE).unwrap();
+        let own: NetlinkAddr = getsockname(netlink.0.as_raw_fd()).unwrap();
+        let (domain, protocol) = (Domain::from(libc::AF_NETLINK), libc::NETLINK_ROUTE);
+        let other = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))).unwrap();
+        let forged = [0; HEADER_BYTES];
+        let to = NetlinkAddr::new(own.pid(), 0);
+        let sent = sendto(other.as_raw_fd(), &forged, &to, MsgFlags::empty());
+        assert_eq!(sent, Err(nix::Error::ECONNREFUSED), "root may send, and is not heard");
+    }
 
     #[test]
     fn what_is_cut_or_lies_about_its_length_is_no_message_and_no_attribute() {

@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::ControlFlow,
+    time::Duration,
 };
 
 use super::netlink::{Netlink, attribute, word};
@@ -32,6 +32,9 @@ const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const CLOSE_WAIT: u8 = 8;
 const LISTEN: u8 = 10;
+
+/// How long the kernel may take for a list: it has to look at the sockets of all namespaces.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks for the sockets of one namespace.
 #[derive(Debug)]
@@ -83,10 +86,7 @@ impl SocketList {
             let states = states.iter().fold(0_u32, |all, state| all | 1 << state);
             let family = u8::try_from(family).unwrap_or_default();
             self.0.ask(LIST, libc::NLM_F_DUMP, &request(family, states, &[0; ID_BYTES]))?;
-            self.0.answers(|message| {
-                found.take_in(message);
-                ControlFlow::Continue(())
-            })?;
+            self.0.answers(PATIENCE, |message| found.take_in(message))?;
         }
         Ok(found)
     }
@@ -99,7 +99,7 @@ impl SocketList {
     pub fn reset(&self, socket: &OpenSocket) -> io::Result<()> {
         let request = request(socket.family, u32::MAX, &socket.id);
         self.0.ask(DESTROY, libc::NLM_F_ACK, &request)?;
-        self.0.answers(|_| ControlFlow::Continue(()))
+        self.0.answers(PATIENCE, |_| {})
     }
 }
 

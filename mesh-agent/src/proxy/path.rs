@@ -254,9 +254,13 @@ impl Paths {
                 Next::AskAgain(unanswered.clone())
             }
             None => {
-                let Some(dropped) = known.dropped(pair, &node_path.0) else { return Next::Ask };
-                known.doubt(*pair, Doubt::Unanswered(dropped.clone()), now);
-                Next::AskAgain(dropped)
+                let Some((supposed, at)) = known.supposed(pair, &node_path.0) else {
+                    return Next::Ask;
+                };
+                let is_fresh = fresh(at, UNANSWERED_FOR);
+                let at = if is_fresh { at } else { now }; // one asks
+                known.doubt(*pair, Doubt::Unanswered(supposed.clone()), at);
+                if is_fresh { Next::Unanswered(supposed) } else { Next::AskAgain(supposed) }
             }
         }
     }
@@ -367,17 +371,17 @@ impl KnownPaths {
         }
     }
 
-    /// What is supposed of a new pair, if questions from the same pod to the same node are dropped,
-    /// and connections are not.
-    fn dropped(&self, &(own, target): &Pair, node: &NodeName) -> Option<Unanswered> {
-        let mut doubts = self.pods.get(&own)?.values();
-        let of_node = doubts.find_map(|(doubt, _)| match doubt {
+    /// What is supposed of a new pair, if questions from the same pod to the same node were dropped
+    /// and connections were not; and when one was asked last.
+    fn supposed(&self, &(own, target): &Pair, node: &NodeName) -> Option<(Unanswered, Instant)> {
+        let of_node = self.pods.get(&own)?.values().filter_map(|(doubt, at)| match doubt {
             Doubt::Unanswered(it) if it.is_dropped && it.is_reached && it.node == *node => {
-                Some(it.clone())
+                Some((it, *at))
             }
             _ => None,
-        })?;
-        Some(Unanswered { target, is_reached: false, ..of_node })
+        });
+        let (newest, at) = of_node.max_by_key(|(_, at)| *at)?;
+        Some((Unanswered { target, is_reached: false, ..newest.clone() }, at))
     }
 
     /// Whether the path from one of our pods to a node is known to change the source.

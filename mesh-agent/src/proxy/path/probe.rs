@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, MeshedPeer, SourceChange, Unanswered};
 use crate::proxy::{
-    dial::DialledPeer,
+    dial::{DialError, DialledPeer},
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     upstream::{Connector, Target, Upstream},
@@ -44,7 +44,11 @@ pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) 
     let no_answer = || format!("no answer within {} s", ASK_TIMEOUT.as_secs());
     let dialled = match timeout_at(deadline, connector.dial(pod, target)).await {
         Ok(Ok(dialled)) => dialled,
-        Ok(Err(error)) => return unanswered(true, error.to_string()),
+        Ok(Err(error)) => {
+            let is_dropped =
+                matches!(error, DialError::TimedOut { .. } | DialError::Refused { .. });
+            return unanswered(is_dropped, error.to_string());
+        }
         Err(_elapsed) => return unanswered(true, no_answer()),
     };
     let asking = sent_and_seen(connector, pod, target, dialled, deadline);
