@@ -102,6 +102,8 @@ struct Unanswered {
     is_dropped: bool,
     /// A connection to the application's port has succeeded since.
     is_reached: bool,
+    /// It was not answered after that either: the peer's agent was not just away.
+    is_confirmed: bool,
 }
 
 /// One of our pods, and a pod of the mesh.
@@ -179,10 +181,13 @@ pub(super) async fn judge_again(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedP
     }
 }
 
-/// Notes that a connection to the application's port of a peer has succeeded.
-pub(super) fn note_reached(mesh: &Mesh, pod: &Pod, peer: &MeshedPeer) {
-    if let Some(pair) = pair(pod, peer) {
-        mesh.paths.note_reached(&pair);
+/// Notes that a connection to the application's port of a peer has succeeded. If a question to it
+/// was not answered before, asks once more.
+pub(super) fn note_reached(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer) {
+    if let Some(pair) = pair(pod, peer)
+        && mesh.paths.note_reached(&pair)
+    {
+        ask_meanwhile(mesh, pod, peer, pair);
     }
 }
 
@@ -197,9 +202,7 @@ async fn find_out(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer, trusting:
         Next::Changed(seen) => Some(Answer::Changed(seen)),
         Next::Unanswered(unanswered) => Some(Answer::Unanswered(unanswered)),
         Next::AskAgain(unanswered) => {
-            let (mesh, asking, peer) = (Arc::clone(mesh), Arc::clone(pod), peer.clone());
-            let asked = async move { ask_about(&mesh, &asking, &peer, pair).await };
-            pod.connections.spawn("path", async move { drop(asked.await) });
+            ask_meanwhile(mesh, pod, peer, pair);
             Some(Answer::Unanswered(unanswered))
         }
         Next::Ask => None,
@@ -212,6 +215,13 @@ async fn find_out(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer, trusting:
         return answer;
     }
     ask_about(mesh, pod, peer, pair).await
+}
+
+/// Asks, and no connection waits for the answer.
+fn ask_meanwhile(mesh: &Arc<Mesh>, pod: &Arc<Pod>, peer: &MeshedPeer, pair: Pair) {
+    let (mesh, asking, peer) = (Arc::clone(mesh), Arc::clone(pod), peer.clone());
+    let asked = async move { drop(ask_about(&mesh, &asking, &peer, pair).await) };
+    pod.connections.spawn("path", asked);
 }
 
 /// Asks, and notes the answer.
@@ -282,7 +292,8 @@ impl Paths {
                 known.doubt(pair, Doubt::Changed(seen), now)
             }
             Answer::Unanswered(mut unanswered) => {
-                unanswered.is_reached = known.unanswered(&pair).is_some_and(|it| it.is_reached);
+                let was_reached = known.unanswered(&pair).is_some_and(|it| it.is_reached);
+                (unanswered.is_reached, unanswered.is_confirmed) = (was_reached, was_reached);
                 known.doubt(pair, Doubt::Unanswered(unanswered), now)
             }
         };
@@ -290,10 +301,10 @@ impl Paths {
         !matches!(before, Some((Doubt::Changed(_), _)))
     }
 
-    fn note_reached(&self, pair: &Pair) {
-        if let Some(unanswered) = self.lock().unanswered(pair) {
-            unanswered.is_reached = true;
-        }
+    /// Returns whether a question that was not answered is to be asked again.
+    fn note_reached(&self, pair: &Pair) -> bool {
+        let mut known = self.lock();
+        known.unanswered(pair).is_some_and(|it| !std::mem::replace(&mut it.is_reached, true))
     }
 
     fn suspect(&self, pair: Pair, now: Instant) {
@@ -333,7 +344,7 @@ impl Paths {
         let of_pod = |doubts: &Doubts| {
             let blocked = doubts.values().filter_map(|(doubt, at)| match doubt {
                 Doubt::Unanswered(it)
-                    if it.is_dropped && it.is_reached && now.duration_since(*at) < SHOWN_FOR =>
+                    if it.is_dropped && it.is_confirmed && now.duration_since(*at) < SHOWN_FOR =>
                 {
                     Some(it)
                 }
@@ -375,13 +386,13 @@ impl KnownPaths {
     /// and connections were not; and when one was asked last.
     fn supposed(&self, &(own, target): &Pair, node: &NodeName) -> Option<(Unanswered, Instant)> {
         let of_node = self.pods.get(&own)?.values().filter_map(|(doubt, at)| match doubt {
-            Doubt::Unanswered(it) if it.is_dropped && it.is_reached && it.node == *node => {
+            Doubt::Unanswered(it) if it.is_dropped && it.is_confirmed && it.node == *node => {
                 Some((it, *at))
             }
             _ => None,
         });
         let (newest, at) = of_node.max_by_key(|(_, at)| *at)?;
-        Some((Unanswered { target, is_reached: false, ..newest.clone() }, at))
+        Some((Unanswered { target, ..newest.clone() }, at))
     }
 
     /// Whether the path from one of our pods to a node is known to change the source.

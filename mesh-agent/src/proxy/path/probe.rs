@@ -39,6 +39,7 @@ pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) 
             detail,
             is_dropped,
             is_reached: false,
+            is_confirmed: false,
         })
     };
     let no_answer = || format!("no answer within {} s", ASK_TIMEOUT.as_secs());

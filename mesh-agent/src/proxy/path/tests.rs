@@ -24,6 +24,7 @@ fn no_answer() -> Unanswered {
         detail: "no answer".to_owned(),
         is_dropped: true,
         is_reached: false,
+        is_confirmed: false,
     }
 }
 
@@ -127,7 +128,10 @@ fn no_answer_stands_for_a_while() {
     assert_eq!(world.next(one, DOUBTING), "no answer");
     assert!(world.paths.blocked(world.now).is_empty(), "it may be away");
     assert_eq!(world.next((ip(1), ip(3)), DOUBTING), "ask");
-    world.paths.note_reached(&one);
+    assert!(world.paths.note_reached(&one), "it is asked again");
+    assert!(world.paths.blocked(world.now).is_empty(), "it may have been away");
+    world.note(one, &unanswered());
+    assert!(!world.paths.note_reached(&one), "once");
     let problems = world.paths.blocked(world.now);
     assert!(problems.len() == 1 && problems[0].contains("60998: no answer"), "{problems:?}");
     assert_eq!(world.next(one, TRUSTING), "intact", "a strict pod takes nothing but TLS");
@@ -144,8 +148,10 @@ fn no_answer_stands_for_a_while() {
 fn where_questions_are_dropped_no_further_pair_waits_for_an_answer() {
     let mut world = World::new();
     let one = (ip(1), ip(2));
-    world.note(one, &Answer::Unanswered(no_answer()));
-    world.paths.note_reached(&one);
+    for _ in 0..2 {
+        world.note(one, &Answer::Unanswered(no_answer()));
+        world.paths.note_reached(&one);
+    }
     // More than are remembered.
     let dial_all = |world: &World| {
         let mut asked = 0;
@@ -156,7 +162,7 @@ fn where_questions_are_dropped_no_further_pair_waits_for_an_answer() {
                 "no answer, ask" => asked += 1,
                 other => panic!("{other}"),
             }
-            world.paths.note_reached(&more);
+            asked += usize::from(world.paths.note_reached(&more));
         }
         asked
     };
