@@ -1,14 +1,14 @@
 //! The set-up that most tests begin with: a client on one node, a server on the other, an agent on
 //! each.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{
     Net, Node, Pod, PodSpec,
     agent::{Agent, Dirs},
     exec::Place,
     objects::MODE,
-    probe::{self, ServeSpec, Server, Talk},
+    probe::{self, Client, Conn, DialSpec, End, ServeSpec, Server, Talk},
 };
 
 /// The Kubernetes namespace of both pods.
@@ -16,6 +16,9 @@ pub const SHOP: &str = "shop";
 
 /// The port on which servers of tests listen.
 pub const PORT: u16 = 8080;
+
+/// A source port of the mesh's range, for a [`Pair::prober`] that pretends to be an agent.
+pub const MESH_PORT: u16 = 61_500;
 
 /// Two nodes, two agents, two pods.
 #[derive(Debug)]
@@ -101,6 +104,27 @@ impl<'a> Pair<'a> {
     /// A server in the server's pod, for both families.
     pub fn serve(&self, talk: Talk) -> Result<Server> {
         probe::serve(&self.server, &ServeSpec::both_families(PORT, talk))
+    }
+
+    /// Says a line to the server, of [`Talk::Lines`], and gives it a second to answer.
+    pub fn ask(&self, from: &Place) -> Result<Conn> {
+        let say = DialSpec::say(self.server.at(PORT), "req 1\n");
+        probe::dial(from, &DialSpec { timeout_s: 1, ..say })
+    }
+
+    /// The same, and it must be answered.
+    pub fn is_answered(&self, from: &Place) -> Result<()> {
+        let conn = self.ask(from)?;
+        ensure!((conn.end, &*conn.first) == (End::Fin, "ok 1\\n"), "{conn:?}");
+        Ok(())
+    }
+
+    /// Asks the server in a tight loop, from a port or from any (0), until it is finished.
+    pub fn prober(&self, from: &Pod, port: u16) -> Result<Client> {
+        let bind = Some(from.at(port));
+        let to = self.server.at(PORT);
+        let spec = DialSpec { bind, pause_ms: 0, timeout_s: 1, ..DialSpec::new(to, Talk::Lines) };
+        probe::load(from, &spec)
     }
 
     /// The client's network namespace, but not its cgroup: what runs there is not redirected.

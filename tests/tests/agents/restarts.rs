@@ -12,39 +12,18 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::{
-    Net, PORT, Pair, Pod, PodSpec, SHOP,
+    MESH_PORT, Net, PORT, Pair, Pod, PodSpec, SHOP,
     agent::{Agent, Dirs, SOON},
     eventually,
-    exec::Place,
     flow::Flow,
     kernel::{self, Inventory},
-    probe::{self, Client, Conn, DialSpec, End, ServeSpec, Talk},
+    probe::{self, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
 
-/// A source port of the mesh's range, for a prober that pretends to be an agent.
-const MESH_PORT: u16 = 61_500;
-
-fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
-    probe::dial(from, &DialSpec { timeout_s: 1, ..DialSpec::say(pair.server.at(PORT), "req 1\n") })
-}
-
-fn answered(conn: &Conn) -> Result<()> {
-    ensure!((conn.end, &*conn.first) == (End::Fin, "ok 1\\n"), "{conn:?}");
-    Ok(())
-}
-
-/// Asks the server in a tight loop, until it is finished.
-fn prober(from: &Pod, pair: &Pair<'_>, port: u16) -> Result<Client> {
-    let bind = Some(from.at(port));
-    let to = pair.server.at(PORT);
-    let spec = DialSpec { bind, pause_ms: 0, timeout_s: 1, ..DialSpec::new(to, Talk::Lines) };
-    probe::load(from, &spec)
-}
-
 /// Probes the strict pod all the time while `story` goes on; no probe may be answered.
 fn while_probed(pair: &Pair<'_>, stranger: &Pod, story: impl FnOnce() -> Result<()>) -> Result<()> {
-    let probers = [prober(stranger, pair, 0)?, prober(stranger, pair, MESH_PORT)?];
+    let probers = [pair.prober(stranger, 0)?, pair.prober(stranger, MESH_PORT)?];
     story()?;
     for prober in probers {
         let probed = prober.finish()?;
@@ -57,7 +36,7 @@ fn while_probed(pair: &Pair<'_>, stranger: &Pod, story: impl FnOnce() -> Result<
 fn back_as(pair: &Pair<'_>, before: &Inventory) -> Result<()> {
     pair.agents[1].start_again()?;
     pair.agents[1].wait_enrolled(&[&pair.server])?;
-    eventually(SOON, || answered(&dial(&pair.client, pair)?))?;
+    eventually(SOON, || pair.is_answered(&pair.client))?;
     // What an agent had loaded goes a moment after it.
     eventually(SOON, || {
         let now = Inventory::of(&pair.nodes[1])?;
@@ -98,7 +77,7 @@ fn a_strict_pod_whose_address_is_taken_while_the_agent_is_away_stays_closed() {
     scenario("restarts-taken", |net| {
         let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
-        answered(&dial(&pair.client, &pair)?)?;
+        pair.is_answered(&pair.client)?;
         let agent = &pair.agents[1];
         let all = pair.server.addresses();
         while_probed(&pair, &stranger, || {
@@ -122,7 +101,7 @@ fn a_strict_pod_whose_address_is_taken_while_the_agent_is_away_stays_closed() {
                 }
                 net.objects().remove(THIEF)?;
                 agent.wait_enrolled(&[&pair.server])?;
-                eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+                eventually(SOON, || pair.is_answered(&pair.client))?;
             }
             Ok(())
         })
@@ -134,7 +113,7 @@ fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_t
     scenario("restarts-unlabelled", |net| {
         let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
-        answered(&dial(&pair.client, &pair)?)?;
+        pair.is_answered(&pair.client)?;
         let agent = &pair.agents[1];
         agent.kill9()?;
         // A pod can do this to itself: the next agent finds no place for its listeners.
@@ -151,18 +130,18 @@ fn a_strict_pod_that_cannot_be_enrolled_again_is_closed_as_long_as_it_is_meant_t
         // The pod is no longer meant to be closed.
         net.objects().label_pod(&pair.server, Some("disabled"))?;
         agent.wait_state(&pair.server, "not_enrolled")?;
-        eventually(SOON, || answered(&dial(&stranger, &pair)?))?;
+        eventually(SOON, || pair.is_answered(&stranger))?;
         let reserved = pair.server.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])?;
         ensure!(reserved.success()?.trim().is_empty(), "the ports are still reserved");
         // If it is meant to be closed again, it is not believed to be closed still.
         net.objects().label_pod(&pair.server, None)?;
         agent.wait_state(&pair.server, "held")?;
-        let seen = dial(&stranger, &pair)?;
+        let seen = pair.ask(&stranger)?;
         ensure!(seen.end != End::Fin, "{seen:?}");
         drop(taken);
         agent.wait_enrolled(&[&pair.server])?;
-        eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
-        let seen = dial(&stranger, &pair)?;
+        eventually(SOON, || pair.is_answered(&pair.client))?;
+        let seen = pair.ask(&stranger)?;
         ensure!(seen.end == End::Refused, "{seen:?}");
         Ok(())
     });
@@ -173,7 +152,7 @@ fn what_another_version_pinned_is_replaced_without_a_gap() {
     scenario("restarts-version", |net| {
         let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
-        answered(&dial(&pair.client, &pair)?)?;
+        pair.is_answered(&pair.client)?;
         let before = Inventory::of(&pair.nodes[1])?;
         let ours = kernel::layout(&pair.nodes[1])?;
         while_probed(&pair, &stranger, || {
@@ -196,7 +175,7 @@ fn a_pinned_map_of_another_shape_is_replaced_without_a_gap() {
     scenario("restarts-shape", |net| {
         let (pair, stranger) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
-        answered(&dial(&pair.client, &pair)?)?;
+        pair.is_answered(&pair.client)?;
         let before = Inventory::of(&pair.nodes[1])?;
         let map = kernel::layout(&pair.nodes[1])?.join("maps/LOCAL");
         while_probed(&pair, &stranger, || {
@@ -220,7 +199,7 @@ fn pins_that_are_missing_are_made_again() {
     scenario("restarts-missing", |net| {
         let (pair, _) = Pair::strict(net, &[])?;
         let _service = pair.serve(Talk::Lines)?;
-        answered(&dial(&pair.client, &pair)?)?;
+        pair.is_answered(&pair.client)?;
         let before = Inventory::of(&pair.nodes[1])?;
         let layout = kernel::layout(&pair.nodes[1])?;
         for pin in ["links/nm_connect4", "links/nm_sockops", "maps/PORTS", "maps/ENROLLED"] {
@@ -239,7 +218,7 @@ fn an_agent_of_another_node_is_not_disturbed() {
         let local = net.pod(&pair.nodes[1], PodSpec::new(SHOP, "local"))?;
         pair.join_with(&local)?;
         let _service = pair.serve(Talk::Lines)?;
-        answered(&dial(&local, &pair)?)?;
+        pair.is_answered(&local)?;
         let before = Inventory::of(&pair.nodes[1])?;
         let spec = DialSpec {
             workers: 2,
@@ -285,7 +264,7 @@ fn a_drain_says_what_it_cut() {
         pair.agents[0].stop()?;
         let agent = Agent::start(&pair.nodes[0], Dirs::of(net), &["--drain-seconds", "1"])?;
         agent.wait_enrolled(&[&pair.client])?;
-        eventually(SOON, || answered(&dial(&pair.client, &pair)?))?;
+        eventually(SOON, || pair.is_answered(&pair.client))?;
         let kept = DialSpec {
             keep_alive: true,
             workers: 3,
@@ -341,7 +320,7 @@ fn an_agent_whose_runtime_is_stuck_ends_itself() {
             );
             ensure!(output.stderr.contains("t (tracing stop)"), "{output}");
             agent.start_again()?;
-            eventually(SOON, || answered(&dial(&pair.client, &pair)?))
+            eventually(SOON, || pair.is_answered(&pair.client))
         })?;
         stop.wait(SOON).map(drop)
     });
@@ -399,7 +378,7 @@ fn an_agent_out_of_memory_leaves_strict_pods_closed() {
             let output = agent.wait_output()?;
             ensure!(output.status.signal() == Some(Signal::SIGKILL as i32), "not killed: {output}");
             agent.start_again()?;
-            eventually(SOON, || answered(&dial(&pair.client, &pair)?))
+            eventually(SOON, || pair.is_answered(&pair.client))
         })?;
         sink.stop()?;
         limit.remove()

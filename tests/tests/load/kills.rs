@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
-    PORT, Pair, Pod,
+    MESH_PORT, PORT, Pair,
     agent::{Agent, SOON},
     eventually,
-    exec::Place,
     kernel::{self, Held, Inventory},
-    probe::{self, Client, Conn, DialSpec, End, Talk},
+    probe::{self, DialSpec, Talk},
     scenario,
 };
 
@@ -24,33 +23,13 @@ const KILLS: usize = 10;
 /// reserves.
 const WARMTH_KIB: u64 = 16 * 1024;
 
-/// A source port of the mesh's range, for a prober that pretends to be an agent.
-const MESH_PORT: u16 = 61_500;
-
-fn dial(from: &Place, pair: &Pair<'_>) -> Result<Conn> {
-    probe::dial(from, &DialSpec { timeout_s: 1, ..DialSpec::say(pair.server.at(PORT), "req 1\n") })
-}
-
-fn answered(conn: &Conn) -> Result<()> {
-    ensure!((conn.end, &*conn.first) == (End::Fin, "ok 1\\n"), "{conn:?}");
-    Ok(())
-}
-
-/// Asks the server in a tight loop, until it is finished.
-fn prober(from: &Pod, pair: &Pair<'_>, port: u16) -> Result<Client> {
-    let bind = Some(from.at(port));
-    let to = pair.server.at(PORT);
-    let spec = DialSpec { bind, pause_ms: 0, timeout_s: 1, ..DialSpec::new(to, Talk::Lines) };
-    probe::load(from, &spec)
-}
-
 /// Kills an agent and starts it again; returns how long it took from its start to the first new
 /// connection.
 fn kill_and_time(pair: &Pair<'_>, agent: &Agent) -> Result<Duration> {
     agent.kill9()?;
     agent.launch()?;
     let start = Instant::now();
-    eventually(SOON, || answered(&dial(&pair.client, pair)?)).with_context(|| agent.log())?;
+    eventually(SOON, || pair.is_answered(&pair.client)).with_context(|| agent.log())?;
     Ok(start.elapsed())
 }
 
@@ -92,9 +71,9 @@ fn killed_twenty_times_under_load() {
     scenario("kills", |net| {
         let (pair, stranger) = Pair::strict(net, &[])?;
         let service = pair.serve(Talk::Lines)?;
-        answered(&dial(&pair.client, &pair)?)?;
+        pair.is_answered(&pair.client)?;
         let before = AtRest::of(&pair)?;
-        let probers = [prober(&stranger, &pair, 0)?, prober(&stranger, &pair, MESH_PORT)?];
+        let probers = [pair.prober(&stranger, 0)?, pair.prober(&stranger, MESH_PORT)?];
         let to = pair.server.at(PORT);
         let spec =
             DialSpec { workers: 2, pause_ms: 5, timeout_s: 1, ..DialSpec::new(to, Talk::Lines) };
