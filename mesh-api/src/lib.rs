@@ -27,5 +27,6 @@ pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};
 pub use problem::ProblemFacts;
 pub use request::{Request, Response};
 pub use status::{
-    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, OpenPeer, Status,
+    IdentityFacts, KnowledgeFacts, KnowledgeSource, NodeCounters, NotCarried, OpenPeer,
+    SessionCounters, Status,
 };

@@ -119,11 +119,37 @@ pub struct NodeCounters {
     pub capacity: usize,
     /// Connections that were refused because too many were open, or in their handshakes.
     pub refused_by_limits: u64,
+    /// The TLS sessions that carry connections.
+    #[serde(default)]
+    pub sessions: SessionCounters,
     /// Bytes that the kernel holds for connections that cannot go on.
     #[serde(default)]
     pub socket_memory: usize,
     /// Reports of the kernel's refusals that found their buffer full.
     pub events_lost: u64,
+}
+
+/// TLS sessions with peers' agents. Outbound are those that this node's pods dialled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCounters {
+    /// Sessions that carry nothing and are kept for the next connection.
+    pub kept_outbound: usize,
+    /// The same, inbound.
+    pub kept_inbound: usize,
+    /// How many may be kept, in each direction.
+    pub capacity: usize,
+    /// Handshakes that led to a session.
+    pub handshakes_outbound: u64,
+    /// The same, inbound.
+    pub handshakes_inbound: u64,
+    /// Connections that a kept session carried, without a handshake.
+    pub reused_outbound: u64,
+    /// The same, inbound.
+    pub reused_inbound: u64,
+    /// Kept sessions that could not carry the next connection. Another session did.
+    pub stale: u64,
+    /// Sessions that were closed after their connection because too many were kept.
+    pub not_kept: u64,
 }
 
 /// How old an agent's knowledge of the world is.

@@ -100,6 +100,11 @@ impl Channel {
         self.inbox.at(place)
     }
 
+    /// Whether bytes have been received that are not used yet.
+    pub fn has_received(&self) -> bool {
+        !self.inbox.unused().is_empty()
+    }
+
     /// Room to receive into. Invalidates the places of data handed out before.
     pub fn spare(&mut self, records: usize) -> &mut [u8] {
         self.inbox.spare(records.clamp(1, MAX_RECORDS))

@@ -40,6 +40,7 @@ mod field {
     pub(super) const TEXT: u8 = 0x85;
     pub(super) const SEEN_SOURCE: u8 = 0x86;
     pub(super) const ACKNOWLEDGES_DROPS: u8 = 0x87;
+    pub(super) const KEEPS_SESSION: u8 = 0x88;
 }
 
 /// A frame, as received. DATA borrows its bytes.
@@ -82,6 +83,8 @@ pub struct Accepted {
     /// Whether the sender's kernel acknowledges something even when it drops data for which its
     /// socket has no room (Linux from 6.6 on). Its silence then means that it is gone.
     pub acknowledges_drops: bool,
+    /// Whether the next OPEN may follow on this session.
+    pub keeps_session: bool,
 }
 
 /// Why the destination does not take a connection.
@@ -233,6 +236,9 @@ impl Accepted {
         if self.acknowledges_drops {
             tlv::put(out, field::ACKNOWLEDGES_DROPS, &[]);
         }
+        if self.keeps_session {
+            tlv::put(out, field::KEEPS_SESSION, &[]);
+        }
     }
 
     fn decode(payload: &[u8]) -> Result<Self, FrameError> {
@@ -242,6 +248,7 @@ impl Accepted {
             match kind {
                 field::SEEN_SOURCE => accepted.seen_source = Some(address(kind, value)?),
                 field::ACKNOWLEDGES_DROPS => accepted.acknowledges_drops = flag(kind, value)?,
+                field::KEEPS_SESSION => accepted.keeps_session = flag(kind, value)?,
                 skipped if skipped >= IGNORABLE => {}
                 unknown => return Err(FrameError::UnknownField(unknown)),
             }

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
@@ -27,7 +28,7 @@ use super::state::Role;
 use super::traffic::{KeySchedule, Traffic};
 use crate::identity::SpiffeId;
 use crate::identity::tls::{ALPN, ClientTls, ServerTls};
-use crate::identity::verifier::{PeerRejection, observed, spiffe_id_of};
+use crate::identity::verifier::{PeerRejection, observed, presented};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(super) mod memory;
@@ -43,6 +44,8 @@ const FIRST_BYTES: [u8; 2] = [22, 21];
 pub(super) struct Established {
     pub(super) channel: Channel,
     pub(super) peer: SpiffeId,
+    /// The end of the life of the peer's certificate.
+    pub(super) peer_until: SystemTime,
     pub(super) info: TlsInfo,
 }
 
@@ -279,13 +282,13 @@ impl Handshake {
         let has_alpn = self.common().alpn_protocol() == Some(ALPN);
         let leaf = self.common().peer_certificates().and_then(|chain| chain.first());
         let peer = leaf.ok_or_else(|| internal("no peer certificate")).and_then(|leaf| {
-            spiffe_id_of(leaf).map_err(|e| tls_error(TlsReason::from(&e), e.to_string()))
+            presented(leaf).map_err(|e| tls_error(TlsReason::from(&e), e.to_string()))
         });
         let info = TlsInfo::of(self.common());
         let (secrets, kernel) = self.tls.into_kernel().map_err(|e| judged_by_us(&e, None))?;
         let mut traffic = Traffic::new(kernel, secrets)
             .map_err(|reason| tls_error(reason, "the keys could not be taken over".to_owned()))?;
-        let peer = peer?;
+        let (peer, peer_until) = peer?;
         let info = info.ok_or_else(|| internal("no parameters"))?;
         if !has_alpn {
             // rustls accepts a client that offers no protocol at all.
@@ -295,7 +298,7 @@ impl Handshake {
             return Err(Unfit { error, last: self.outbox });
         }
         let channel = Channel::new(traffic, self.inbox, self.outbox, role);
-        Ok(Established { channel, peer, info })
+        Ok(Established { channel, peer, peer_until, info })
     }
 
     fn common(&self) -> &CommonState {

@@ -1,11 +1,16 @@
 //! A TLS session between two agents. It outlives the application connections that it carries, one
 //! at a time.
 
+use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use rustls::CommonState;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,6 +32,11 @@ pub struct Session {
     own: SpiffeId,
     peer: SpiffeId,
     info: TlsInfo,
+    /// The configuration that it was made with. Only its address is compared, which is no other's
+    /// as long as this reference is there.
+    made_with: Weak<dyn Any + Send + Sync>,
+    /// The end of the life of the peer's certificate.
+    peer_until: SystemTime,
 }
 
 /// What the two sides have agreed on.
@@ -59,7 +69,7 @@ impl Session {
     ) -> Result<Self, HandshakeError> {
         tcp.set_nodelay(true).map_err(HandshakeError::Io)?;
         let established = Box::pin(handshake::connect(&tcp, tls, deadline)).await?;
-        Ok(Self::new(tcp, tls.own(), established))
+        Ok(Self::new(tcp, tls.own(), made_with(&tls.config), established))
     }
 
     /// Makes a session over an accepted socket. The client is authenticated when this returns.
@@ -76,12 +86,18 @@ impl Session {
     ) -> Result<Self, HandshakeError> {
         tcp.set_nodelay(true).map_err(HandshakeError::Io)?;
         let established = Box::pin(handshake::accept(&tcp, tls, deadline)).await?;
-        Ok(Self::new(tcp, tls.own(), established))
+        Ok(Self::new(tcp, tls.own(), made_with(&tls.config), established))
     }
 
-    fn new(tcp: TcpStream, own: &SpiffeId, established: Established) -> Self {
-        let Established { channel, peer, info } = established;
-        Self { tcp, channel: Box::new(channel), own: own.clone(), peer, info }
+    fn new(
+        tcp: TcpStream,
+        own: &SpiffeId,
+        made_with: Weak<dyn Any + Send + Sync>,
+        established: Established,
+    ) -> Self {
+        let Established { channel, peer, peer_until, info } = established;
+        let (channel, own) = (Box::new(channel), own.clone());
+        Self { tcp, channel, own, peer, info, made_with, peer_until }
     }
 
     /// Our own identity in this session.
@@ -112,6 +128,30 @@ impl Session {
     /// Whether no connection is carried, so that the next OPEN may come.
     pub fn is_idle(&self) -> bool {
         self.channel.is_idle()
+    }
+
+    /// Whether a handshake of the client would show and expect the same now: the same certificate
+    /// of ours under the same anchors, both sides' certificates in date, and the same peer.
+    pub fn matches_client(&self, now: &ClientTls) -> bool {
+        now.is_valid() && self.matches(&now.config)
+    }
+
+    /// As [`Session::matches_client`], for the side that accepted.
+    pub fn matches_server(&self, now: &ServerTls) -> bool {
+        now.is_valid() && self.matches(&now.config)
+    }
+
+    fn matches<C>(&self, config: &Arc<C>) -> bool {
+        std::ptr::addr_eq(self.made_with.as_ptr(), Arc::as_ptr(config))
+            && SystemTime::now() < self.peer_until
+    }
+
+    /// Whether nothing has come on an idle session: an end is the only thing that may. Asks the
+    /// kernel and waits for nothing.
+    pub fn is_quiet(&self) -> bool {
+        let nothing = SockRef::from(&self.tcp).peek(&mut [MaybeUninit::uninit()]);
+        let is_quiet = nothing.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        is_quiet && !self.channel.has_received() && self.channel.pending().is_empty()
     }
 
     /// Seals OPEN, to be written with what follows or by [`Session::flush`]. Wait for the answer
@@ -189,8 +229,8 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until an idle session ends, for any reason that [`SessionError`] has. A pool awaits
-    /// this beside its own time limits.
+    /// Waits until an idle session ends, for any reason that [`SessionError`] has. A pool asks with
+    /// [`Session::is_quiet`].
     ///
     /// # Cancel safety
     /// Safe: the session can be used afterwards.
@@ -209,6 +249,14 @@ impl Session {
     pub async fn close(mut self) {
         self.channel.close();
         last_words(&self.tcp, self.channel.pending()).await;
+    }
+
+    /// Closes an idle session of the client's side without a wait. Nothing can be on its way from
+    /// the server that a reset would destroy.
+    pub fn close_at_once(mut self) {
+        self.channel.close();
+        // If it is not written, the server finds the end without it.
+        self.tcp.try_write(self.channel.pending()).ok();
     }
 
     async fn recv(&mut self, deadline: Instant) -> Result<Received, SessionError> {
@@ -316,6 +364,11 @@ impl TlsInfo {
             key_exchange: state.negotiated_key_exchange_group()?.name().as_str()?,
         })
     }
+}
+
+fn made_with<C: Any + Send + Sync>(config: &Arc<C>) -> Weak<dyn Any + Send + Sync> {
+    let made_with: Weak<C> = Arc::downgrade(config);
+    made_with
 }
 
 /// Turns a failed read into an error. A reset means that the peer's agent died or something on the

@@ -133,12 +133,36 @@ pub struct Counters {
     /// say.
     #[serde(default)]
     pub by_agents_port: u64,
+    /// The TLS sessions with other pods' agents; none from an earlier agent, which does not say.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// How many pods were judged while following the world.
     pub judged: u64,
     /// Entries of the kernel's tables of addresses and ports that were written or removed.
     pub table_writes: u64,
     /// Reports of the kernel's refusals that found their buffer full.
     pub events_lost: u64,
+}
+
+/// TLS sessions. Outbound are those that the node's pods dialled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct Sessions {
+    /// Kept for the next connection.
+    pub kept_outbound: usize,
+    /// The same, inbound.
+    pub kept_inbound: usize,
+    /// Handshakes.
+    pub handshakes_outbound: u64,
+    /// The same, inbound.
+    pub handshakes_inbound: u64,
+    /// Connections that a kept session carried.
+    pub reused_outbound: u64,
+    /// The same, inbound.
+    pub reused_inbound: u64,
+    /// Kept sessions that could not carry the next connection.
+    pub stale: u64,
+    /// Sessions for which there was no room.
+    pub not_kept: u64,
 }
 
 /// Something that is wrong.

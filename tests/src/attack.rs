@@ -168,7 +168,8 @@ pub struct Times {
 pub struct Usage {
     /// Its memory.
     pub rss_kib: u64,
-    /// Its open descriptors, the connection that asks for the rest included.
+    /// Its open descriptors, the connection that asks for the rest included, those of sessions that
+    /// are kept for the next connection not.
     pub descriptors: usize,
     /// Open connections that it has records of.
     pub open: u64,
@@ -186,13 +187,17 @@ impl Usage {
         let counter = |name: &str| {
             status["counters"][name].as_u64().with_context(|| format!("no {name} in {status}"))
         };
+        let sessions = &status["counters"]["sessions"];
+        let kept = ["kept_outbound", "kept_inbound"].iter().filter_map(|it| sessions[it].as_u64());
+        let kept: u64 = kept.sum();
         let pid = status["pid"].as_u64().context("no pid")?;
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         let memory = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let rss = memory.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let rss = rss.and_then(|rss| rss.split_whitespace().next()).context("no VmRSS")?;
         Ok(Self {
             rss_kib: rss.parse()?,
-            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            descriptors: descriptors.saturating_sub(usize::try_from(kept)?),
             open: counter("open")?,
             refused: counter("refused_by_limits")?,
             pid,

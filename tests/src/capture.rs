@@ -48,6 +48,7 @@ pub struct Capture {
 pub struct Recording {
     frames: Vec<Frame>,
     conns: Vec<Conn>,
+    older: Vec<Conn>,
 }
 
 impl Capture {
@@ -104,8 +105,10 @@ impl Capture {
 impl Recording {
     fn read(file: &[u8]) -> Result<Self> {
         let frames = pcap::frames(file)?;
-        let conns = tcp::connections(&frames);
-        Ok(Self { frames, conns })
+        let all = tcp::connections(&frames).into_iter();
+        let (mut older, conns): (Vec<_>, _) = all.partition(|conn| conn.is_older);
+        older.retain(|conn| !(conn.to_server.is_empty() && conn.to_client.is_empty()));
+        Ok(Self { frames, conns, older })
     }
 
     /// Whether these bytes occur in any frame or, across frames, in any direction of any
@@ -113,22 +116,31 @@ impl Recording {
     pub fn contains(&self, marker: &str) -> bool {
         let marker = marker.as_bytes();
         self.frames.iter().any(|frame| find(&frame.bytes, marker))
-            || self.conns.iter().any(|c| find(&c.to_server, marker) || find(&c.to_client, marker))
+            || self.streams().any(|stream| find(stream, marker))
     }
 
     /// The bytes around an occurrence of `marker`, for people.
     pub fn quote(&self, marker: &str) -> Option<String> {
-        let streams = self.conns.iter().flat_map(|c| [&c.to_server, &c.to_client]);
-        let bytes = streams.into_iter().find(|stream| find(stream, marker.as_bytes()))?;
+        let bytes = self.streams().find(|stream| find(stream, marker.as_bytes()))?;
         Some(String::from_utf8_lossy(bytes).into_owned())
     }
 
-    /// All TCP connections, oldest first.
+    fn streams(&self) -> impl Iterator<Item = &[u8]> {
+        let all = self.conns.iter().chain(&self.older);
+        all.flat_map(|conn| [&*conn.to_server, &*conn.to_client])
+    }
+
+    /// The TCP connections that had begun before, and on which something was sent.
+    pub fn older(&self) -> &[Conn] {
+        &self.older
+    }
+
+    /// All TCP connections that began, oldest first.
     pub fn connections(&self) -> &[Conn] {
         &self.conns
     }
 
-    /// The connections to this address and port.
+    /// The connections to this address and port that began.
     pub fn to(&self, server: SocketAddr) -> Vec<&Conn> {
         self.conns.iter().filter(|conn| conn.server == server).collect()
     }

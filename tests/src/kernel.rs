@@ -80,13 +80,15 @@ pub fn lookups_in(pod: &Pod) -> Result<usize> {
     Ok(links.as_array().into_iter().flatten().filter(here).count())
 }
 
-/// What a running agent holds.
+/// What a running agent holds, without the sessions that it keeps for the next connections.
 pub fn held(agent: &Agent) -> Result<Held> {
+    let sessions = agent.status()?.counters.sessions;
+    let kept = sessions.kept_outbound + sessions.kept_inbound;
     let process = Path::new("/proc").join(agent.pid()?.to_string());
     let status = fs::read_to_string(process.join("status"))?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = resident.and_then(|rest| rest.split_whitespace().next()).context("no VmRSS")?;
-    let descriptors = fs::read_dir(process.join("fd"))?.count();
+    let descriptors = fs::read_dir(process.join("fd"))?.count().saturating_sub(kept);
     Ok(Held { descriptors, resident_kib: kib.parse()? })
 }
 

@@ -4,7 +4,7 @@
 //! Files appear and change atomically (written beside the directory, then renamed into it).
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     fmt::{self, Display, Write as _},
     fs,
@@ -36,6 +36,8 @@ pub struct Objects {
     dir: PathBuf,
     namespaces: RefCell<BTreeMap<String, Meta>>,
     pods: RefCell<BTreeMap<String, PodObject>>,
+    /// How many UIDs pods have got.
+    uids: Cell<usize>,
 }
 
 /// Labels and annotations.
@@ -73,7 +75,8 @@ impl Objects {
     pub(crate) fn new(tag: &Tag) -> Result<Self> {
         let dir = tag.dir().join("source");
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, namespaces: RefCell::default(), pods: RefCell::default() })
+        let (namespaces, pods) = (RefCell::default(), RefCell::default());
+        Ok(Self { dir, namespaces, pods, uids: Cell::new(0) })
     }
 
     /// The directory, for `--source`.
@@ -200,7 +203,8 @@ impl Objects {
 
     /// A UID that no pod has yet.
     pub(crate) fn new_uid(&self) -> String {
-        let number = self.pods.borrow().len() + 1;
+        let number = self.uids.get() + 1;
+        self.uids.set(number);
         format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id())
     }
 

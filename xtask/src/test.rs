@@ -60,7 +60,7 @@ const MAX_NOT_RUN: usize = 3;
 /// How many tests a whole run has at least. There were 735 when this was written. It is below
 /// that by less than a test program or a module has that could get lost unseen: one that is not
 /// built any more, that no file names, or that the runner passes over. Raise it as tests come.
-const LEAST_RUN: u32 = 720;
+const LEAST_RUN: u32 = 740;
 
 fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::here();

@@ -164,6 +164,7 @@ impl AdminContext {
                 open: mesh.flows.open(),
                 capacity: mesh.limits.capacity(),
                 refused_by_limits: mesh.metrics.refused_by_limits.get(),
+                sessions: mesh.sessions(),
                 socket_memory: mesh.socket_memory().0,
                 events_lost: tables.events_lost(),
             },

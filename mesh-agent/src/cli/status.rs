@@ -47,6 +47,13 @@ fn print(status: &mesh_api::Status) -> anyhow::Result<()> {
         "connections carried: {} outbound, {} inbound, {} open; pods of other nodes in the mesh: {}",
         counters.accepted_outbound, counters.accepted_inbound, counters.open, status.remote_peers
     ))?;
+    let sessions = &counters.sessions;
+    print_line(&format!(
+        "TLS sessions: {} handshakes, {} connections without one, {} sessions kept",
+        sessions.handshakes_outbound + sessions.handshakes_inbound,
+        sessions.reused_outbound + sessions.reused_inbound,
+        sessions.kept_outbound + sessions.kept_inbound
+    ))?;
     if let Some(as_of) = status.knowledge.as_of {
         let from = match status.knowledge.from {
             KnowledgeSource::Disk => ", from an earlier agent's file",

@@ -62,7 +62,7 @@ pub(super) async fn is_being_removed(
 /// Lets open connections end; cuts and logs those that are still open at the deadline. New ones go
 /// to the successor, or the kernel refuses them once the listeners are gone: strict stays closed.
 pub(super) async fn drain(deadline: Duration, serving: &Tasks, flows: &FlowStore) {
-    let open = serving.running();
+    let open = flows.open();
     tracing::info!(open, ?deadline, "draining; programs, maps and the announcement stay in force");
     if timeout(deadline, serving.wait()).await.is_err() {
         let sentence = format!(

@@ -125,6 +125,7 @@ impl Enroller {
         self.generation += 1;
         let (settings, generation) = (settings.clone(), self.generation);
         let member = Member { settings, since: None, generation, ..leaving };
+        member.pod.give_up_sessions();
         if let Err(error) = self.take_addresses(&member) {
             self.release(&member);
             self.leave_closed(&member.pod);

@@ -56,7 +56,7 @@ impl Enroller {
             code,
             reason,
             netns: known.map(|enrolled| enrolled.pod.netns.cookie()),
-            connections: known.map_or(0, |enrolled| enrolled.pod.connections.running()),
+            connections: known.map_or(0, |enrolled| enrolled.pod.open_connections()),
             plaintext: PlaintextFacts::default(), // filled in when a client asks
         }
     }

@@ -153,6 +153,15 @@ fn of_status(status: &Status) -> prometheus::Result<Registry> {
         ("nodemesh_connections_capacity", "How many the agent carries at most."),
         signed(counters.capacity),
     )?;
+    page.gauge(
+        (
+            "nodemesh_sessions_kept",
+            "TLS sessions that carry nothing and are kept for the next connection: outbound dialled by this node's pods, inbound dialled to them.",
+        ),
+        "direction",
+        [("outbound", counters.sessions.kept_outbound), ("inbound", counters.sessions.kept_inbound)]
+            .map(|(direction, kept)| (direction, signed(kept))),
+    )?;
     page.number(
         (
             "nodemesh_socket_memory_bytes",

@@ -71,6 +71,13 @@ impl Factory {
         self.0.send(Request { netns: Arc::clone(netns), job }).map_err(|_gone| FactoryGone)?;
         answered.await.map_err(|_gone| FactoryGone)
     }
+
+    /// Runs a job that nothing waits for, and tells it whether the namespace was entered. Dropped
+    /// if the threads are gone.
+    pub fn run_later(&self, netns: &Arc<File>, job: impl FnOnce(bool) + Send + 'static) {
+        let job: Job = Box::new(move |entered| job(entered.is_ok()));
+        self.0.send(Request { netns: Arc::clone(netns), job }).ok();
+    }
 }
 
 /// Does jobs until no caller can ask for one any more. An idle thread returns to the agent's own

@@ -134,6 +134,12 @@ impl Netns {
         let entered = factory.run(&self.file, job).await?;
         entered.map_err(|source| NetnsError::Enter { path: self.path.to_path_buf(), source })
     }
+
+    /// Runs a short job on one of the factory's threads, which tells it whether it has entered the
+    /// namespace. Waits for nothing; if the threads are gone, the job is dropped.
+    pub fn run_later(&self, factory: &Factory, job: impl FnOnce(bool) + Send + 'static) {
+        factory.run_later(&self.file, job);
+    }
 }
 
 impl AsFd for Netns {

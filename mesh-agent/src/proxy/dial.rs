@@ -16,10 +16,7 @@ use mesh_common::{
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     pod::Pod,
@@ -35,7 +32,7 @@ use crate::{
 
 /// How long a peer's node may take to answer a SYN: three retransmissions (1 + 2 + 4 s). A dial
 /// that waits in `connect()` is tried again with its next SYN.
-const PEER_TIMEOUT: Duration = Duration::from_secs(7);
+pub(super) const PEER_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// How long an application may take: as long as the SYN of its client would be repeated by default
 /// (`tcp_syn_retries`, 131 s). One that is too busy to accept drops SYNs for a while.
@@ -253,8 +250,10 @@ pub(super) async fn application(
     for _ in 0..BIND_ATTEMPTS {
         // If all of them are in use, an ephemeral port is better than none.
         let lease = pod.source_ports.lease_for_leg(to);
-        let socket = socket(factory, pod, to.ip(), lease.is_some()).await?;
-        socket.set_tcp_mss(APP_MSS).map_err(DialError::Socket)?;
+        let socket = leg_socket(factory, pod, to.ip()).await?;
+        if lease.is_none() {
+            socket.set_reuse_address(false).map_err(DialError::Socket)?;
+        }
         let port = lease.as_ref().map_or(0, |lease| lease.port);
         match socket.bind(&SocketAddr::new(to.ip(), port).into()) {
             Ok(()) => {}
@@ -277,7 +276,7 @@ pub(super) async fn application(
             }
             Err(error) => return Err(error),
             Ok(stream) => {
-                let stream = AppStream::new(stream).map_err(DialError::Socket)?;
+                let stream = AppStream::prepared(stream);
                 return Ok(Leg { stream, held: LegHeld { _note: note, _port: lease } });
             }
         }
@@ -324,16 +323,43 @@ async fn socket(
     like: IpAddr,
     reuse: bool,
 ) -> Result<Socket, DialError> {
+    let domain = domain(like);
+    in_pod(factory, pod, move || make(domain, reuse)).await
+}
+
+async fn in_pod(
+    factory: &Factory,
+    pod: &Pod,
+    make: impl FnOnce() -> io::Result<Socket> + Send + 'static,
+) -> Result<Socket, DialError> {
     // The factory is FIFO, so cap each pod's queued requests.
     let _turn = pod.sockets.acquire().await;
-    let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    pod.netns.run(factory, move || make(domain, reuse)).await?.map_err(DialError::Socket)
+    pod.netns.run(factory, make).await?.map_err(DialError::Socket)
+}
+
+async fn leg_socket(factory: &Factory, pod: &Pod, like: IpAddr) -> Result<Socket, DialError> {
+    let domain = domain(like);
+    match pod.stock.take(domain, &pod.netns, factory, &pod.busy) {
+        Some(ready) => Ok(ready),
+        None => in_pod(factory, pod, move || make_leg(domain)).await,
+    }
+}
+
+fn domain(like: IpAddr) -> Domain {
+    if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }
+}
+
+/// A socket for a connection to an application, which an [`AppStream`] takes as it is.
+pub(super) fn make_leg(domain: Domain) -> io::Result<Socket> {
+    let socket = make(domain, true)?;
+    socket.set_tcp_mss(APP_MSS)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(socket)
 }
 
 fn make(domain: Domain, reuse: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&silence::keepalive(DialOptions::default()))?;
     socket.set_tcp_notsent_lowat(SEND_AHEAD)?;
     socket.set_reuse_address(reuse)?;
     // Urgent data is a byte of the stream: without this, it would be lost to one that does not ask
@@ -352,11 +378,36 @@ fn set_class(socket: &Socket, options: DialOptions, is_v4: bool) -> io::Result<(
 }
 
 async fn connect(socket: Socket, to: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {
-    let socket = TcpSocket::from_std_stream(socket.into());
-    match timeout(limit, socket.connect(to)).await {
-        Ok(connected) => connected.map_err(|error| DialError::of(to, error)),
+    let is_connected = start(&socket, to).map_err(|error| DialError::of(to, error))?;
+    let stream = TcpStream::from_std(socket.into()).map_err(DialError::Socket)?;
+    if is_connected {
+        return Ok(stream);
+    }
+    match timeout(limit, stream.writable()).await {
+        Ok(Ok(())) => match stream.take_error() {
+            Ok(None) => Ok(stream),
+            Ok(Some(error)) | Err(error) => Err(DialError::of(to, error)),
+        },
+        Ok(Err(error)) => Err(DialError::of(to, error)),
         Err(_elapsed) => Err(DialError::TimedOut { to }),
     }
+}
+
+/// Begins to connect. Returns whether that is done. A connection within the pod is made while the
+/// first call lasts, but only the next one says so.
+fn start(socket: &Socket, to: SocketAddr) -> io::Result<bool> {
+    for _ in 0..2 {
+        match socket.connect(&to.into()) {
+            Ok(()) => return Ok(true),
+            Err(error) if is_under_way(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY))
 }
 
 /// Ends a connection with a reset instead of a clean end of stream.

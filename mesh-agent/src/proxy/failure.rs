@@ -20,7 +20,7 @@ pub(super) enum Failed {
     Client,
     /// The peer, or the network on the way to it.
     Peer {
-        /// Whether the connection may be brought to another endpoint, or over another session.
+        /// Whether the connection may be brought to another endpoint.
         retry: Retry,
         /// The errno that the network would have given.
         errno: u32,
@@ -36,9 +36,6 @@ pub(super) enum Retry {
     /// Yes: it is known at once that this endpoint does not take the connection, and no application
     /// has seen anything of it.
     Yes,
-    /// Only if the session had carried connections before. It was closed while OPEN was on its way,
-    /// and OPEN was not read. A new session that is closed refuses everything.
-    IfReused,
 }
 
 impl Failed {
@@ -69,17 +66,6 @@ impl Failed {
     }
 }
 
-impl Retry {
-    /// Whether it is safe. `is_reused`: the session had carried connections before.
-    pub(super) const fn is_safe(self, is_reused: bool) -> bool {
-        match self {
-            Self::No => false,
-            Self::Yes => true,
-            Self::IfReused => is_reused,
-        }
-    }
-}
-
 impl From<&DialError> for Failed {
     fn from(error: &DialError) -> Self {
         match error {
@@ -104,7 +90,6 @@ impl From<&PeerError> for Failed {
             PeerError::Dial(error) => Self::from(error),
             PeerError::Config(_) => Self::Us,
             PeerError::Session(SessionError::Refused(refused)) => refused.reason.into(),
-            PeerError::Session(SessionError::Closed) => Self::peer(Retry::IfReused),
             PeerError::Handshake(_) | PeerError::Session(_) => Self::peer(Retry::No),
         }
     }
@@ -155,7 +140,7 @@ mod tests {
             (Failed::from(&DialError::Socket(io::ErrorKind::Other.into())), Retry::No),
             (Failed::from(&PeerError::Handshake(HandshakeError::PeerClosed)), Retry::No),
             (Failed::from(&PeerError::Session(SessionError::Truncated)), Retry::No),
-            (Failed::from(&PeerError::Session(SessionError::Closed)), Retry::IfReused),
+            (Failed::from(&PeerError::Session(SessionError::Closed)), Retry::No),
             (Failed::from(Refusal::Draining), Retry::Yes),
             (Failed::from(Refusal::PolicyDenied), Retry::No),
             (Failed::Us, Retry::No),
@@ -163,8 +148,6 @@ mod tests {
         ] {
             assert_eq!(failed.retry(), retry, "{failed:?}");
         }
-        assert!(!Retry::IfReused.is_safe(false) && Retry::IfReused.is_safe(true));
-        assert!(Retry::Yes.is_safe(false) && !Retry::No.is_safe(true));
     }
 
     #[test]

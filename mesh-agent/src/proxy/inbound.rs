@@ -11,19 +11,17 @@ use std::{
 
 use mesh_api::{Bytes, Direction, PlaintextReason, Reason, WirePort};
 use mesh_common::{maps::DialOptions, ports, verdict::Verdict};
-use mesh_wire::{Accepted, Refusal, Refused, Session, SessionError};
+use mesh_wire::{Accepted, Open, Refusal, Refused, Session, SessionError};
 use mesh_world::Peer;
 use socket2::SockRef;
-use tokio::{
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::{net::TcpStream, time::sleep};
 
 use self::open::Asked;
 use super::{
     Mesh,
     dial::{self, DialError, Leg, LegEnds},
     ended,
+    kept::{self, Birth},
     limits::{Admitted, HandshakeSlot, LimitReached},
     look::{Looks, PEER_SILENCE, SILENCE, look},
     path,
@@ -44,9 +42,6 @@ use crate::{
 /// made the slowest requests of other clients take three times as long.
 const FAILED_REST: Duration = Duration::from_secs(1);
 
-/// How long a peer may take to close a session after its connection has ended.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Resets a connection for which there is no room, and records it.
 pub(super) fn refuse(
     mesh: &Mesh,
@@ -59,6 +54,16 @@ pub(super) fn refuse(
         return; // reset before we came
     };
     dial::reset(stream);
+    record_limit(mesh, pod, (client, server), reached);
+}
+
+/// Records that there was no room for a connection.
+fn record_limit(
+    mesh: &Mesh,
+    pod: &Pod,
+    (client, server): (SocketAddr, SocketAddr),
+    reached: LimitReached,
+) {
     let (direction, outcome) = (Direction::Inbound, reached.reason().into());
     let (netns, verdict) = (pod.netns.cookie(), Verdict::InboundMesh);
     mesh.flows.refuse(
@@ -74,8 +79,7 @@ pub(super) fn refuse(
 /// A connection as it arrived.
 struct Arrival {
     stream: TcpStream,
-    from: SocketAddr,
-    to: SocketAddr,
+    ends: SessionEnds,
     admitted: Admitted,
 }
 
@@ -94,16 +98,10 @@ pub(super) async fn serve(
         Ok(slot) => slot,
         Err(reached) => return refuse(&mesh, &pod, stream, from, reached),
     };
-    let arrival = Arrival { stream, from, to, admitted };
-    let is_agents_port = to.port() == ports::AGENTS;
-    let verdict = if is_agents_port { Verdict::InboundAgentsPort } else { Verdict::InboundMesh };
-    let begin = || {
-        let (mut client, mut server) = (Party::at(from), Party::at(to));
-        mesh.name(&mut client);
-        server.pod = Some(pod.name.clone());
-        mesh.flows.begin(pod.netns.cookie(), Direction::Inbound, client, server, verdict)
-    };
-    if is_agents_port {
+    let ends = SessionEnds { from, to };
+    let arrival = Arrival { stream, ends, admitted };
+    let begin = || ends.begin(&mesh, &pod);
+    if ends.wire_port() == WirePort::Agents {
         return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;
     }
     mesh.metrics.accepted_inbound.inc();
@@ -165,26 +163,57 @@ fn client_gone(error: &std::io::Error) -> Ended {
     Ended::new(Reason::ClientGone, sentence)
 }
 
-async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlot, mut flow: Flow) {
-    let Arrival { stream, from, to, mut admitted } = arrival;
+/// The addresses of a session.
+#[derive(Clone, Copy)]
+struct SessionEnds {
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+/// A connection that a peer's agent asks for, and the session that is to carry it.
+struct AskedFor {
+    session: Session,
+    open: Open,
+    admitted: Admitted,
+    flow: Flow,
+}
+
+impl SessionEnds {
+    fn wire_port(self) -> WirePort {
+        if self.to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application }
+    }
+
+    fn begin(self, mesh: &Mesh, pod: &Pod) -> Flow {
+        let verdict = match self.wire_port() {
+            WirePort::Agents => Verdict::InboundAgentsPort,
+            WirePort::Application => Verdict::InboundMesh,
+        };
+        let (mut client, mut server) = (Party::at(self.from), Party::at(self.to));
+        mesh.name(&mut client);
+        server.pod = Some(pod.name.clone());
+        mesh.flows.begin(pod.netns.cookie(), Direction::Inbound, client, server, verdict)
+    }
+
+    fn note_session(self, flow: &Flow, session: &Session) {
+        flow.note(|record| {
+            record.security = Security::Mtls(session.tls(), self.wire_port());
+            record.client.identity = Some(session.peer_identity().clone());
+            record.server.identity = Some(session.own_identity().clone());
+        });
+    }
+}
+
+async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlot, flow: Flow) {
+    let Arrival { stream, ends, admitted } = arrival;
     // From here on TLS ends the connection itself, and a slow reader gets all data.
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
         return flow.end(client_gone(&error), Bytes::default());
     }
-    let claim = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(from.ip()) };
-    let wire_port =
-        if to.port() == ports::AGENTS { WirePort::Agents } else { WirePort::Application };
-    let authenticated = |session: &Session| {
-        flow.note(|record| {
-            record.security = Security::Mtls(session.tls(), wire_port);
-            record.client.identity = Some(session.peer_identity().clone());
-            record.server.identity = Some(session.own_identity().clone());
-        });
-    };
-    let begun = Instant::now();
-    let accepted = mesh.acceptor().accept(pod, claim, stream, authenticated).await;
-    let took = begun.elapsed();
-    let (mut session, open) = match accepted {
+    let claim = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(ends.from.ip()) };
+    let (birth, begun) = (pod.birth(), Instant::now());
+    let authenticated = |session: &Session| ends.note_session(&flow, session);
+    let accepting = Box::pin(mesh.acceptor().accept(pod, claim, stream, authenticated));
+    let (session, open) = match accepting.await {
         Ok(accepted) => accepted,
         Err(error) => {
             let ended = Ended::new(error.reason(), error.to_string()).with_fault(error.fault());
@@ -196,27 +225,62 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         }
     };
     drop(slot);
-    let to = match open::asked(&open, to) {
-        Ok(Asked::Application(to)) => to,
-        Ok(Asked::Seen) => {
-            return match path::answer(session, from).await {
-                Ok(()) => flow.forget(),
-                Err(error) => flow.end(session_ended(&error), Bytes::default()),
-            };
-        }
-        Err(refused) => return refuse_open(session, refused, flow).await,
-    };
-    mesh.metrics.handshake_inbound.observe(took.as_secs_f64());
-    if wire_port == WirePort::Agents {
+    if open::asked(&open, ends.to) == Ok(Asked::Seen) {
+        return match Box::pin(path::answer(session, ends.from)).await {
+            Ok(()) => flow.forget(),
+            Err(error) => flow.end(session_ended(&error), Bytes::default()),
+        };
+    }
+    mesh.metrics.handshake_inbound.observe(begun.elapsed().as_secs_f64());
+    if ends.wire_port() == WirePort::Agents {
         mesh.metrics.accepted_inbound.inc();
     }
-    let identity = |namespace: &str, account: &str| mesh.identity(namespace, account);
-    let proven = session.peer_identity();
-    let client = open::client(&mesh.world.load(), identity, open.source, from, proven);
-    let client = match client {
-        Ok(client) => client,
-        Err(refused) => return refuse_open(session, refused, flow).await,
+    let mut asked_for = Some(AskedFor { session, open, admitted, flow });
+    while let Some(asked) = asked_for {
+        let carried = Box::pin(carry(mesh, pod, ends, asked)).await;
+        let Some((idle, admitted)) = carried else { return };
+        asked_for = Box::pin(next(mesh, pod, ends, birth, idle, admitted)).await;
+    }
+}
+
+/// The application that OPEN asks for, and the client that it is shown.
+///
+/// # Errors
+/// No such connection is made; tell the peer.
+fn judge(
+    mesh: &Mesh,
+    ends: SessionEnds,
+    session: &Session,
+    open: &Open,
+) -> Result<LegEnds, Refused> {
+    let Asked::Application(application) = open::asked(open, ends.to)? else {
+        let text = "a question about the path, after a connection".to_owned();
+        return Err(Refused { reason: Refusal::WrongDestination, text });
     };
+    let identity = |namespace: &str, account: &str| mesh.identity(namespace, account);
+    let (proven, world) = (session.peer_identity(), mesh.world.load());
+    let client = open::client(&world, identity, open.source, ends.from, proven)?;
+    Ok(LegEnds { application, client })
+}
+
+/// Carries a connection to its end. Returns the session, if it may carry the next one, and the
+/// connection's place.
+async fn carry(
+    mesh: &Mesh,
+    pod: &Pod,
+    ends: SessionEnds,
+    asked: AskedFor,
+) -> Option<(Session, Admitted)> {
+    let AskedFor { mut session, open, mut admitted, mut flow } = asked;
+    let from = ends.from;
+    let leg_ends = match judge(mesh, ends, &session, &open) {
+        Ok(leg_ends) => leg_ends,
+        Err(refused) => {
+            refuse_open(session, refused, flow).await;
+            return None;
+        }
+    };
+    let LegEnds { application: to, client } = leg_ends;
     flow.note(|record| {
         let identity = record.client.identity.take();
         record.client = Party { identity, ..Party::at(client) };
@@ -229,23 +293,28 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
     {
         let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
         drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
-        return flow.end(limited(reached), Bytes::default());
+        flow.end(limited(reached), Bytes::default());
+        return None;
     }
-    let ends = LegEnds { application: to, client };
-    let leg = dial_application(mesh, pod, ends, &session.tcp, |peer| peer.has_closed).await;
+    let leg = dial_application(mesh, pod, leg_ends, &session.tcp, |peer| peer.has_closed).await;
     let Leg { stream: app, held: _held } = match leg {
         Some(Ok(leg)) => leg,
-        None => return flow.end(client_gave_up(), Bytes::default()),
+        None => {
+            flow.end(client_gave_up(), Bytes::default());
+            return None;
+        }
         Some(Err(error)) => {
             let reason = refusal(&error);
             drop(session.refuse(Refused { reason, text: error.to_string() }).await);
-            return flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
+            flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
+            return None;
         }
     };
     let acknowledges_drops = silence::acknowledges_drops();
-    let accepted = Accepted { acknowledges_drops, ..Accepted::default() };
+    let accepted = Accepted { acknowledges_drops, keeps_session: true, ..Accepted::default() };
     if let Err(error) = session.send_accepted(&accepted) {
-        return flow.end(session_ended(&error), Bytes::default());
+        flow.end(session_ended(&error), Bytes::default());
+        return None;
     }
     let counters = counted(&mut flow);
     let options = CarryOptions {
@@ -258,9 +327,58 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         ended(&carried.end),
         Bytes { sent: counters.from_peer(), received: counters.to_peer() },
     );
-    // A session carries one connection for now: the peer closes it, and nothing else may come.
-    if let Some(mut session) = carried.session {
-        drop(timeout(CLOSE_TIMEOUT, session.ended()).await);
+    carried.session.map(|session| (session, admitted))
+}
+
+/// Keeps a session until the peer's agent asks for the next connection. `None` if it ends instead:
+/// after a while, when the pod accepts nothing more, or when there is no room. It is closed as well
+/// if it is not what a new one would be, although it has been asked: the peer's agent then asks
+/// on a new one. The place of the last connection is given back once there is one among the kept.
+async fn next(
+    mesh: &Mesh,
+    pod: &Pod,
+    ends: SessionEnds,
+    birth: Birth,
+    mut session: Session,
+    last: Admitted,
+) -> Option<AskedFor> {
+    let client = mesh.client(ends.from.ip());
+    let Ok(room) = mesh.kept_inbound.admit(&pod.kept_inbound, Some(client)) else {
+        session.close().await;
+        return None;
+    };
+    drop(last);
+    let over = tokio::time::Instant::now() + kept::IDLE_TIME_OF_SERVER;
+    let stopped = pod.accepting.stopped();
+    let open = match stopped.run_until_cancelled(session.recv_open(over)).await {
+        Some(Ok(open)) => open,
+        Some(Err(SessionError::TimedOut)) | None => {
+            session.close().await;
+            return None;
+        }
+        Some(Err(_)) => return None, // the peer has closed it, or it is broken
+    };
+    let now = mesh.tls.server(&pod.identity);
+    let is_as_new = pod.may_reuse(birth) && now.is_ok_and(|now| session.matches_server(&now));
+    if stopped.is_cancelled() || !is_as_new {
+        session.close().await;
+        return None;
+    }
+    match mesh.limits.admit(&pod.inbound, Some(client)) {
+        Ok(admitted) => {
+            drop(room);
+            mesh.metrics.accepted_inbound.inc();
+            mesh.metrics.reused_inbound.inc();
+            let flow = ends.begin(mesh, pod);
+            ends.note_session(&flow, &session);
+            Some(AskedFor { session, open, admitted, flow })
+        }
+        Err(reached) => {
+            record_limit(mesh, pod, (ends.from, ends.to), reached);
+            let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
+            drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
+            None
+        }
     }
 }
 
@@ -330,7 +448,8 @@ async fn perhaps_plaintext(
     mut looks: Looks,
     mut flow: Flow,
 ) {
-    let ends = LegEnds { application: arrival.to, client: arrival.from };
+    let SessionEnds { from, to } = arrival.ends;
+    let ends = LegEnds { application: to, client: from };
     let leg = dial_application(mesh, pod, ends, &arrival.stream, |client| client.has_reset).await;
     let leg = match leg {
         Some(Ok(leg)) => leg,
@@ -362,10 +481,7 @@ async fn perhaps_plaintext(
     if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive) {
         return flow.end(client_gone(&error), Bytes::default());
     }
-    let client = match AppStream::new(stream) {
-        Ok(client) => client,
-        Err(error) => return flow.end(client_gone(&error), Bytes::default()),
-    };
+    let client = AppStream::prepared(stream);
     flow.note(|record| {
         record.security = Security::Plaintext(PlaintextReason::ClientNotMeshed);
     });

@@ -33,6 +33,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::stock::READY_ON_NODE;
 use crate::client_key::ClientKey;
 
 /// Connections at once, at most, however many descriptors there are. With some 64 KiB of buffers
@@ -40,12 +41,18 @@ use crate::client_key::ClientKey;
 const MAX_CONNECTIONS: usize = 16_384;
 
 /// Descriptors that are not for connections: six listeners and a namespace for each of 110 pods,
-/// the kernel's maps and links, files, the admin socket, and connections that are accepted only to
-/// be reset.
-const RESERVED_DESCRIPTORS: usize = 1_024;
+/// the kernel's maps and links, files, the admin socket, connections that are accepted only to be
+/// reset, and sockets that are ready for connections.
+const RESERVED_DESCRIPTORS: usize = 1_024 + READY_ON_NODE;
 
 /// One to the application, one to the peer.
 const DESCRIPTORS_PER_CONNECTION: usize = 2;
+
+/// For so many connections at once, one session is kept in each direction. It has one descriptor.
+const CONNECTIONS_PER_KEPT: usize = 8;
+
+/// Descriptors of so many connections and their two kept sessions.
+const DESCRIPTORS_PER_GROUP: usize = CONNECTIONS_PER_KEPT * DESCRIPTORS_PER_CONNECTION + 2;
 
 /// Fewer are of no use, whatever the descriptor limit.
 const MIN_CONNECTIONS: usize = 64;
@@ -132,14 +139,25 @@ impl LimitReached {
 /// How many connections this many descriptors are enough for.
 pub fn capacity_of(descriptors: u64) -> usize {
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-    let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    let descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS);
+    let connections = descriptors / DESCRIPTORS_PER_GROUP * CONNECTIONS_PER_KEPT;
     connections.clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
+}
+
+/// How many sessions may be kept in either direction, beside so many connections.
+pub(super) const fn kept_capacity_of(connections: usize) -> usize {
+    connections / CONNECTIONS_PER_KEPT
 }
 
 impl Limits {
     /// Limits for this many connections at once. `refused` counts those that are refused.
     pub(super) fn new(capacity: usize, refused: IntCounter) -> Self {
         Self { capacity, open: AtomicUsize::default(), refused }
+    }
+
+    /// How many there are.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// How many connections there may be at once.
@@ -175,6 +193,11 @@ impl Limits {
 }
 
 impl Account {
+    /// How many there are.
+    pub(super) fn open(&self) -> usize {
+        self.lock().open
+    }
+
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.lock()
     }
@@ -433,7 +456,7 @@ mod tests {
 
     #[test]
     fn descriptors_are_shared_between_connections_and_the_rest() {
-        assert_eq!(capacity_of(20_000), 9_488);
+        assert_eq!(capacity_of(20_000), 8_200);
         assert_eq!(capacity_of(1_024), MIN_CONNECTIONS);
         assert_eq!(capacity_of(u64::MAX), MAX_CONNECTIONS);
     }

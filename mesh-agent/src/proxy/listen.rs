@@ -59,6 +59,9 @@ const REMAKE_PAUSE: Duration = Duration::from_secs(1);
 /// dials wait for it.
 const GONE_PAUSE: Duration = Duration::from_millis(1);
 
+/// How often kept sessions and sockets made ahead are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// Why a pod has no listeners.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -145,6 +148,7 @@ impl Listening {
             };
             pod.accepting.spawn(name, accept(Arc::clone(mesh), Arc::clone(pod), post));
         }
+        pod.accepting.spawn("upkeep", upkeep(Arc::clone(pod)));
         mesh.waiting.add(pod);
         Ok(Steered(keys))
     }
@@ -276,6 +280,30 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Closes what the pod keeps ready for its connections, in time; all of it when the pod accepts no
+/// more connections.
+fn upkeep(pod: Arc<Pod>) -> impl Future<Output = ()> {
+    let close = CloseOnDrop(pod); // also if the task never runs
+    async move {
+        let CloseOnDrop(pod) = &close;
+        loop {
+            pod.busy.notified().await;
+            while pod.kept.sweep() | pod.stock.sweep() {
+                sleep(SWEEP_EVERY).await;
+            }
+        }
+    }
+}
+
+struct CloseOnDrop(Arc<Pod>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.kept.close();
+        self.0.stock.close();
+    }
+}
+
 async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
     let (direction, mut listener) = (post.key.direction, post.listener.load_full());
     let mut may_be_made_anew = Instant::now();
@@ -297,19 +325,21 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
         match listener.accept().await {
             Ok((stream, from)) if direction == OUTBOUND => {
                 mesh.metrics.accepted_outbound.inc();
-                let Ok(app) = AppStream::new(stream) else { continue };
+                let app = AppStream::prepared(stream);
                 if outbound::is_gone(&app) {
                     drop(app);
                     sleep(GONE_PAUSE).await;
                     continue;
                 }
-                match outbound::admit(&mesh, &pod, &app, from) {
-                    Ok(admitted) => pod.connections.spawn(
-                        "outbound",
-                        outbound::serve(Arc::clone(&mesh), Arc::clone(&pod), app, from, admitted),
-                    ),
+                let dial = outbound::dial_of(&pod, app.tcp(), from);
+                match outbound::admit(&mesh, &pod, dial.as_ref()) {
+                    Ok(admitted) => {
+                        let (mesh, of) = (Arc::clone(&mesh), Arc::clone(&pod));
+                        let serving = outbound::serve(mesh, of, app, (from, dial), admitted);
+                        pod.connections.spawn("outbound", serving);
+                    }
                     // Dropped, it is reset.
-                    Err(reached) => outbound::refuse(&mesh, &pod, &app, from, reached),
+                    Err(reached) => outbound::refuse(&mesh, &pod, from, dial.as_ref(), reached),
                 }
             }
             // Its filter lets nothing in.

@@ -24,6 +24,14 @@ pub struct Metrics {
     pub by_agents_port: IntCounter,
     /// Connections for which there was no room.
     pub refused_by_limits: IntCounter,
+    /// Connections of pods that a kept session carried.
+    pub(super) reused_outbound: IntCounter,
+    /// Connections for pods that a kept session carried.
+    pub(super) reused_inbound: IntCounter,
+    /// Kept sessions that could not be used when a connection came.
+    pub(super) sessions_stale: IntCounter,
+    /// Sessions for which there was no room when they had nothing to carry.
+    pub(super) sessions_not_kept: IntCounter,
     /// Seconds from a dial to a session with the peer's agent.
     pub(super) handshake_outbound: Histogram,
     /// Seconds from a ClientHello to the OPEN of the peer's agent.
@@ -60,9 +68,25 @@ impl Metrics {
         )?;
         let handshakes = register_histogram_vec_with_registry!(
             "nodemesh_handshake_duration_seconds",
-            "Time until each connection over mutual TLS was established: outbound from the agent's dial until the peer has proven its identity, inbound from the ClientHello until the peer's agent has said what it asks for.",
+            "Time until each session over mutual TLS was established: outbound from the agent's dial until the peer has proven its identity, inbound from the ClientHello until the peer's agent has said what it asks for.",
             &["direction"],
             HANDSHAKE_BUCKETS.to_vec(),
+            registry
+        )?;
+        let reused = register_int_counter_vec_with_registry!(
+            "nodemesh_sessions_reused_total",
+            "Connections over mutual TLS that a kept session carried, without a dial and a handshake: outbound from this node's pods, inbound for them.",
+            &["direction"],
+            registry
+        )?;
+        let sessions_stale = register_int_counter_with_registry!(
+            "nodemesh_sessions_stale_total",
+            "Kept sessions of this node's pods that could not carry the next connection, because they had ended or are not as they would be made now. Another session carried it.",
+            registry
+        )?;
+        let sessions_not_kept = register_int_counter_with_registry!(
+            "nodemesh_sessions_not_kept_total",
+            "Sessions that were closed after their connection, because too many were kept: on this node, of one pod, of one client or to one destination.",
             registry
         )?;
         Ok(Self {
@@ -72,6 +96,10 @@ impl Metrics {
             bytes_received: bytes.with_label_values(&["received"]),
             by_agents_port,
             refused_by_limits,
+            reused_outbound: reused.with_label_values(&["outbound"]),
+            reused_inbound: reused.with_label_values(&["inbound"]),
+            sessions_stale,
+            sessions_not_kept,
             handshake_outbound: handshakes.with_label_values(&["outbound"]),
             handshake_inbound: handshakes.with_label_values(&["inbound"]),
         })

@@ -9,6 +9,7 @@ mod dial;
 mod downstream;
 mod failure;
 mod inbound;
+mod kept;
 mod limits;
 mod listen;
 mod load;
@@ -24,6 +25,7 @@ pub mod relay;
 mod silence;
 mod socket_memory;
 mod source_ports;
+mod stock;
 mod turns;
 mod upstream;
 
@@ -43,13 +45,14 @@ pub(crate) use outbound::answer;
 pub use pod::Pod;
 use tokio::time::timeout;
 
-use mesh_api::Bytes;
+use mesh_api::{Bytes, SessionCounters};
 use mesh_wire::identity::{SpiffeId, TlsConfigs, TrustDomain};
 use mesh_world::{ObjectName, Peer, Snapshot};
 
 use self::{
     affinity::Affinities,
     downstream::Acceptor,
+    limits::kept_capacity_of,
     load::Load,
     lost::Lost,
     memory::Spare,
@@ -87,6 +90,10 @@ pub struct Mesh {
     pub counters: Counters,
     /// What all pods together may have open.
     pub limits: Arc<Limits>,
+    /// What all pods together may keep: sessions that they dialled.
+    kept_outbound: Arc<Limits>,
+    /// What all pods together may keep: sessions that others dialled.
+    kept_inbound: Arc<Limits>,
     load: Load,
     affinities: Affinities,
     turns: Turns,
@@ -126,6 +133,8 @@ impl Mesh {
         metrics: Metrics,
     ) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let kept =
+            || Arc::new(Limits::new(kept_capacity_of(capacity), metrics.sessions_not_kept.clone()));
         Self {
             kernel,
             world: ArcSwap::from_pointee(Snapshot::default()),
@@ -134,6 +143,8 @@ impl Mesh {
             factory,
             flows,
             limits: Arc::new(Limits::new(capacity, metrics.refused_by_limits.clone())),
+            kept_outbound: kept(),
+            kept_inbound: kept(),
             metrics,
             counters: Counters::default(),
             load: Load::default(),
@@ -196,6 +207,22 @@ impl Mesh {
         let sockets =
             Meter::new(&self.socket_memory, &pod.name, &pod.socket_memory, silence).into();
         relay::Memory { records, sockets }
+    }
+
+    /// The sessions with peers' agents, in numbers.
+    pub fn sessions(&self) -> SessionCounters {
+        let Metrics { handshake_outbound, handshake_inbound, .. } = &self.metrics;
+        SessionCounters {
+            kept_outbound: self.kept_outbound.open(),
+            kept_inbound: self.kept_inbound.open(),
+            capacity: self.kept_outbound.capacity(),
+            handshakes_outbound: handshake_outbound.get_sample_count(),
+            handshakes_inbound: handshake_inbound.get_sample_count(),
+            reused_outbound: self.metrics.reused_outbound.get(),
+            reused_inbound: self.metrics.reused_inbound.get(),
+            stale: self.metrics.sessions_stale.get(),
+            not_kept: self.metrics.sessions_not_kept.get(),
+        }
     }
 
     /// Memory that the kernel holds for sockets of connections that cannot go on, and its limit, in

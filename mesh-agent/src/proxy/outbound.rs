@@ -12,17 +12,21 @@ use mesh_common::{
     maps::{DestinationKey, DialOptions, FlowKey, Pending},
     verdict::Verdict,
 };
+use mesh_wire::SessionError;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
-use self::reach::{ReachError, Reached, Way, reach};
+use self::reach::{ReachError, Reached, Way, begin_again, reach};
 pub(super) use self::waiting::Waiting;
 pub(crate) use self::waiting::answer;
 use super::{
-    Mesh, ended,
+    Mesh,
+    dial::PEER_TIMEOUT,
+    ended,
+    kept::{self, Reuse, ToPeer},
     limits::{Admitted, LimitReached},
     pod::Pod,
-    relay::{self, AppStream, ByteCounts, CarryOptions},
+    relay::{self, AppStream, ByteCounts, CarryOptions, FirstData},
     silence::Silence,
     turns::TurnOwner,
     upstream::Upstream,
@@ -32,6 +36,11 @@ use crate::flows::{self, Ended, Flow, Party};
 /// How long a peer's agent may take to answer OPEN. Longer than its kernel takes to find out that
 /// its application does not answer (`tcp_syn_retries`, 131 s).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(140);
+
+/// A session that has carried more to the server than this is not kept: both sides may have ended
+/// while the server's application has not read everything, and the next connection would wait
+/// behind it. So much fits into the buffer of any application's socket.
+const MOST_BYTES_BEHIND: u64 = 32 * 1024;
 
 /// Whether the application has reset its connection and left nothing to read. Checked early, so
 /// that a pod that only dials and resets costs little.
@@ -55,15 +64,14 @@ async fn gone(app: &AppStream) {
 pub(super) fn admit(
     mesh: &Mesh,
     pod: &Pod,
-    app: &AppStream,
-    from: SocketAddr,
+    dial: Option<&FlowKey>,
 ) -> Result<Admitted, LimitReached> {
-    let waited = dial_of(pod, app.tcp(), from).and_then(|flow| mesh.waiting.take_admitted(&flow));
+    let waited = dial.and_then(|dial| mesh.waiting.take_admitted(dial));
     waited.map_or_else(|| mesh.limits.admit(&pod.outbound, None), Ok)
 }
 
-/// The dial of an accepted connection, as the dialling socket sees it.
-fn dial_of(pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<FlowKey> {
+/// The dial of an accepted connection, as the dialling socket sees it. `None` if it is gone.
+pub(super) fn dial_of(pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<FlowKey> {
     Some(pod.flow_key(from, app.local_addr().ok()?))
 }
 
@@ -72,12 +80,12 @@ fn dial_of(pod: &Pod, app: &TcpStream, from: SocketAddr) -> Option<FlowKey> {
 pub(super) fn refuse(
     mesh: &Mesh,
     pod: &Pod,
-    app: &AppStream,
     client: SocketAddr,
+    dial: Option<&FlowKey>,
     reached: LimitReached,
 ) {
-    let original = original_destination(mesh, pod, app.tcp(), client);
-    let server = original.map_or(client, |(_, original)| original.named.endpoint.into());
+    let original = original_destination(mesh, pod, dial);
+    let server = original.map_or(client, |original| original.named.endpoint.into());
     record_limit(mesh, pod, (client, server), Verdict::OutboundSteered, reached);
 }
 
@@ -106,17 +114,17 @@ pub(super) async fn serve(
     mesh: Arc<Mesh>,
     pod: Arc<Pod>,
     app: AppStream,
-    from: SocketAddr,
+    (from, dial): (SocketAddr, Option<FlowKey>),
     _admitted: Admitted,
 ) {
-    let original = original_destination(&mesh, &pod, app.tcp(), from);
-    if let Some((key, original)) = &original
-        && let Some(reached) = mesh.waiting.take(key, original.id)
+    let original = original_destination(&mesh, &pod, dial.as_ref());
+    if let (Some(dial), Some(original)) = (&dial, &original)
+        && let Some(reached) = mesh.waiting.take(dial, original.id)
     {
         return Box::pin(carry(&mesh, &pod, app, reached)).await;
     }
-    let options = original.map_or_else(DialOptions::default, |(_, original)| original.options);
-    let named = original.map(|(_, original)| original.named);
+    let options = original.map_or_else(DialOptions::default, |original| original.options);
+    let named = original.map(|original| original.named);
     let to = named.map_or(from, |named| SocketAddr::from(named.endpoint));
     let verdict = named.and_then(|named| Verdict::from_number(named.verdict));
     let flow = begin(&mesh, &pod, (from, to), verdict.unwrap_or(Verdict::OutboundSteered));
@@ -134,7 +142,7 @@ pub(super) async fn serve(
     };
     match reached {
         Ok(reached) => {
-            let ready = Ready { to, flow, reached, options };
+            let ready = Ready { dialled, flow, reached };
             Box::pin(carry(&mesh, &pod, app, ready)).await;
         }
         Err(error) => {
@@ -159,8 +167,11 @@ async fn reach_in_turn(
     dialled: Dialled,
     flow: &Flow,
 ) -> Result<Reached, ReachError> {
-    let owner = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(dialled.to.ip()) };
-    mesh.turns.run(owner, reach(mesh, pod, dialled, flow)).await
+    mesh.turns.run(turn_owner(mesh, pod, dialled), reach(mesh, pod, dialled, flow)).await
+}
+
+fn turn_owner(mesh: &Mesh, pod: &Pod, dialled: Dialled) -> TurnOwner {
+    TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(dialled.to.ip()) }
 }
 
 /// The addresses of the application's dial.
@@ -179,24 +190,19 @@ struct Dialled {
 
 /// A dial whose destination is reached.
 struct Ready {
-    to: SocketAddr,
+    dialled: Dialled,
     flow: Flow,
     reached: Reached,
-    options: DialOptions,
 }
 
 /// Asks the kernel what the application dialled. If the kernel does not know, the connection is
 /// reset and never guessed at: the application may have given up before the agent came.
-fn original_destination(
-    mesh: &Mesh,
-    pod: &Pod,
-    app: &TcpStream,
-    from: SocketAddr,
-) -> Option<(FlowKey, Pending)> {
-    let flow = dial_of(pod, app, from)?;
-    match mesh.kernel.tables().take_pending(&flow) {
-        Ok(Some(pending)) => Some((flow, pending)),
+fn original_destination(mesh: &Mesh, pod: &Pod, dial: Option<&FlowKey>) -> Option<Pending> {
+    let dial = dial?;
+    match mesh.kernel.tables().take_pending(dial) {
+        Ok(Some(pending)) => Some(pending),
         Ok(None) => {
+            let from = dial.local_port;
             tracing::debug!(pod = %pod.name, %from, "a redirected connection whose destination the kernel does not know; reset");
             None
         }
@@ -207,34 +213,95 @@ fn original_destination(
     }
 }
 
-async fn carry(mesh: &Mesh, pod: &Pod, app: AppStream, ready: Ready) {
-    let Ready { to, mut flow, reached, options } = ready;
+async fn carry(mesh: &Arc<Mesh>, pod: &Arc<Pod>, app: AppStream, ready: Ready) {
+    let Ready { dialled, mut flow, reached } = ready;
     let counters = Arc::new(ByteCounts::default());
     let counted = Arc::clone(&counters);
-    flow.measure(move || Bytes { sent: counted.to_peer(), received: counted.from_peer() });
-    let mut idle = None;
+    let bytes = move || Bytes { sent: counted.to_peer(), received: counted.from_peer() };
+    flow.measure(bytes.clone());
     let Reached { way, _counted: _open } = reached;
-    let ended = match way {
-        Way::Mesh(upstream, by) => {
-            let Upstream { session, lease: _lease, acknowledges_drops, .. } = upstream;
-            let answer_by = Some(Instant::now() + ANSWER_TIMEOUT);
-            let accepted = |accepted| note_reached(mesh, pod, to, accepted);
-            let memory = Some(mesh.memory(pod, Silence::of_server(options, acknowledges_drops)));
-            let options = CarryOptions { answer_by, memory, accepted: Some(&accepted) };
-            let carried = Box::pin(relay::carry(*session, app, &counters, options)).await;
-            idle = carried.session;
-            ended_by(&carried.end, by)
+    let (ended, idle) = match way {
+        Way::Mesh(to) => {
+            Box::pin(carry_to_peer(mesh, pod, app, dialled, to, (&flow, &counters))).await
         }
         Way::Plain(stream, _held) => {
-            let memory = Some(mesh.memory(pod, Silence::of_stranger(options)));
-            ended(&Box::pin(relay::relay_plain(app, stream, &counters, memory)).await)
+            let memory = Some(mesh.memory(pod, Silence::of_stranger(dialled.options)));
+            (ended(&Box::pin(relay::relay_plain(app, stream, &counters, memory)).await), None)
         }
     };
-    let bytes = Bytes { sent: counters.to_peer(), received: counters.from_peer() };
-    mesh.finish(flow, ended, bytes);
-    // A session carries one connection, until sessions are kept for the next one.
-    if let Some(session) = idle {
-        session.close().await;
+    mesh.finish(flow, ended, bytes());
+    if let Some(to) = idle {
+        kept::keep(mesh, pod, to);
+    }
+}
+
+/// Carries a connection to a peer's agent. Over a new session, if a kept one turns out to be closed
+/// before the agent has read OPEN. Returns also the session, if it may carry the next one.
+async fn carry_to_peer(
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
+    mut app: AppStream,
+    dialled: Dialled,
+    mut to: Box<ToPeer>,
+    (flow, counters): (&Flow, &ByteCounts),
+) -> (Ended, Option<Box<ToPeer>>) {
+    let answered = |accepted| note_reached(mesh, pod, dialled.to, accepted);
+    let (mut first, mut patience) = match to.upstream.reuse {
+        Reuse::Warm if !dialled.waits => (FirstData::Remembered, ANSWER_TIMEOUT),
+        // A peer that has vanished is found out as soon as a dial would find it out.
+        Reuse::Cold if !dialled.waits => (FirstData::HeldBack, PEER_TIMEOUT),
+        _ => (FirstData::Unread, ANSWER_TIMEOUT),
+    };
+    loop {
+        let ToPeer { upstream, purpose } = *to;
+        let Upstream { session, from, lease, birth, reuse, answer } = upstream;
+        let drops = answer.as_ref().map(|it| it.acknowledges_drops);
+        let options = CarryOptions {
+            answer_by: Some(Instant::now() + patience),
+            memory: Some(mesh.memory(pod, Silence::of_server(dialled.options, drops))),
+            first,
+            accepted: Some(&answered),
+        };
+        let carried = Box::pin(relay::carry(*session, app, counters, options)).await;
+        if let Some((again, sent)) = carried.again {
+            mesh.metrics.sessions_stale.inc();
+            if !matches!(carried.end, relay::End::PeerFailed(SessionError::Closed)) {
+                kept::forget(pod, &purpose);
+            }
+            let owner = turn_owner(mesh, pod, dialled);
+            let beginning = Box::pin(begin_again(mesh, pod, dialled, purpose, flow));
+            let anew = tokio::select! {
+                biased;
+                anew = mesh.turns.run(owner, beginning) => anew,
+                () = gone(&again) => Err(ReachError::ClientGone),
+            };
+            match anew {
+                Ok(anew) => {
+                    (app, to) = (again, anew);
+                    (first, patience) = (FirstData::Again(sent), ANSWER_TIMEOUT);
+                }
+                Err(error) => {
+                    answered(false);
+                    drop(again); // a reset: it has not been carried
+                    return (error.ended(), None);
+                }
+            }
+            continue;
+        }
+        let ended = ended_by(&carried.end, purpose.by);
+        if reuse != Reuse::New && (dialled.waits || carried.accepted.is_some()) {
+            mesh.metrics.reused_outbound.inc();
+        }
+        let answer = carried.accepted.or(answer);
+        let is_small = counters.to_peer() <= MOST_BYTES_BEHIND;
+        let keeps = is_small && answer.as_ref().is_some_and(|it| it.keeps_session);
+        let Some(session) = carried.session.map(Box::new) else { return (ended, None) };
+        if !keeps {
+            session.close_at_once();
+            return (ended, None);
+        }
+        let upstream = Upstream { session, from, lease, birth, reuse, answer };
+        return (ended, Some(Box::new(ToPeer { upstream, purpose })));
     }
 }
 

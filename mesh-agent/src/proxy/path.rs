@@ -31,7 +31,7 @@ use std::{
 use mesh_api::WirePort;
 use mesh_common::ports;
 use mesh_wire::{SingleFlight, identity::SpiffeId};
-use mesh_world::NodeName;
+use mesh_world::{NodeName, PodUid};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
@@ -58,8 +58,10 @@ const SHOWN_FOR: Duration = Duration::from_mins(10);
 const PAIRS_OF_POD: usize = 256;
 
 /// A pod of the mesh that is to be dialled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MeshedPeer {
+    /// Its UID.
+    pub(super) uid: PodUid,
     /// Its address, and the application's port.
     pub(super) target: SocketAddr,
     /// The identity that it must prove.

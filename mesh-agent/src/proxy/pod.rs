@@ -4,18 +4,20 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use mesh_common::maps::FlowKey;
 use mesh_wire::identity::SpiffeId;
 use mesh_world::{ObjectName, PodUid};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     netns::Netns,
-    proxy::{limits::Account, memory::Used, source_ports::SourcePorts},
+    proxy::{
+        kept::KeptSessions, limits::Account, memory::Used, source_ports::SourcePorts, stock::Stock,
+    },
     tasks::Tasks,
 };
 
@@ -48,6 +50,16 @@ pub struct Pod {
     pub(super) outbound: Arc<Account>,
     /// Its open connections that others dialled.
     pub(super) inbound: Arc<Account>,
+    /// Its sessions that carry nothing, and that it dialled.
+    pub(super) kept: KeptSessions,
+    /// Its sessions that carry nothing, and that others dialled.
+    pub(super) kept_inbound: Arc<Account>,
+    /// How often its sessions have been given up.
+    pub(super) epoch: AtomicU64,
+    /// Sockets that are ready for its next connections.
+    pub(super) stock: Stock,
+    /// Told when it begins to keep something ready.
+    pub(super) busy: Notify,
     /// Limits the sockets that are made for it at once.
     pub(super) sockets: Semaphore,
     /// Records that its busy streams have room for.
@@ -83,6 +95,11 @@ impl Pod {
             source_ports: SourcePorts::default(),
             outbound: Arc::default(),
             inbound: Arc::default(),
+            kept: KeptSessions::default(),
+            kept_inbound: Arc::default(),
+            epoch: AtomicU64::default(),
+            stock: Stock::default(),
+            busy: Notify::new(),
             sockets: Semaphore::new(SOCKETS_AT_ONCE),
             records: Used::default(),
             socket_memory: Used::default(),
@@ -97,7 +114,14 @@ impl Pod {
 
     /// Sets whether only mutual TLS may enter.
     pub fn set_strict(&self, strict: bool) {
-        self.strict.store(strict, Ordering::Relaxed);
+        if self.strict.swap(strict, Ordering::Relaxed) != strict {
+            self.give_up_sessions();
+        }
+    }
+
+    /// How many connections it has open, in both directions.
+    pub fn open_connections(&self) -> usize {
+        self.outbound.open() + self.inbound.open()
     }
 
     /// Its address of the same family as `other`.

@@ -35,7 +35,7 @@ pub use plain::{relay_plain, relay_plain_held};
 
 use down::Down;
 use drive::{Dead, Directions, drive};
-use mesh_wire::{Channel, Frame, ResetCode, Session, SessionError, io::last_words};
+use mesh_wire::{Accepted, Channel, Frame, ResetCode, Session, SessionError, io::last_words};
 use up::Up;
 
 use crate::proxy::memory::Lease;
@@ -44,6 +44,9 @@ use crate::proxy::socket_memory::Meter;
 /// How long one side may take nothing after the other has failed.
 pub const GRACE: Duration = Duration::from_secs(1);
 
+/// How long ACCEPTED is held back, so that it can leave with the application's first data.
+const ANSWER_HELD_FOR: Duration = Duration::from_millis(1);
+
 /// What a connection may take, and when the peer must have answered.
 #[derive(Default)]
 pub struct CarryOptions<'a> {
@@ -51,9 +54,27 @@ pub struct CarryOptions<'a> {
     pub answer_by: Option<Instant>,
     /// What it may take beyond its first records. `None`: as much as it wants.
     pub memory: Option<Memory>,
+    /// How the application's first data is sent.
+    pub first: FirstData,
     /// Called with whether the peer has accepted the connection: if not, *before* the application's
     /// is reset.
     pub accepted: Option<&'a (dyn Fn(bool) + Send + Sync)>,
+}
+
+/// What is known of the application's first data when a session begins to carry it.
+#[derive(Debug, Default)]
+pub enum FirstData {
+    /// Nothing. The session has carried no connection before.
+    #[default]
+    Unread,
+    /// Nothing. The session has carried others, and may be closed before it answers OPEN: what is
+    /// sent until then, at most a record, is remembered.
+    Remembered,
+    /// Nothing. The session has carried others, and has been idle for a while: nothing is sent
+    /// until it answers OPEN.
+    HeldBack,
+    /// What was sent on a session that was closed instead of answering OPEN.
+    Again(Vec<u8>),
 }
 
 /// The source of a connection's memory.
@@ -82,6 +103,11 @@ pub struct Carried {
     pub session: Option<Session>,
     /// How it ended.
     pub end: End,
+    /// What the peer has said in its answer, if it has answered.
+    pub accepted: Option<Accepted>,
+    /// The application's connection and what it has sent, if the peer has not carried out OPEN and
+    /// another session may carry the connection.
+    pub again: Option<(AppStream, Vec<u8>)>,
 }
 
 /// Carries one connection between `app` and the peer of `session`. OPEN has been sent on it (and
@@ -95,33 +121,62 @@ pub async fn carry(
     counters: &ByteCounts,
     options: CarryOptions<'_>,
 ) -> Carried {
-    let CarryOptions { answer_by, memory, accepted } = options;
+    let CarryOptions { answer_by, memory, first, accepted: tell } = options;
     let ([room_up, room_down], meter) = Memory::split(memory);
     let mut relay = Relay::new(&mut session, &app, counters);
-    relay.accepted = accepted;
+    relay.tell = tell;
     relay.up.appetite.feed_from(room_up);
     relay.down.appetite.feed_from(room_down);
+    let begun = relay.up_begin(first);
+    let deadline = match answer_by {
+        // The server's side. A client that has sent data already does not wait for ACCEPTED.
+        None if relay.channel.has_received() => {
+            relay.up.holds_answer = true;
+            Some(Instant::now() + ANSWER_HELD_FOR)
+        }
+        answer_by => answer_by,
+    };
     let sockets = [relay.app, relay.tcp];
-    let end = drive(&mut relay, sockets, counters, meter, answer_by).await;
-    let session = match &end {
-        End::Finished { .. } => {
+    let end = match begun {
+        Ok(()) => drive(&mut relay, sockets, counters, meter, deadline).await,
+        Err(end) => end,
+    };
+    let (accepted, unanswered) = (relay.down.accepted.take(), relay.up.unanswered.take());
+    let has_reset = relay.up.reset_code().is_some();
+    let (mut idle, mut again) = (None, None);
+    match (&end, unanswered) {
+        (End::Finished { .. }, _) => {
             app.finish();
             session.channel.release_inbox();
             session.channel.release_outbox();
-            Some(session)
+            idle = Some(session);
         }
-        failed => {
+        (end, Some(sent)) if !has_reset && may_begin_again(end, &sent) => {
+            again = Some((app, sent));
+        }
+        (failed, _) => {
             let is_accepted =
                 !matches!(failed, End::Refused(_)) && !session.channel.awaits_answer();
-            if let Some(tell) = accepted.filter(|_| !is_accepted) {
+            if let Some(tell) = tell.filter(|_| !is_accepted) {
                 tell(false);
             }
             drop(app); // a reset, before anything else
             leave(session, failed).await;
-            None
         }
-    };
-    Carried { session, end }
+    }
+    Carried { session: idle, end, accepted, again }
+}
+
+/// Whether another session may carry a connection whose OPEN was not answered, and with which this
+/// was sent.
+fn may_begin_again(end: &End, sent: &[u8]) -> bool {
+    match end {
+        // OPEN was not carried out.
+        End::PeerFailed(SessionError::Closed) => true,
+        // It may have been, but no byte can come twice.
+        End::PeerFailed(_) | End::NotAnswered => sent.is_empty(),
+        _ => false,
+    }
 }
 
 /// Tells the peer why the session ends, unless it knows.
@@ -151,7 +206,8 @@ struct Relay<'a> {
     channel: &'a mut Channel,
     app: &'a TcpStream,
     counters: &'a ByteCounts,
-    accepted: Option<&'a (dyn Fn(bool) + Send + Sync)>,
+    /// Told whether the peer has accepted the connection.
+    tell: Option<&'a (dyn Fn(bool) + Send + Sync)>,
     up: Up,
     down: Down,
     first_fin: Option<RelaySide>,
@@ -213,12 +269,17 @@ impl Directions for Relay<'_> {
         End::PeerFailed(SessionError::Silent)
     }
 
-    fn awaits_answer(&self) -> bool {
-        self.channel.awaits_answer()
+    fn has_deadline(&self) -> bool {
+        self.up.holds_answer || self.channel.awaits_answer()
+    }
+
+    fn deadline_is_over(&mut self) -> Option<End> {
+        if std::mem::take(&mut self.up.holds_answer) { None } else { Some(End::NotAnswered) }
     }
 
     fn take_said(&mut self) -> Option<bool> {
-        self.down.said.take()
+        let is_new = std::mem::take(&mut self.down.is_new_answer);
+        self.down.accepted.as_ref().filter(|_| is_new).map(|it| it.acknowledges_drops)
     }
 }
 
@@ -229,7 +290,7 @@ impl<'a> Relay<'a> {
             channel: &mut session.channel,
             app: app.tcp(),
             counters,
-            accepted: None,
+            tell: None,
             up: Up::default(),
             down: Down::default(),
             first_fin: None,
@@ -248,7 +309,8 @@ impl<'a> Relay<'a> {
     }
 
     fn is_finished(&self) -> bool {
-        self.up.is_ended() && self.down.is_ended() && self.channel.pending().is_empty()
+        let is_written = self.channel.pending().is_empty() && !self.up.is_broken();
+        self.up.is_ended() && self.down.is_ended() && is_written
     }
 }
 

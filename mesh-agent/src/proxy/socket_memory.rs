@@ -58,6 +58,9 @@ const PAGE_BYTES: usize = 4096;
 /// own send buffer grows. At a round-trip time of 50 ms, the first megabyte from a peer takes 8
 /// round trips, as it would with TCP's slow start.
 const YOUNG_BYTES: [usize; 2] = [32 * 1024, 128 * 1024];
+/// Until so many bytes have moved, the buffers stay as the kernel makes them: no larger than a
+/// young connection's, since they grow only as they are read. Most connections carry less.
+const NEW_BYTES: u64 = 16 * 1024;
 /// The receive buffer from which the kernel goes on by itself.
 const WIDE_BYTES: usize = 128 * 1024;
 /// After this many bytes the kernel chooses the size.
@@ -193,7 +196,7 @@ impl Meter {
     ) -> Poll<()> {
         match self.width {
             Width::New if self.lease.is_over() => self.set(Width::Narrow, sockets),
-            Width::New => self.set(Width::Young, sockets),
+            Width::New if moved >= NEW_BYTES => self.set(Width::Young, sockets),
             Width::Young if moved >= PROVEN_BYTES => self.set(Width::Wide, sockets),
             _ => {}
         }
@@ -220,6 +223,15 @@ impl Meter {
         }
         self.next = Some(next);
         Poll::Pending
+    }
+
+    /// The connection has ended well, and its socket to the peer may carry another one.
+    pub(super) fn leave(&mut self, peer: &TcpStream) {
+        if self.width == Width::Narrow
+            && let Err(error) = Width::Wide.of(peer, WIDE_BYTES)
+        {
+            tracing::debug!(%error, "the size of a socket's buffers");
+        }
     }
 
     /// Measures once. Returns whether to look again.

@@ -1,17 +1,18 @@
-//! The one way to a peer's agent: dial, TLS, OPEN.
+//! The one way to a peer's agent: dial, TLS. What it is asked for (OPEN) is the caller's.
 
 use std::net::SocketAddr;
 
 use mesh_api::WirePort;
 use mesh_common::{maps::DialOptions, ports};
 use mesh_wire::{
-    Open, Session,
+    Accepted, Session,
     identity::{SpiffeId, TlsConfigs},
 };
 use tokio::time::Instant;
 
 use super::{
     dial::{self, DialError, DialledPeer},
+    kept::{Birth, Reuse},
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     source_ports::PortLease,
@@ -40,17 +41,20 @@ pub(super) struct Target<'a> {
     pub(super) options: DialOptions,
 }
 
-/// A session with a peer's agent, on which OPEN is sealed.
+/// A session with a peer's agent.
 pub(super) struct Upstream {
-    /// OPEN is not written yet: it goes out with the first data, or with [`Session::flush`].
+    /// What is sealed on it goes out with what follows, or with [`Session::flush`].
     pub(super) session: Box<Session>,
     /// Where the connection comes from, as the pod's kernel says.
     pub(super) from: SocketAddr,
     /// Keep it as long as the session.
     pub(super) lease: PortLease,
-    /// What its answer says of its kernel ([`mesh_wire::Accepted::acknowledges_drops`]), if it has
-    /// answered.
-    pub(super) acknowledges_drops: Option<bool>,
+    /// When it was made.
+    pub(super) birth: Birth,
+    /// Whether it has carried connections before.
+    pub(super) reuse: Reuse,
+    /// What its last answer to an OPEN says, if it has answered.
+    pub(super) answer: Option<Accepted>,
 }
 
 impl Target<'_> {
@@ -64,6 +68,22 @@ impl Target<'_> {
 }
 
 impl Connector<'_> {
+    /// Dials a peer's agent and makes a session: [`Self::dial`], then [`Self::secure`].
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    ///
+    /// # Cancel safety
+    /// That of [`Self::dial`].
+    pub(super) async fn connect(
+        self,
+        pod: &Pod,
+        target: Target<'_>,
+    ) -> Result<Upstream, PeerError> {
+        let dialled = self.dial(pod, target).await?;
+        self.secure(pod, target, dialled).await
+    }
+
     /// Connects from inside a pod to where another pod's agent accepts.
     ///
     /// # Errors
@@ -79,27 +99,24 @@ impl Connector<'_> {
         dial::to_peer(self.factory, pod, target.on_the_wire(), target.options).await
     }
 
-    /// Asks a peer's agent for what `open` says. `open` is called once the peer is known, with the
-    /// session and the address that it comes from. The peer has not yet judged our certificate when
-    /// this returns, nor read OPEN.
+    /// Makes a session over a connection. The peer has not yet judged our certificate when this
+    /// returns.
     ///
     /// # Errors
-    /// See [`PeerError`]. Nothing that `open` says has been sent.
+    /// See [`PeerError`].
     ///
     /// # Cancel safety
     /// That of [`Self::dial`].
-    pub(super) async fn open(
+    pub(super) async fn secure(
         self,
         pod: &Pod,
         target: Target<'_>,
         DialledPeer { stream, from, lease }: DialledPeer,
-        open: impl FnOnce(&Session, SocketAddr) -> Open,
     ) -> Result<Upstream, PeerError> {
+        let birth = pod.birth();
         let tls = self.tls.client(&pod.identity, Some(target.expected))?;
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-        let mut session = Session::connect(stream, &tls, deadline).await?;
-        let open = open(&session, from);
-        session.send_open(&open)?;
-        Ok(Upstream { session: Box::new(session), from, lease, acknowledges_drops: None })
+        let session = Box::new(Session::connect(stream, &tls, deadline).await?);
+        Ok(Upstream { session, from, lease, birth, reuse: Reuse::New, answer: None })
     }
 }

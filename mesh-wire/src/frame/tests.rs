@@ -33,6 +33,7 @@ fn samples() -> Vec<Frame<'static>> {
         Frame::Accepted(Accepted {
             seen_source: Some("[2001:db8::7]:61000".parse().unwrap()),
             acknowledges_drops: true,
+            keeps_session: true,
         }),
         Frame::Refused(refused("")),
         Frame::Refused(refused("shop/allow-cart: no rule for port 8080")),
@@ -69,8 +70,9 @@ fn the_bytes_are_those_of_the_specification() {
     let expected = [&expected[..], &[0x03, 0x00, 0x02, 0x1f, 0x90]].concat();
     assert_eq!(encoded(&Frame::Open(by_the_agents_port)), expected);
     assert_eq!(encoded(&Frame::Accepted(Accepted::default())), [0x02]);
-    let accepted = Accepted { acknowledges_drops: true, ..Accepted::default() };
-    assert_eq!(encoded(&Frame::Accepted(accepted)), [0x02, 0x87, 0x00, 0x00]);
+    let accepted =
+        Accepted { acknowledges_drops: true, keeps_session: true, ..Accepted::default() };
+    assert_eq!(encoded(&Frame::Accepted(accepted)), [0x02, 0x87, 0x00, 0x00, 0x88, 0x00, 0x00]);
     let refused = Refused { reason: Refusal::Draining, text: "bye".to_owned() };
     assert_eq!(
         encoded(&Frame::Refused(refused)),

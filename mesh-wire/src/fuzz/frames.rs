@@ -40,6 +40,7 @@ fn written(input: &mut Input<'_>) {
         1 => Frame::Accepted(Accepted {
             seen_source: input.flag().then(|| address(input)),
             acknowledges_drops: input.flag(),
+            keeps_session: input.flag(),
         }),
         2 => Frame::Refused(Refused {
             reason: Refusal::from_wire(input.u16()),
@@ -72,6 +73,8 @@ fn written(input: &mut Input<'_>) {
         }
         (Frame::Accepted(said), Frame::Accepted(heard)) => {
             assert_eq!(said.seen_source.map(canonical), heard.seen_source);
+            assert_eq!(said.acknowledges_drops, heard.acknowledges_drops);
+            assert_eq!(said.keeps_session, heard.keeps_session);
         }
         _ => assert_eq!(frame, read),
     }

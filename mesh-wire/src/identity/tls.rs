@@ -59,12 +59,22 @@ impl ClientTls {
     pub fn own(&self) -> &SpiffeId {
         self.identity.id()
     }
+
+    /// Whether our certificate may be shown now.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.identity.is_valid()
+    }
 }
 
 impl ServerTls {
     /// Our own identity in this handshake.
     pub fn own(&self) -> &SpiffeId {
         self.identity.id()
+    }
+
+    /// Whether our certificate may be shown now.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.identity.is_valid()
     }
 }
 

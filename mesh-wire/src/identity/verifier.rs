@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
@@ -135,6 +135,13 @@ pub enum Purpose {
 /// # Errors
 /// No URI name, several, or one that is not a SPIFFE id as we write them.
 pub fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRejection> {
+    presented(leaf).map(|(id, _not_after)| id)
+}
+
+/// As [`spiffe_id_of`], with the end of the certificate's life.
+pub(crate) fn presented(
+    leaf: &CertificateDer<'_>,
+) -> Result<(SpiffeId, SystemTime), PeerRejection> {
     let malformed =
         |detail: &str| PeerRejection::MalformedCertificate { detail: detail.to_owned() };
     let (_, parsed) =
@@ -160,10 +167,13 @@ pub fn spiffe_id_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRejection
         }
     }
     match uris.as_slice() {
-        [uri] => uri.parse().map_err(|why| PeerRejection::MalformedSpiffeId {
-            uri: uri.chars().take(MAX_SHOWN_URI).collect(),
-            why,
-        }),
+        [uri] => match uri.parse() {
+            Ok(id) => Ok((id, SystemTime::from(parsed.validity().not_after.to_datetime()))),
+            Err(why) => {
+                let uri = uri.chars().take(MAX_SHOWN_URI).collect();
+                Err(PeerRejection::MalformedSpiffeId { uri, why })
+            }
+        },
         others => Err(PeerRejection::NotOneUri { found: others.len() }),
     }
 }

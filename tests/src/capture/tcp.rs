@@ -19,8 +19,11 @@ const ACK: u8 = 16;
 pub struct Conn {
     /// The address and source port that sent the SYN.
     pub client: SocketAddr,
-    /// When the SYN was sent.
+    /// When the SYN was sent; if that was before the recording, when the first packet was.
     pub begun: SystemTime,
+    /// Whether it had begun before the recording did. Its client is then the end with the higher
+    /// port.
+    pub is_older: bool,
     /// The address and port it was sent to.
     pub server: SocketAddr,
     /// What the client sent.
@@ -41,6 +44,12 @@ impl Conn {
     /// What its first records say, if it is a TLS connection.
     pub fn tls(&self) -> Option<Tls> {
         Tls::of(&self.to_server, &self.to_client)
+    }
+
+    /// Whether it is the middle of a TLS connection, whose handshake was before the recording.
+    pub fn is_sealed(&self) -> bool {
+        let has_data = !self.to_server.is_empty() || !self.to_client.is_empty();
+        has_data && Tls::is_sealed(&self.to_server) && Tls::is_sealed(&self.to_client)
     }
 }
 
@@ -92,7 +101,7 @@ impl Stream {
     }
 }
 
-/// All connections of which the SYN is among the frames.
+/// All connections.
 pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
     let mut conns: Vec<(Conn, [Stream; 2])> = Vec::new();
     // The newest connection of a pair of ends: ports are used again.
@@ -113,14 +122,23 @@ pub(super) fn connections(frames: &[Frame]) -> Vec<Conn> {
             continue;
         }
         let found = newest.get(&(from, to)).map(|at| (*at, 0));
-        let Some((at, way)) = found.or_else(|| newest.get(&(to, from)).map(|at| (*at, 1))) else {
-            continue;
-        };
+        let found = found.or_else(|| newest.get(&(to, from)).map(|at| (*at, 1)));
+        let (at, way) = found.unwrap_or_else(|| {
+            let way = usize::from(from.port() < to.port());
+            let (client, server) = if way == 0 { (from, to) } else { (to, from) };
+            newest.insert((client, server), conns.len());
+            let conn = Conn { is_older: true, ..Conn::new(client, server, frame.at) };
+            conns.push((conn, [Stream::default(), Stream::default()]));
+            (conns.len() - 1, way)
+        });
         let (conn, streams) = &mut conns[at];
         if way == 0 {
             conn.classes.insert(class);
         }
         let stream = &mut streams[way];
+        if conn.is_older && stream.segments.is_empty() {
+            stream.start = seq;
+        }
         if flags & SYN != 0 {
             stream.start = seq.wrapping_add(1);
             conn.accepted = true;
@@ -146,7 +164,19 @@ impl Conn {
     fn new(client: SocketAddr, server: SocketAddr, begun: SystemTime) -> Self {
         let (to_server, to_client) = (Vec::new(), Vec::new());
         let (classes, accepted, reset, closed) = (BTreeSet::new(), false, false, false);
-        Self { client, begun, server, to_server, to_client, classes, accepted, reset, closed }
+        let is_older = false;
+        Self {
+            client,
+            begun,
+            is_older,
+            server,
+            to_server,
+            to_client,
+            classes,
+            accepted,
+            reset,
+            closed,
+        }
     }
 }
 

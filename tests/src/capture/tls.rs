@@ -2,6 +2,7 @@
 //! 5.1).
 
 const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 const SUPPORTED_VERSIONS: u16 = 43;
@@ -22,6 +23,11 @@ impl Tls {
         hello(to_server, CLIENT_HELLO)?;
         let version = hello(to_client, SERVER_HELLO).and_then(chosen_version);
         Some(Self { version, only_records: only_records(to_server) && only_records(to_client) })
+    }
+
+    /// Whether a stream that has been under way for some time is sealed data and nothing else.
+    pub(super) fn is_sealed(stream: &[u8]) -> bool {
+        stream.first().is_none_or(|first| *first == APPLICATION_DATA) && only_records(stream)
     }
 
     /// Whether TLS 1.3 was agreed upon and nothing else was sent.

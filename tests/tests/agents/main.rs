@@ -8,3 +8,4 @@ mod metrics;
 mod program_log;
 mod regressions;
 mod restarts;
+mod sessions;

@@ -2,14 +2,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    num::NonZeroU16,
     sync::Arc,
     time::Instant,
 };
 
 use mesh_api::{Mode, PlaintextReason, Reason, WirePort};
 use mesh_common::{errno, ports};
-use mesh_wire::{Open, Session};
+use mesh_wire::{Open, SessionError};
 use mesh_world::{DialAs, Dispute, Endpoint, ObjectName, ServicePort, pick};
 
 use super::{ANSWER_TIMEOUT, Dialled};
@@ -17,8 +16,9 @@ use crate::{
     flows::{Ended, Flow, Party, Security},
     proxy::{
         Mesh,
-        dial::{self, DialError, Leg, LegEnds, LegHeld},
+        dial::{self, DialError, Leg, LegEnds, LegHeld, PEER_TIMEOUT},
         failure::{Failed, Retry},
+        kept::{self, Purpose, Reuse, ToPeer},
         load::Counted,
         path::{self, MeshedPeer},
         peer::PeerError,
@@ -32,9 +32,6 @@ use crate::{
 /// How many endpoints of a service are tried while each refuses the connection. Nothing has been
 /// sent by then.
 const ENDPOINTS_TRIED: usize = 3;
-
-/// Whether a session had carried connections before. Each carries one, until sessions are kept.
-const SESSION_IS_REUSED: bool = false;
 
 /// Why a connection could not be brought to what the pod dialled.
 #[derive(Debug, thiserror::Error)]
@@ -100,8 +97,8 @@ pub(super) struct Reached {
 }
 
 pub(super) enum Way {
-    /// To a peer's agent, by one of two ports.
-    Mesh(Upstream, WirePort),
+    /// To a peer's agent.
+    Mesh(Box<ToPeer>),
     /// To an application, as it is.
     Plain(AppStream, Option<LegHeld>),
 }
@@ -137,7 +134,7 @@ pub(super) async fn reach(
         tried.push(target);
         match reach_one(mesh, pod, dialled, target, flow).await {
             Err(error)
-                if error.failed().retry().is_safe(SESSION_IS_REUSED)
+                if error.failed().retry() == Retry::Yes
                     && tried.len() < service.endpoints.len().min(ENDPOINTS_TRIED) => {}
             Ok(reached) => {
                 mesh.affinities.keep(client, &service, target);
@@ -233,7 +230,8 @@ fn meshed_peer(mesh: &Mesh, target: SocketAddr) -> Result<Option<MeshedPeer>, Re
     let expected = mesh.identity_of(peer).ok_or(ReachError::NoIdentity)?;
     let strict = peer.mode == Mode::Strict;
     let only_tls = strict && !peer.permissive_ports.contains(target.port());
-    Ok(Some(MeshedPeer { target, expected, node: peer.node.clone(), only_tls }))
+    let (uid, node) = (peer.uid.clone(), peer.node.clone());
+    Ok(Some(MeshedPeer { uid, target, expected, node, only_tls }))
 }
 
 /// Dials the application's port, or the agents' port where the path changes source addresses or
@@ -246,11 +244,17 @@ async fn to_meshed(
     flow: &Flow,
 ) -> Result<Way, ReachError> {
     let refused = || DialError::Refused { to: peer.target };
-    let port = NonZeroU16::new(peer.target.port()).ok_or_else(refused)?;
-    if port.get() == ports::AGENTS {
+    if [0, ports::AGENTS].contains(&peer.target.port()) {
         return Err(refused().into()); // no application can be reached there
     }
-    let to_peer = |by| to_peer(mesh, pod, dialled, peer, (port, by), flow);
+    let to_peer = async |by| {
+        let purpose = Purpose { peer: peer.clone(), by, options: dialled.options };
+        let way = to_peer(mesh, pod, dialled, purpose, flow).await?;
+        if by == WirePort::Agents {
+            mesh.metrics.by_agents_port.inc();
+        }
+        Ok::<_, ReachError>(way)
+    };
     let by = path::judge(mesh, pod, peer).await;
     match to_peer(by).await {
         Ok(way) if by == WirePort::Application => {
@@ -271,43 +275,100 @@ async fn to_peer(
     mesh: &Arc<Mesh>,
     pod: &Arc<Pod>,
     dialled: Dialled,
-    peer: &MeshedPeer,
-    (port, by): (NonZeroU16, WirePort),
+    purpose: Purpose,
     flow: &Flow,
 ) -> Result<Way, ReachError> {
+    let expected = Some(&purpose.peer.expected);
+    let tls = mesh.tls.client(&pod.identity, expected).map_err(PeerError::from)?;
+    while let Some(mut kept) = kept::take(mesh, pod, &purpose, &tls) {
+        match open_on(&mut kept.upstream, dialled, &purpose, flow).await {
+            Ok(()) => return Ok(Way::Mesh(kept)),
+            Err(error @ SessionError::Refused(_)) => return Err(PeerError::from(error).into()),
+            Err(SessionError::Closed) => mesh.metrics.sessions_stale.inc(),
+            // The others may have gone the same way. No data has been sent: a new one may be asked.
+            Err(_) => {
+                mesh.metrics.sessions_stale.inc();
+                kept::forget(pod, &purpose);
+                break;
+            }
+        }
+    }
+    drop(tls); // it would keep the private key in memory
+    to_peer_anew(mesh, pod, dialled, purpose, flow).await.map(Way::Mesh)
+}
+
+/// Brings a connection, whose kept session has not carried it, to its peer on a new one.
+pub(super) async fn begin_again(
+    mesh: &Arc<Mesh>,
+    pod: &Arc<Pod>,
+    dialled: Dialled,
+    purpose: Purpose,
+    flow: &Flow,
+) -> Result<Box<ToPeer>, ReachError> {
+    let peer = purpose.peer.clone();
+    let may_change = purpose.by == WirePort::Application;
+    match to_peer_anew(mesh, pod, dialled, purpose, flow).await {
+        Err(error) if may_change && error.may_be_changed_source() => {
+            match path::judge_again(mesh, pod, &peer).await {
+                WirePort::Application => Err(error),
+                by @ WirePort::Agents => {
+                    let purpose = Purpose { peer, by, options: dialled.options };
+                    to_peer_anew(mesh, pod, dialled, purpose, flow).await
+                }
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+/// Makes a session for a connection.
+async fn to_peer_anew(
+    mesh: &Mesh,
+    pod: &Pod,
+    dialled: Dialled,
+    purpose: Purpose,
+    flow: &Flow,
+) -> Result<Box<ToPeer>, ReachError> {
     let target = Target {
-        address: peer.target,
-        wire_port: by,
-        expected: &peer.expected,
+        address: purpose.peer.target,
+        wire_port: purpose.by,
+        expected: &purpose.peer.expected,
         options: dialled.options,
     };
-    let open = |session: &Session, _from| {
-        flow.note(|record| {
-            record.security = Security::Mtls(session.tls(), by);
-            record.client.identity = Some(session.own_identity().clone());
-            record.server.identity = Some(session.peer_identity().clone());
-        });
-        Open {
-            source: canonical(dialled.from),
-            original_destination: dialled.to,
-            destination_port: (by == WirePort::Agents).then_some(port),
-            acknowledges_drops: silence::acknowledges_drops(),
-        }
-    };
     let begun = Instant::now();
-    let connector = mesh.connector();
-    let connected = connector.dial(pod, target).await.map_err(PeerError::from)?;
-    let mut upstream = connector.open(pod, target, connected, open).await?;
+    let mut upstream = mesh.connector().connect(pod, target).await?;
     mesh.metrics.handshake_outbound.observe(begun.elapsed().as_secs_f64());
-    if by == WirePort::Agents {
-        mesh.metrics.by_agents_port.inc();
-    }
+    open_on(&mut upstream, dialled, &purpose, flow).await.map_err(PeerError::from)?;
+    Ok(Box::new(ToPeer { upstream, purpose }))
+}
+
+/// Asks for a connection. If `connect()` waits for it, waits for the answer.
+async fn open_on(
+    upstream: &mut Upstream,
+    dialled: Dialled,
+    purpose: &Purpose,
+    flow: &Flow,
+) -> Result<(), SessionError> {
+    let session = &mut upstream.session;
+    flow.note(|record| {
+        record.security = Security::Mtls(session.tls(), purpose.by);
+        record.client.identity = Some(session.own_identity().clone());
+        record.server.identity = Some(session.peer_identity().clone());
+    });
+    session.send_open(&Open {
+        source: canonical(dialled.from),
+        original_destination: dialled.to,
+        destination_port: purpose.port_in_open(),
+        acknowledges_drops: silence::acknowledges_drops(),
+    })?;
     if dialled.waits {
-        let answered = upstream.session.recv_accepted(tokio::time::Instant::now() + ANSWER_TIMEOUT);
-        let accepted = answered.await.map_err(PeerError::from)?;
-        upstream.acknowledges_drops = Some(accepted.acknowledges_drops);
+        // A peer that has vanished is found out as soon as a dial would find it out.
+        let is_new = upstream.reuse == Reuse::New;
+        let patience = if is_new { ANSWER_TIMEOUT } else { PEER_TIMEOUT };
+        let deadline = tokio::time::Instant::now() + patience;
+        upstream.answer = Some(session.recv_accepted(deadline).await?);
     }
-    Ok(Way::Mesh(upstream, by))
+    Ok(())
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

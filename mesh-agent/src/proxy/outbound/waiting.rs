@@ -189,7 +189,7 @@ async fn serve(waits: &Waits, Pending { named, options, .. }: Pending) {
     match reached {
         Ok(reached) => {
             note_reached(mesh, pod, to, true);
-            let ready = Ready { to, flow, reached, options };
+            let ready = Ready { dialled, flow, reached };
             mesh.waiting.of(question, |dial| dial.ready = Some(ready));
             go_on(waits).await;
         }

@@ -77,14 +77,14 @@ async fn sent_and_seen(
     dialled: DialledPeer,
     deadline: Instant,
 ) -> Result<(SocketAddr, Option<SocketAddr>), PeerError> {
-    let open = |_: &Session, from| Open {
+    let Upstream { mut session, from, lease: _lease, .. } =
+        connector.secure(pod, target, dialled).await?;
+    session.send_open(&Open {
         source: from,
         original_destination: target.on_the_wire(),
         destination_port: None,
         acknowledges_drops: false, // nothing is carried
-    };
-    let Upstream { mut session, from, lease: _lease, .. } =
-        connector.open(pod, target, dialled, open).await?;
+    })?;
     session.channel.send(&Frame::Fin)?;
     let accepted = session.recv_accepted(deadline).await?;
     session.close().await;

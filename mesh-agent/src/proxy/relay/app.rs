@@ -25,6 +25,12 @@ impl AppStream {
         Ok(Self { tcp })
     }
 
+    /// Takes charge of a connected socket on which Nagle's algorithm and lingering are switched off
+    /// already: accepted from a listener that has it so, or made so.
+    pub fn prepared(tcp: TcpStream) -> Self {
+        Self { tcp }
+    }
+
     /// The socket, for its addresses.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp

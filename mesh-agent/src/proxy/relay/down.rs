@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::task::{Context, Poll};
 
 use mesh_wire::{
-    Received, SessionError, StateError,
+    Accepted, Received, SessionError, StateError,
     io::{poll_read, poll_write_vectored, shutdown_write},
     session::cut_off,
 };
@@ -25,8 +25,10 @@ pub(super) struct Down {
     /// Data opened and not yet written, by its place in the receive buffer.
     pub(super) ready: VecDeque<Range<usize>>,
     pub(super) appetite: Appetite,
-    /// What the peer has said of its kernel.
-    pub(super) said: Option<bool>,
+    /// What the peer has said in its answer.
+    pub(super) accepted: Option<Accepted>,
+    /// … and that it has not been passed on to the meter yet.
+    pub(super) is_new_answer: bool,
     /// FIN has come.
     fin: bool,
     /// … and has been passed on, after all data.
@@ -87,11 +89,18 @@ impl Relay<'_> {
             return Err(end);
         }
         if self.down.fin && !self.down.shut {
-            if let Err(error) = shutdown_write(self.app) {
+            // If that is the end of the connection, closing the socket says so.
+            let is_last = self.up.is_ended() && self.channel.pending().is_empty();
+            if !is_last && let Err(error) = shutdown_write(self.app) {
                 self.down.app_error.get_or_insert(error.kind());
             }
             self.down.shut = true;
             moved = true;
+        }
+        // Both sides have ended: what comes now is not of this connection.
+        if self.channel.is_idle() && !self.up.is_broken() {
+            self.down.moved |= moved;
+            return Ok(moved);
         }
         // More is received only when everything received so far has been used, its end included.
         moved |= self.open_records() || self.read_peer(cx);
@@ -127,9 +136,11 @@ impl Relay<'_> {
     fn open_records(&mut self) -> bool {
         let mut moved = false;
         while self.down.ready.len() < MAX_SLICES && self.down.failure.is_none() {
+            let is_asked_again = self.up.unanswered.is_some() && self.channel.awaits_answer();
             let failure = match self.channel.receive() {
                 Ok(None) => break,
                 Ok(Some(Received::Data(place))) => {
+                    self.up.note_received(place.len());
                     self.down.ready.push_back(place);
                     None
                 }
@@ -139,11 +150,16 @@ impl Relay<'_> {
                     return true; // first everything before it is written
                 }
                 Ok(Some(Received::Accepted(accepted))) => {
-                    self.down.said = Some(accepted.acknowledges_drops);
-                    if let Some(tell) = self.accepted {
+                    (self.down.accepted, self.down.is_new_answer) = (Some(accepted), true);
+                    self.up.unanswered = None;
+                    if let Some(tell) = self.tell {
                         tell(true);
                     }
                     None
+                }
+                // Of the connection before this one, which had ended for us: ours was not read.
+                Ok(Some(Received::Reset(_))) if is_asked_again => {
+                    Some(End::PeerFailed(SessionError::Closed))
                 }
                 Ok(Some(Received::Reset(code))) => Some(End::ResetByPeer(code)),
                 Ok(Some(Received::Refused(refused))) => Some(End::Refused(refused)),

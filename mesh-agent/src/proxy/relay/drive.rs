@@ -41,9 +41,14 @@ pub(super) trait Directions {
     /// Ends a connection whose peer acknowledges nothing any more.
     fn peer_is_silent(&mut self) -> End;
 
-    /// Whether the peer has not answered yet.
-    fn awaits_answer(&self) -> bool {
+    /// Whether the deadline counts: an answer is awaited, or ours is held back.
+    fn has_deadline(&self) -> bool {
         false
+    }
+
+    /// It has not happened in time. Returns how the connection ends, if it ends.
+    fn deadline_is_over(&mut self) -> Option<End> {
+        None
     }
 
     /// What the peer has said of its kernel ([`mesh_wire::Accepted::acknowledges_drops`]), once.
@@ -52,27 +57,35 @@ pub(super) trait Directions {
     }
 }
 
-/// Carries a connection to its end. `sockets` are the application's and the peer's; `answer_by` is
-/// when the peer must have answered.
+/// Carries a connection to its end. `sockets` are the application's and the peer's; `deadline` is
+/// that of [`Directions::has_deadline`].
 pub(super) async fn drive(
     directions: &mut impl Directions,
     sockets: [&TcpStream; 2],
     counters: &ByteCounts,
     mut meter: Option<Box<Meter>>,
-    answer_by: Option<Instant>,
+    deadline: Option<Instant>,
 ) -> End {
     // Errors are noticed even while a socket is not read because its data has nowhere to go.
     let mut app_error = pin!(sockets[0].ready(Interest::ERROR));
     let mut peer_error = pin!(sockets[1].ready(Interest::ERROR));
-    let mut answer = pin!(sleep_until(answer_by.unwrap_or_else(far_future)));
+    let mut deadline = pin!(sleep_until(deadline.unwrap_or_else(far_future)));
     let mut grace = pin!(sleep_until(far_future()));
     let mut grace_runs = false;
     let mut dead = Dead::default();
-    poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         dead.app = dead.app || app_error.as_mut().poll(cx).is_ready();
         dead.peer = dead.peer || peer_error.as_mut().poll(cx).is_ready();
         if let Poll::Ready(end) = directions.poll(cx, dead) {
             return Poll::Ready(end);
+        }
+        if directions.has_deadline() && deadline.as_mut().poll(cx).is_ready() {
+            if let Some(end) = directions.deadline_is_over() {
+                return Poll::Ready(end);
+            }
+            if let Poll::Ready(end) = directions.poll(cx, dead) {
+                return Poll::Ready(end);
+            }
         }
         if let Some(meter) = &mut meter {
             if let Some(acknowledges_drops) = directions.take_said() {
@@ -83,9 +96,6 @@ pub(super) async fn drive(
             }
         }
         let [up, down] = directions.take_moved();
-        if directions.awaits_answer() && answer.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(End::NotAnswered);
-        }
         if let Some(failed) = directions.failed(dead) {
             // The direction that leads away from the failure has to make progress.
             let goes_on = if failed == RelaySide::App { up } else { down };
@@ -99,7 +109,11 @@ pub(super) async fn drive(
         }
         Poll::Pending
     })
-    .await
+    .await;
+    if let (Some(meter), End::Finished { .. }) = (&mut meter, &end) {
+        meter.leave(sockets[1]);
+    }
+    end
 }
 
 /// Practically never, and safe to add to.

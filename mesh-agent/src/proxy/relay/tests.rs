@@ -1,5 +1,6 @@
 //! The relay over real loopback sockets.
 
+mod again;
 mod basics;
 mod bounds;
 mod failures;

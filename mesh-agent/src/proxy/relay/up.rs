@@ -6,17 +6,29 @@ use std::task::{Context, Poll};
 
 use mesh_wire::{
     Frame, ResetCode,
+    frame::MAX_PAYLOAD_BYTES,
     io::{poll_read, poll_read_vectored, poll_write},
 };
 
 use super::appetite::Appetite;
 use super::end::reset_code;
-use super::{End, Progress, Relay, RelaySide};
+use super::{End, FirstData, Progress, Relay, RelaySide};
+
+/// A client that has sent more is not waiting for an answer to it, as a rule.
+const REQUEST_BYTES: usize = 4096;
 
 /// The state of this direction.
 #[derive(Debug, Default)]
 pub(super) struct Up {
     pub(super) appetite: Appetite,
+    /// What was sent, as long as it may have to be sent again.
+    pub(super) unanswered: Option<Vec<u8>>,
+    /// How much that may become.
+    may_be_unanswered: usize,
+    /// ACCEPTED is sealed and waits for what follows.
+    pub(super) holds_answer: bool,
+    /// Bytes of the peer, while that counts.
+    received: usize,
     /// FIN has been sealed.
     fin: bool,
     /// RESET has been sealed; once it is written, the connection is over.
@@ -36,12 +48,37 @@ impl Up {
         self.broken
     }
 
+    /// The peer has sent so much. One that sends more than a request may wait for ACCEPTED.
+    pub(super) fn note_received(&mut self, count: usize) {
+        self.received = self.received.saturating_add(count);
+        if self.received > REQUEST_BYTES {
+            self.holds_answer = false;
+        }
+    }
+
     pub(super) fn reset_code(&self) -> Option<ResetCode> {
         self.reset
     }
 }
 
 impl Relay<'_> {
+    /// Begins with the application's first data.
+    pub(super) fn up_begin(&mut self, first: FirstData) -> Result<(), End> {
+        match first {
+            FirstData::Unread => {}
+            FirstData::Remembered => {
+                self.up.unanswered = Some(Vec::new());
+                self.up.may_be_unanswered = MAX_PAYLOAD_BYTES;
+            }
+            FirstData::HeldBack => self.up.unanswered = Some(Vec::new()),
+            FirstData::Again(data) if data.is_empty() => {}
+            FirstData::Again(data) => {
+                self.channel.send(&Frame::Data(&data)).map_err(End::PeerFailed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads from the application once and writes to the peer once.
     pub(super) fn step_up(&mut self, cx: &mut Context<'_>) -> Progress {
         self.channel.settle().map_err(End::PeerFailed)?;
@@ -52,7 +89,8 @@ impl Relay<'_> {
             if !self.up.fin && self.channel.takes_data() {
                 moved |= self.read_app(cx)?;
             }
-            if self.up.fin && self.up.reset.is_none() && !self.down.is_ended() {
+            let is_over = self.channel.is_idle(); // for the peer, too
+            if self.up.fin && self.up.reset.is_none() && !self.down.is_ended() && !is_over {
                 self.reset_after_fin()?;
             }
         }
@@ -62,13 +100,29 @@ impl Relay<'_> {
     }
 
     fn read_app(&mut self, cx: &mut Context<'_>) -> Progress {
-        let records = self.up.appetite.records();
+        let unanswered = &mut self.up.unanswered;
+        let remembered = unanswered.as_ref().map_or(0, Vec::len);
+        if unanswered.is_some() && remembered >= self.up.may_be_unanswered {
+            return Ok(false); // until OPEN is answered
+        }
+        let records = if unanswered.is_some() { 1 } else { self.up.appetite.records() };
         let mut slices = self.channel.data_slices(records).map_err(End::PeerFailed)?;
-        let room: usize = slices.iter().map(|slice| slice.len()).sum();
-        let outcome = match (records, slices.first_mut()) {
-            (1, Some(only)) => poll_read(self.app, cx, only),
+        let mut room: usize = slices.iter().map(|slice| slice.len()).sum();
+        let outcome = match (unanswered, slices.first_mut()) {
+            (Some(sent), Some(only)) => {
+                room = self.up.may_be_unanswered - remembered;
+                let read = poll_read(self.app, cx, only.get_mut(..room).unwrap_or_default());
+                if let Poll::Ready(Ok(count)) = read {
+                    sent.extend_from_slice(only.get(..count).unwrap_or_default());
+                }
+                read
+            }
+            (None, Some(only)) if records == 1 => poll_read(self.app, cx, only),
             _ => poll_read_vectored(self.app, cx, &mut slices),
         };
+        if outcome.is_ready() {
+            self.up.holds_answer = false;
+        }
         match outcome {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(0)) => match self.down.app_error() {
@@ -107,12 +161,13 @@ impl Relay<'_> {
     fn reset(&mut self, code: ResetCode) -> Result<(), End> {
         self.channel.send(&Frame::Reset(code)).map_err(End::PeerFailed)?;
         self.up.reset = Some(code);
+        self.up.holds_answer = false;
         Ok(())
     }
 
     fn write_peer(&mut self, cx: &mut Context<'_>) -> Progress {
         let mut moved = false;
-        if !self.channel.pending().is_empty() {
+        if !self.channel.pending().is_empty() && !self.up.holds_answer {
             match poll_write(self.tcp, cx, self.channel.pending()) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(count)) => {
