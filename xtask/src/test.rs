@@ -38,7 +38,7 @@ consoles and what the tests said are kept in target/kernels. With NAMEs too, tho
 
 Environment:
   MESH_EBPF_OBJECT=FILE    test with this eBPF object; mesh-ebpf is neither compiled nor linted
-  RUST_TEST_THREADS=N      how many whole-system tests run at once (3)",
+  RUST_TEST_THREADS=N      how many whole-system tests run at once (4)",
     options: &[
         Opt { flag: "--no-lint", values: &[], about: "only build and run the tests" },
         Opt { flag: "--long", values: &[], about: "the long form of tests: all schedules of the races, more connections" },

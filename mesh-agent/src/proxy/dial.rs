@@ -349,7 +349,8 @@ fn domain(like: IpAddr) -> Domain {
     if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }
 }
 
-/// A socket for a connection to an application, which an [`AppStream`] takes as it is.
+/// A socket for a connection to an application, which an [`AppStream`] takes as it is. Without
+/// keep-alive: both ends are in the pod's own kernel.
 pub(super) fn make_leg(domain: Domain) -> io::Result<Socket> {
     let socket = make(domain, true)?;
     socket.set_tcp_mss(APP_MSS)?;

@@ -249,7 +249,7 @@ fn a_pod_and_a_peer_leave_room_for_the_sessions_of_others() {
         let _services = [probe::serve(&pair.server, &lines)?, probe::serve(&pair.client, &lines)?];
         for (from, to) in [(&pair.client, &pair.server), (&pair.server, &pair.client)] {
             let lines = DialSpec::new(to.at(tests::PORT), Talk::Lines);
-            let many = probe::load(from, &DialSpec { workers: 30, timeout_s: 10, ..lines })?;
+            let many = probe::load(from, &DialSpec { workers: 12, timeout_s: 10, ..lines })?;
             many.wait_more(300)?;
             let many = many.finish()?;
             ensure!(many.failed == 0, "{many:?}");
