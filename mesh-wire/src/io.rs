@@ -73,15 +73,19 @@ pub fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<i
     }
 }
 
-/// As [`poll_write`], from several slices in turn.
+/// As [`poll_write`], from several slices in turn. `more`: the rest, or the end, follows at once;
+/// what fills no packet waits for it.
 pub fn poll_write_vectored(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     slices: &[IoSlice<'_>],
+    more: bool,
 ) -> Poll<io::Result<usize>> {
+    let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
     loop {
         ready!(tcp.poll_write_ready(cx))?;
-        match tcp.try_write_vectored(slices) {
+        let send = || SockRef::from(tcp).send_vectored_with_flags(slices, flags);
+        match tcp.try_io(Interest::WRITABLE, send) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             outcome => return Poll::Ready(outcome),
         }

@@ -1,15 +1,9 @@
 //! The threads that enter namespaces.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::AsFd as _,
-    sync::{Arc, mpsc},
-    thread,
-};
+use std::{fs::File, io, os::fd::AsFd as _, sync::Arc, thread};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sched::{CloneFlags, setns};
-use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -26,7 +20,7 @@ struct Request {
 
 /// Runs jobs inside network namespaces, off the data path's threads.
 #[derive(Clone)]
-pub struct Factory(mpsc::Sender<Request>);
+pub struct Factory(Sender<Request>);
 
 /// The threads have ended.
 #[derive(Debug, Error)]
@@ -40,10 +34,9 @@ impl Factory {
     /// The threads could not be started.
     pub fn start() -> io::Result<Self> {
         let home = Arc::new(File::open("/proc/thread-self/ns/net")?);
-        let (requests, queue) = mpsc::channel();
-        let queue = Arc::new(Mutex::new(queue));
+        let (requests, queue) = unbounded();
         for number in 0..THREADS {
-            let (home, queue) = (Arc::clone(&home), Arc::clone(&queue));
+            let (home, queue) = (Arc::clone(&home), Receiver::clone(&queue));
             let thread = thread::Builder::new().name(format!("netns-{number}"));
             thread.spawn(move || work(&queue, &home))?;
         }
@@ -82,15 +75,13 @@ impl Factory {
 
 /// Does jobs until no caller can ask for one any more. An idle thread returns to the agent's own
 /// namespace first: inside a pod's namespace it would keep the namespace alive after the pod.
-fn work(queue: &Mutex<mpsc::Receiver<Request>>, home: &File) {
+fn work(queue: &Receiver<Request>, home: &File) {
     loop {
-        // Another idle thread waits with the queue locked.
-        let next = queue.try_lock().and_then(|queue| queue.try_recv().ok());
-        let request = next.or_else(|| {
+        let request = queue.try_recv().ok().or_else(|| {
             if let Err(error) = setns(home.as_fd(), CloneFlags::CLONE_NEWNET) {
                 tracing::error!(%error, "cannot return to the agent's own network namespace");
             }
-            queue.lock().recv().ok()
+            queue.recv().ok()
         });
         let Some(Request { netns, job }) = request else {
             return;

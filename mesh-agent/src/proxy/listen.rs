@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -50,6 +50,9 @@ const ACCEPTS_IN_A_ROW: u32 = 16;
 /// could make handshakes for. A pod that only dials and resets delays only itself, because the
 /// queue is its own. Peers' dials are not slowed, because all peers share their queue.
 const DIALS_PER_SECOND: u32 = 2_000;
+
+/// The same for dials that kept sessions carry: as many as a thread could carry.
+const WARM_DIALS_PER_SECOND: u32 = 6_000;
 
 /// Minimum time between two creations of one listener: something in the pod may destroy it over and
 /// over.
@@ -304,19 +307,27 @@ impl Drop for CloseOnDrop {
     }
 }
 
+/// How long [`ACCEPTS_IN_A_ROW`] dials of one pod take at least, if kept sessions have carried `warm`
+/// of them.
+fn time_of_dials(warm: u32) -> Duration {
+    let warm = warm.min(ACCEPTS_IN_A_ROW);
+    let second = Duration::from_secs(1);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let one_thread = second / WARM_DIALS_PER_SECOND * warm
+        + second / DIALS_PER_SECOND * (ACCEPTS_IN_A_ROW - warm);
+    one_thread / u32::try_from(threads).unwrap_or(1)
+}
+
 async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
     let (direction, mut listener) = (post.key.direction, post.listener.load_full());
     let mut may_be_made_anew = Instant::now();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let pace = Duration::from_secs(u64::from(ACCEPTS_IN_A_ROW))
-        / u32::try_from(threads).unwrap_or(1)
-        / DIALS_PER_SECOND;
     let (mut in_a_row, mut begun) = (0_u32, Instant::now());
     loop {
         in_a_row = in_a_row.wrapping_add(1);
         if in_a_row.is_multiple_of(ACCEPTS_IN_A_ROW) {
-            if direction == OUTBOUND && begun.elapsed() < pace {
-                sleep_until(begun + pace).await;
+            let may_go_on = begun + time_of_dials(pod.warm_dials.swap(0, Ordering::Relaxed));
+            if direction == OUTBOUND && Instant::now() < may_go_on {
+                sleep_until(may_go_on).await;
             } else {
                 yield_now().await;
             }

@@ -5,7 +5,13 @@ mod packet;
 mod reach;
 mod waiting;
 
-use std::{io, mem::MaybeUninit, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    mem::MaybeUninit,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use mesh_api::{Bytes, Direction, Reason, WirePort};
 use mesh_common::{
@@ -246,6 +252,9 @@ async fn carry_to_peer(
     (flow, counters): (&Flow, &ByteCounts),
 ) -> (Ended, Option<Box<ToPeer>>) {
     let answered = |accepted| note_reached(mesh, pod, dialled.to, accepted);
+    if to.upstream.reuse != Reuse::New {
+        pod.warm_dials.fetch_add(1, Ordering::Relaxed);
+    }
     let (mut first, mut patience) = match to.upstream.reuse {
         Reuse::Warm if !dialled.waits => (FirstData::Remembered, ANSWER_TIMEOUT),
         // A peer that has vanished is found out as soon as a dial would find it out.

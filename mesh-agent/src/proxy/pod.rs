@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -48,6 +48,8 @@ pub struct Pod {
     pub(super) source_ports: SourcePorts,
     /// Its open connections that it dialled itself.
     pub(super) outbound: Arc<Account>,
+    /// Its dials that kept sessions have carried, since its accept loop asked last.
+    pub(super) warm_dials: AtomicU32,
     /// Its open connections that others dialled.
     pub(super) inbound: Arc<Account>,
     /// Its sessions that carry nothing, and that it dialled.
@@ -94,6 +96,7 @@ impl Pod {
             connections,
             source_ports: SourcePorts::default(),
             outbound: Arc::default(),
+            warm_dials: AtomicU32::default(),
             inbound: Arc::default(),
             kept: KeptSessions::default(),
             kept_inbound: Arc::default(),

@@ -2,8 +2,8 @@
 //! pod's network namespace takes another thread, and a connection would wait for both threads to
 //! wake up.
 //!
-//! A pod that accepts nothing has none. Each time none is ready there are more next time, and after
-//! a while without a connection there are none again.
+//! A pod that accepts nothing has none. Each time none is ready, or more had to be made a moment ago,
+//! there are more next time. After a while without a connection there are none again.
 
 use std::{
     sync::Arc,
@@ -23,6 +23,10 @@ const READY: [usize; 2] = [4, 32];
 /// Sockets that all pods of the node have ready, at most. Beyond that each connection makes its
 /// own.
 pub(super) const READY_ON_NODE: usize = 512;
+
+/// If more have to be made sooner than this after the last time, they are made in larger numbers:
+/// the other thread takes the CPU from the connections each time.
+const SOON: Duration = Duration::from_millis(20);
 
 /// After so long without a connection the sockets are closed.
 const UNUSED_FOR: Duration = Duration::from_secs(5);
@@ -44,6 +48,7 @@ struct Family {
     /// Whether more are being made.
     is_filling: bool,
     last_asked: Option<Instant>,
+    last_filled: Option<Instant>,
     is_closed: bool,
 }
 
@@ -70,12 +75,15 @@ impl Stock {
         if family.last_asked.replace(Instant::now()).is_none() {
             busy.notify_one();
         }
-        if taken.is_none() {
+        let is_low = family.ready.len() * 2 <= family.wanted && !family.is_filling;
+        let is_soon = is_low && family.last_filled.is_some_and(|at| at.elapsed() < SOON);
+        if taken.is_none() || is_soon {
             let [first, most] = READY;
             family.wanted = (family.wanted * 2).clamp(first, most);
         }
-        if family.ready.len() * 2 < family.wanted && !family.is_filling {
+        if is_low {
             family.is_filling = true;
+            family.last_filled = Some(Instant::now());
             let family = Arc::clone(shared);
             netns.run_later(factory, move |entered| fill(&family, domain, entered));
         }

@@ -57,14 +57,22 @@ const PROBES: u8 = 3;
 const TCP_CLOSE: u8 = 7;
 const TCP_CLOSE_WAIT: u8 = 8;
 
-/// Asks for a connection's other end (`TCP_INFO`, tcp(7)).
+/// What TCP knows of a connection (`TCP_INFO`, tcp(7)).
 ///
 /// # Errors
 /// What the kernel said.
-pub(crate) fn other_end(socket: impl AsFd) -> io::Result<OtherEnd> {
+pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<libc::tcp_info> {
     // SAFETY: integers only.
     let nothing: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let info = option(socket, libc::SOL_TCP, libc::TCP_INFO, nothing)?;
+    option(socket, libc::SOL_TCP, libc::TCP_INFO, nothing)
+}
+
+/// Asks for a connection's other end.
+///
+/// # Errors
+/// As [`tcp_info`].
+pub(crate) fn other_end(socket: impl AsFd) -> io::Result<OtherEnd> {
+    let info = tcp_info(socket)?;
     let has_reset = info.tcpi_state == TCP_CLOSE;
     Ok(OtherEnd {
         has_closed: has_reset || info.tcpi_state == TCP_CLOSE_WAIT,

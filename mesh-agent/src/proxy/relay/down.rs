@@ -118,7 +118,9 @@ impl Relay<'_> {
             IoSlice::new(places.next().map_or(&[], |place| self.channel.data(place.clone())))
         });
         let used = slices.get(..self.down.ready.len()).unwrap_or(&slices);
-        match poll_write_vectored(self.app, cx, used) {
+        // An end that came with the last data leaves with it.
+        let is_last = self.down.fin && self.down.ready.len() <= MAX_SLICES;
+        match poll_write_vectored(self.app, cx, used, is_last) {
             Poll::Pending => return false,
             Poll::Ready(Ok(count)) => {
                 self.down.advance(count);

@@ -29,6 +29,8 @@ pub(super) struct Up {
     pub(super) holds_answer: bool,
     /// Bytes of the peer, while that counts.
     received: usize,
+    /// The last read has emptied the application's socket.
+    is_drained: bool,
     /// FIN has been sealed.
     fin: bool,
     /// RESET has been sealed; once it is written, the connection is over.
@@ -88,6 +90,10 @@ impl Relay<'_> {
         if self.up.reset.is_none() && !self.up.broken && !self.down.is_ending() {
             if !self.up.fin && self.channel.takes_data() {
                 moved |= self.read_app(cx)?;
+                // An end that came with the last data leaves with it.
+                if self.up.is_drained && self.channel.takes_data() {
+                    self.read_app(cx)?;
+                }
             }
             let is_over = self.channel.is_idle(); // for the peer, too
             if self.up.fin && self.up.reset.is_none() && !self.down.is_ended() && !is_over {
@@ -100,6 +106,10 @@ impl Relay<'_> {
     }
 
     fn read_app(&mut self, cx: &mut Context<'_>) -> Progress {
+        self.up.is_drained = false;
+        if self.app.poll_read_ready(cx).is_pending() {
+            return Ok(false);
+        }
         let unanswered = &mut self.up.unanswered;
         let remembered = unanswered.as_ref().map_or(0, Vec::len);
         if unanswered.is_some() && remembered >= self.up.may_be_unanswered {
@@ -139,6 +149,7 @@ impl Relay<'_> {
             Poll::Ready(Ok(count)) => {
                 self.channel.send_data(count).map_err(End::PeerFailed)?;
                 self.counters.add_to_peer(count);
+                self.up.is_drained = count < room;
                 self.up.appetite.fed(count, room);
             }
             Poll::Ready(Err(error)) => self.reset(reset_code(error.kind()))?,

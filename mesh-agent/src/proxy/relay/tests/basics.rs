@@ -1,11 +1,13 @@
 //! One connection at a time, each way of ending it.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 
 use mesh_wire::Accepted;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 
 use super::*;
+use crate::sys::sock::tcp_info;
 
 #[tokio::test]
 async fn a_request_and_a_response() {
@@ -28,6 +30,31 @@ async fn a_request_and_a_response() {
     assert!(matches!(b.end, End::Finished { first: RelaySide::Peer }), "{:?}", b.end);
     assert!(a.session.unwrap().is_idle());
     assert!(b.session.unwrap().is_idle());
+}
+
+/// One packet between the agents and one to the application, instead of two each.
+#[tokio::test]
+async fn the_end_leaves_with_the_data_that_it_came_with() {
+    let mesh = Mesh::new().await;
+    let sessions = mesh.connection().await;
+    let ((mut a, agent_a), (agent_b, mut b)) = (tcp_pair().await, tcp_pair().await);
+    let watched = [&sessions.0.tcp, &agent_b].map(|tcp| tcp.as_fd().try_clone_to_owned().unwrap());
+    let sent = || watched.each_ref().map(|tcp| tcp_info(tcp).unwrap().tcpi_segs_out);
+    a.write_all(b"last words").await.unwrap();
+    a.shutdown().await.unwrap();
+    while !agent_a.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        tokio::task::yield_now().await;
+    }
+    let before = sent();
+    let apps = async {
+        let mut got = String::new();
+        b.read_to_string(&mut got).await.unwrap();
+        let sent = std::iter::zip(sent(), before).map(|(after, before)| after - before);
+        assert_eq!((&*got, sent.collect::<Vec<_>>()), ("last words", vec![1, 1]));
+        b.shutdown().await.unwrap();
+    };
+    let carried = carry_both(sessions, (agent_a, agent_b));
+    in_time("the words", async { tokio::join!(apps, carried) }).await;
 }
 
 #[tokio::test]
