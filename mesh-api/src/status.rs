@@ -142,6 +142,12 @@ pub struct SessionCounters {
     pub handshakes_outbound: u64,
     /// The same, inbound.
     pub handshakes_inbound: u64,
+    /// Handshakes of those that an earlier one had shortened.
+    #[serde(default)]
+    pub resumed_outbound: u64,
+    /// The same, inbound.
+    #[serde(default)]
+    pub resumed_inbound: u64,
     /// Connections that a kept session carried, without a handshake.
     pub reused_outbound: u64,
     /// The same, inbound.

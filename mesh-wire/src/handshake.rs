@@ -10,10 +10,10 @@ use std::time::SystemTime;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{CommonState, ExtractedSecrets};
+use rustls::{CommonState, ExtractedSecrets, HandshakeKind};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -28,7 +28,7 @@ use super::state::Role;
 use super::traffic::{KeySchedule, Traffic};
 use crate::identity::SpiffeId;
 use crate::identity::tls::{ALPN, ClientTls, ServerTls};
-use crate::identity::verifier::{PeerRejection, observed, presented};
+use crate::identity::verifier::{PeerRejection, PeerVerifier, Purpose, observed, presented};
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(super) mod memory;
@@ -47,6 +47,8 @@ pub(super) struct Established {
     /// The end of the life of the peer's certificate.
     pub(super) peer_until: SystemTime,
     pub(super) info: TlsInfo,
+    /// By a ticket of an earlier handshake.
+    pub(super) is_resumed: bool,
 }
 
 /// Connects. The client's last flight stays in the outbox, so that OPEN and the first data can go
@@ -57,15 +59,15 @@ pub(super) async fn connect(
     deadline: Instant,
 ) -> Result<Established, HandshakeError> {
     let address = tcp.peer_addr().map_err(HandshakeError::Io)?.ip();
-    let conn = UnbufferedClientConnection::new(
-        Arc::clone(&tls.config),
-        ServerName::IpAddress(address.into()),
-    )
-    .map_err(|error| judged_by_us(&error, None))?;
-    Handshake::new(Tls::Client(conn)).run(tcp, deadline).await
+    // Tickets are kept under this name. It is not sent, and the verifier does not look at it.
+    let name = tls.node.clone().unwrap_or(ServerName::IpAddress(address.into()));
+    let conn = UnbufferedClientConnection::new(Arc::clone(&tls.config), name)
+        .map_err(|error| judged_by_us(&error, None))?;
+    Handshake::new(Tls::Client(conn), &tls.verifier).run(tcp, deadline).await
 }
 
-/// Accepts. The server's last flight has been written.
+/// Accepts. The ticket for the client's next handshake stays in the outbox, so that it can go with
+/// ACCEPTED.
 pub(super) async fn accept(
     tcp: &TcpStream,
     tls: &ServerTls,
@@ -73,7 +75,7 @@ pub(super) async fn accept(
 ) -> Result<Established, HandshakeError> {
     let conn = UnbufferedServerConnection::new(Arc::clone(&tls.config))
         .map_err(|error| judged_by_us(&error, None))?;
-    Handshake::new(Tls::Server(conn)).run(tcp, deadline).await
+    Handshake::new(Tls::Server(conn), &tls.verifier).run(tcp, deadline).await
 }
 
 enum Tls {
@@ -93,6 +95,7 @@ enum Wants {
 
 struct Handshake {
     tls: Tls,
+    verifier: Arc<PeerVerifier>,
     inbox: Inbox,
     outbox: Outbox,
     /// How many of the received bytes rustls has been shown.
@@ -116,9 +119,10 @@ impl From<HandshakeError> for Unfit {
 }
 
 impl Handshake {
-    fn new(tls: Tls) -> Self {
+    fn new(tls: Tls, verifier: &Arc<PeerVerifier>) -> Self {
+        let verifier = Arc::clone(verifier);
         let (inbox, outbox) = (Inbox::default(), Outbox::default());
-        Self { tls, inbox, outbox, shown: 0, wants_record: false, write_error: None }
+        Self { tls, verifier, inbox, outbox, shown: 0, wants_record: false, write_error: None }
     }
 
     async fn run(
@@ -250,11 +254,8 @@ impl Handshake {
         while self.common().wants_write() && matches!(self.step(), Ok(Wants::Again)) {}
     }
 
-    /// Writes what is left to send before a session begins, or instead of one.
-    async fn hand_over(mut self, tcp: &TcpStream) -> Result<Established, HandshakeError> {
-        if let Tls::Server(_) = self.tls {
-            self.flush(tcp).await;
-        }
+    /// Begins the session, or writes why there is none.
+    async fn hand_over(self, tcp: &TcpStream) -> Result<Established, HandshakeError> {
         match self.take_keys() {
             Ok(established) => Ok(established),
             Err(Unfit { error, last }) => {
@@ -275,30 +276,37 @@ impl Handshake {
                 "bytes after the end of the handshake in the same record".to_owned(),
             )));
         }
-        let role = match self.tls {
-            Tls::Client(_) => Role::Client,
-            Tls::Server(_) => Role::Server,
+        let (role, purpose_of_peer) = match self.tls {
+            Tls::Client(_) => (Role::Client, Purpose::Server),
+            Tls::Server(_) => (Role::Server, Purpose::Client),
         };
         let has_alpn = self.common().alpn_protocol() == Some(ALPN);
-        let leaf = self.common().peer_certificates().and_then(|chain| chain.first());
-        let peer = leaf.ok_or_else(|| internal("no peer certificate")).and_then(|leaf| {
-            presented(leaf).map_err(|e| tls_error(TlsReason::from(&e), e.to_string()))
-        });
+        let is_resumed = self.common().handshake_kind() == Some(HandshakeKind::Resumed);
+        let peer = match self.common().peer_certificates() {
+            // A ticket says who the peer was: its certificate may have ended since.
+            Some([leaf, others @ ..]) if is_resumed => self
+                .verifier
+                .verify(leaf, others, UnixTime::now(), purpose_of_peer)
+                .and_then(|_id| presented(leaf)),
+            Some([leaf, ..]) => presented(leaf),
+            Some([]) | None => return Err(Unfit::from(internal("no peer certificate"))),
+        };
         let info = TlsInfo::of(self.common());
         let (secrets, kernel) = self.tls.into_kernel().map_err(|e| judged_by_us(&e, None))?;
         let mut traffic = Traffic::new(kernel, secrets)
             .map_err(|reason| tls_error(reason, "the keys could not be taken over".to_owned()))?;
-        let (peer, peer_until) = peer?;
         let info = info.ok_or_else(|| internal("no parameters"))?;
-        if !has_alpn {
+        let fault = match peer {
+            Ok((peer, peer_until)) if has_alpn => {
+                let channel = Channel::new(traffic, self.inbox, self.outbox, role);
+                return Ok(Established { channel, peer, peer_until, info, is_resumed });
+            }
             // rustls accepts a client that offers no protocol at all.
-            let alert = [2, TlsReason::NoAlpn.alert()];
-            self.outbox.seal(&mut traffic, Content::Alert, &alert).ok();
-            let error = tls_error(TlsReason::NoAlpn, String::new());
-            return Err(Unfit { error, last: self.outbox });
-        }
-        let channel = Channel::new(traffic, self.inbox, self.outbox, role);
-        Ok(Established { channel, peer, peer_until, info })
+            Ok(_) => (TlsReason::NoAlpn, String::new()),
+            Err(rejection) => (TlsReason::from(&rejection), rejection.to_string()),
+        };
+        self.outbox.seal(&mut traffic, Content::Alert, &[2, fault.0.alert()]).ok();
+        Err(Unfit { error: tls_error(fault.0, fault.1), last: self.outbox })
     }
 
     fn common(&self) -> &CommonState {

@@ -32,6 +32,7 @@ pub struct Session {
     own: SpiffeId,
     peer: SpiffeId,
     info: TlsInfo,
+    is_resumed: bool,
     /// The configuration that it was made with. Only its address is compared, which is no other's
     /// as long as this reference is there.
     made_with: Weak<dyn Any + Send + Sync>,
@@ -95,9 +96,9 @@ impl Session {
         made_with: Weak<dyn Any + Send + Sync>,
         established: Established,
     ) -> Self {
-        let Established { channel, peer, peer_until, info } = established;
+        let Established { channel, peer, peer_until, info, is_resumed } = established;
         let (channel, own) = (Box::new(channel), own.clone());
-        Self { tcp, channel, own, peer, info, made_with, peer_until }
+        Self { tcp, channel, own, peer, info, is_resumed, made_with, peer_until }
     }
 
     /// Our own identity in this session.
@@ -113,6 +114,11 @@ impl Session {
     /// What was agreed on.
     pub fn tls(&self) -> TlsInfo {
         self.info
+    }
+
+    /// Whether the handshake was shortened by what an earlier one had proved.
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     /// The socket below, for its addresses.

@@ -27,6 +27,7 @@ pub struct Mesh {
     pub configs: TlsConfigs,
     pub web: SpiffeId,
     pub cart: SpiffeId,
+    identities: Arc<Identities>,
     ca: Arc<FileCa>,
     directory: Directory,
 }
@@ -46,8 +47,28 @@ impl Mesh {
         let cart = SpiffeId::new(&trust_domain, "shop", "cart").unwrap();
         identities.ensure(&web).await.unwrap();
         identities.ensure(&cart).await.unwrap();
-        let configs = TlsConfigs::new(identities);
-        Self { configs, web, cart, ca, directory }
+        let configs = TlsConfigs::new(Arc::clone(&identities));
+        Self { configs, web, cart, identities, ca, directory }
+    }
+
+    /// Has a certificate for another service account.
+    pub async fn ensure(&self, id: &SpiffeId) {
+        self.identities.ensure(id).await.unwrap();
+    }
+
+    /// The configurations of another agent under the same CA, which knows nothing of this one.
+    pub async fn of_another_agent(&self) -> TlsConfigs {
+        let identities = Arc::new(Identities::new(Arc::<FileCa>::clone(&self.ca)));
+        identities.ensure(&self.web).await.unwrap();
+        identities.ensure(&self.cart).await.unwrap();
+        TlsConfigs::new(identities)
+    }
+
+    /// Has another certificate for a service account.
+    pub async fn renew(&self, id: &SpiffeId) {
+        let others = [&self.web, &self.cart].into_iter().filter(|other| *other != id).cloned();
+        self.identities.retain(&others.collect());
+        self.ensure(id).await;
     }
 
     /// The CA's directory.

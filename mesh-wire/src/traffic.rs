@@ -13,7 +13,7 @@ use super::record::{Content, Opener, Sealer};
 
 /// As rustls and BoringSSL: more key updates than this without data in between are an attack.
 const MAX_UPDATES_WITHOUT_DATA: u32 = 32;
-/// Tickets are ignored; a peer that sends more than this is not one of our agents.
+/// A peer that sends more tickets than this in a session is not one of our agents.
 const MAX_TICKETS: u32 = 16;
 /// A handshake message after the handshake is at most this long (a ticket; RFC 8446 §4.6.1).
 const MAX_MESSAGE_BYTES: usize = 8 * 1024;
@@ -162,18 +162,24 @@ impl Traffic {
                 return Ok(());
             };
             let (ask, after) = (body.first().copied(), after.to_vec());
-            match (kind, &self.kernel) {
-                (KEY_UPDATE, _) if length != 1 || ask > Some(1) => {
+            if let (NEW_SESSION_TICKET, KeySchedule::Client(kernel)) = (kind, &mut self.kernel)
+                && self.tickets < MAX_TICKETS
+            {
+                self.tickets += 1;
+                // Without a ticket that can be used, the next handshake is a full one.
+                kernel.handle_new_session_ticket(body).ok();
+                self.partial_message = after;
+                continue;
+            }
+            match kind {
+                KEY_UPDATE if length != 1 || ask > Some(1) => {
                     return Err(ours(TlsReason::IllegalParameter));
                 }
                 // The keys change with this record: nothing may follow in it (RFC 8446 §5.1).
-                (KEY_UPDATE, _) if !after.is_empty() => {
+                KEY_UPDATE if !after.is_empty() => {
                     return Err(ours(TlsReason::UnexpectedMessage));
                 }
-                (KEY_UPDATE, _) => self.peer_updated(ask == Some(1))?,
-                (NEW_SESSION_TICKET, KeySchedule::Client(_)) if self.tickets < MAX_TICKETS => {
-                    self.tickets += 1;
-                }
+                KEY_UPDATE => self.peer_updated(ask == Some(1))?,
                 _ => return Err(ours(TlsReason::UnexpectedMessage)),
             }
             self.partial_message = after;

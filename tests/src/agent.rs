@@ -155,6 +155,10 @@ pub struct Sessions {
     pub handshakes_outbound: u64,
     /// The same, inbound.
     pub handshakes_inbound: u64,
+    /// Those that an earlier one had shortened.
+    pub resumed_outbound: u64,
+    /// The same, inbound.
+    pub resumed_inbound: u64,
     /// Connections that a kept session carried.
     pub reused_outbound: u64,
     /// The same, inbound.

@@ -49,8 +49,9 @@ fn print(status: &mesh_api::Status) -> anyhow::Result<()> {
     ))?;
     let sessions = &counters.sessions;
     print_line(&format!(
-        "TLS sessions: {} handshakes, {} connections without one, {} sessions kept",
+        "TLS sessions: {} handshakes ({} resumed), {} connections without one, {} sessions kept",
         sessions.handshakes_outbound + sessions.handshakes_inbound,
+        sessions.resumed_outbound + sessions.resumed_inbound,
         sessions.reused_outbound + sessions.reused_inbound,
         sessions.kept_outbound + sessions.kept_inbound
     ))?;

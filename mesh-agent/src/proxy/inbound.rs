@@ -232,6 +232,7 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
         };
     }
     mesh.metrics.handshake_inbound.observe(begun.elapsed().as_secs_f64());
+    mesh.metrics.resumed_inbound.inc_by(session.is_resumed().into());
     if ends.wire_port() == WirePort::Agents {
         mesh.metrics.accepted_inbound.inc();
     }

@@ -307,8 +307,8 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// How long [`ACCEPTS_IN_A_ROW`] dials of one pod take at least, if kept sessions have carried `warm`
-/// of them.
+/// How long [`ACCEPTS_IN_A_ROW`] dials of one pod take at least, if kept sessions have carried
+/// `warm` of them.
 fn time_of_dials(warm: u32) -> Duration {
     let warm = warm.min(ACCEPTS_IN_A_ROW);
     let second = Duration::from_secs(1);

@@ -24,6 +24,10 @@ pub struct Metrics {
     pub by_agents_port: IntCounter,
     /// Connections for which there was no room.
     pub refused_by_limits: IntCounter,
+    /// Handshakes for connections of pods that a ticket of an earlier one has shortened.
+    pub(super) resumed_outbound: IntCounter,
+    /// The same, for connections to pods.
+    pub(super) resumed_inbound: IntCounter,
     /// Connections of pods that a kept session carried.
     pub(super) reused_outbound: IntCounter,
     /// Connections for pods that a kept session carried.
@@ -73,6 +77,12 @@ impl Metrics {
             HANDSHAKE_BUCKETS.to_vec(),
             registry
         )?;
+        let resumed = register_int_counter_vec_with_registry!(
+            "nodemesh_handshakes_resumed_total",
+            "Handshakes over mutual TLS that were shortened by an earlier one of the same two service accounts between the same two agents: outbound from this node's pods, inbound for them.",
+            &["direction"],
+            registry
+        )?;
         let reused = register_int_counter_vec_with_registry!(
             "nodemesh_sessions_reused_total",
             "Connections over mutual TLS that a kept session carried, without a dial and a handshake: outbound from this node's pods, inbound for them.",
@@ -96,6 +106,8 @@ impl Metrics {
             bytes_received: bytes.with_label_values(&["received"]),
             by_agents_port,
             refused_by_limits,
+            resumed_outbound: resumed.with_label_values(&["outbound"]),
+            resumed_inbound: resumed.with_label_values(&["inbound"]),
             reused_outbound: reused.with_label_values(&["outbound"]),
             reused_inbound: reused.with_label_values(&["inbound"]),
             sessions_stale,

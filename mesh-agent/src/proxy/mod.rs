@@ -218,6 +218,8 @@ impl Mesh {
             capacity: self.kept_outbound.capacity(),
             handshakes_outbound: handshake_outbound.get_sample_count(),
             handshakes_inbound: handshake_inbound.get_sample_count(),
+            resumed_outbound: self.metrics.resumed_outbound.get(),
+            resumed_inbound: self.metrics.resumed_inbound.get(),
             reused_outbound: self.metrics.reused_outbound.get(),
             reused_inbound: self.metrics.reused_inbound.get(),
             stale: self.metrics.sessions_stale.get(),

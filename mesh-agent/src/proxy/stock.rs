@@ -2,8 +2,8 @@
 //! pod's network namespace takes another thread, and a connection would wait for both threads to
 //! wake up.
 //!
-//! A pod that accepts nothing has none. Each time none is ready, or more had to be made a moment ago,
-//! there are more next time. After a while without a connection there are none again.
+//! A pod that accepts nothing has none. Each time none is ready, or more had to be made a moment
+//! ago, there are more next time. After a while without a connection there are none again.
 
 use std::{
     sync::Arc,

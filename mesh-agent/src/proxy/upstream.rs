@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{
     dial::{self, DialError, DialledPeer},
     kept::{Birth, Reuse},
+    path::MeshedPeer,
     peer::{HANDSHAKE_TIMEOUT, PeerError},
     pod::Pod,
     source_ports::PortLease,
@@ -37,6 +38,8 @@ pub(super) struct Target<'a> {
     pub(super) wire_port: WirePort,
     /// The identity that it must prove.
     pub(super) expected: &'a SpiffeId,
+    /// Its node, whose agent may have given us a ticket.
+    pub(super) node: &'a str,
     /// What the connection's socket gets.
     pub(super) options: DialOptions,
 }
@@ -57,7 +60,14 @@ pub(super) struct Upstream {
     pub(super) answer: Option<Accepted>,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// That pod, by one of the two ports.
+    pub(super) fn of(peer: &'a MeshedPeer, wire_port: WirePort, options: DialOptions) -> Self {
+        let MeshedPeer { target, expected, node, .. } = peer;
+        let (address, node) = (*target, node.as_str());
+        Self { address, wire_port, expected, node, options }
+    }
+
     /// The address that is dialled.
     pub(super) fn on_the_wire(&self) -> SocketAddr {
         match self.wire_port {
@@ -114,7 +124,7 @@ impl Connector<'_> {
         DialledPeer { stream, from, lease }: DialledPeer,
     ) -> Result<Upstream, PeerError> {
         let birth = pod.birth();
-        let tls = self.tls.client(&pod.identity, Some(target.expected))?;
+        let tls = self.tls.client(&pod.identity, Some(target.expected))?.on_node(target.node);
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let session = Box::new(Session::connect(stream, &tls, deadline).await?);
         Ok(Upstream { session, from, lease, birth, reuse: Reuse::New, answer: None })

@@ -11,7 +11,7 @@ impl Side {
     pub(crate) fn client(tls: &ClientTls) -> Self {
         let name = ServerName::IpAddress(std::net::IpAddr::from([10, 0, 0, 1]).into());
         match UnbufferedClientConnection::new(Arc::clone(&tls.config), name) {
-            Ok(conn) => Self(Handshake::new(Tls::Client(conn))),
+            Ok(conn) => Self(Handshake::new(Tls::Client(conn), &tls.verifier)),
             Err(error) => panic!("rustls does not take our configuration: {error}"),
         }
     }
@@ -19,7 +19,7 @@ impl Side {
     /// The other side.
     pub(crate) fn server(tls: &ServerTls) -> Self {
         match UnbufferedServerConnection::new(Arc::clone(&tls.config)) {
-            Ok(conn) => Self(Handshake::new(Tls::Server(conn))),
+            Ok(conn) => Self(Handshake::new(Tls::Server(conn), &tls.verifier)),
             Err(error) => panic!("rustls does not take our configuration: {error}"),
         }
     }

@@ -1,8 +1,9 @@
 //! What a TLS handshake needs: rustls configurations, made once per pair of identities.
 //!
 //! TLS 1.3 only, whatever features other crates switch on in rustls. Every builder names the
-//! provider. No tickets and no resumption: a session is reused as a whole (docs/wire.md), and a
-//! resumed one would outlive a change of anchors.
+//! provider. Handshakes resume with tickets ([`super::tickets`]) and a fresh key exchange, never
+//! with 0-RTT. A ticket goes with the configuration at either end, so it outlives neither a
+//! certificate nor a change of anchors.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
@@ -11,10 +12,12 @@ use arc_swap::ArcSwap;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::aws_lc_rs::{self as provider, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
+use super::tickets::{Tickets, TicketsOfConfig};
 use super::{Anchors, Identities, Identity, PeerVerifier, SpiffeId};
 
 /// The application protocol of RFC 7301 that both sides must agree on.
@@ -43,6 +46,9 @@ pub fn crypto() -> Arc<CryptoProvider> {
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
+    pub(crate) verifier: Arc<PeerVerifier>,
+    /// Whose tickets may be used; by default those that came from the same address.
+    pub(crate) node: Option<ServerName<'static>>,
     identity: Arc<Identity>,
 }
 
@@ -51,6 +57,7 @@ pub struct ClientTls {
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
+    pub(crate) verifier: Arc<PeerVerifier>,
     identity: Arc<Identity>,
 }
 
@@ -58,6 +65,13 @@ impl ClientTls {
     /// Our own identity in this handshake.
     pub fn own(&self) -> &SpiffeId {
         self.identity.id()
+    }
+
+    /// For a peer on that node: its agent takes the tickets that it has given out, for any of its
+    /// pods with the expected identity.
+    #[must_use]
+    pub fn on_node(self, name: &str) -> Self {
+        Self { node: ServerName::try_from(name.to_owned()).ok(), ..self }
     }
 
     /// Whether our certificate may be shown now.
@@ -82,12 +96,13 @@ impl ServerTls {
 #[derive(Debug, Clone)]
 pub struct TlsConfigs {
     identities: Arc<Identities>,
+    tickets: Arc<Tickets>,
 }
 
 impl TlsConfigs {
     /// Configurations for the identities in that store.
     pub fn new(identities: Arc<Identities>) -> Self {
-        Self { identities }
+        Self { identities, tickets: Arc::default() }
     }
 
     /// For a connection from `own` to a peer that must be `expected` (any of the trust domain if
@@ -103,21 +118,24 @@ impl TlsConfigs {
         let identity = self.identity(own)?;
         let anchors = self.identities.anchors();
         let configs = identity.tls.of(&anchors);
-        if let Some(config) = configs.clients.load().get(&expected.cloned()) {
-            let config = Arc::clone(config);
-            return Ok(ClientTls { config, identity });
+        if let Some(made) = configs.clients.load().get(&expected.cloned()) {
+            let Made { config, verifier } = made.clone();
+            return Ok(ClientTls { config, verifier, node: None, identity });
         }
         let verifier = verifier(&anchors, &identity, expected.cloned());
-        let config = Arc::new(client_config(&identity, verifier)?);
+        let tickets = self.tickets.of_new_config();
+        let config = Arc::new(client_config(&identity, Arc::clone(&verifier), tickets)?);
+        let made = Made { config, verifier };
         configs.clients.rcu(|known| {
             let mut next = HashMap::clone(known);
             if next.len() >= MAX_CLIENT_CONFIGS {
                 next.clear();
             }
-            next.insert(expected.cloned(), Arc::clone(&config));
+            next.insert(expected.cloned(), made.clone());
             next
         });
-        Ok(ClientTls { config, identity })
+        let Made { config, verifier } = made;
+        Ok(ClientTls { config, verifier, node: None, identity })
     }
 
     /// For connections that arrive for `own`.
@@ -128,13 +146,16 @@ impl TlsConfigs {
         let identity = self.identity(own)?;
         let anchors = self.identities.anchors();
         let configs = identity.tls.of(&anchors);
-        if let Some(config) = configs.server.load().as_ref() {
-            let config = Arc::clone(config);
-            return Ok(ServerTls { config, identity });
+        if let Some(made) = configs.server.load().as_ref() {
+            let Made { config, verifier } = made.clone();
+            return Ok(ServerTls { config, verifier, identity });
         }
-        let config = Arc::new(server_config(&identity, verifier(&anchors, &identity, None))?);
-        configs.server.store(Arc::new(Some(Arc::clone(&config))));
-        Ok(ServerTls { config, identity })
+        let verifier = verifier(&anchors, &identity, None);
+        let config = Arc::new(server_config(&identity, Arc::clone(&verifier))?);
+        let made = Made { config, verifier };
+        configs.server.store(Arc::new(Some(made.clone())));
+        let Made { config, verifier } = made;
+        Ok(ServerTls { config, verifier, identity })
     }
 
     fn identity(&self, own: &SpiffeId) -> Result<Arc<Identity>, TlsConfigError> {
@@ -167,8 +188,21 @@ pub(super) struct TlsCache(ArcSwap<Option<(Arc<Anchors>, Arc<Configs>)>>);
 
 #[derive(Debug, Default)]
 struct Configs {
-    clients: ArcSwap<HashMap<Option<SpiffeId>, Arc<ClientConfig>>>,
-    server: ArcSwap<Option<Arc<ServerConfig>>>,
+    clients: ArcSwap<HashMap<Option<SpiffeId>, Made<ClientConfig>>>,
+    server: ArcSwap<Option<Made<ServerConfig>>>,
+}
+
+/// A configuration, and its judge of peers.
+#[derive(Debug)]
+struct Made<C> {
+    config: Arc<C>,
+    verifier: Arc<PeerVerifier>,
+}
+
+impl<C> Clone for Made<C> {
+    fn clone(&self) -> Self {
+        Self { config: Arc::clone(&self.config), verifier: Arc::clone(&self.verifier) }
+    }
 }
 
 impl TlsCache {
@@ -198,6 +232,7 @@ fn verifier(
 fn client_config(
     identity: &Identity,
     verifier: Arc<PeerVerifier>,
+    tickets: Arc<TicketsOfConfig>,
 ) -> Result<ClientConfig, TlsConfigError> {
     let mut config = ClientConfig::builder_with_provider(crypto())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -206,7 +241,7 @@ fn client_config(
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(resolver(identity));
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = Resumption::disabled();
+    config.resumption = Resumption::store(tickets);
     config.enable_sni = false;
     config.enable_secret_extraction = true; // the record layer is ours, wire/record.rs
     Ok(config)
@@ -222,8 +257,9 @@ fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver(identity));
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {}); // no peer can fill it
+    config.ticketer = provider::Ticketer::new().map_err(|e| unusable(identity, &e))?;
+    config.send_tls13_tickets = 1; // each handshake brings the next one's
     config.enable_secret_extraction = true;
     Ok(config)
 }

@@ -7,9 +7,13 @@
 //! synchronously, on the caller's thread.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest;
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -31,7 +35,24 @@ pub struct PeerVerifier {
     expected: Option<SpiffeId>,
     algorithms: WebPkiSupportedAlgorithms,
     clocks: Option<Arc<Clocks>>,
+    /// Chains that it has accepted.
+    accepted: Mutex<HashMap<ChainDigest, AcceptedChain>>,
 }
+
+/// A SHA-256 of a purpose and a chain of certificates.
+type ChainDigest = [u8; 32];
+
+/// What a verifier has found out about a chain.
+#[derive(Debug, Clone)]
+struct AcceptedChain {
+    id: SpiffeId,
+    /// All its certificates are valid in this time, in seconds since 1970.
+    valid: RangeInclusive<u64>,
+}
+
+/// Chains that a verifier remembers; the peers of one service account have fewer. Beyond it, all
+/// are forgotten.
+const MOST_ACCEPTED: usize = 1024;
 
 impl PeerVerifier {
     /// A verifier that accepts `expected` only, or any identity of the trust domain if `None`
@@ -43,7 +64,8 @@ impl PeerVerifier {
         provider: &CryptoProvider,
     ) -> Self {
         let algorithms = provider.signature_verification_algorithms;
-        Self { anchors, trust_domain, expected, algorithms, clocks: None }
+        let accepted = Mutex::default();
+        Self { anchors, trust_domain, expected, algorithms, clocks: None, accepted }
     }
 
     /// The same verifier, which also notes peers whose clock differs.
@@ -52,11 +74,36 @@ impl PeerVerifier {
         Self { clocks: Some(clocks), ..self }
     }
 
-    /// Judges a chain at a given time, for one purpose.
+    /// Judges a chain at a given time, for one purpose. One that was accepted is known again for as
+    /// long as all its certificates are valid.
     ///
     /// # Errors
     /// The first thing wrong with it, path before names.
     pub fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        purpose: Purpose,
+    ) -> Result<SpiffeId, PeerRejection> {
+        let digest = digest_of(leaf, intermediates, purpose);
+        if let Some(known) = self.accepted.lock().get(&digest)
+            && known.valid.contains(&now.as_secs())
+        {
+            return Ok(known.id.clone());
+        }
+        let id = self.verify_anew(leaf, intermediates, now, purpose)?;
+        if let Some(valid) = validity(leaf, intermediates) {
+            let mut accepted = self.accepted.lock();
+            if accepted.len() >= MOST_ACCEPTED {
+                accepted.clear();
+            }
+            accepted.insert(digest, AcceptedChain { id: id.clone(), valid });
+        }
+        Ok(id)
+    }
+
+    fn verify_anew(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -119,6 +166,37 @@ impl PeerVerifier {
             rustls::Error::InvalidCertificate(error)
         })
     }
+}
+
+fn digest_of(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    purpose: Purpose,
+) -> ChainDigest {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(&[purpose as u8]);
+    for certificate in std::iter::once(leaf).chain(intermediates) {
+        context.update(&(certificate.len() as u64).to_be_bytes());
+        context.update(certificate);
+    }
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(context.finish().as_ref());
+    bytes
+}
+
+/// When all of a chain's certificates are valid, in seconds since 1970. `None` if there is no such
+/// time, or one cannot be read.
+fn validity(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Option<RangeInclusive<u64>> {
+    let (mut from, mut until) = (0, u64::MAX);
+    for certificate in std::iter::once(leaf).chain(intermediates) {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        from = from.max(u64::try_from(parsed.validity().not_before.timestamp()).ok()?);
+        until = until.min(u64::try_from(parsed.validity().not_after.timestamp()).ok()?);
+    }
+    (from <= until).then_some(from..=until)
 }
 
 /// What the certificate is used for by the peer.

@@ -4,6 +4,7 @@ mod handshake;
 mod hostile;
 mod plain_rustls;
 mod pump;
+mod resumption;
 mod session;
 mod stream;
 

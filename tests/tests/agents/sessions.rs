@@ -149,6 +149,51 @@ fn a_session_serves_one_pod_in_one_state_only() {
     });
 }
 
+/// A new pod of an account that has met the server's makes a short handshake. A pod of another
+/// account makes a full one, and so do all once the server's agent is another one.
+#[test]
+fn accounts_that_have_met_resume() {
+    scenario("sessions-resumed", |net| {
+        let (pair, _) = Pair::strict(net, &[])?; // no question about the path comes first
+        let sibling = PodSpec::new(SHOP, "client2").service_account("client");
+        let sibling = net.pod(&pair.nodes[0], sibling)?;
+        let cousin = net.pod(&pair.nodes[0], PodSpec::new(SHOP, "cousin"))?;
+        pair.agents[0].wait_enrolled(&[&sibling, &cousin])?;
+        pair.agents[1].wait_peers(3)?;
+        let _service = pair.serve(Talk::Lines)?;
+        let dials = |from: &Place| -> Result<[u64; 4]> {
+            let now = || -> Result<[u64; 4]> {
+                let (client, server) = (sessions(&pair.agents[0])?, sessions(&pair.agents[1])?);
+                let Sessions { handshakes_outbound, resumed_outbound, .. } = client;
+                let Sessions { handshakes_inbound, resumed_inbound, .. } = server;
+                Ok([handshakes_outbound, resumed_outbound, handshakes_inbound, resumed_inbound])
+            };
+            let before = now()?;
+            pair.is_answered(from)?;
+            let mut more = now()?;
+            std::iter::zip(&mut more, before).for_each(|(after, before)| *after -= before);
+            Ok(more)
+        };
+        let expect = |what: &str, from: &Place, expected: [u64; 4]| {
+            let seen = dials(from)?;
+            ensure!(seen == expected, "{what}: {seen:?} instead of {expected:?}");
+            anyhow::Ok(())
+        };
+        let (full, resumed) = ([1, 0, 1, 0], [1, 1, 1, 1]);
+        expect("the first", &pair.client, full)?;
+        expect("another pod of the account", &sibling, resumed)?;
+        expect("another account", &cousin, full)?;
+        let other = &pair.agents[1];
+        other.take_over()?.wait(PATIENCE)?;
+        expect("the server's agent handed over", &sibling, full)?;
+        other.kill9()?;
+        other.start_again()?;
+        other.wait_enrolled(&[&pair.server])?;
+        other.wait_peers(3)?;
+        expect("the server's agent killed", &sibling, full)
+    });
+}
+
 /// Whichever way a session ends while it is idle, the next connection notices nothing of it.
 #[test]
 fn a_peers_agent_that_is_another_one_is_asked_anew() {

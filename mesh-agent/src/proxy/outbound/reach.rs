@@ -329,15 +329,11 @@ async fn to_peer_anew(
     purpose: Purpose,
     flow: &Flow,
 ) -> Result<Box<ToPeer>, ReachError> {
-    let target = Target {
-        address: purpose.peer.target,
-        wire_port: purpose.by,
-        expected: &purpose.peer.expected,
-        options: dialled.options,
-    };
+    let target = Target::of(&purpose.peer, purpose.by, dialled.options);
     let begun = Instant::now();
     let mut upstream = mesh.connector().connect(pod, target).await?;
     mesh.metrics.handshake_outbound.observe(begun.elapsed().as_secs_f64());
+    mesh.metrics.resumed_outbound.inc_by(upstream.session.is_resumed().into());
     open_on(&mut upstream, dialled, &purpose, flow).await.map_err(PeerError::from)?;
     Ok(Box::new(ToPeer { upstream, purpose }))
 }

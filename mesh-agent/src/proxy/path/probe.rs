@@ -25,12 +25,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// If dropped, the question is given up.
 pub(super) async fn ask(connector: Connector<'_>, pod: &Pod, peer: &MeshedPeer) -> Answer {
     let deadline = Instant::now() + ASK_TIMEOUT;
-    let target = Target {
-        address: peer.target,
-        wire_port: WirePort::Agents,
-        expected: &peer.expected,
-        options: DialOptions::default(),
-    };
+    let target = Target::of(peer, WirePort::Agents, DialOptions::default());
     let unanswered = |is_dropped, detail| {
         Answer::Unanswered(Unanswered {
             pod: pod.name.to_string(),
