@@ -4,23 +4,35 @@
 use std::{
     io::{self, BufRead, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
-use crate::slice::{Answer, Histogram, Load, Order, Request, Slice, TRIP_BYTES, WRITE_BYTES};
+use crate::slice::{
+    Answer, Histogram, Load, Order, Request, SMALL_WRITE_BYTES, Slice, TRIP_BYTES, WRITE_BYTES,
+};
 
 /// Round trips on a new connection before the first one that counts.
 const WARM_UP_TRIPS: usize = 50;
 
+/// What one of the clients that work at once needs.
+struct Worker {
+    times: Histogram,
+    buffer: Vec<u8>,
+    held: Vec<TcpStream>,
+}
+
 pub(crate) fn run(orders: impl BufRead) -> Result<()> {
-    let mut times = Histogram::default();
-    let mut buffer = vec![0x5a; WRITE_BYTES];
+    let mut workers: Vec<Worker> = Vec::new();
     for line in orders.lines() {
         let Request { to, order } = serde_json::from_str(&line?)?;
-        times.clear();
-        let answer = match work(to, order, &mut times, &mut buffer) {
+        while workers.len() < order.workers() {
+            let (times, buffer) = (Histogram::default(), vec![0x5a; WRITE_BYTES]);
+            workers.push(Worker { times, buffer, held: Vec::new() });
+        }
+        let answer = match work_all(to, order, &mut workers) {
             Ok(slice) => Answer::Done(slice),
             Err(e) => Answer::Failed(format!("{:?} to {to}: {e:#}", order.load())),
         };
@@ -29,11 +41,34 @@ pub(crate) fn run(orders: impl BufRead) -> Result<()> {
     Ok(())
 }
 
-fn work(to: SocketAddr, order: Order, times: &mut Histogram, buffer: &mut [u8]) -> Result<Slice> {
+fn work_all(to: SocketAddr, order: Order, workers: &mut [Worker]) -> Result<Slice> {
+    let (first, others) = workers.split_first_mut().context("an order for no client")?;
+    let others = others.iter_mut().take(order.workers().saturating_sub(1));
+    thread::scope(|scope| {
+        let others: Vec<_> =
+            others.map(|worker| scope.spawn(move || work(to, order, worker))).collect();
+        let mut all = work(to, order, first)?;
+        for other in others {
+            all.join(&other.join().map_err(|_panic| anyhow!("a client panicked"))??);
+        }
+        Ok(all)
+    })
+}
+
+fn work(to: SocketAddr, order: Order, worker: &mut Worker) -> Result<Slice> {
+    let Worker { times, buffer, held } = worker;
+    times.clear();
+    held.clear();
     match order.load() {
-        Load::Connect => connect(to, order, times),
+        Load::Connect => connect(to, 0, order, times),
+        Load::First => connect(to, 1, order, times),
         Load::RoundTrip => round_trip(to, order, times),
+        Load::Request => request(to, order, times),
         Load::Stream => stream(to, order, buffer),
+        Load::SmallWrites => {
+            stream(to, order, buffer.get_mut(..SMALL_WRITE_BYTES).unwrap_or_default())
+        }
+        Load::Hold => hold(to, order, held),
     }
 }
 
@@ -47,13 +82,15 @@ fn open(to: SocketAddr, load: Load) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn connect(to: SocketAddr, order: Order, times: &mut Histogram) -> Result<Slice> {
+/// Connection after connection, each to a port that is `step` higher than the last one's.
+fn connect(mut to: SocketAddr, step: u16, order: Order, times: &mut Histogram) -> Result<Slice> {
     let begun = Instant::now();
     let mut now = begun;
     let mut count = 0;
     while count < order.count() && now - begun < order.time() {
         let opened = open(to, Load::Connect).with_context(|| format!("connection {count}"))?;
         drop(opened);
+        to.set_port(to.port() + step);
         let before = now;
         now = Instant::now();
         times.add(now - before);
@@ -84,6 +121,39 @@ fn round_trip(to: SocketAddr, order: Order, times: &mut Histogram) -> Result<Sli
     let elapsed_ns = nanoseconds(now - begun);
     let bytes = count * TRIP_BYTES as u64;
     Ok(Slice { count, connections: 1, bytes, elapsed_ns, times: times.clone() })
+}
+
+/// Connections that carry a request and its answer each. The server closes them.
+fn request(to: SocketAddr, order: Order, times: &mut Histogram) -> Result<Slice> {
+    let mut message = [Load::Request.byte(); TRIP_BYTES];
+    let begun = Instant::now();
+    let mut now = begun;
+    let mut count = 0;
+    while count < order.count() && now - begun < order.time() {
+        let mut stream = TcpStream::connect(to).with_context(|| format!("connection {count}"))?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message).with_context(|| format!("answer {count}"))?;
+        ensure!(stream.read(&mut [0])? == 0, "more than an answer");
+        let before = now;
+        now = Instant::now();
+        times.add(now - before);
+        count += 1;
+    }
+    let elapsed_ns = nanoseconds(now - begun);
+    let bytes = count * TRIP_BYTES as u64;
+    Ok(Slice { count, connections: count, bytes, elapsed_ns, times: times.clone() })
+}
+
+/// Connections that stay open until the next order.
+fn hold(to: SocketAddr, order: Order, held: &mut Vec<TcpStream>) -> Result<Slice> {
+    let begun = Instant::now();
+    for count in 0..order.count() {
+        held.push(open(to, Load::Hold).with_context(|| format!("connection {count}"))?);
+    }
+    let (count, elapsed_ns) = (order.count(), nanoseconds(begun.elapsed()));
+    let times = Histogram::default();
+    Ok(Slice { count, connections: count, bytes: count, elapsed_ns, times })
 }
 
 fn stream(to: SocketAddr, order: Order, buffer: &mut [u8]) -> Result<Slice> {

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tests::exec::Place;
 
 use crate::{
-    server::READY,
+    server::{Listen, READY},
     slice::{Answer, Order, Request, Slice},
 };
 
@@ -34,9 +34,9 @@ pub(crate) struct Program {
 
 impl Program {
     /// A server on these ports, listening.
-    pub(crate) fn server(place: &Place, ports: &[u16]) -> Result<Self> {
-        let ports = ports.iter().map(|port| port.to_string().into());
-        let program = Self::start(place, "load-server", ports)?;
+    pub(crate) fn server(place: &Place, listen: &[Listen]) -> Result<Self> {
+        let words = listen.iter().map(|how| how.to_string().into());
+        let program = Self::start(place, "load-server", words)?;
         let said = program.line(SLACK)?;
         ensure!(said == READY, "{} said {said:?}", program.name);
         Ok(program)

@@ -1,4 +1,4 @@
-//! The four figures: what is done, and which two runs of it are compared.
+//! The figures: what is done, and which two runs of it are compared.
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -11,10 +11,20 @@ use crate::slice::Load;
 pub(crate) enum Figure {
     /// A new connection, one byte there and back, close.
     Connect,
+    /// The same to a port that the client has not dialled before.
+    First,
     /// 128 bytes there and back on a kept connection.
     RoundTrip,
     /// Bytes one way, as fast as they go.
     Stream,
+    /// 16 of those at once.
+    Streams,
+    /// Bytes one way in small writes.
+    SmallWrites,
+    /// 64 clients with a connection each: round trips of 128 bytes.
+    KeepAlive,
+    /// 64 clients that make a connection for each round trip; the server closes it.
+    Requests,
     /// [`Figure::Connect`] between pods that are not in the mesh, in a cgroup with our programs.
     Untouched,
 }
@@ -33,27 +43,69 @@ pub(crate) enum Arm {
     Attached,
 }
 
+/// What a figure is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unit {
+    /// The median time of an operation in µs: less is better.
+    Us,
+    /// Operations per second: more is better.
+    PerS,
+    /// Bytes per second: more is better.
+    BytesPerS,
+}
+
 impl Figure {
-    pub(crate) const ALL: [Self; 4] =
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Connect,
+        Self::First,
+        Self::RoundTrip,
+        Self::Stream,
+        Self::Streams,
+        Self::SmallWrites,
+        Self::KeepAlive,
+        Self::Requests,
+        Self::Untouched,
+    ];
+
+    /// Those of a quick run.
+    pub(crate) const QUICK: [Self; 4] =
         [Self::Connect, Self::RoundTrip, Self::Stream, Self::Untouched];
+
+    /// Its name on the command line and in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::First => "first",
+            Self::RoundTrip => "round-trip",
+            Self::Stream => "stream",
+            Self::Streams => "streams",
+            Self::SmallWrites => "small-writes",
+            Self::KeepAlive => "keep-alive",
+            Self::Requests => "requests",
+            Self::Untouched => "untouched",
+        }
+    }
 
     /// From the command line.
     pub(crate) fn parse(name: &str) -> Result<Self> {
-        match name {
-            "connect" => Ok(Self::Connect),
-            "round-trip" => Ok(Self::RoundTrip),
-            "stream" => Ok(Self::Stream),
-            "untouched" => Ok(Self::Untouched),
-            _ => bail!("no figure {name}; there are connect, round-trip, stream and untouched"),
-        }
+        let Some(figure) = Self::ALL.into_iter().find(|figure| figure.name() == name) else {
+            bail!("no figure {name}; there are {}", Self::ALL.map(Self::name).join(", "));
+        };
+        Ok(figure)
     }
 
     /// What it is, for the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Connect => "connect, 1 byte each way, close",
+            Self::First => "the same, first dial to a port",
             Self::RoundTrip => "round trip of 128 bytes",
             Self::Stream => "stream of 64 KiB writes",
+            Self::Streams => "16 streams at once",
+            Self::SmallWrites => "stream of 1 KiB writes",
+            Self::KeepAlive => "64 connections, round trips",
+            Self::Requests => "64 clients, a connection each",
             Self::Untouched => "untouched: connect … close",
         }
     }
@@ -62,8 +114,29 @@ impl Figure {
     pub(crate) fn load(self) -> Load {
         match self {
             Self::Connect | Self::Untouched => Load::Connect,
-            Self::RoundTrip => Load::RoundTrip,
-            Self::Stream => Load::Stream,
+            Self::First => Load::First,
+            Self::RoundTrip | Self::KeepAlive => Load::RoundTrip,
+            Self::Stream | Self::Streams => Load::Stream,
+            Self::SmallWrites => Load::SmallWrites,
+            Self::Requests => Load::Request,
+        }
+    }
+
+    /// How many clients do it at once.
+    pub(crate) fn workers(self) -> usize {
+        match self {
+            Self::Streams => 16,
+            Self::KeepAlive | Self::Requests => 64,
+            _ => 1,
+        }
+    }
+
+    /// What is counted.
+    pub(crate) fn unit(self) -> Unit {
+        match self {
+            Self::Connect | Self::First | Self::RoundTrip | Self::Untouched => Unit::Us,
+            Self::KeepAlive | Self::Requests => Unit::PerS,
+            Self::Stream | Self::Streams | Self::SmallWrites => Unit::BytesPerS,
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the mesh costs, against no mesh: four figures, both measured by turns in one run.
+//! What the mesh costs, against no mesh: both measured by turns in one run.
 //!
 //! `bench [--quick]` prints them. `bench --load FIGURE` puts one kind of load on the mesh and names
 //! the processes that carry it, for profilers. All options: `settings.rs`. The load comes from this
@@ -25,12 +25,12 @@ mod spread;
 mod stage;
 
 use std::{
-    env, io,
+    env, fs, io,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tests::Net;
 
 use crate::{
@@ -44,7 +44,7 @@ use crate::{
 
 fn main() -> ExitCode {
     let outcome = settings::parse(env::args().skip(1)).and_then(|command| match command {
-        Command::Server { ports } => server::run(&ports),
+        Command::Server { listen } => server::run(&listen),
         Command::Client => client::run(io::stdin().lock()),
         Command::Help => {
             println!("{}", settings::USAGE);
@@ -77,15 +77,22 @@ fn on_stage(pins: &Pins, play: impl FnOnce(&mut Stage<'_>) -> Result<()>) -> Res
 }
 
 fn measure(stage: &mut Stage<'_>, what: &Measure) -> Result<()> {
-    let Measure { figures, settings, format, pins: _ } = what;
+    let Measure { figures, settings, format, file, pins: _ } = what;
     let begun = Instant::now();
     let before = Usage::now(stage.net())?;
+    let idle = stage.memory_kib()?;
     let mut measured = Vec::new();
     for &figure in figures {
         measured.push(measure_one(stage, figure, settings)?);
     }
     let machine = machine::Facts::of_run(before.until(&Usage::now(stage.net())?));
-    let report = Report { machine, seconds: begun.elapsed().as_secs_f64(), figures: measured };
+    let memory = settings.memory().then(|| stage.memory(idle)).transpose()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let report = Report { machine, seconds, figures: measured, memory };
+    if let Some(file) = file {
+        let text = serde_json::to_string_pretty(&report.with_ratios())?;
+        fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
+    }
     match format {
         Format::Table => print!("{report}"),
         Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),

@@ -1,14 +1,15 @@
 //! The command line: what to measure, and for how long.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{figure::Figure, pins::Pins, slice::Order};
+use crate::{figure::Figure, pins::Pins, server::Listen, slice::Order};
 
 pub(crate) const USAGE: &str = "\
-bench [--quick] [--rounds N] [--figure NAME]... [--no-pins] [-o table|json]
-    measures; NAME is connect, round-trip, stream or untouched
+bench [--quick] [--rounds N] [--figure NAME]... [--no-pins] [-o table|json] [--json FILE]
+    measures; NAME is connect, first, round-trip, stream, streams, small-writes, keep-alive, requests or untouched;
+    --quick: connect, round-trip, stream and untouched, in about a minute
 bench --load NAME [--seconds N] [--no-pins]
     puts this load on the mesh alone and prints the process ids of the agents, for perf and strace
 Each node has half of the CPUs, as if it were a machine of its own. With --no-pins, the nodes share all CPUs.";
@@ -17,6 +18,12 @@ Each node has half of the CPUs, as if it were a machine of its own. With --no-pi
 /// gets slow once half of a pod's 28,232 ports are in that state, so `rounds * CONNECTIONS` stays
 /// below that.
 const CONNECTIONS: u64 = 200;
+
+/// The same of each of many clients. Their server closes; so a client's port is soon free again.
+const CONNECTIONS_OF_MANY: u64 = 100;
+
+/// Ports that a slice dials for the first time.
+const NEW_PORTS: u64 = 16;
 
 /// The limit for loads that keep their connections. No slice comes close to it.
 const NO_LIMIT: u64 = 50_000_000;
@@ -27,7 +34,7 @@ pub(crate) enum Command {
     Measure(Measure),
     Hold { figure: Figure, time: Duration, pins: Pins },
     Help,
-    Server { ports: Vec<u16> },
+    Server { listen: Vec<Listen> },
     Client,
 }
 
@@ -37,6 +44,8 @@ pub(crate) struct Measure {
     pub(crate) figures: Vec<Figure>,
     pub(crate) settings: Settings,
     pub(crate) format: Format,
+    /// Where to write the JSON, too.
+    pub(crate) file: Option<PathBuf>,
     pub(crate) pins: Pins,
 }
 
@@ -58,24 +67,39 @@ impl Settings {
     pub(crate) fn rounds(self, figure: Figure) -> usize {
         self.rounds.unwrap_or(match (self.quick, figure) {
             (true, _) => 15,
-            (false, Figure::Stream) => 21,
+            (false, Figure::Stream | Figure::Streams | Figure::SmallWrites) => 21,
             (false, _) => 41,
         })
+    }
+
+    /// Whether the agents' memory is measured at the end.
+    pub(crate) fn memory(self) -> bool {
+        !self.quick
     }
 
     /// What a client does in one slice of a figure.
     pub(crate) fn order(self, figure: Figure) -> Order {
         let time = match (figure, self.quick) {
-            (Figure::Stream, true) => Duration::from_millis(500),
-            (Figure::Stream, false) => Duration::from_millis(1500),
+            (Figure::Stream | Figure::Streams | Figure::SmallWrites, true) => {
+                Duration::from_millis(500)
+            }
+            (Figure::Stream | Figure::Streams | Figure::SmallWrites, false) => {
+                Duration::from_millis(1500)
+            }
             (_, true) => Duration::from_millis(200),
             (_, false) => Duration::from_millis(400),
         };
         let count = match figure {
             Figure::Connect | Figure::Untouched => CONNECTIONS,
-            Figure::RoundTrip | Figure::Stream => NO_LIMIT,
+            Figure::First => NEW_PORTS,
+            Figure::Requests => CONNECTIONS_OF_MANY,
+            Figure::RoundTrip
+            | Figure::Stream
+            | Figure::Streams
+            | Figure::SmallWrites
+            | Figure::KeepAlive => NO_LIMIT,
         };
-        Order::new(figure.load(), count, time)
+        Order::new(figure.load(), figure.workers(), count, time)
     }
 }
 
@@ -83,12 +107,13 @@ impl Settings {
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
     let (mut figures, mut settings, mut format) = (Vec::new(), Settings::default(), Format::Table);
     let (mut load, mut time, mut pins) = (None, Duration::from_secs(30), Pins::halves()?);
+    let mut file = None;
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
         match arg.as_str() {
             "load-server" => {
-                let ports = args.map(|port| port.parse().with_context(|| format!("port {port}")));
-                return Ok(Command::Server { ports: ports.collect::<Result<_>>()? });
+                let listen = args.map(|word| word.parse().with_context(|| format!("port {word}")));
+                return Ok(Command::Server { listen: listen.collect::<Result<_>>()? });
             }
             "load-client" => return Ok(Command::Client),
             "--help" | "-h" => return Ok(Command::Help),
@@ -98,6 +123,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
             "--figure" => figures.push(Figure::parse(&value()?)?),
             "--load" => load = Some(Figure::parse(&value()?)?),
             "--seconds" => time = Duration::from_secs(number(&value()?)?.into()),
+            "--json" => file = Some(value()?.into()),
             "-o" => {
                 format = match value()?.as_str() {
                     "table" => Format::Table,
@@ -112,9 +138,10 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
         return Ok(Command::Hold { figure, time, pins });
     }
     if figures.is_empty() {
-        figures = Figure::ALL.to_vec();
+        let is_quick = |figure: &Figure| Figure::QUICK.contains(figure);
+        figures = Figure::ALL.into_iter().filter(|it| !settings.quick || is_quick(it)).collect();
     }
-    Ok(Command::Measure(Measure { figures, settings, format, pins }))
+    Ok(Command::Measure(Measure { figures, settings, format, file, pins }))
 }
 
 fn number(text: &str) -> Result<u32> {

@@ -8,17 +8,24 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Load {
     Connect,
+    /// Each connection to the next port.
+    First,
     RoundTrip,
+    Request,
     Stream,
+    SmallWrites,
+    /// Connections that stay open until the next order.
+    Hold,
 }
 
 impl Load {
     /// The first byte of a connection says it; the server sends it back.
     pub(crate) fn byte(self) -> u8 {
         match self {
-            Self::Connect => b'c',
+            Self::Connect | Self::First | Self::Hold => b'c',
             Self::RoundTrip => b'r',
-            Self::Stream => b's',
+            Self::Request => b'q',
+            Self::Stream | Self::SmallWrites => b's',
         }
     }
 }
@@ -27,24 +34,33 @@ impl Load {
 pub(crate) const TRIP_BYTES: usize = 128;
 /// Bytes of a write of a stream.
 pub(crate) const WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of a small one.
+pub(crate) const SMALL_WRITE_BYTES: usize = 1024;
 
 /// A slice that is to be done: until one of the limits.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Order {
     load: Load,
-    /// Operations at most: connections, round trips, writes.
+    /// How many do it at once.
+    workers: usize,
+    /// Operations of each at most: connections, round trips, writes.
     count: u64,
     time_ms: u64,
 }
 
 impl Order {
-    pub(crate) fn new(load: Load, count: u64, time: Duration) -> Self {
-        Self { load, count, time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX) }
+    pub(crate) fn new(load: Load, workers: usize, count: u64, time: Duration) -> Self {
+        let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self { load, workers, count, time_ms }
     }
 
     /// The same for a shorter or longer time.
     pub(crate) fn with_time(self, time: Duration) -> Self {
-        Self::new(self.load, self.count, time)
+        Self::new(self.load, self.workers, self.count, time)
+    }
+
+    pub(crate) fn workers(self) -> usize {
+        self.workers
     }
 
     pub(crate) fn load(self) -> Load {
@@ -88,6 +104,17 @@ pub(crate) struct Slice {
     pub(crate) elapsed_ns: u64,
     /// How long operations took; empty for a stream.
     pub(crate) times: Histogram,
+}
+
+impl Slice {
+    /// Adds what another client did at the same time.
+    pub(crate) fn join(&mut self, other: &Self) {
+        self.count += other.count;
+        self.connections += other.connections;
+        self.bytes += other.bytes;
+        self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
+        self.times.merge(&other.times);
+    }
 }
 
 /// Times, in buckets that are at most 1/128 apart. Its memory is there from the beginning.

@@ -1,9 +1,9 @@
 //! Two nodes with their agents, a meshed pair of pods, an unmeshed pair, and the programs inside
 //! them.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, ops::RangeInclusive, path::PathBuf, thread::sleep, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use tests::{Net, Node, Pair, Pod, PodSpec, SHOP, exec::Place};
 
 use crate::{
@@ -11,13 +11,22 @@ use crate::{
     figure::{Arm, Figure},
     machine::{self, Usage},
     pins::Pins,
-    slice::{Order, Slice},
+    report::Memory,
+    server::Listen,
+    slice::{Load, Order, Slice},
 };
 
 /// Where the meshed server listens, and the unmeshed one without our programs.
 const PORT: u16 = 8080;
+/// Where the same servers give each connection a thread of its own.
+const THREADS_PORT: u16 = 8090;
+/// Ports of the same servers that are dialled once each.
+const NEW_PORTS: RangeInclusive<u16> = 20_000..=21_299;
 /// Where the two servers of the untouched figure listen: they share a namespace with that one.
 const UNTOUCHED_PORTS: [u16; 2] = [8081, 8082];
+
+/// After which the agents have given back what they do not keep.
+const AT_REST: Duration = Duration::from_secs(10);
 
 /// Everything that is there to be measured.
 pub(crate) struct Stage<'a> {
@@ -35,6 +44,8 @@ pub(crate) struct Stage<'a> {
 struct Couple {
     client: Program,
     to: SocketAddr,
+    /// The port of [`NEW_PORTS`] that is the next.
+    next: u16,
     _server: Program,
 }
 
@@ -76,12 +87,13 @@ impl<'a> Stage<'a> {
         let pair = Pair { net, nodes, agents, client, server };
         pair.join()?;
         let beside = [beside(&plain[0], &pair.nodes[0]), beside(&plain[1], &pair.nodes[1])];
-        let couple = |places, to| Couple::new(pins, places, to);
-        let no_mesh = couple([&beside[0], &beside[1]], plain[1].at(PORT))?;
-        let mesh = couple([&pair.client, &pair.server], pair.server.at(PORT))?;
+        let couple = |places, to, more: &[Listen]| Couple::new(pins, places, to, more);
+        let more = [Listen::Thread(THREADS_PORT), Listen::Many(NEW_PORTS)];
+        let no_mesh = couple([&beside[0], &beside[1]], plain[1].at(PORT), &more)?;
+        let mesh = couple([&pair.client, &pair.server], pair.server.at(PORT), &more)?;
         let [one, two] = UNTOUCHED_PORTS.map(|port| plain[1].at(port));
-        let unattached = couple([&beside[0], &beside[1]], one)?;
-        let attached = couple([&plain[0], &plain[1]], two)?;
+        let unattached = couple([&beside[0], &beside[1]], one, &[])?;
+        let attached = couple([&plain[0], &plain[1]], two, &[])?;
         let agents = pair.nodes.each_ref().map(|node| node.agent_place().cgroup);
         Ok(Self { pair, no_mesh, mesh, unattached, attached, agents, made: Made::default() })
     }
@@ -92,13 +104,24 @@ impl<'a> Stage<'a> {
 
     /// Does one slice.
     pub(crate) fn slice(&mut self, arm: Arm, order: Order) -> Result<Slice> {
-        let Couple { client, to, .. } = match arm {
+        let Couple { client, to, next, .. } = match arm {
             Arm::NoMesh => &mut self.no_mesh,
             Arm::Mesh => &mut self.mesh,
             Arm::Unattached => &mut self.unattached,
             Arm::Attached => &mut self.attached,
         };
-        let slice = client.slice(*to, order)?;
+        let mut to = *to;
+        match order.load() {
+            Load::First => {
+                to.set_port(*next);
+                *next += u16::try_from(order.count())?;
+                ensure!(*next <= *NEW_PORTS.end(), "no port is left that was never dialled");
+            }
+            Load::Request | Load::Hold => to.set_port(THREADS_PORT),
+            _ if order.workers() > 1 => to.set_port(THREADS_PORT),
+            _ => {}
+        }
+        let slice = client.slice(to, order)?;
         ensure!(slice.count > 0, "{arm:?} did nothing: {order:?}");
         match arm {
             Arm::NoMesh | Arm::Unattached => {}
@@ -158,6 +181,31 @@ impl<'a> Stage<'a> {
         Ok(pids)
     }
 
+    /// Resident memory of the two agents, the client's and the server's, in KiB.
+    pub(crate) fn memory_kib(&self) -> Result<[u64; 2]> {
+        let mut all = Vec::new();
+        for pid in self.agent_pids()? {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
+            all.push(kib.context("no VmRSS")?.trim().parse()?);
+        }
+        <[u64; 2]>::try_from(all).map_err(|all| anyhow!("not two agents: {all:?}"))
+    }
+
+    /// The same at rest, with idle connections, and after these.
+    pub(crate) fn memory(&mut self, idle: [u64; 2]) -> Result<Memory> {
+        sleep(AT_REST);
+        let after = self.memory_kib()?;
+        let hold = |count| Order::new(Load::Hold, 1, count, AT_REST);
+        self.slice(Arm::Mesh, hold(Memory::HELD.into()))?;
+        sleep(AT_REST);
+        let holding = self.memory_kib()?;
+        self.slice(Arm::Mesh, hold(1))?; // closes the others
+        sleep(AT_REST);
+        Ok(Memory { idle, after, holding, released: self.memory_kib()? })
+    }
+
     fn agents_cpu_us(&self) -> Result<u64> {
         let [one, two] = &self.agents;
         Ok(machine::cgroup_cpu_us(one)? + machine::cgroup_cpu_us(two)?)
@@ -165,10 +213,16 @@ impl<'a> Stage<'a> {
 }
 
 impl Couple {
-    fn new(pins: &Pins, [client, server]: [&Place; 2], to: SocketAddr) -> Result<Self> {
-        let server = pins.on(1, || Program::server(server, &[to.port()]))?;
+    fn new(
+        pins: &Pins,
+        [client, server]: [&Place; 2],
+        to: SocketAddr,
+        more: &[Listen],
+    ) -> Result<Self> {
+        let listen = [&[Listen::Pool(to.port())], more].concat();
+        let server = pins.on(1, || Program::server(server, &listen))?;
         let client = pins.on(0, || Program::client(client))?;
-        Ok(Self { client, to, _server: server })
+        Ok(Self { client, to, next: *NEW_PORTS.start(), _server: server })
     }
 }
 
