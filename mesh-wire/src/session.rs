@@ -26,9 +26,14 @@ use crate::identity::{ClientTls, ServerTls, SpiffeId};
 pub struct Session {
     /// The connection to the peer's agent.
     pub tcp: TcpStream,
-    /// Its records. Boxed, because a session is moved from task to task, and a connection's future
-    /// is its memory.
+    /// Its records. Boxed as the facts are: a session is moved from future to future, and each keeps
+    /// room for it.
     pub channel: Box<Channel>,
+    facts: Box<Facts>,
+}
+
+/// What the handshake has led to.
+struct Facts {
     own: SpiffeId,
     peer: SpiffeId,
     info: TlsInfo,
@@ -97,28 +102,29 @@ impl Session {
         established: Established,
     ) -> Self {
         let Established { channel, peer, peer_until, info, is_resumed } = established;
-        let (channel, own) = (Box::new(channel), own.clone());
-        Self { tcp, channel, own, peer, info, is_resumed, made_with, peer_until }
+        let own = own.clone();
+        let facts = Facts { own, peer, info, is_resumed, made_with, peer_until };
+        Self { tcp, channel: Box::new(channel), facts: Box::new(facts) }
     }
 
     /// Our own identity in this session.
     pub fn own_identity(&self) -> &SpiffeId {
-        &self.own
+        &self.facts.own
     }
 
     /// The peer's identity, proved by its certificate.
     pub fn peer_identity(&self) -> &SpiffeId {
-        &self.peer
+        &self.facts.peer
     }
 
     /// What was agreed on.
     pub fn tls(&self) -> TlsInfo {
-        self.info
+        self.facts.info
     }
 
     /// Whether the handshake was shortened by what an earlier one had proved.
     pub fn is_resumed(&self) -> bool {
-        self.is_resumed
+        self.facts.is_resumed
     }
 
     /// The socket below, for its addresses.
@@ -148,8 +154,8 @@ impl Session {
     }
 
     fn matches<C>(&self, config: &Arc<C>) -> bool {
-        std::ptr::addr_eq(self.made_with.as_ptr(), Arc::as_ptr(config))
-            && SystemTime::now() < self.peer_until
+        std::ptr::addr_eq(self.facts.made_with.as_ptr(), Arc::as_ptr(config))
+            && SystemTime::now() < self.facts.peer_until
     }
 
     /// Whether nothing has come on an idle session: an end is the only thing that may. Asks the
@@ -354,8 +360,8 @@ impl Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("own", &self.own)
-            .field("peer", &self.peer)
+            .field("own", &self.facts.own)
+            .field("peer", &self.facts.peer)
             .field("idle", &self.is_idle())
             .finish_non_exhaustive()
     }

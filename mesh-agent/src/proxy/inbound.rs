@@ -111,12 +111,12 @@ pub(super) async fn serve(
         return Box::pin(mutual_tls(&mesh, &pod, arrival, slot, begin())).await;
     }
     let silence = if peer { PEER_SILENCE } else { SILENCE };
-    let mut looks = look(&arrival.stream, silence).await;
+    let mut looks = Box::pin(look(&arrival.stream, silence)).await;
     let closed = is_closed();
     let flow = begin();
     if closed && matches!(looks, Ok(Looks::Silent)) {
         // Only TLS could enter, and it may still come.
-        looks = look(&arrival.stream, HANDSHAKE_TIMEOUT).await;
+        looks = Box::pin(look(&arrival.stream, HANDSHAKE_TIMEOUT)).await;
     }
     match looks {
         Ok(Looks::LikeAgent) => Box::pin(mutual_tls(&mesh, &pod, arrival, slot, flow)).await,
@@ -204,13 +204,32 @@ impl SessionEnds {
 }
 
 async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlot, flow: Flow) {
+    let (ends, birth) = (arrival.ends, pod.birth());
+    let mut asked_for = Box::pin(first(mesh, pod, arrival, slot, flow)).await;
+    while let Some(asked) = asked_for {
+        let carried = Box::pin(carry(mesh, pod, ends, asked)).await;
+        let Some((idle, admitted)) = carried else { return };
+        asked_for = Box::pin(next(mesh, pod, ends, birth, idle, admitted)).await;
+    }
+}
+
+/// Makes a session over a connection, and waits for what the peer's agent asks for first. `None` if
+/// it is no connection: the record says why.
+async fn first(
+    mesh: &Mesh,
+    pod: &Pod,
+    arrival: Arrival,
+    slot: HandshakeSlot,
+    flow: Flow,
+) -> Option<AskedFor> {
     let Arrival { stream, ends, admitted } = arrival;
     // From here on TLS ends the connection itself, and a slow reader gets all data.
     if let Err(error) = SockRef::from(&stream).set_linger(None) {
-        return flow.end(client_gone(&error), Bytes::default());
+        flow.end(client_gone(&error), Bytes::default());
+        return None;
     }
     let claim = TurnOwner { pod: pod.netns.cookie(), peer: mesh.client(ends.from.ip()) };
-    let (birth, begun) = (pod.birth(), Instant::now());
+    let begun = Instant::now();
     let authenticated = |session: &Session| ends.note_session(&flow, session);
     let accepting = Box::pin(mesh.acceptor().accept(pod, claim, stream, authenticated));
     let (session, open) = match accepting.await {
@@ -221,27 +240,23 @@ async fn mutual_tls(mesh: &Mesh, pod: &Pod, arrival: Arrival, slot: HandshakeSlo
             if let PeerError::Handshake(_) = error {
                 rest(slot).await;
             }
-            return;
+            return None;
         }
     };
     drop(slot);
     if open::asked(&open, ends.to) == Ok(Asked::Seen) {
-        return match Box::pin(path::answer(session, ends.from)).await {
+        match Box::pin(path::answer(session, ends.from)).await {
             Ok(()) => flow.forget(),
             Err(error) => flow.end(session_ended(&error), Bytes::default()),
-        };
+        }
+        return None;
     }
     mesh.metrics.handshake_inbound.observe(begun.elapsed().as_secs_f64());
     mesh.metrics.resumed_inbound.inc_by(session.is_resumed().into());
     if ends.wire_port() == WirePort::Agents {
         mesh.metrics.accepted_inbound.inc();
     }
-    let mut asked_for = Some(AskedFor { session, open, admitted, flow });
-    while let Some(asked) = asked_for {
-        let carried = Box::pin(carry(mesh, pod, ends, asked)).await;
-        let Some((idle, admitted)) = carried else { return };
-        asked_for = Box::pin(next(mesh, pod, ends, birth, idle, admitted)).await;
-    }
+    Some(AskedFor { session, open, admitted, flow })
 }
 
 /// The application that OPEN asks for, and the client that it is shown.
@@ -277,7 +292,7 @@ async fn carry(
     let leg_ends = match judge(mesh, ends, &session, &open) {
         Ok(leg_ends) => leg_ends,
         Err(refused) => {
-            refuse_open(session, refused, flow).await;
+            Box::pin(refuse_open(session, refused, flow)).await;
             return None;
         }
     };
@@ -293,12 +308,12 @@ async fn carry(
         && let Err(reached) = admitted.count_behind(mesh.client(client.ip()))
     {
         let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
-        drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
+        drop(Box::pin(session.refuse(refused)).await); // if the peer does not hear, nothing changes
         flow.end(limited(reached), Bytes::default());
         return None;
     }
-    let leg = dial_application(mesh, pod, leg_ends, &session.tcp, |peer| peer.has_closed).await;
-    let Leg { stream: app, held: _held } = match leg {
+    let dialling = dial_application(mesh, pod, leg_ends, &session.tcp, |peer| peer.has_closed);
+    let Leg { stream: app, held: _held } = match Box::pin(dialling).await {
         Some(Ok(leg)) => leg,
         None => {
             flow.end(client_gave_up(), Bytes::default());
@@ -306,7 +321,7 @@ async fn carry(
         }
         Some(Err(error)) => {
             let reason = refusal(&error);
-            drop(session.refuse(Refused { reason, text: error.to_string() }).await);
+            drop(Box::pin(session.refuse(Refused { reason, text: error.to_string() })).await);
             flow.end(Ended::new(reason.reason(), error.to_string()), Bytes::default());
             return None;
         }
@@ -345,16 +360,16 @@ async fn next(
 ) -> Option<AskedFor> {
     let client = mesh.client(ends.from.ip());
     let Ok(room) = mesh.kept_inbound.admit(&pod.kept_inbound, Some(client)) else {
-        session.close().await;
+        Box::pin(session.close()).await;
         return None;
     };
     drop(last);
     let over = tokio::time::Instant::now() + kept::IDLE_TIME_OF_SERVER;
     let stopped = pod.accepting.stopped();
-    let open = match stopped.run_until_cancelled(session.recv_open(over)).await {
+    let open = match stopped.run_until_cancelled(Box::pin(session.recv_open(over))).await {
         Some(Ok(open)) => open,
         Some(Err(SessionError::TimedOut)) | None => {
-            session.close().await;
+            Box::pin(session.close()).await;
             return None;
         }
         Some(Err(_)) => return None, // the peer has closed it, or it is broken
@@ -362,7 +377,7 @@ async fn next(
     let now = mesh.tls.server(&pod.identity);
     let is_as_new = pod.may_reuse(birth) && now.is_ok_and(|now| session.matches_server(&now));
     if stopped.is_cancelled() || !is_as_new {
-        session.close().await;
+        Box::pin(session.close()).await;
         return None;
     }
     match mesh.limits.admit(&pod.inbound, Some(client)) {
@@ -377,7 +392,7 @@ async fn next(
         Err(reached) => {
             record_limit(mesh, pod, (ends.from, ends.to), reached);
             let refused = Refused { reason: Refusal::Overloaded, text: reached.to_string() };
-            drop(session.refuse(refused).await); // if the peer does not hear, nothing changes
+            drop(Box::pin(session.refuse(refused)).await); // if it does not hear, nothing changes
             None
         }
     }

@@ -279,12 +279,14 @@ async fn carry_to_peer(
             }
             let owner = turn_owner(mesh, pod, dialled);
             let beginning = Box::pin(begin_again(mesh, pod, dialled, purpose, flow));
-            let anew = tokio::select! {
-                biased;
-                anew = mesh.turns.run(owner, beginning) => anew,
-                () = gone(&again) => Err(ReachError::ClientGone),
+            let anew = async {
+                tokio::select! {
+                    biased;
+                    anew = mesh.turns.run(owner, beginning) => anew,
+                    () = gone(&again) => Err(ReachError::ClientGone),
+                }
             };
-            match anew {
+            match Box::pin(anew).await {
                 Ok(anew) => {
                     (app, to) = (again, anew);
                     (first, patience) = (FirstData::Again(sent), ANSWER_TIMEOUT);

@@ -161,7 +161,7 @@ pub async fn carry(
                 tell(false);
             }
             drop(app); // a reset, before anything else
-            leave(session, failed).await;
+            Box::pin(leave(session, failed)).await;
         }
     }
     Carried { session: idle, end, accepted, again }
