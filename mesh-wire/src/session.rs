@@ -26,8 +26,8 @@ use crate::identity::{ClientTls, ServerTls, SpiffeId};
 pub struct Session {
     /// The connection to the peer's agent.
     pub tcp: TcpStream,
-    /// Its records. Boxed as the facts are: a session is moved from future to future, and each keeps
-    /// room for it.
+    /// Its records. Boxed as the facts are: a session is moved from future to future, and each
+    /// keeps room for it.
     pub channel: Box<Channel>,
     facts: Box<Facts>,
 }
