@@ -123,7 +123,7 @@ fn is_allowed(record: &[u8]) -> bool {
         (0x02, fields) => fields_of(fields).is_some_and(|fields| {
             fields.iter().all(|(kind, value)| match kind {
                 0x86 => [6, 18].contains(&value.len()),
-                0x87 => value.is_empty(),
+                0x87 | 0x88 => value.is_empty(),
                 kind => *kind >= 0x80,
             })
         }),
