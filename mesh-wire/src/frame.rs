@@ -14,6 +14,11 @@ use super::tlv::{self, Fields, IGNORABLE};
 pub const VERSION: u8 = 1;
 /// Bytes after the type byte, at most: a TLS record holds 16,384 (RFC 8446 §5.1).
 pub const MAX_PAYLOAD_BYTES: usize = 16_383;
+
+/// Data in a full record that we send. Four such records are 65,160 bytes, which is what a segment
+/// of 45 packets carries where each takes 1,448: with more in a record, each write would end in a
+/// packet that is nearly empty.
+pub const DATA_BYTES: usize = 16_267;
 /// Bytes of a refusal's text, at most.
 pub const MAX_TEXT_BYTES: usize = 512;
 

@@ -8,7 +8,7 @@ use std::array;
 use std::io::IoSliceMut;
 
 use super::buffers::{self, UNIT_BYTES};
-use super::frame::{MAX_PAYLOAD_BYTES, kind};
+use super::frame::{DATA_BYTES, kind};
 use super::reason::SessionError;
 use super::record::{Content, HEADER_BYTES, TRAILER_BYTES};
 use super::traffic::Traffic;
@@ -19,7 +19,7 @@ pub const MAX_RECORDS: usize = 8;
 /// Bytes before the data of a frame: the record's header and the frame's type.
 const BEFORE: usize = HEADER_BYTES + 1;
 /// A full DATA record. A buffer has room for as many strides as it has units.
-const STRIDE: usize = BEFORE + MAX_PAYLOAD_BYTES + TRAILER_BYTES;
+const STRIDE: usize = BEFORE + DATA_BYTES + TRAILER_BYTES;
 const _: () = assert!(STRIDE <= UNIT_BYTES);
 
 /// A buffer with the unwritten bytes at `start..end`.
@@ -82,7 +82,7 @@ impl Outbox {
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
         let mut strides = room.chunks_exact_mut(STRIDE).take(records);
         array::from_fn(|_| {
-            let data = strides.next().and_then(|s| s.get_mut(BEFORE..BEFORE + MAX_PAYLOAD_BYTES));
+            let data = strides.next().and_then(|s| s.get_mut(BEFORE..BEFORE + DATA_BYTES));
             IoSliceMut::new(data.unwrap_or_default())
         })
     }
@@ -95,7 +95,7 @@ impl Outbox {
     ) -> Result<(), SessionError> {
         let mut left = count;
         while left > 0 {
-            let data = left.min(MAX_PAYLOAD_BYTES);
+            let data = left.min(DATA_BYTES);
             let length = BEFORE + data + TRAILER_BYTES;
             let record = self.buffer.get_mut(self.end..self.end + length).unwrap_or_default();
             if let Some(first) = record.get_mut(HEADER_BYTES) {

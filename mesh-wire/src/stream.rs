@@ -13,7 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::channel::{Received, SMALL_BACKLOG_BYTES};
-use super::frame::{Frame, MAX_PAYLOAD_BYTES};
+use super::frame::{DATA_BYTES, Frame};
 use super::io::{poll_read, poll_write};
 use super::outbox::MAX_RECORDS;
 use super::reason::{ResetCode, SessionError, StateError};
@@ -336,7 +336,7 @@ impl Wake for Tasks {
 
 /// The records that so many bytes take, of those that are read or written at once.
 fn records_of(bytes: usize) -> usize {
-    bytes.div_ceil(MAX_PAYLOAD_BYTES).min(MAX_RECORDS)
+    bytes.div_ceil(DATA_BYTES).min(MAX_RECORDS)
 }
 
 /// Copies bytes into the room, in order, and returns how many.

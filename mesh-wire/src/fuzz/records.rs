@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use super::agents::agents;
 use super::model::{Heard, MAX_DATA_BYTES, Model};
-use crate::frame::{Accepted, Frame, Open, Refused};
+use crate::frame::{Accepted, DATA_BYTES, Frame, Open, Refused};
 use crate::inbox::Inbox;
 use crate::record::{HEADER_BYTES, TRAILER_BYTES};
 use crate::state::Role;
@@ -345,9 +345,9 @@ impl Talk {
     }
 
     fn answer_data(&mut self, count: usize) {
-        let count = count.clamp(1, MAX_RECORDS * MAX_DATA_BYTES);
+        let count = count.clamp(1, MAX_RECORDS * DATA_BYTES);
         let bytes = pattern(count);
-        let records = count.div_ceil(MAX_DATA_BYTES);
+        let records = count.div_ceil(DATA_BYTES);
         let may = self.model.says(self.role, crate::frame::kind::DATA);
         let Ok(mut slices) = self.listener.data_slices(records) else {
             panic!("no room for data");

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use mesh_wire::{
     Frame, ResetCode,
-    frame::MAX_PAYLOAD_BYTES,
+    frame::DATA_BYTES,
     io::{poll_read, poll_read_vectored, poll_write},
 };
 
@@ -70,7 +70,7 @@ impl Relay<'_> {
             FirstData::Unread => {}
             FirstData::Remembered => {
                 self.up.unanswered = Some(Vec::new());
-                self.up.may_be_unanswered = MAX_PAYLOAD_BYTES;
+                self.up.may_be_unanswered = DATA_BYTES;
             }
             FirstData::HeldBack => self.up.unanswered = Some(Vec::new()),
             FirstData::Again(data) if data.is_empty() => {}
@@ -120,7 +120,7 @@ impl Relay<'_> {
         let mut room: usize = slices.iter().map(|slice| slice.len()).sum();
         let outcome = match (unanswered, slices.first_mut()) {
             (Some(sent), Some(only)) => {
-                room = self.up.may_be_unanswered - remembered;
+                room = room.min(self.up.may_be_unanswered - remembered);
                 let read = poll_read(self.app, cx, only.get_mut(..room).unwrap_or_default());
                 if let Poll::Ready(Ok(count)) = read {
                     sent.extend_from_slice(only.get(..count).unwrap_or_default());

@@ -1,7 +1,7 @@
 //! A kept session that the peer closes while OPEN is on its way: another one carries the
 //! connection, and no byte is lost or comes twice.
 
-use mesh_wire::{Received, StateError, frame::MAX_PAYLOAD_BYTES};
+use mesh_wire::{Received, StateError, frame::DATA_BYTES};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
@@ -61,7 +61,7 @@ async fn another_session_carries_on_with_what_was_sent() {
         let carried = async {
             let carried = carry(first, agent, &counters, remembered()).await;
             let (agent, sent) = carried.again.expect("it may begin again");
-            assert!(sent.len() <= MAX_PAYLOAD_BYTES, "{} bytes are remembered", sent.len());
+            assert!(sent.len() <= DATA_BYTES, "{} bytes are remembered", sent.len());
             let options = CarryOptions { first: FirstData::Again(sent), ..CarryOptions::default() };
             carry(second, agent, &counters, options).await
         };

@@ -1,6 +1,7 @@
 //! Much data, checked by hash.
 
 use aws_lc_rs::digest::{Context, SHA256};
+use mesh_wire::{MAX_RECORDS, frame::DATA_BYTES};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::*;
@@ -67,7 +68,8 @@ async fn sixty_four_mib_each_way_at_once() {
 async fn every_size_around_a_record_arrives_whole() {
     let mesh = Mesh::new().await;
     let mut sessions = mesh.sessions().await;
-    for size in [1, 2, 16_381, 16_382, 16_383, 16_384, 16_385, 32_766, 32_767, 131_064, 131_065] {
+    let (one, two, most) = (DATA_BYTES, 2 * DATA_BYTES, MAX_RECORDS * DATA_BYTES);
+    for size in [1, 2, one - 1, one, one + 1, 16_383, 16_384, two, two + 1, most, most + 1] {
         open(&mut sessions.0, &mut sessions.1).await;
         let ((a, agent_a), (agent_b, b)) = (tcp_pair().await, tcp_pair().await);
         let carried = carry_both(sessions, (agent_a, agent_b));
