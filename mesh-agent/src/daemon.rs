@@ -183,6 +183,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         accepting: accepting.clone(),
         serving: serving.clone(),
         inherited,
+        same_node: settings.same_node,
         memory: memory.clone(),
     });
     let (request, requests) = mpsc::channel(1);

@@ -74,7 +74,7 @@ pub struct Party {
     pub port: u16,
     /// The pod that has the address, as `namespace/name`, if the agent knows it.
     pub pod: Option<String>,
-    /// The SPIFFE id that was proven in TLS; `None` without TLS.
+    /// The SPIFFE id that was proven in TLS, or that the node's kernel knows; `None` in plaintext.
     pub identity: Option<String>,
 }
 
@@ -99,6 +99,8 @@ pub enum Security {
         /// Code of the reason ([`PlaintextReason`](crate::PlaintextReason)).
         why: String,
     },
+    /// Between two pods of one node, through its agent and without TLS. The kernel knows who dials.
+    Local,
     /// No bytes went.
     None,
 }

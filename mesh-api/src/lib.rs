@@ -20,7 +20,7 @@ pub use codes::{
 };
 pub use flow::{Bytes, Direction, FlowRecord, Party, Security, TlsFacts, WirePort};
 pub use handover::{HANDOVER_VERSION, Listener, PredecessorInfo, SuccessorInfo};
-pub use mode::Mode;
+pub use mode::{Mode, NotSameNode, SameNode};
 pub use plaintext::{PlaintextConnection, PlaintextFacts, ResetConnection, ResetReport};
 pub use pod::PodStatus;
 pub use ports::{MAX_PORTS, MAX_RANGES, PortSet, PortSetError};

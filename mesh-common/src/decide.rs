@@ -192,6 +192,9 @@ pub trait Arrival {
     /// Whether it belongs to a redirected dial that is noted in `PENDING`. Asked only where the
     /// ports leave it open.
     fn is_redirected(&self) -> bool;
+    /// Whether this node's agent has noted that it dials so, for another pod of the node. Asked
+    /// only of what looks like an agent's dial.
+    fn is_local_leg(&self) -> bool;
     /// Whether it comes from a socket of this node's kubelet, which the kernel noted before the
     /// packet left. Asked only where it makes a difference.
     fn is_kubelets(&self) -> bool;
@@ -249,6 +252,9 @@ pub fn arrival(view: &impl Arrival, namespace: Namespace) -> Verdict {
         return Verdict::InboundAgentsPort;
     }
     if from_agent {
+        if view.is_local_leg() {
+            return Verdict::InboundLocal;
+        }
         // Also to an excluded port: a pod's agent may not have heard of the exclusion, and TLS must
         // not reach the application. The agent looks at such connections.
         return Verdict::InboundMesh;

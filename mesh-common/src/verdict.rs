@@ -146,6 +146,8 @@ verdicts! {
     RefusedUnreached = 49, Refuse, "refused_unreached", "The agent could not reach the destination, and connect() says so; the record of the dial says why.";
     /// A packet to a redirected connection's port without a dial.
     RefusedNotNoted = 50, Refuse, "refused_not_noted", "Nothing is noted of what the connection was to reach: there was no room, or the pod sent the packet by itself.";
+    /// The node's agent brings a connection of another of its pods.
+    InboundLocal = 51, Pass, "inbound_local", "This node's agent brings a connection of another pod of the node, which both pods let go without TLS (nodemesh.dev/same-node: local).";
 }
 
 /// Slots in a counter array: every verdict's number is below it.

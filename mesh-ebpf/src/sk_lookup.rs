@@ -83,6 +83,13 @@ impl decide::Arrival for Arrival {
         maps::is_noted(&self.flow())
     }
     #[inline(always)]
+    fn is_local_leg(&self) -> bool {
+        // What an agent has left that is gone lets nothing in.
+        // SAFETY: the value is not read.
+        unsafe { maps::LEGS.get(&self.flow()) }.is_some()
+            && !decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns())
+    }
+    #[inline(always)]
     fn is_kubelets(&self) -> bool {
         maps::is_kubelets(self.remote, self.local)
     }

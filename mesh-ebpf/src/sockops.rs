@@ -125,17 +125,21 @@ fn option(ops: SockOps, level: i32, name: i32) -> u32 {
 #[inline(always)]
 fn accepted(ops: SockOps) {
     let mut flow = key(ops);
-    if flow.local != flow.remote {
+    if flow.local != flow.remote && !ports::is_mesh_source(flow.remote_port) {
         return;
     }
     // The agent wrote the entry as its own end sees the connection.
+    core::mem::swap(&mut flow.local, &mut flow.remote);
     core::mem::swap(&mut flow.local_port, &mut flow.remote_port);
     // SAFETY: the value is copied at once.
     let Some(named) = unsafe { maps::LEGS.get(&flow) }.copied() else {
         return;
     };
     maps::show(ops.sk(), named);
-    let _: Result<(), i32> = maps::LEGS.remove(&flow);
+    // What comes from another pod is known by its note as long as it is open.
+    if flow.local == flow.remote {
+        let _: Result<(), i32> = maps::LEGS.remove(&flow);
+    }
 }
 
 /// A redirected socket is in another state. Once it is closed, the agent will not fetch its entry

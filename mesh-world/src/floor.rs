@@ -31,6 +31,7 @@ impl Floor {
             permissive_ports: settings
                 .permissive_ports
                 .only(|port| self.permissive_ports.contains(&port)),
+            same_node: settings.same_node,
         }
     }
 }
@@ -43,11 +44,13 @@ impl Floor {
             mode: self.mode,
             exclude_ports: PortSet::of(self.exclude_ports.iter().copied()),
             permissive_ports: PortSet::default(),
+            same_node: None,
         };
         self.above(&PodSettings {
             mode: said.mode.unwrap_or(own.mode),
             exclude_ports: said.exclude_ports.clone().unwrap_or(own.exclude_ports),
             permissive_ports: said.permissive_ports.clone(),
+            same_node: said.same_node,
         })
     }
 }

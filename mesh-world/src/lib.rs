@@ -46,7 +46,7 @@ pub use problem::Problem;
 pub use service::{Endpoint, Outside, ServicePort, pick};
 pub use settings::{
     Declaration, Declared, EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, MeshLabel,
-    NETNS_ANNOTATION, PERMISSIVE_PORTS_ANNOTATION, PodSettings,
+    NETNS_ANNOTATION, PERMISSIVE_PORTS_ANNOTATION, PodSettings, SAME_NODE_ANNOTATION,
 };
 pub use snapshot::{KernelAddress, KernelService, LocalNode, Snapshot, Work, World};
 pub use standing::{Claimant, DialAs, Dispute, Standing};

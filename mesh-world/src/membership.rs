@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use mesh_api::{Mode, PodCode, PortSet};
+use mesh_api::{Mode, PodCode, PortSet, SameNode};
 
 use super::objects::{NamespaceObject, PodObject};
 use super::origin::FieldError;
@@ -43,6 +43,8 @@ pub(super) struct Readable {
     pub(super) exclude_ports: Option<PortSet>,
     /// Those that cannot be read open nothing.
     pub(super) permissive_ports: PortSet,
+    /// One that cannot be read means mutual TLS.
+    pub(super) same_node: Option<SameNode>,
 }
 
 /// Why a pod is not in the mesh.
@@ -156,6 +158,7 @@ impl Membership {
             mode: mode.ok().map(|mode| mode.map(|(mode, _)| mode).unwrap_or_default()),
             exclude_ports: ports.ok().map(|ports| ports.map(|(it, _)| it).unwrap_or_default()),
             permissive_ports: permissive_ports(pod, namespace),
+            same_node: same_node(pod, namespace),
         }
     }
 
@@ -207,6 +210,7 @@ impl Membership {
             mode: mode.map(|(mode, _)| mode).unwrap_or_default(),
             exclude_ports: ports.map(|(ports, _)| ports).unwrap_or_default(),
             permissive_ports: permissive_ports(pod, namespace),
+            same_node: same_node(pod, namespace),
         };
         let waits_for = [
             (namespace.is_none(), NotEnabledReason::NamespaceMissing),
@@ -224,10 +228,29 @@ impl Membership {
 /// unreadable annotation opens none. It keeps no pod out of the mesh, since the pod is then only
 /// more closed.
 fn permissive_ports(pod: &PodObject, namespace: Option<&NamespaceObject>) -> PortSet {
-    let own = &pod.mesh.permissive_ports;
     let above = namespace.map(|namespace| &namespace.mesh.permissive_ports);
-    let declared = if own.is_unset() { above } else { Some(own) };
-    declared.and_then(Declared::readable).cloned().unwrap_or_default()
+    own_or(&pod.mesh.permissive_ports, above)
+        .and_then(Declared::readable)
+        .cloned()
+        .unwrap_or_default()
+}
+
+/// How connections with pods of the same node go: the pod's own annotation, else the namespace's.
+/// An unreadable annotation means mutual TLS.
+fn same_node(pod: &PodObject, namespace: Option<&NamespaceObject>) -> Option<SameNode> {
+    let above = namespace.map(|namespace| &namespace.mesh.same_node);
+    match own_or(&pod.mesh.same_node, above)? {
+        Declared::Unset => None,
+        declared => Some(declared.readable().copied().unwrap_or_default()),
+    }
+}
+
+/// The pod's declaration, if it says anything, else the namespace's.
+fn own_or<'a, T: Clone>(
+    own: &'a Declared<T>,
+    above: Option<&'a Declared<T>>,
+) -> Option<&'a Declared<T>> {
+    if own.is_unset() { above } else { Some(own) }
 }
 
 #[derive(Clone, Copy)]

@@ -1,10 +1,10 @@
-//! What a namespace or a pod says about the mesh: one label, three annotations.
+//! What a namespace or a pod says about the mesh: one label, four annotations.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use mesh_api::PortSet;
-use mesh_api::{Mode, ProblemCode};
+use mesh_api::{Mode, ProblemCode, SameNode};
 
 use super::origin::{FieldError, Origin};
 use super::problem::Problem;
@@ -20,6 +20,9 @@ pub const EXCLUDE_PORTS_ANNOTATION: &str = "nodemesh.dev/exclude-ports";
 /// Annotation on a namespace or pod: on these ports a strict pod takes what a permissive one would.
 /// Form and precedence are those of [`EXCLUDE_PORTS_ANNOTATION`].
 pub const PERMISSIVE_PORTS_ANNOTATION: &str = "nodemesh.dev/permissive-ports";
+/// Annotation on a namespace or pod: `tls` or `local`, how connections with pods of the same node
+/// go. The pod's wins; of the two pods, the stricter does.
+pub const SAME_NODE_ANNOTATION: &str = "nodemesh.dev/same-node";
 /// Annotation on a pod in a file: its network namespace, a path or a name under /run/netns.
 pub const NETNS_ANNOTATION: &str = "nodemesh.dev/netns";
 
@@ -44,6 +47,8 @@ pub struct PodSettings {
     pub exclude_ports: PortSet,
     /// Ports on which plaintext is accepted although the mode is strict.
     pub permissive_ports: PortSet,
+    /// How connections with pods of the same node go; `None` if nothing says so.
+    pub same_node: Option<SameNode>,
 }
 
 /// One value that may be declared.
@@ -158,6 +163,9 @@ pub struct Declaration {
     /// [`PERMISSIVE_PORTS_ANNOTATION`]. An earlier value does not count: an unreadable annotation
     /// opens nothing.
     pub permissive_ports: Declared<PortSet>,
+    /// [`SAME_NODE_ANNOTATION`]. An earlier value does not count: an unreadable annotation means
+    /// mutual TLS.
+    pub same_node: Declared<SameNode>,
     /// Keys of ours that have no effect where they stand.
     pub slips: Vec<Slip>,
 }
@@ -184,6 +192,12 @@ impl Declaration {
                 PERMISSIVE_PORTS_ANNOTATION,
                 parse_ports,
             ),
+            same_node: declared(
+                annotations,
+                "metadata.annotations",
+                SAME_NODE_ANNOTATION,
+                parse_same_node,
+            ),
             slips: slips(labels, annotations),
         }
     }
@@ -208,12 +222,15 @@ impl Declaration {
         annotations.extend(ports.map(|text| (EXCLUDE_PORTS_ANNOTATION.to_owned(), text)));
         let ports = self.permissive_ports.text(ToString::to_string);
         annotations.extend(ports.map(|text| (PERMISSIVE_PORTS_ANNOTATION.to_owned(), text)));
+        let same_node = self.same_node.text(ToString::to_string);
+        annotations.extend(same_node.map(|text| (SAME_NODE_ANNOTATION.to_owned(), text)));
         for slip in &self.slips {
             slip.write(labels, annotations);
         }
     }
 
-    /// Whether an earlier version of the object can supply a value: never for permissive ports.
+    /// Whether an earlier version of the object can supply a value: never for permissive ports
+    /// and for the way on the same node.
     pub(super) fn has_unreadable(&self) -> bool {
         self.mesh.is_unreadable() || self.mode.is_unreadable() || self.exclude_ports.is_unreadable()
     }
@@ -231,6 +248,10 @@ impl Declaration {
             self.exclude_ports.problem(origin, "pods that depend on it are not in the mesh, and held if they are strict"),
             self.permissive_ports
                 .problem_that(origin, "until it can be read, strict pods are strict on all ports"),
+            self.same_node.problem_that(
+                origin,
+                "until it can be read, connections on the same node go over mutual TLS",
+            ),
         ];
         all.into_iter().flatten().chain(self.slips.iter().map(|slip| slip.problem(origin)))
     }
@@ -269,6 +290,10 @@ fn parse_mode(text: &str) -> Result<Mode, (String, &'static str)> {
         "strict" => Ok(Mode::Strict),
         _ => Err((format!("unknown mode {text:?}"), "write permissive or strict")),
     }
+}
+
+fn parse_same_node(text: &str) -> Result<SameNode, (String, &'static str)> {
+    text.parse().map_err(|_unknown| (format!("unknown value {text:?}"), "write tls or local"))
 }
 
 fn parse_ports(text: &str) -> Result<PortSet, (String, &'static str)> {
@@ -320,6 +345,7 @@ mod tests {
             (MODE_ANNOTATION.to_owned(), "strict".to_owned()),
             (EXCLUDE_PORTS_ANNOTATION.to_owned(), "22,8000-8010".to_owned()),
             (PERMISSIVE_PORTS_ANNOTATION.to_owned(), "9102".to_owned()),
+            (SAME_NODE_ANNOTATION.to_owned(), "local".to_owned()),
         ]);
         let all = Declaration::parse(Some(&labels), Some(&annotations));
         assert_eq!(written(&all), all);

@@ -10,7 +10,7 @@ use super::origin::{FieldError, Origin};
 use super::problem::Problem;
 use super::settings::{
     EXCLUDE_PORTS_ANNOTATION, MESH_LABEL, MODE_ANNOTATION, NETNS_ANNOTATION,
-    PERMISSIVE_PORTS_ANNOTATION,
+    PERMISSIVE_PORTS_ANNOTATION, SAME_NODE_ANNOTATION,
 };
 
 /// What our keys begin with, up to the slash.
@@ -29,11 +29,12 @@ enum Stands {
     Annotation,
 }
 
-const KNOWN: [(&str, Stands); 5] = [
+const KNOWN: [(&str, Stands); 6] = [
     (MESH_LABEL, Stands::Label),
     (MODE_ANNOTATION, Stands::Annotation),
     (EXCLUDE_PORTS_ANNOTATION, Stands::Annotation),
     (PERMISSIVE_PORTS_ANNOTATION, Stands::Annotation),
+    (SAME_NODE_ANNOTATION, Stands::Annotation),
     (NETNS_ANNOTATION, Stands::Annotation),
 ];
 

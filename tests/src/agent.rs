@@ -319,6 +319,12 @@ impl Agent {
         text.lines().map(parse).collect()
     }
 
+    /// Its records that are newer than these.
+    pub fn flows_after(&self, known: &[Flow]) -> Result<Vec<Flow>> {
+        let last = known.iter().map(|flow| flow.id).max().unwrap_or(0);
+        Ok(self.flows()?.into_iter().filter(|flow| flow.id > last).collect())
+    }
+
     /// Waits for a flow record that `wanted` accepts.
     pub fn wait_flow(&self, what: &str, wanted: impl Fn(&Flow) -> bool) -> Result<Flow> {
         eventually(SOON, || {

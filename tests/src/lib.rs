@@ -39,7 +39,7 @@ pub mod tag;
 pub mod tell;
 pub mod topology;
 
-pub use pair::{MESH_PORT, PORT, Pair, SHOP};
+pub use pair::{MESH_PORT, Neighbours, PORT, Pair, SHOP};
 pub use poll::{eventually, promptly, wait_until};
 pub use scenario::scenario;
 pub use topology::{Net, Node, Pod, PodSpec};

@@ -29,6 +29,8 @@ pub const NETNS: &str = "nodemesh.dev/netns";
 pub const EXCLUDE_PORTS: &str = "nodemesh.dev/exclude-ports";
 /// Annotation: ports on which a strict pod takes plaintext.
 pub const PERMISSIVE_PORTS: &str = "nodemesh.dev/permissive-ports";
+/// Annotation: how connections between two pods of one node go, `tls` or `local`.
+pub const SAME_NODE: &str = "nodemesh.dev/same-node";
 
 /// The directory and what is in it.
 #[derive(Debug)]

@@ -5,9 +5,10 @@ use anyhow::{Result, ensure};
 
 use crate::{
     Net, Node, Pod, PodSpec,
-    agent::{Agent, Dirs},
+    agent::{Agent, Dirs, SOON},
+    eventually,
     exec::Place,
-    objects::MODE,
+    objects::{MODE, SAME_NODE},
     probe::{self, Client, Conn, DialSpec, End, ServeSpec, Server, Talk},
 };
 
@@ -135,6 +136,64 @@ impl<'a> Pair<'a> {
     /// The same for the server.
     pub fn beside_server(&self) -> Place {
         beside(&self.server, &self.nodes[1])
+    }
+}
+
+/// A client and a server on one node, with its agent.
+#[derive(Debug)]
+pub struct Neighbours<'a> {
+    /// The network that owns them.
+    pub net: &'a Net,
+    /// Their node.
+    pub node: Node,
+    /// Its agent.
+    pub agent: Agent,
+    /// It dials.
+    pub client: Pod,
+    /// It is dialled.
+    pub server: Pod,
+}
+
+impl<'a> Neighbours<'a> {
+    /// With no pod in the mesh yet, and an agent that has these options.
+    pub fn new(net: &'a Net, options: &[&str]) -> Result<Self> {
+        let node = net.node("node1")?;
+        let client = net.pod(&node, PodSpec::new(SHOP, "client"))?;
+        let server = net.pod(&node, PodSpec::new(SHOP, "server"))?;
+        let agent = Agent::start(&node, Dirs::of(net), options)?;
+        Ok(Self { net, node, agent, client, server })
+    }
+
+    /// Labels the namespace, and waits until both pods are in the mesh.
+    pub fn join(&self) -> Result<()> {
+        self.net.objects().label_namespace(SHOP, Some("enabled"))?;
+        self.agent.wait_enrolled(&[&self.client, &self.server])
+    }
+
+    /// Sets how connections on the node go, for both pods.
+    pub fn go(&self, way: Option<&str>) -> Result<()> {
+        self.net.objects().annotate_namespace(SHOP, SAME_NODE, way)
+    }
+
+    /// Waits until a new connection goes like this (`security.kind` of its record).
+    pub fn wait_for(&self, kind: &str) -> Result<()> {
+        let spec = ServeSpec::new(PORT + 1, Talk::Exchange);
+        let server = probe::serve(&self.server, &spec)?;
+        eventually(SOON, || {
+            let known = self.agent.flows()?;
+            let conn = probe::dial(&self.client, &DialSpec::say(self.server.at(PORT + 1), "x"))?;
+            ensure!(conn.end == End::Fin, "{conn:?}");
+            let new = self.agent.flows_after(&known)?;
+            let is_so = new.iter().any(|flow| flow.security.kind == kind);
+            ensure!(is_so, "not {kind}: {new:#?}");
+            Ok(())
+        })?;
+        server.stop()
+    }
+
+    /// A server in the server's pod, for both families.
+    pub fn serve(&self, talk: Talk) -> Result<Server> {
+        probe::serve(&self.server, &ServeSpec::both_families(PORT, talk))
     }
 }
 

@@ -142,6 +142,7 @@ fn row(record: &FlowRecord) -> [String; 11] {
             WirePort::Agents => "mtls (agents_port)".to_owned(),
         },
         Security::Plaintext { why } => format!("plaintext ({why})"),
+        Security::Local => "same node, local".to_owned(),
         Security::None => "-".to_owned(),
     };
     [

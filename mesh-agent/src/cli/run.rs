@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
+use mesh_api::SameNode;
 use mesh_wire::identity::TrustDomain;
 use mesh_world::NodeName;
 
@@ -57,6 +58,10 @@ pub(super) struct Run {
     /// pod that it knows are always refused until the pod is enrolled
     #[arg(long, default_value = "open", value_name = "WHAT")]
     unclassified: Unclassified,
+    /// How connections between two pods of this node go, where no annotation says so: tls as
+    /// between nodes, or local through the agent once and without TLS
+    #[arg(long, env = "NODEMESH_SAME_NODE", default_value_t, value_name = "WAY")]
+    same_node: SameNode,
     /// How many seconds open connections may take to end after SIGTERM
     #[arg(long, default_value_t = 25, value_parser = value_parser!(u64).range(..=A_DAY_S), value_name = "SECONDS")]
     drain_seconds: u64,
@@ -109,6 +114,7 @@ impl Run {
                 Unclassified::Open => daemon::Unclassified::Open,
                 Unclassified::Refuse => daemon::Unclassified::Refuse,
             },
+            same_node: self.same_node,
             drain: Duration::from_secs(self.drain_seconds),
             leaf_ttl: Duration::from_secs(self.leaf_ttl_seconds),
             max_connections: self.max_connections,

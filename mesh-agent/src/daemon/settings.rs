@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mesh_api::SameNode;
 use mesh_wire::identity::{TrustDomain, file_ca::CaError};
 use mesh_world::NodeName;
 use thiserror::Error;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub cgroup: Option<PathBuf>,
     /// What becomes of pods that are not classified yet.
     pub unclassified: Unclassified,
+    /// How connections between two pods of the node go, where nothing else is said.
+    pub same_node: SameNode,
     /// How long open connections may take to end after SIGTERM.
     pub drain: Duration,
     /// How long certificates live.

@@ -95,6 +95,7 @@ impl Enroller {
         let addresses = &workload.addresses;
         let pod = Pod::new(workload.uid.clone(), name, identity, netns, addresses, groups);
         let pod = Arc::new(pod);
+        self.set_same_node(&pod, settings);
         let netns = pod.netns.cookie();
         let inherited = self.inherited.get(&netns).map(Vec::as_slice).unwrap_or_default();
         let listening = Listening::bind(&self.mesh, &pod, inherited).await?;
@@ -125,6 +126,7 @@ impl Enroller {
         self.generation += 1;
         let (settings, generation) = (settings.clone(), self.generation);
         let member = Member { settings, since: None, generation, ..leaving };
+        self.set_same_node(&member.pod, &member.settings);
         member.pod.give_up_sessions();
         if let Err(error) = self.take_addresses(&member) {
             self.release(&member);

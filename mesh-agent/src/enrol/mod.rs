@@ -28,7 +28,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use mesh_api::{PodCode, PodStatus};
+use mesh_api::{PodCode, PodStatus, SameNode};
 use mesh_common::maps::EnrolledPod;
 use mesh_wire::identity::{Identities, IdentityError, SpiffeIdError};
 use mesh_world::{
@@ -85,6 +85,7 @@ pub struct Enroller {
     accepting: Tasks,
     serving: Tasks,
     inherited: Inherited,
+    same_node: SameNode,
     announcement: watch::Sender<Option<MeshNode>>,
     pods: Pods,
     earlier: Earlier,
@@ -245,6 +246,8 @@ pub struct Parts {
     pub serving: Tasks,
     /// Listeners of an agent that hands over to this one.
     pub inherited: Inherited,
+    /// How connections between two pods of the node go, where nothing else is said.
+    pub same_node: SameNode,
     /// What an earlier agent remembered of announcements.
     pub memory: Memory,
 }
@@ -255,6 +258,7 @@ impl Enroller {
         let Parts { mesh, identities, announcer, node, boot_id, saved_dir, finder, .. } = parts;
         let mesh_namespace = parts.mesh_namespace;
         let (accepting, serving, inherited) = (parts.accepting, parts.serving, parts.inherited);
+        let same_node = parts.same_node;
         let (announcement, announcements) = watch::channel(None);
         accepting.spawn("announce", announce(announcer, announcements));
         let plaintext = PlaintextWatch::new(Arc::clone(&mesh));
@@ -272,6 +276,7 @@ impl Enroller {
             accepting,
             serving,
             inherited,
+            same_node,
             announcement,
             pods: Pods(BTreeMap::new()),
             earlier,

@@ -233,6 +233,9 @@ impl PlaintextWatch {
             let dials = &mesh.kernel.tables().kubelet_dials;
             found
                 .retain(|(it, side)| *side == Side::Client || !dials.contains(it.remote, it.local));
+            found.retain(|(it, _)| {
+                !mesh.kernel.tables().has_leg(&pod.flow_key(it.remote, it.local))
+            });
             if !found.is_empty() {
                 // Leaves out what this agent, or an earlier one that still drains, has open for the
                 // pod.

@@ -3,7 +3,7 @@
 use std::{os::fd::AsFd as _, sync::Arc};
 
 use mesh_wire::identity::OwnCa;
-use mesh_world::{AnnouncedCa, Announcements, PodUid, Snapshot, Wanted};
+use mesh_world::{AnnouncedCa, Announcements, PodSettings, PodUid, Snapshot, Wanted};
 use tokio::time::sleep_until;
 
 use super::{Enroller, Listeners, Member, pods::Phase, tables};
@@ -170,12 +170,14 @@ impl Enroller {
 
     /// Applies changed settings to pods that are and stay enrolled.
     fn change_settings(&mut self, world: &Snapshot) {
+        let same_node = self.same_node;
         let mut changed = Vec::new();
         for (uid, member) in self.pods.serving_mut() {
             let wanted = world.local_pod(uid).map(|pod| &pod.wanted);
             let Some(Wanted::In(settings)) = wanted else { continue };
             if member.settings != *settings {
                 member.settings = settings.clone();
+                member.pod.set_same_node(settings.same_node.unwrap_or(same_node));
                 self.generation += 1;
                 member.generation = self.generation;
                 changed.push((Arc::clone(&member.pod), settings.mode));
@@ -185,6 +187,11 @@ impl Enroller {
             tracing::info!(pod = %pod.name, %mode, "settings changed");
             self.log_failure("change the mode", self.set_mode(pod, tables::local_flags(*mode)));
         }
+    }
+
+    /// Tells a pod how its connections on the same node go.
+    pub(super) fn set_same_node(&self, pod: &Pod, settings: &PodSettings) {
+        pod.set_same_node(settings.same_node.unwrap_or(self.same_node));
     }
 
     /// Writes a pod's mode (as `LOCAL_*` bits) wherever it is kept, at the addresses that are still

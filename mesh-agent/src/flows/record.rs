@@ -49,7 +49,7 @@ pub struct Party {
     pub port: u16,
     /// The pod that has the address, if the agent knows it.
     pub pod: Option<ObjectName>,
-    /// The identity that was proven in TLS.
+    /// The identity that was proven in TLS, or that the node's kernel knows.
     pub identity: Option<SpiffeId>,
 }
 
@@ -60,6 +60,8 @@ pub enum Security {
     Mtls(TlsInfo, WirePort),
     /// Plaintext, and why.
     Plaintext(PlaintextReason),
+    /// On one node, without TLS.
+    Local,
     /// No bytes travelled.
     None,
 }
@@ -128,6 +130,7 @@ impl From<&Security> for mesh_api::Security {
                 })
             }
             Security::Plaintext(why) => Self::Plaintext { why: why.code().to_owned() },
+            Security::Local => Self::Local,
             Security::None => Self::None,
         }
     }

@@ -208,6 +208,12 @@ impl Tables {
         sys::bpf::put(self.legs.as_fd(), flow, client)
     }
 
+    /// Whether a connection to an application is the leg of an open one, of this agent or of one
+    /// that still drains: those from other pods of the node are noted until they end.
+    pub fn has_leg(&self, flow: &FlowKey) -> bool {
+        matches!(sys::bpf::get::<_, Named>(self.legs.as_fd(), flow), Ok(Some(_)))
+    }
+
     /// Forgets a leg that is over; as a rule sockops has taken its note already.
     ///
     /// # Errors

@@ -150,6 +150,42 @@ pub(super) async fn to_peer(
     to: SocketAddr,
     options: DialOptions,
 ) -> Result<DialledPeer, DialError> {
+    Ok(from_mesh_port(factory, pod, to, options, PEER_TIMEOUT, |_| Ok(())).await?.0)
+}
+
+/// Dials an application of another pod of this node, from the mesh's port range: the kernel lets it
+/// in by the note that is left first, and shows the application the client as its peer. The packets
+/// go the way of any other between the two pods, so that network policies hold.
+///
+/// # Errors
+/// See [`DialError`].
+///
+/// # Cancel safety
+/// If dropped, the dial is given up, its port returned and the note removed.
+pub(super) async fn neighbour(
+    kernel: &Arc<Kernel>,
+    factory: &Factory,
+    [pod, neighbour]: [&Pod; 2],
+    ends: LegEnds,
+    options: DialOptions,
+) -> Result<Leg, DialError> {
+    let note = |socket: &Socket| LegNote::leave(kernel, neighbour, socket, ends);
+    let (to, limit) = (ends.application, APPLICATION_TIMEOUT);
+    let dialled = from_mesh_port(factory, pod, to, options, limit, note).await?;
+    let (DialledPeer { stream, lease, .. }, note) = dialled;
+    let stream = AppStream::new(stream).map_err(DialError::Socket)?;
+    Ok(Leg { stream, held: LegHeld { _note: note, _port: Some(lease) } })
+}
+
+/// Dials from a free port of the mesh's range. `before` is called with the bound socket.
+async fn from_mesh_port<T>(
+    factory: &Factory,
+    pod: &Pod,
+    to: SocketAddr,
+    options: DialOptions,
+    limit: Duration,
+    before: impl Fn(&Socket) -> Result<T, DialError>,
+) -> Result<(DialledPeer, T), DialError> {
     let ip = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
         let lease = pod.source_ports.wait(to, PORT_WAIT).await;
@@ -166,14 +202,15 @@ pub(super) async fn to_peer(
             }
             Err(error) => return Err(DialError::Socket(error)),
         }
-        match connect(socket, to, PEER_TIMEOUT).await {
+        let noted = before(&socket)?;
+        match connect(socket, to, limit).await {
             // The 4-tuple is in use by a socket that is not ours.
             Err(DialError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
             {
                 lease.give_up();
             }
-            other => return other.map(|stream| DialledPeer { stream, from, lease }),
+            other => return other.map(|stream| (DialledPeer { stream, from, lease }, noted)),
         }
     }
     Err(DialError::NoSourcePort { to })

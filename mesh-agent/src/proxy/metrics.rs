@@ -22,6 +22,8 @@ pub struct Metrics {
     pub bytes_received: IntCounter,
     /// Connections of pods that went to the agents' port.
     pub by_agents_port: IntCounter,
+    /// Connections between two pods of the node that went without TLS.
+    pub(super) local: IntCounter,
     /// Connections for which there was no room.
     pub refused_by_limits: IntCounter,
     /// Handshakes for connections of pods that a ticket of an earlier one has shortened.
@@ -65,6 +67,11 @@ impl Metrics {
             "Connections of this node's pods that went to the agents' port, because the path changes source addresses or ports.",
             registry
         )?;
+        let local = register_int_counter_with_registry!(
+            "nodemesh_connections_local_total",
+            "Connections between two pods of this node that the agent carried without TLS, because both pods say so.",
+            registry
+        )?;
         let refused_by_limits = register_int_counter_with_registry!(
             "nodemesh_connections_refused_by_limits_total",
             "Connections refused because too many were open or in their handshakes: on this node, of one pod or of one client.",
@@ -105,6 +112,7 @@ impl Metrics {
             bytes_sent: bytes.with_label_values(&["sent"]),
             bytes_received: bytes.with_label_values(&["received"]),
             by_agents_port,
+            local,
             refused_by_limits,
             resumed_outbound: resumed.with_label_values(&["outbound"]),
             resumed_inbound: resumed.with_label_values(&["inbound"]),

@@ -1,6 +1,7 @@
 //! Connections that a pod dials: accepted from its outbound listener and carried to the peer's
 //! agent.
 
+mod neighbour;
 mod packet;
 mod reach;
 mod waiting;
@@ -229,6 +230,14 @@ async fn carry(mesh: &Arc<Mesh>, pod: &Arc<Pod>, app: AppStream, ready: Ready) {
     let (ended, idle) = match way {
         Way::Mesh(to) => {
             Box::pin(carry_to_peer(mesh, pod, app, dialled, to, (&flow, &counters))).await
+        }
+        Way::Local(stream, mut neighbour) => {
+            neighbour.measure(bytes.clone());
+            let silence = Silence::of_server(dialled.options, None);
+            let memory = Some(mesh.memory(pod, silence));
+            let end = Box::pin(relay::relay_plain(app, stream, &counters, memory)).await;
+            neighbour.finish(mesh, ended(&end), bytes());
+            (ended(&end), None)
         }
         Way::Plain(stream, _held) => {
             let memory = Some(mesh.memory(pod, Silence::of_stranger(dialled.options)));

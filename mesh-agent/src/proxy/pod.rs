@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use mesh_api::SameNode;
 use mesh_common::maps::FlowKey;
 use mesh_wire::identity::SpiffeId;
 use mesh_world::{ObjectName, PodUid};
@@ -69,6 +70,7 @@ pub struct Pod {
     /// Bytes of kernel memory that its connections hold.
     pub(super) socket_memory: Used,
     strict: AtomicBool,
+    goes_local: AtomicBool,
 }
 
 impl Pod {
@@ -107,6 +109,7 @@ impl Pod {
             records: Used::default(),
             socket_memory: Used::default(),
             strict: AtomicBool::new(true), // until the mode is known
+            goes_local: AtomicBool::new(false),
         }
     }
 
@@ -120,6 +123,16 @@ impl Pod {
         if self.strict.swap(strict, Ordering::Relaxed) != strict {
             self.give_up_sessions();
         }
+    }
+
+    /// Whether connections with pods of the same node go without TLS, if the other pod agrees.
+    pub fn goes_local(&self) -> bool {
+        self.goes_local.load(Ordering::Relaxed)
+    }
+
+    /// Sets how connections with pods of the same node go. Open ones go on as they are.
+    pub fn set_same_node(&self, way: SameNode) {
+        self.goes_local.store(way == SameNode::Local, Ordering::Relaxed);
     }
 
     /// How many connections it has open, in both directions.
@@ -136,7 +149,7 @@ impl Pod {
     }
 
     /// A connection as the socket in the pod sees it that has the first address.
-    pub(super) fn flow_key(&self, local: SocketAddr, remote: SocketAddr) -> FlowKey {
+    pub(crate) fn flow_key(&self, local: SocketAddr, remote: SocketAddr) -> FlowKey {
         FlowKey {
             netns: self.netns.cookie(),
             local: local.ip().into(),

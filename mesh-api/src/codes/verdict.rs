@@ -57,5 +57,6 @@ verdicts! {
     InboundPermissivePort none "", "";
     OutboundWaits none "", "";
     RefusedUnreached none "", "see the record of the dial";
+    InboundLocal none "", "";
     RefusedNotNoted Application "the pod makes packets of its own, or has `refused_pending_share` too", "look at what the pod runs";
 }

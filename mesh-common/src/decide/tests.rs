@@ -250,6 +250,7 @@ struct Packet {
     permissive_port: bool,
     kubelets: bool,
     redirected: bool,
+    local_leg: bool,
 }
 
 fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
@@ -264,6 +265,7 @@ fn packet(local_port: u16, remote: Addr, remote_port: u16) -> Packet {
         permissive_port: false,
         kubelets: false,
         redirected: false,
+        local_leg: false,
     }
 }
 
@@ -286,6 +288,9 @@ impl Arrival for Packet {
     }
     fn is_redirected(&self) -> bool {
         self.redirected
+    }
+    fn is_local_leg(&self) -> bool {
+        self.local_leg
     }
     fn port_flags(&self, _: &AddrPort) -> u32 {
         let permissive = if self.permissive_port { PORT_PERMISSIVE } else { 0 };
@@ -351,6 +356,20 @@ fn the_source_port_says_that_tls_follows() {
     assert_eq!(arrival(&packet(8080, A, ports::MESH_FIRST)), Verdict::InboundMesh);
     assert_eq!(arrival(&packet(8080, A, u16::MAX)), Verdict::InboundMesh);
     assert_eq!(arrival(&packet(8080, A, ports::MESH_FIRST - 1)), Verdict::InboundPlaintext);
+}
+
+/// Only what looks like an agent's dial can be one for a pod of the node, in every mode.
+#[test]
+fn a_noted_dial_of_the_nodes_agent_needs_no_tls() {
+    for flags in [0, LOCAL_STRICT] {
+        let noted = |port| Packet { flags: Some(flags), local_leg: true, ..packet(8080, A, port) };
+        assert_eq!(arrival(&noted(ports::MESH_FIRST)), Verdict::InboundLocal);
+        assert_ne!(arrival(&noted(ports::MESH_FIRST - 1)), Verdict::InboundLocal);
+        let stranger = Packet { in_pod_cidr: false, peer: false, ..noted(ports::MESH_FIRST) };
+        assert_ne!(arrival(&stranger), Verdict::InboundLocal);
+        let left = Packet { flags: Some(flags | LOCAL_LEFT), ..noted(ports::MESH_FIRST) };
+        assert_eq!(arrival(&left), Verdict::RefusedLeft);
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Every byte arrives, in order, and every connection ends as it would have ended without the mesh.
 
-use std::{collections::BTreeMap, env};
+use std::{collections::BTreeMap, env, net::SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::{
-    PORT, Pair,
+    Neighbours, PORT, Pair, Pod,
     agent::{Agent, SOON},
     flow::Flow,
     probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
@@ -46,22 +46,57 @@ fn a_gibibyte_each_way_at_once() {
 fn stories_end_as_they_do_without_the_mesh() {
     scenario("bytes-stories", |net| {
         let pair = Pair::new(net)?;
-        let before = stories(&pair)?;
+        let stories = || stories(&pair.client, &pair.server, pair.server.at(PORT));
+        let before = stories()?;
         pair.join()?;
-        let after = stories(&pair)?;
-        ensure!(before.len() as u64 == STORIES && after.len() as u64 == STORIES);
-        for (seed, before) in &before {
-            let after = after.get(seed).with_context(|| format!("seed {seed} is missing"))?;
-            if before != after {
-                let story = probe::Script::new(*seed);
-                let flows = [&pair.agents[0], &pair.agents[1]].map(|agent| told(agent, &story));
-                bail!("seed {seed}, {story:?}:\nbefore {before:?}\nafter {after:?}\n{flows:#?}");
-            }
-        }
+        let after = stories()?;
+        same(&before, &after, &[&pair.agents[0], &pair.agents[1]])?;
         let mtls = pair.agents[0].flows()?.iter().filter(|flow| flow.is_mtls()).count();
         ensure!(mtls as u64 == STORIES, "only {mtls} went through the mesh");
         Ok(())
     });
+}
+
+/// On one node, in each of the ways that its connections may go.
+#[test]
+fn stories_on_one_node_end_as_they_do_without_the_mesh() {
+    scenario("bytes-stories-node", |net| {
+        let one = Neighbours::new(net, &[])?;
+        let stories = |to| stories(&one.client, &one.server, to);
+        let families = [one.server.at(PORT), one.server.at6(PORT)];
+        let before = families.into_iter().map(stories).collect::<Result<Vec<_>>>()?;
+        one.join()?;
+        for (way, kind) in [("tls", "mtls"), ("local", "local")] {
+            one.go(Some(way))?;
+            one.wait_for(kind)?;
+            for (to, before) in families.into_iter().zip(&before) {
+                let known = one.agent.flows()?;
+                same(before, &stories(to)?, &[&one.agent])?;
+                let new = one.agent.flows_after(&known)?.into_iter();
+                let went = new.filter(|flow| flow.security.kind == kind).count() as u64;
+                ensure!(went == 2 * STORIES, "{way}, {to}: {went} of {} records", 2 * STORIES);
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Each story has the same outcome.
+fn same(
+    before: &BTreeMap<u64, Outcome>,
+    after: &BTreeMap<u64, Outcome>,
+    agents: &[&Agent],
+) -> Result<()> {
+    ensure!(before.len() as u64 == STORIES && after.len() as u64 == STORIES);
+    for (seed, before) in before {
+        let after = after.get(seed).with_context(|| format!("seed {seed} is missing"))?;
+        if before != after {
+            let story = probe::Script::new(*seed);
+            let flows: Vec<_> = agents.iter().map(|agent| told(agent, &story)).collect();
+            bail!("seed {seed}, {story:?}:\nbefore {before:?}\nafter {after:?}\n{flows:#?}");
+        }
+    }
+    Ok(())
 }
 
 /// What an agent has recorded of connections with so many bytes.
@@ -73,15 +108,16 @@ fn told(agent: &Agent, story: &probe::Script) -> Vec<Flow> {
 /// What must be the same: bytes, hash and end, on either side.
 type Outcome = [(u64, String, End); 2];
 
-fn stories(pair: &Pair<'_>) -> Result<BTreeMap<u64, Outcome>> {
-    let mut service = pair.serve(Talk::Script)?;
+fn stories(client: &Pod, server: &Pod, to: SocketAddr) -> Result<BTreeMap<u64, Outcome>> {
+    let spec = ServeSpec::both_families(PORT, Talk::Script);
+    let mut service = probe::serve(server, &spec)?;
     let spec = DialSpec {
         connections: STORIES,
         workers: 8,
         timeout_s: 20,
-        ..DialSpec::new(pair.server.at(PORT), Talk::Script)
+        ..DialSpec::new(to, Talk::Script)
     };
-    let there = probe::dial_all(&pair.client, &spec)?;
+    let there = probe::dial_all(client, &spec)?;
     let here = service.wait_conns(there.len())?;
     service.stop()?;
     let outcome = |conn: &Conn| (conn.received, conn.received_hash.clone(), conn.end);

@@ -8,6 +8,7 @@ mod dialling;
 mod failover;
 mod masquerade;
 mod programs;
+mod same_node;
 mod services;
 mod sockets;
 mod untouched;

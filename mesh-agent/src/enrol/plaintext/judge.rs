@@ -104,6 +104,7 @@ mod tests {
             mode,
             exclude_ports: "6379".parse().unwrap(),
             permissive_ports: "9102".parse().unwrap(),
+            same_node: None,
         };
         let judge = Judge {
             addresses: &[POD.parse().unwrap()],

@@ -11,7 +11,10 @@ use mesh_common::{errno, ports};
 use mesh_wire::{Open, SessionError};
 use mesh_world::{DialAs, Dispute, Endpoint, ObjectName, ServicePort, pick};
 
-use super::{ANSWER_TIMEOUT, Dialled};
+use super::{
+    ANSWER_TIMEOUT, Dialled,
+    neighbour::{self, Neighbour},
+};
 use crate::{
     flows::{Ended, Flow, Party, Security},
     proxy::{
@@ -19,6 +22,7 @@ use crate::{
         dial::{self, DialError, Leg, LegEnds, LegHeld, PEER_TIMEOUT},
         failure::{Failed, Retry},
         kept::{self, Purpose, Reuse, ToPeer},
+        limits::LimitReached,
         load::Counted,
         path::{self, MeshedPeer},
         peer::PeerError,
@@ -44,6 +48,8 @@ pub(super) enum ReachError {
     Dial(#[from] DialError),
     #[error(transparent)]
     Peer(#[from] PeerError),
+    #[error("a pod of this node takes no connection: {0}")]
+    Limit(#[from] LimitReached),
     #[error("{}", Reason::NoPeerIdentity.sentence())]
     NoIdentity,
     #[error(
@@ -71,6 +77,7 @@ impl ReachError {
             Self::Peer(error) => {
                 return Ended::new(error.reason(), self.to_string()).with_fault(error.fault());
             }
+            Self::Limit(reached) => reached.reason(),
             Self::NoIdentity => Reason::NoPeerIdentity,
             Self::Disputed { .. } => Reason::DisputedAddress,
         };
@@ -85,7 +92,7 @@ impl ReachError {
             Self::Dial(error) => error.into(),
             Self::Peer(error) => error.into(),
             Self::NoIdentity => Failed::Us,
-            Self::Disputed { .. } => Failed::peer(Retry::Yes),
+            Self::Limit(_) | Self::Disputed { .. } => Failed::peer(Retry::Yes),
         }
     }
 }
@@ -99,6 +106,8 @@ pub(super) struct Reached {
 pub(super) enum Way {
     /// To a peer's agent.
     Mesh(Box<ToPeer>),
+    /// To an application of another pod of this node, as it is.
+    Local(AppStream, Box<Neighbour>),
     /// To an application, as it is.
     Plain(AppStream, Option<LegHeld>),
 }
@@ -248,6 +257,12 @@ async fn to_meshed(
         return Err(refused().into()); // no application can be reached there
     }
     let to_peer = async |by| {
+        if by == WirePort::Application
+            && let Some(there) = neighbour::of(mesh, pod, peer)
+        {
+            let (stream, held) = neighbour::to(mesh, pod, there, dialled, peer, flow).await?;
+            return Ok(Way::Local(stream, held));
+        }
         let purpose = Purpose { peer: peer.clone(), by, options: dialled.options };
         let way = to_peer(mesh, pod, dialled, purpose, flow).await?;
         if by == WirePort::Agents {
@@ -367,7 +382,7 @@ async fn open_on(
     Ok(())
 }
 
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     let ip: IpAddr = address.ip().to_canonical();
     SocketAddr::new(ip, address.port())
 }

@@ -21,6 +21,7 @@ use mesh_common::{
     ports,
     verdict::Verdict,
 };
+use mesh_world::PodUid;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 
@@ -70,6 +71,11 @@ impl Waiting {
 
     fn pod(&self, netns: u64) -> Option<Arc<Pod>> {
         self.pods.lock().get(&netns)?.upgrade()
+    }
+
+    /// The pod with this UID.
+    pub(super) fn pod_of(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.pods.lock().values().filter_map(Weak::upgrade).find(|pod| pod.uid == *uid)
     }
 
     /// Whether this dial waits already.
