@@ -296,7 +296,7 @@ impl Handshake {
         let mut traffic = Traffic::new(kernel, secrets)
             .map_err(|reason| tls_error(reason, "the keys could not be taken over".to_owned()))?;
         let info = info.ok_or_else(|| internal("no parameters"))?;
-        let fault = match peer {
+        let (reason, detail) = match peer {
             Ok((peer, peer_until)) if has_alpn => {
                 let channel = Channel::new(traffic, self.inbox, self.outbox, role);
                 return Ok(Established { channel, peer, peer_until, info, is_resumed });
@@ -305,8 +305,8 @@ impl Handshake {
             Ok(_) => (TlsReason::NoAlpn, String::new()),
             Err(rejection) => (TlsReason::from(&rejection), rejection.to_string()),
         };
-        self.outbox.seal(&mut traffic, Content::Alert, &[2, fault.0.alert()]).ok();
-        Err(Unfit { error: tls_error(fault.0, fault.1), last: self.outbox })
+        self.outbox.seal(&mut traffic, Content::Alert, &[2, reason.alert()]).ok();
+        Err(Unfit { error: tls_error(reason, detail), last: self.outbox })
     }
 
     fn common(&self) -> &CommonState {

@@ -277,8 +277,9 @@ impl Session {
 
     /// The next thing that the peer sends. Writes what we have sealed first.
     pub async fn next(&mut self) -> Result<Received, SessionError> {
-        let write_error = self.write_pending().await.err();
+        let mut written = None;
         loop {
+            // First, what is here already: the answer then leaves together with what is sealed.
             match self.channel.receive() {
                 Ok(Some(received)) => return Ok(received),
                 Ok(None) => {}
@@ -287,6 +288,9 @@ impl Session {
                     return Err(error);
                 }
             }
+            if written.is_none() {
+                written = Some(self.write_pending().await);
+            }
             let read = poll_fn(|cx| {
                 let read = poll_read(&self.tcp, cx, self.channel.spare(1));
                 if read.is_pending() {
@@ -294,10 +298,14 @@ impl Session {
                 }
                 read
             });
-            let count = match read.await {
-                Ok(0) => return Err(write_error.map_or(SessionError::Truncated, SessionError::Io)),
-                Ok(count) => count,
-                Err(error) => return Err(cut_off(write_error.unwrap_or(error))),
+            let read = read.await;
+            let write_error = written.as_mut().and_then(|it| std::mem::replace(it, Ok(())).err());
+            let count = match (read, write_error) {
+                (Ok(0), error) => {
+                    return Err(error.map_or(SessionError::Truncated, SessionError::Io));
+                }
+                (Ok(count), _) => count,
+                (Err(error), write_error) => return Err(cut_off(write_error.unwrap_or(error))),
             };
             self.channel.received(count);
         }

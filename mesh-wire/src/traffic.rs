@@ -8,6 +8,7 @@ use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, SupportedCipherSuite};
 
+use super::identity::tickets::MAX_TICKET_BYTES;
 use super::reason::{JudgedBy, SessionError, TlsReason};
 use super::record::{Content, Opener, Sealer};
 
@@ -162,16 +163,8 @@ impl Traffic {
                 return Ok(());
             };
             let (ask, after) = (body.first().copied(), after.to_vec());
-            if let (NEW_SESSION_TICKET, KeySchedule::Client(kernel)) = (kind, &mut self.kernel)
-                && self.tickets < MAX_TICKETS
-            {
-                self.tickets += 1;
-                // Without a ticket that can be used, the next handshake is a full one.
-                kernel.handle_new_session_ticket(body).ok();
-                self.partial_message = after;
-                continue;
-            }
             match kind {
+                NEW_SESSION_TICKET => self.take_ticket(length)?,
                 KEY_UPDATE if length != 1 || ask > Some(1) => {
                     return Err(ours(TlsReason::IllegalParameter));
                 }
@@ -184,6 +177,24 @@ impl Traffic {
             }
             self.partial_message = after;
         }
+    }
+
+    /// The first message of the buffer is a ticket of so many bytes. Without one that can be used,
+    /// the next handshake is a full one.
+    fn take_ticket(&mut self, length: usize) -> Result<(), SessionError> {
+        let KeySchedule::Client(kernel) = &mut self.kernel else {
+            return Err(ours(TlsReason::UnexpectedMessage));
+        };
+        if self.tickets >= MAX_TICKETS {
+            return Err(ours(TlsReason::UnexpectedMessage));
+        }
+        self.tickets += 1;
+        if length <= MAX_TICKET_BYTES
+            && let Some(ticket) = self.partial_message.get(4..4 + length)
+        {
+            kernel.handle_new_session_ticket(ticket).ok();
+        }
+        Ok(())
     }
 
     fn peer_updated(&mut self, ask: bool) -> Result<(), SessionError> {

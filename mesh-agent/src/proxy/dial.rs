@@ -150,7 +150,7 @@ pub(super) async fn to_peer(
     to: SocketAddr,
     options: DialOptions,
 ) -> Result<DialledPeer, DialError> {
-    Ok(from_mesh_port(factory, pod, to, options, PEER_TIMEOUT, |_| Ok(())).await?.0)
+    Ok(from_mesh_port(factory, pod, to, options, Other::Agent, |_| Ok(())).await?.0)
 }
 
 /// Dials an application of another pod of this node, from the mesh's port range: the kernel lets it
@@ -170,11 +170,18 @@ pub(super) async fn neighbour(
     options: DialOptions,
 ) -> Result<Leg, DialError> {
     let note = |socket: &Socket| LegNote::leave(kernel, neighbour, socket, ends);
-    let (to, limit) = (ends.application, APPLICATION_TIMEOUT);
-    let dialled = from_mesh_port(factory, pod, to, options, limit, note).await?;
+    let (to, application) = (ends.application, Other::Application);
+    let dialled = from_mesh_port(factory, pod, to, options, application, note).await?;
     let (DialledPeer { stream, lease, .. }, note) = dialled;
-    let stream = AppStream::new(stream).map_err(DialError::Socket)?;
+    let stream = AppStream::prepared(stream);
     Ok(Leg { stream, held: LegHeld { _note: note, _port: Some(lease) } })
+}
+
+/// What is dialled from a port of the mesh's range.
+#[derive(Clone, Copy)]
+enum Other {
+    Agent,
+    Application,
 }
 
 /// Dials from a free port of the mesh's range. `before` is called with the bound socket.
@@ -183,14 +190,17 @@ async fn from_mesh_port<T>(
     pod: &Pod,
     to: SocketAddr,
     options: DialOptions,
-    limit: Duration,
+    other: Other,
     before: impl Fn(&Socket) -> Result<T, DialError>,
 ) -> Result<(DialledPeer, T), DialError> {
     let ip = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
         let lease = pod.source_ports.wait(to, PORT_WAIT).await;
         let lease = lease.ok_or(DialError::NoSourcePort { to })?;
-        let socket = socket(factory, pod, ip, true).await?;
+        let (socket, limit) = match other {
+            Other::Agent => (socket(factory, pod, ip, true).await?, PEER_TIMEOUT),
+            Other::Application => (leg_socket(factory, pod, ip).await?, APPLICATION_TIMEOUT),
+        };
         set_class(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
         socket.set_tcp_keepalive(&silence::keepalive(options)).map_err(DialError::Socket)?;
         let from = SocketAddr::new(ip, lease.port);

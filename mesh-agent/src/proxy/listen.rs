@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -307,12 +307,11 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// How long [`ACCEPTS_IN_A_ROW`] dials of one pod take at least, if kept sessions have carried
-/// `warm` of them.
-fn time_of_dials(warm: u32) -> Duration {
+/// How long [`ACCEPTS_IN_A_ROW`] dials of one pod take at least, on so many threads, if `warm` of
+/// them took no handshake.
+fn time_of_dials(warm: u32, threads: usize) -> Duration {
     let warm = warm.min(ACCEPTS_IN_A_ROW);
     let second = Duration::from_secs(1);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let one_thread = second / WARM_DIALS_PER_SECOND * warm
         + second / DIALS_PER_SECOND * (ACCEPTS_IN_A_ROW - warm);
     one_thread / u32::try_from(threads).unwrap_or(1)
@@ -322,14 +321,16 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
     let (direction, mut listener) = (post.key.direction, post.listener.load_full());
     let mut may_be_made_anew = Instant::now();
     let (mut in_a_row, mut begun) = (0_u32, Instant::now());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     loop {
         in_a_row = in_a_row.wrapping_add(1);
         if in_a_row.is_multiple_of(ACCEPTS_IN_A_ROW) {
-            let may_go_on = begun + time_of_dials(pod.warm_dials.swap(0, Ordering::Relaxed));
-            if direction == OUTBOUND && Instant::now() < may_go_on {
-                sleep_until(may_go_on).await;
-            } else {
-                yield_now().await;
+            let may_go_on = (direction == OUTBOUND)
+                .then(|| begun + time_of_dials(pod.take_warm_dials(), threads))
+                .filter(|at| Instant::now() < *at);
+            match may_go_on {
+                Some(at) => sleep_until(at).await,
+                None => yield_now().await,
             }
             begun = Instant::now();
         }
@@ -382,5 +383,22 @@ async fn accept(mesh: Arc<Mesh>, pod: Arc<Pod>, post: Arc<Post>) {
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_dials_that_made_no_handshake_may_come_faster() {
+        let per_second = |warm| ACCEPTS_IN_A_ROW * 1000 / time_of_dials(warm, 1).as_millis() as u32;
+        assert_eq!(per_second(0), DIALS_PER_SECOND);
+        assert!(per_second(ACCEPTS_IN_A_ROW / 2) < 2 * DIALS_PER_SECOND);
+        let warm = per_second(ACCEPTS_IN_A_ROW);
+        assert!((WARM_DIALS_PER_SECOND..WARM_DIALS_PER_SECOND * 2).contains(&warm), "{warm}");
+        // What was saved up does not count.
+        assert_eq!(time_of_dials(1000, 1), time_of_dials(ACCEPTS_IN_A_ROW, 1));
+        assert_eq!(time_of_dials(0, 4) * 4, time_of_dials(0, 1));
     }
 }

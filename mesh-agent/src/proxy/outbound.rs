@@ -10,7 +10,10 @@ use std::{
     io,
     mem::MaybeUninit,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -260,9 +263,15 @@ async fn carry_to_peer(
     mut to: Box<ToPeer>,
     (flow, counters): (&Flow, &ByteCounts),
 ) -> (Ended, Option<Box<ToPeer>>) {
-    let answered = |accepted| note_reached(mesh, pod, dialled.to, accepted);
-    if to.upstream.reuse != Reuse::New {
-        pod.warm_dials.fetch_add(1, Ordering::Relaxed);
+    let is_reused = AtomicBool::new(to.upstream.reuse != Reuse::New);
+    let answered = |accepted| {
+        if accepted && is_reused.load(Ordering::Relaxed) {
+            pod.note_no_handshake();
+        }
+        note_reached(mesh, pod, dialled.to, accepted);
+    };
+    if dialled.waits && to.upstream.reuse != Reuse::New {
+        pod.note_no_handshake(); // it has been answered already
     }
     let (mut first, mut patience) = match to.upstream.reuse {
         Reuse::Warm if !dialled.waits => (FirstData::Remembered, ANSWER_TIMEOUT),
@@ -283,6 +292,7 @@ async fn carry_to_peer(
         let carried = Box::pin(relay::carry(*session, app, counters, options)).await;
         if let Some((again, sent)) = carried.again {
             mesh.metrics.sessions_stale.inc();
+            is_reused.store(false, Ordering::Relaxed);
             if !matches!(carried.end, relay::End::PeerFailed(SessionError::Closed)) {
                 kept::forget(pod, &purpose);
             }

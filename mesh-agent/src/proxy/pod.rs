@@ -49,8 +49,8 @@ pub struct Pod {
     pub(super) source_ports: SourcePorts,
     /// Its open connections that it dialled itself.
     pub(super) outbound: Arc<Account>,
-    /// Its dials that kept sessions have carried, since its accept loop asked last.
-    pub(super) warm_dials: AtomicU32,
+    /// Its dials that took no handshake, since an accept loop of its dials asked last.
+    warm_dials: AtomicU32,
     /// Its open connections that others dialled.
     pub(super) inbound: Arc<Account>,
     /// Its sessions that carry nothing, and that it dialled.
@@ -133,6 +133,16 @@ impl Pod {
     /// Sets how connections with pods of the same node go. Open ones go on as they are.
     pub fn set_same_node(&self, way: SameNode) {
         self.goes_local.store(way == SameNode::Local, Ordering::Relaxed);
+    }
+
+    /// One of its dials was carried without a handshake.
+    pub(super) fn note_no_handshake(&self) {
+        self.warm_dials.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were since the last call.
+    pub(super) fn take_warm_dials(&self) -> u32 {
+        self.warm_dials.swap(0, Ordering::Relaxed)
     }
 
     /// How many connections it has open, in both directions.

@@ -62,8 +62,9 @@ fn make() -> Result<Agents, Box<dyn std::error::Error>> {
         identities.ensure(&cart).await
     })?;
     let configs = TlsConfigs::new(identities);
-    let (client, mut server) = (configs.client(&web, Some(&cart))?, configs.server(&cart)?);
+    let (mut client, mut server) = (configs.client(&web, Some(&cart))?, configs.server(&cart)?);
     // Every run begins as the first: what it does must not depend on the runs before.
+    Arc::make_mut(&mut client.config).resumption = rustls::client::Resumption::disabled();
     Arc::make_mut(&mut server.config).send_tls13_tickets = 0;
     Ok(Agents { web, cart, client, server })
 }

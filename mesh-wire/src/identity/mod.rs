@@ -12,7 +12,7 @@ pub mod file_ca;
 pub mod signer;
 pub mod spiffe;
 pub mod store;
-mod tickets;
+pub(crate) mod tickets;
 pub mod tls;
 pub mod verifier;
 

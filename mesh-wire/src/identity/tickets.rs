@@ -5,18 +5,23 @@
 //! with the anchors, and is good for one pair of identities. The peer's agent has sealed what it
 //! needs into it, with a key that goes with its own certificate and anchors. Whatever changes on
 //! either side, the next handshake is a full one.
+//!
+//! All threads share one lock here. It is taken twice by a handshake, and never by a connection
+//! that a kept session carries.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::ServerName;
+use rustls::server::ProducesTickets;
 
-/// Tickets of an agent, at most; each takes some 2 KB. Beyond that the oldest go.
+/// Tickets of an agent, at most; each takes some 2 KB, and 36 KB if a peer makes it as large as it
+/// can ([`MAX_TICKET_BYTES`] and its chain). Beyond that the oldest go.
 const MOST_TICKETS: usize = 1024;
 
 /// Tickets from one node for one pair of identities, at most. As many handshakes at once resume.
@@ -31,8 +36,8 @@ pub(super) struct Tickets {
 
 struct Book<T> {
     of: HashMap<Place, VecDeque<(u64, T)>>,
-    /// All in the order in which they came, and some that are gone.
-    order: VecDeque<(u64, Place)>,
+    /// The places of all, in the order in which they came.
+    order: BTreeMap<u64, Place>,
     came: u64,
 }
 
@@ -46,6 +51,12 @@ pub(super) struct TicketsOfConfig {
 }
 
 impl Tickets {
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.book.lock().order.len()
+    }
+
     /// Room for the tickets of another configuration. They go with it.
     pub(super) fn of_new_config(self: &Arc<Self>) -> Arc<TicketsOfConfig> {
         let config = self.configurations.fetch_add(1, Ordering::Relaxed);
@@ -56,16 +67,18 @@ impl Tickets {
 impl<T> Book<T> {
     fn put(&mut self, place: Place, ticket: T) {
         self.came += 1;
-        self.order.push_back((self.came, place.clone()));
+        self.order.insert(self.came, place.clone());
         let of_place = self.of.entry(place).or_default();
         of_place.push_back((self.came, ticket));
-        if of_place.len() > MOST_OF_A_NODE {
-            of_place.pop_front();
-        }
-        while self.order.len() > MOST_TICKETS
-            && let Some((number, place)) = self.order.pop_front()
+        if of_place.len() > MOST_OF_A_NODE
+            && let Some((number, _)) = of_place.pop_front()
         {
-            self.keep(&place, |came| came != number);
+            self.order.remove(&number);
+        }
+        if self.order.len() > MOST_TICKETS
+            && let Some((number, place)) = self.order.pop_first()
+        {
+            self.remove(&place, number);
         }
     }
 
@@ -76,18 +89,20 @@ impl<T> Book<T> {
         if of_place.is_empty() {
             self.of.remove(place);
         }
-        taken.map(|(_, ticket)| ticket)
+        let (number, ticket) = taken?;
+        self.order.remove(&number);
+        Some(ticket)
     }
 
     /// Drops the tickets of a configuration.
     fn forget(&mut self, gone: u64) {
         self.of.retain(|(config, _), _| *config != gone);
-        self.order.retain(|(_, (config, _))| *config != gone);
+        self.order.retain(|_, (config, _)| *config != gone);
     }
 
-    fn keep(&mut self, place: &Place, stays: impl Fn(u64) -> bool) {
+    fn remove(&mut self, place: &Place, number: u64) {
         if let Some(of_place) = self.of.get_mut(place) {
-            of_place.retain(|(came, _)| stays(*came));
+            of_place.retain(|(came, _)| *came != number);
             if of_place.is_empty() {
                 self.of.remove(place);
             }
@@ -97,7 +112,7 @@ impl<T> Book<T> {
 
 impl<T> Default for Book<T> {
     fn default() -> Self {
-        Self { of: HashMap::new(), order: VecDeque::new(), came: 0 }
+        Self { of: HashMap::new(), order: BTreeMap::new(), came: 0 }
     }
 }
 
@@ -107,20 +122,34 @@ impl Drop for TicketsOfConfig {
     }
 }
 
-impl ClientSessionStore for TicketsOfConfig {
+/// The tickets of a configuration, as rustls has them. It holds its configuration as long as a
+/// session is open; the tickets, with which its identity can be shown, go earlier.
+#[derive(Debug)]
+pub(super) struct Store(Weak<TicketsOfConfig>);
+
+impl From<&Arc<TicketsOfConfig>> for Store {
+    fn from(tickets: &Arc<TicketsOfConfig>) -> Self {
+        Self(Arc::downgrade(tickets))
+    }
+}
+
+impl ClientSessionStore for Store {
     fn insert_tls13_ticket(
         &self,
         server_name: ServerName<'static>,
         value: Tls13ClientSessionValue,
     ) {
-        self.all.book.lock().put((self.config, server_name), value);
+        if let Some(tickets) = self.0.upgrade() {
+            tickets.all.book.lock().put((tickets.config, server_name), value);
+        }
     }
 
     fn take_tls13_ticket(
         &self,
         server_name: &ServerName<'static>,
     ) -> Option<Tls13ClientSessionValue> {
-        self.all.book.lock().take(&(self.config, server_name.clone()))
+        let tickets = self.0.upgrade()?;
+        tickets.all.book.lock().take(&(tickets.config, server_name.clone()))
     }
 
     // The first group that we offer is always the same one, and there is no TLS 1.2.
@@ -137,6 +166,32 @@ impl ClientSessionStore for TicketsOfConfig {
     }
 
     fn remove_tls12_session(&self, _server_name: &ServerName<'static>) {}
+}
+
+/// The longest ticket that is given out and that is taken. It holds the chain of the client, which
+/// is as long as the client wants.
+pub(crate) const MAX_TICKET_BYTES: usize = 4 * 1024;
+
+/// Seals tickets, and none that are too long.
+#[derive(Debug)]
+pub(super) struct ShortTickets(pub(super) Arc<dyn ProducesTickets>);
+
+impl ProducesTickets for ShortTickets {
+    fn enabled(&self) -> bool {
+        self.0.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.0.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.0.encrypt(plain).filter(|ticket| ticket.len() <= MAX_TICKET_BYTES)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.0.decrypt(cipher)
+    }
 }
 
 impl fmt::Debug for Tickets {
@@ -176,6 +231,20 @@ mod tests {
         assert_eq!(book.take(&place(1, "b")), Some(3));
     }
 
+    /// One that makes handshakes without end costs others none of their tickets.
+    #[test]
+    fn a_busy_place_leaves_the_tickets_of_others() {
+        let mut book = Book::default();
+        book.put(place(1, "quiet"), 0);
+        for ticket in 1..10_000 {
+            book.put(place(1, "busy"), ticket);
+            if ticket % 2 == 0 {
+                book.take(&place(1, "busy"));
+            }
+        }
+        assert_eq!(book.take(&place(1, "quiet")), Some(0));
+    }
+
     #[test]
     fn there_are_never_too_many() {
         let mut book = Book::default();
@@ -183,7 +252,7 @@ mod tests {
             book.put(place(1, "busy"), ticket);
         }
         assert_eq!(held(&book), MOST_OF_A_NODE);
-        assert!(book.order.len() <= MOST_TICKETS, "{}", book.order.len());
+        assert_eq!(book.order.len(), MOST_OF_A_NODE);
         for ticket in 0..10_000 {
             book.put(place(2, &format!("node-{ticket}")), ticket);
         }

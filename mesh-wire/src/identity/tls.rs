@@ -17,7 +17,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
-use super::tickets::{Tickets, TicketsOfConfig};
+use super::tickets::{ShortTickets, Store, Tickets, TicketsOfConfig};
 use super::{Anchors, Identities, Identity, PeerVerifier, SpiffeId};
 
 /// The application protocol of RFC 7301 that both sides must agree on.
@@ -105,6 +105,12 @@ impl TlsConfigs {
         Self { identities, tickets: Arc::default() }
     }
 
+    /// How many tickets there are, of all identities.
+    #[cfg(test)]
+    pub(crate) fn tickets(&self) -> usize {
+        self.tickets.count()
+    }
+
     /// For a connection from `own` to a peer that must be `expected` (any of the trust domain if
     /// `None`). Takes no lock if the same was asked for before.
     ///
@@ -119,13 +125,13 @@ impl TlsConfigs {
         let anchors = self.identities.anchors();
         let configs = identity.tls.of(&anchors);
         if let Some(made) = configs.clients.load().get(&expected.cloned()) {
-            let Made { config, verifier } = made.clone();
+            let Made { config, verifier, .. } = made.clone();
             return Ok(ClientTls { config, verifier, node: None, identity });
         }
         let verifier = verifier(&anchors, &identity, expected.cloned());
         let tickets = self.tickets.of_new_config();
-        let config = Arc::new(client_config(&identity, Arc::clone(&verifier), tickets)?);
-        let made = Made { config, verifier };
+        let config = Arc::new(client_config(&identity, Arc::clone(&verifier), (&tickets).into())?);
+        let made = Made { config, verifier, tickets: Some(tickets) };
         configs.clients.rcu(|known| {
             let mut next = HashMap::clone(known);
             if next.len() >= MAX_CLIENT_CONFIGS {
@@ -134,7 +140,7 @@ impl TlsConfigs {
             next.insert(expected.cloned(), made.clone());
             next
         });
-        let Made { config, verifier } = made;
+        let Made { config, verifier, .. } = made;
         Ok(ClientTls { config, verifier, node: None, identity })
     }
 
@@ -147,14 +153,14 @@ impl TlsConfigs {
         let anchors = self.identities.anchors();
         let configs = identity.tls.of(&anchors);
         if let Some(made) = configs.server.load().as_ref() {
-            let Made { config, verifier } = made.clone();
+            let Made { config, verifier, .. } = made.clone();
             return Ok(ServerTls { config, verifier, identity });
         }
         let verifier = verifier(&anchors, &identity, None);
         let config = Arc::new(server_config(&identity, Arc::clone(&verifier))?);
-        let made = Made { config, verifier };
+        let made = Made { config, verifier, tickets: None };
         configs.server.store(Arc::new(Some(made.clone())));
-        let Made { config, verifier } = made;
+        let Made { config, verifier, .. } = made;
         Ok(ServerTls { config, verifier, identity })
     }
 
@@ -192,16 +198,19 @@ struct Configs {
     server: ArcSwap<Option<Made<ServerConfig>>>,
 }
 
-/// A configuration, and its judge of peers.
+/// A configuration, its judge of peers, and a client's tickets.
 #[derive(Debug)]
 struct Made<C> {
     config: Arc<C>,
     verifier: Arc<PeerVerifier>,
+    tickets: Option<Arc<TicketsOfConfig>>,
 }
 
 impl<C> Clone for Made<C> {
     fn clone(&self) -> Self {
-        Self { config: Arc::clone(&self.config), verifier: Arc::clone(&self.verifier) }
+        let Self { config, verifier, tickets } = self;
+        let (config, verifier) = (Arc::clone(config), Arc::clone(verifier));
+        Self { config, verifier, tickets: tickets.clone() }
     }
 }
 
@@ -232,7 +241,7 @@ fn verifier(
 fn client_config(
     identity: &Identity,
     verifier: Arc<PeerVerifier>,
-    tickets: Arc<TicketsOfConfig>,
+    tickets: Store,
 ) -> Result<ClientConfig, TlsConfigError> {
     let mut config = ClientConfig::builder_with_provider(crypto())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -241,7 +250,7 @@ fn client_config(
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(resolver(identity));
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = Resumption::store(tickets);
+    config.resumption = Resumption::store(Arc::new(tickets));
     config.enable_sni = false;
     config.enable_secret_extraction = true; // the record layer is ours, wire/record.rs
     Ok(config)
@@ -258,7 +267,8 @@ fn server_config(
         .with_cert_resolver(resolver(identity));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {}); // no peer can fill it
-    config.ticketer = provider::Ticketer::new().map_err(|e| unusable(identity, &e))?;
+    let ticketer = provider::Ticketer::new().map_err(|e| unusable(identity, &e))?;
+    config.ticketer = Arc::new(ShortTickets(ticketer));
     config.send_tls13_tickets = 1; // each handshake brings the next one's
     config.enable_secret_extraction = true;
     Ok(config)

@@ -35,7 +35,7 @@ pub struct PeerVerifier {
     expected: Option<SpiffeId>,
     algorithms: WebPkiSupportedAlgorithms,
     clocks: Option<Arc<Clocks>>,
-    /// Chains that it has accepted.
+    /// Chains that it has accepted. The lock is taken once or twice by a handshake.
     accepted: Mutex<HashMap<ChainDigest, AcceptedChain>>,
 }
 
@@ -49,6 +49,9 @@ struct AcceptedChain {
     /// All its certificates are valid in this time, in seconds since 1970.
     valid: RangeInclusive<u64>,
 }
+
+/// The longest chain that is looked at. A ticket that a peer gives us has a copy of its chain.
+const MAX_CHAIN_BYTES: usize = 32 * 1024;
 
 /// Chains that a verifier remembers; the peers of one service account have fewer. Beyond it, all
 /// are forgotten.
@@ -86,6 +89,12 @@ impl PeerVerifier {
         now: UnixTime,
         purpose: Purpose,
     ) -> Result<SpiffeId, PeerRejection> {
+        let bytes: usize = intermediates.iter().map(|it| it.len()).sum();
+        if bytes + leaf.len() > MAX_CHAIN_BYTES {
+            let detail =
+                format!("its chain has {} bytes, more than {MAX_CHAIN_BYTES}", bytes + leaf.len());
+            return Err(PeerRejection::MalformedCertificate { detail });
+        }
         let digest = digest_of(leaf, intermediates, purpose);
         if let Some(known) = self.accepted.lock().get(&digest)
             && known.valid.contains(&now.as_secs())

@@ -6,7 +6,7 @@
 
 use mesh_api::Fault;
 use rustls::AlertDescription as Alert;
-use rustls::{Error, PeerIncompatible};
+use rustls::{Error, PeerIncompatible, PeerMisbehaved};
 
 use super::numbered;
 use crate::identity::verifier::PeerRejection;
@@ -76,6 +76,7 @@ impl TlsReason {
                 | PeerIncompatible::Tls13RequiredForQuic => Self::TlsVersion,
                 _ => Self::NothingInCommon,
             },
+            Error::PeerMisbehaved(PeerMisbehaved::IncorrectBinder) => Self::BadSignature,
             Error::PeerMisbehaved(_) => Self::IllegalParameter,
             Error::InvalidCertificate(error) => {
                 Self::from_alert(u8::from(Alert::from(error.clone())))

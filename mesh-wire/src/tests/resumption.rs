@@ -132,6 +132,19 @@ async fn a_ticket_that_the_peer_cannot_read_costs_nothing_but_a_full_handshake()
     assert!(is_resumed(&client, &server).await);
 }
 
+/// An open session keeps neither the private key nor a ticket of an identity that has gone.
+#[tokio::test]
+async fn tickets_go_with_their_certificate_also_under_an_open_session() {
+    let mesh = Mesh::new().await;
+    let open = meet(&web(&mesh), &mesh.server()).await.unwrap();
+    let renewed = web(&mesh);
+    assert_eq!(mesh.configs.tickets(), 1);
+    mesh.renew(&mesh.web).await;
+    drop(renewed);
+    assert_eq!(mesh.configs.tickets(), 0);
+    drop(open);
+}
+
 /// Both ways, with certificates that end in the middle.
 #[tokio::test]
 async fn no_session_is_resumed_once_a_certificate_has_ended() {
@@ -164,6 +177,7 @@ async fn no_ticket_allows_data_before_the_handshake() {
     let mesh = Mesh::new().await;
     let client = altered_client(&web(&mesh), |config| config.enable_early_data = true);
     meet(&client, &mesh.server()).await.unwrap();
+    assert!(is_resumed(&client, &mesh.server()).await, "there is a ticket");
     let name = ServerName::try_from(NODE).unwrap();
     let mut next = ClientConnection::new(client.config, name).unwrap();
     assert!(next.early_data().is_none());

@@ -85,6 +85,7 @@ pub(super) async fn to(
     match reached.await {
         Ok((admitted, Leg { stream, held })) => {
             mesh.metrics.local.inc();
+            pod.note_no_handshake();
             let held = Neighbour { flow: there, _held: held, _admitted: admitted, _pod: neighbour };
             Ok((stream, Box::new(held)))
         }

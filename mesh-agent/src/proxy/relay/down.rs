@@ -118,8 +118,10 @@ impl Relay<'_> {
             IoSlice::new(places.next().map_or(&[], |place| self.channel.data(place.clone())))
         });
         let used = slices.get(..self.down.ready.len()).unwrap_or(&slices);
-        // An end that came with the last data leaves with it.
-        let is_last = self.down.fin && self.down.ready.len() <= MAX_SLICES;
+        // An end that came with the last data leaves with it; not if the connection may be reset
+        // instead, which would overtake what the kernel holds back.
+        let fits = self.down.ready.len() <= MAX_SLICES;
+        let is_last = self.down.fin && fits && !self.up.is_broken();
         match poll_write_vectored(self.app, cx, used, is_last) {
             Poll::Pending => return false,
             Poll::Ready(Ok(count)) => {

@@ -4,6 +4,7 @@
 use std::{
     io::{self, BufRead, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
+    sync::Barrier,
     thread,
     time::{Duration, Instant},
 };
@@ -44,10 +45,11 @@ pub(crate) fn run(orders: impl BufRead) -> Result<()> {
 fn work_all(to: SocketAddr, order: Order, workers: &mut [Worker]) -> Result<Slice> {
     let (first, others) = workers.split_first_mut().context("an order for no client")?;
     let others = others.iter_mut().take(order.workers().saturating_sub(1));
+    let all_ready = &Barrier::new(order.workers());
     thread::scope(|scope| {
         let others: Vec<_> =
-            others.map(|worker| scope.spawn(move || work(to, order, worker))).collect();
-        let mut all = work(to, order, first)?;
+            others.map(|it| scope.spawn(move || work(to, order, it, all_ready))).collect();
+        let mut all = work(to, order, first, all_ready)?;
         for other in others {
             all.join(&other.join().map_err(|_panic| anyhow!("a client panicked"))??);
         }
@@ -55,18 +57,28 @@ fn work_all(to: SocketAddr, order: Order, workers: &mut [Worker]) -> Result<Slic
     })
 }
 
-fn work(to: SocketAddr, order: Order, worker: &mut Worker) -> Result<Slice> {
+/// What one client does. It begins once all are ready, or have failed.
+fn work(to: SocketAddr, order: Order, worker: &mut Worker, all_ready: &Barrier) -> Result<Slice> {
     let Worker { times, buffer, held } = worker;
     times.clear();
     held.clear();
+    let open = match order.load() {
+        load @ (Load::RoundTrip | Load::Stream | Load::SmallWrites) => {
+            open_warm(to, load).map(Some)
+        }
+        Load::Connect | Load::First | Load::Request | Load::Hold => Ok(None),
+    };
+    all_ready.wait();
+    let no_stream = || anyhow!("no connection");
     match order.load() {
         Load::Connect => connect(to, 0, order, times),
         Load::First => connect(to, 1, order, times),
-        Load::RoundTrip => round_trip(to, order, times),
+        Load::RoundTrip => round_trip(open?.ok_or_else(no_stream)?, order, times),
         Load::Request => request(to, order, times),
-        Load::Stream => stream(to, order, buffer),
+        Load::Stream => stream(open?.ok_or_else(no_stream)?, order, buffer),
         Load::SmallWrites => {
-            stream(to, order, buffer.get_mut(..SMALL_WRITE_BYTES).unwrap_or_default())
+            let small = buffer.get_mut(..SMALL_WRITE_BYTES).unwrap_or_default();
+            stream(open?.ok_or_else(no_stream)?, order, small)
         }
         Load::Hold => hold(to, order, held),
     }
@@ -100,13 +112,19 @@ fn connect(mut to: SocketAddr, step: u16, order: Order, times: &mut Histogram) -
     Ok(Slice { count, connections: count, bytes: count, elapsed_ns, times: times.clone() })
 }
 
-fn round_trip(to: SocketAddr, order: Order, times: &mut Histogram) -> Result<Slice> {
-    let mut stream = open(to, Load::RoundTrip).context("connecting")?;
+/// A connection that has been used.
+fn open_warm(to: SocketAddr, load: Load) -> Result<TcpStream> {
+    let mut stream = open(to, load).context("connecting")?;
     let mut message = [0x5a; TRIP_BYTES];
-    for _ in 0..WARM_UP_TRIPS {
+    for _ in 0..if load == Load::RoundTrip { WARM_UP_TRIPS } else { 0 } {
         stream.write_all(&message)?;
         stream.read_exact(&mut message)?;
     }
+    Ok(stream)
+}
+
+fn round_trip(mut stream: TcpStream, order: Order, times: &mut Histogram) -> Result<Slice> {
+    let mut message = [0x5a; TRIP_BYTES];
     let begun = Instant::now();
     let mut now = begun;
     let mut count = 0;
@@ -156,8 +174,7 @@ fn hold(to: SocketAddr, order: Order, held: &mut Vec<TcpStream>) -> Result<Slice
     Ok(Slice { count, connections: count, bytes: count, elapsed_ns, times })
 }
 
-fn stream(to: SocketAddr, order: Order, buffer: &mut [u8]) -> Result<Slice> {
-    let mut stream = open(to, Load::Stream).context("connecting")?;
+fn stream(mut stream: TcpStream, order: Order, buffer: &mut [u8]) -> Result<Slice> {
     let begun = Instant::now();
     let mut count = 0;
     while count < order.count() && begun.elapsed() < order.time() {

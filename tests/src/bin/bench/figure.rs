@@ -7,7 +7,7 @@ use crate::slice::Load;
 
 /// One line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Figure {
     /// A new connection, one byte there and back, close.
     Connect,
@@ -27,6 +27,18 @@ pub(crate) enum Figure {
     Requests,
     /// [`Figure::Connect`] between pods that are not in the mesh, in a cgroup with our programs.
     Untouched,
+    /// [`Figure::Connect`] between two pods of one node that say `local`.
+    LocalConnect,
+    /// [`Figure::RoundTrip`] between them.
+    LocalRoundTrip,
+    /// [`Figure::Stream`] between them.
+    LocalStream,
+    /// [`Figure::Connect`] between two pods of one node that say `tls`.
+    TlsConnect,
+    /// [`Figure::RoundTrip`] between them.
+    TlsRoundTrip,
+    /// [`Figure::Stream`] between them.
+    TlsStream,
 }
 
 /// One of the runs that are compared.
@@ -41,6 +53,12 @@ pub(crate) enum Arm {
     Unattached,
     /// The pods of `NoMesh`, in a cgroup with our programs.
     Attached,
+    /// As `NoMesh`, both pods on the first node.
+    OneNode,
+    /// Two pods in the mesh on the first node, which say `same-node: local`.
+    Local,
+    /// The same with `same-node: tls`.
+    Tls,
 }
 
 /// What a figure is measured in.
@@ -56,7 +74,7 @@ pub(crate) enum Unit {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Connect,
         Self::First,
         Self::RoundTrip,
@@ -66,6 +84,12 @@ impl Figure {
         Self::KeepAlive,
         Self::Requests,
         Self::Untouched,
+        Self::LocalConnect,
+        Self::LocalRoundTrip,
+        Self::LocalStream,
+        Self::TlsConnect,
+        Self::TlsRoundTrip,
+        Self::TlsStream,
     ];
 
     /// Those of a quick run.
@@ -84,6 +108,27 @@ impl Figure {
             Self::KeepAlive => "keep-alive",
             Self::Requests => "requests",
             Self::Untouched => "untouched",
+            Self::LocalConnect => "local-connect",
+            Self::LocalRoundTrip => "local-round-trip",
+            Self::LocalStream => "local-stream",
+            Self::TlsConnect => "tls-connect",
+            Self::TlsRoundTrip => "tls-round-trip",
+            Self::TlsStream => "tls-stream",
+        }
+    }
+
+    /// Its place among the ratios: what is done, and how it goes there.
+    pub(crate) fn place(self) -> (&'static str, &'static str) {
+        match self {
+            Self::First => ("connect", "resumed"),
+            Self::Untouched => ("connect", "outside"),
+            Self::LocalConnect => ("connect", "local"),
+            Self::LocalRoundTrip => ("round-trip", "local"),
+            Self::LocalStream => ("stream", "local"),
+            Self::TlsConnect => ("connect", "tls"),
+            Self::TlsRoundTrip => ("round-trip", "tls"),
+            Self::TlsStream => ("stream", "tls"),
+            across => (across.name(), "across"),
         }
     }
 
@@ -99,24 +144,34 @@ impl Figure {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Connect => "connect, 1 byte each way, close",
-            Self::First => "the same, first dial to a port",
+            Self::First => "connect, first dial to a port",
             Self::RoundTrip => "round trip of 128 bytes",
             Self::Stream => "stream of 64 KiB writes",
             Self::Streams => "16 streams at once",
             Self::SmallWrites => "stream of 1 KiB writes",
             Self::KeepAlive => "64 connections, round trips",
-            Self::Requests => "64 clients, a connection each",
+            Self::Requests => "64 clients, a dial a round trip",
             Self::Untouched => "untouched: connect … close",
+            Self::LocalConnect => "one node, local: connect",
+            Self::LocalRoundTrip => "one node, local: round trip",
+            Self::LocalStream => "one node, local: stream",
+            Self::TlsConnect => "one node, tls: connect",
+            Self::TlsRoundTrip => "one node, tls: round trip",
+            Self::TlsStream => "one node, tls: stream",
         }
     }
 
     /// What a client does for it.
     pub(crate) fn load(self) -> Load {
         match self {
-            Self::Connect | Self::Untouched => Load::Connect,
+            Self::Connect | Self::Untouched | Self::LocalConnect | Self::TlsConnect => {
+                Load::Connect
+            }
             Self::First => Load::First,
-            Self::RoundTrip | Self::KeepAlive => Load::RoundTrip,
-            Self::Stream | Self::Streams => Load::Stream,
+            Self::RoundTrip | Self::KeepAlive | Self::LocalRoundTrip | Self::TlsRoundTrip => {
+                Load::RoundTrip
+            }
+            Self::Stream | Self::Streams | Self::LocalStream | Self::TlsStream => Load::Stream,
             Self::SmallWrites => Load::SmallWrites,
             Self::Requests => Load::Request,
         }
@@ -133,10 +188,10 @@ impl Figure {
 
     /// What is counted.
     pub(crate) fn unit(self) -> Unit {
-        match self {
-            Self::Connect | Self::First | Self::RoundTrip | Self::Untouched => Unit::Us,
-            Self::KeepAlive | Self::Requests => Unit::PerS,
-            Self::Stream | Self::Streams | Self::SmallWrites => Unit::BytesPerS,
+        match self.load() {
+            Load::Stream | Load::SmallWrites => Unit::BytesPerS,
+            _ if self.workers() > 1 => Unit::PerS,
+            _ => Unit::Us,
         }
     }
 
@@ -144,6 +199,10 @@ impl Figure {
     pub(crate) fn arms(self) -> [Arm; 2] {
         match self {
             Self::Untouched => [Arm::Unattached, Arm::Attached],
+            Self::LocalConnect | Self::LocalRoundTrip | Self::LocalStream => {
+                [Arm::OneNode, Arm::Local]
+            }
+            Self::TlsConnect | Self::TlsRoundTrip | Self::TlsStream => [Arm::OneNode, Arm::Tls],
             _ => [Arm::NoMesh, Arm::Mesh],
         }
     }

@@ -89,13 +89,13 @@ fn measure(stage: &mut Stage<'_>, what: &Measure) -> Result<()> {
     let memory = settings.memory().then(|| stage.memory(idle)).transpose()?;
     let seconds = begun.elapsed().as_secs_f64();
     let report = Report { machine, seconds, figures: measured, memory };
+    let json = serde_json::to_string_pretty(&report.with_ratios())?;
     if let Some(file) = file {
-        let text = serde_json::to_string_pretty(&report.with_ratios())?;
-        fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
+        fs::write(file, format!("{json}\n")).with_context(|| file.display().to_string())?;
     }
     match format {
         Format::Table => print!("{report}"),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Json => println!("{json}"),
     }
     Ok(())
 }

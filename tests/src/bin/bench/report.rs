@@ -94,7 +94,8 @@ impl Report {
     pub(crate) fn with_ratios(&self) -> WithRatios<'_> {
         let mut ratios: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for Measured { figure, ratio, .. } in &self.figures {
-            ratios.entry(figure.name()).or_default().insert("across", *ratio);
+            let (name, setting) = figure.place();
+            ratios.entry(name).or_default().insert(setting, *ratio);
         }
         WithRatios { ratios, report: self }
     }

@@ -2,14 +2,21 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{figure::Figure, pins::Pins, server::Listen, slice::Order};
+use crate::{
+    figure::{Figure, Unit},
+    pins::Pins,
+    server::Listen,
+    slice::{Load, Order},
+};
 
 pub(crate) const USAGE: &str = "\
 bench [--quick] [--rounds N] [--figure NAME]... [--no-pins] [-o table|json] [--json FILE]
-    measures; NAME is connect, first, round-trip, stream, streams, small-writes, keep-alive, requests or untouched;
+    measures; NAME is connect, first, round-trip, stream, streams, small-writes, keep-alive, requests, untouched,
+    or connect, round-trip or stream on one node: local-connect, tls-connect and so on;
     --quick: connect, round-trip, stream and untouched, in about a minute
+    --json FILE: the same as JSON into a file, too
 bench --load NAME [--seconds N] [--no-pins]
     puts this load on the mesh alone and prints the process ids of the agents, for perf and strace
 Each node has half of the CPUs, as if it were a machine of its own. With --no-pins, the nodes share all CPUs.";
@@ -67,7 +74,7 @@ impl Settings {
     pub(crate) fn rounds(self, figure: Figure) -> usize {
         self.rounds.unwrap_or(match (self.quick, figure) {
             (true, _) => 15,
-            (false, Figure::Stream | Figure::Streams | Figure::SmallWrites) => 21,
+            (false, figure) if figure.unit() == Unit::BytesPerS => 21,
             (false, _) => 41,
         })
     }
@@ -79,26 +86,19 @@ impl Settings {
 
     /// What a client does in one slice of a figure.
     pub(crate) fn order(self, figure: Figure) -> Order {
-        let time = match (figure, self.quick) {
-            (Figure::Stream | Figure::Streams | Figure::SmallWrites, true) => {
-                Duration::from_millis(500)
-            }
-            (Figure::Stream | Figure::Streams | Figure::SmallWrites, false) => {
-                Duration::from_millis(1500)
-            }
-            (_, true) => Duration::from_millis(200),
-            (_, false) => Duration::from_millis(400),
+        let time_ms = match (figure.unit(), self.quick) {
+            (Unit::BytesPerS, true) => 500,
+            (Unit::BytesPerS, false) => 1500,
+            (Unit::Us | Unit::PerS, true) => 200,
+            (Unit::Us | Unit::PerS, false) => 400,
         };
-        let count = match figure {
-            Figure::Connect | Figure::Untouched => CONNECTIONS,
-            Figure::First => NEW_PORTS,
-            Figure::Requests => CONNECTIONS_OF_MANY,
-            Figure::RoundTrip
-            | Figure::Stream
-            | Figure::Streams
-            | Figure::SmallWrites
-            | Figure::KeepAlive => NO_LIMIT,
+        let count = match figure.load() {
+            Load::Connect | Load::Hold => CONNECTIONS,
+            Load::First => NEW_PORTS,
+            Load::Request => CONNECTIONS_OF_MANY,
+            Load::RoundTrip | Load::Stream | Load::SmallWrites => NO_LIMIT,
         };
+        let time = Duration::from_millis(time_ms);
         Order::new(figure.load(), figure.workers(), count, time)
     }
 }
@@ -135,6 +135,11 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Command> {
         }
     }
     if let Some(figure) = load {
+        ensure!(
+            figure.load() != Load::First,
+            "there are ports for a second of {} only",
+            figure.name()
+        );
         return Ok(Command::Hold { figure, time, pins });
     }
     if figures.is_empty() {

@@ -4,7 +4,7 @@
 use std::{fs, net::SocketAddr, ops::RangeInclusive, path::PathBuf, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use tests::{Net, Node, Pair, Pod, PodSpec, SHOP, exec::Place};
+use tests::{Net, Node, Pair, Pod, PodSpec, SHOP, exec::Place, objects::SAME_NODE};
 
 use crate::{
     driver::Program,
@@ -35,6 +35,9 @@ pub(crate) struct Stage<'a> {
     mesh: Couple,
     unattached: Couple,
     attached: Couple,
+    one_node: Couple,
+    local: Couple,
+    tls: Couple,
     /// The agents' cgroups.
     agents: [PathBuf; 2],
     made: Made,
@@ -77,17 +80,37 @@ pub(crate) struct Counts {
 impl<'a> Stage<'a> {
     pub(crate) fn set_up(net: &'a Net, pins: &Pins) -> Result<Self> {
         let nodes = [net.node("node1")?, net.node("node2")?];
-        let pods = |namespace| -> Result<[Pod; 2]> {
+        let pods = |namespace, of_server: usize| -> Result<[Pod; 2]> {
             let client = net.pod(&nodes[0], PodSpec::new(namespace, "client"))?;
-            Ok([client, net.pod(&nodes[1], PodSpec::new(namespace, "server"))?])
+            Ok([client, net.pod(&nodes[of_server], PodSpec::new(namespace, "server"))?])
         };
-        let ([client, server], plain) = (pods(SHOP)?, pods("plain")?);
+        let ([client, server], plain) = (pods(SHOP, 1)?, pods("plain", 1)?);
+        let near = pods("near", 0)?;
+        let ways = [("local", pods("local", 0)?), ("tls", pods("tls", 0)?)];
+        for (way, _) in &ways {
+            net.objects().annotate_namespace(way, SAME_NODE, Some(way))?;
+            net.objects().label_namespace(way, Some("enabled"))?;
+        }
         let agent = |number: usize| pins.on(number, || net.agent(&nodes[number]));
         let agents = [agent(0)?, agent(1)?];
         let pair = Pair { net, nodes, agents, client, server };
-        pair.join()?;
+        net.objects().label_namespace(SHOP, Some("enabled"))?;
+        pair.agents[0].wait_enrolled(&[&pair.client])?;
+        pair.agents[1].wait_enrolled(&[&pair.server])?;
+        for (_, [client, server]) in &ways {
+            pair.agents[0].wait_enrolled(&[client, server])?;
+        }
+        pair.agents[0].wait_peers(1)?;
+        pair.agents[1].wait_peers(5)?;
         let beside = [beside(&plain[0], &pair.nodes[0]), beside(&plain[1], &pair.nodes[1])];
-        let couple = |places, to, more: &[Listen]| Couple::new(pins, places, to, more);
+        let couple = |places, to, more: &[Listen]| Couple::new(pins, [0, 1], places, to, more);
+        let of_node = |places, to| Couple::new(pins, [0, 0], places, to, &[]);
+        let near_beside = near.each_ref().map(|pod| self::beside(pod, &pair.nodes[0]));
+        let one_node = of_node([&near_beside[0], &near_beside[1]], near[1].at(PORT))?;
+        let [local, tls] = ways.each_ref().map(|(_, [client, server])| {
+            of_node([client as &Place, server as &Place], server.at(PORT))
+        });
+        let (local, tls) = (local?, tls?);
         let more = [Listen::Thread(THREADS_PORT), Listen::Many(NEW_PORTS)];
         let no_mesh = couple([&beside[0], &beside[1]], plain[1].at(PORT), &more)?;
         let mesh = couple([&pair.client, &pair.server], pair.server.at(PORT), &more)?;
@@ -95,7 +118,8 @@ impl<'a> Stage<'a> {
         let unattached = couple([&beside[0], &beside[1]], one, &[])?;
         let attached = couple([&plain[0], &plain[1]], two, &[])?;
         let agents = pair.nodes.each_ref().map(|node| node.agent_place().cgroup);
-        Ok(Self { pair, no_mesh, mesh, unattached, attached, agents, made: Made::default() })
+        let made = Made::default();
+        Ok(Self { pair, no_mesh, mesh, unattached, attached, one_node, local, tls, agents, made })
     }
 
     pub(crate) fn net(&self) -> &'a Net {
@@ -109,6 +133,9 @@ impl<'a> Stage<'a> {
             Arm::Mesh => &mut self.mesh,
             Arm::Unattached => &mut self.unattached,
             Arm::Attached => &mut self.attached,
+            Arm::OneNode => &mut self.one_node,
+            Arm::Local => &mut self.local,
+            Arm::Tls => &mut self.tls,
         };
         let mut to = *to;
         match order.load() {
@@ -124,8 +151,8 @@ impl<'a> Stage<'a> {
         let slice = client.slice(to, order)?;
         ensure!(slice.count > 0, "{arm:?} did nothing: {order:?}");
         match arm {
-            Arm::NoMesh | Arm::Unattached => {}
-            Arm::Mesh => self.made.mesh += slice.connections,
+            Arm::NoMesh | Arm::Unattached | Arm::OneNode => {}
+            Arm::Mesh | Arm::Local | Arm::Tls => self.made.mesh += slice.connections,
             Arm::Attached => self.made.untouched += slice.connections,
         }
         Ok(slice)
@@ -215,13 +242,14 @@ impl<'a> Stage<'a> {
 impl Couple {
     fn new(
         pins: &Pins,
+        [of_client, of_server]: [usize; 2],
         [client, server]: [&Place; 2],
         to: SocketAddr,
         more: &[Listen],
     ) -> Result<Self> {
         let listen = [&[Listen::Pool(to.port())], more].concat();
-        let server = pins.on(1, || Program::server(server, &listen))?;
-        let client = pins.on(0, || Program::client(client))?;
+        let server = pins.on(of_server, || Program::server(server, &listen))?;
+        let client = pins.on(of_client, || Program::client(client))?;
         Ok(Self { client, to, next: *NEW_PORTS.start(), _server: server })
     }
 }
