@@ -142,7 +142,7 @@ pub struct SessionCounters {
     pub handshakes_outbound: u64,
     /// The same, inbound.
     pub handshakes_inbound: u64,
-    /// Handshakes of those that an earlier one had shortened.
+    /// Of those handshakes, the ones that resumed an earlier one.
     #[serde(default)]
     pub resumed_outbound: u64,
     /// The same, inbound.

@@ -4,6 +4,7 @@
 use crate::{
     addr::{Addr, AddrPort},
     verdict::VERDICT_SLOTS,
+    verdict::Verdict,
 };
 
 /// One socket's view of a connection inside one network namespace.
@@ -26,6 +27,9 @@ pub struct FlowKey {
 
 /// The value in a socket's own storage, and in the maps that hand it over: what the application is
 /// to be told, and what the agent needs to know.
+///
+/// In `LEGS`, the verdict of a leg from another pod of the node says how far it is: [`LEG_NOTED`],
+/// [`LEG_ARRIVED`], [`LEG_ACCEPTED`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -34,6 +38,13 @@ pub struct Named {
     /// The [`crate::verdict::Verdict`] that led here, as its number.
     pub verdict: u32,
 }
+
+/// The leg has been noted, and no packet of it has come. Such a leg is let in.
+pub const LEG_NOTED: u32 = Verdict::InboundMesh as u32;
+/// Its first packet has come where it was meant to. It may come again.
+pub const LEG_ARRIVED: u32 = Verdict::InboundLocal as u32;
+/// The application has it. Nothing is let in by the note any more.
+pub const LEG_ACCEPTED: u32 = Verdict::InboundOwnAddress as u32;
 
 /// Value of `PENDING`: a dial that waits for the agent.
 #[repr(C)]

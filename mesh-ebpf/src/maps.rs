@@ -16,8 +16,8 @@ use mesh_common::{
     decide,
     maps::{
         ALL_PODS, Answered, DestinationKey, DialKey, DialOptions, EnrolledPod, FlowKey,
-        ListenerKey, LocalEntry, Named, Pending, QuestionEvent, RefusalEvent, Share, SteeredPorts,
-        VerdictCounts, limits,
+        LEG_ACCEPTED, LEG_ARRIVED, ListenerKey, LocalEntry, Named, Pending, QuestionEvent,
+        RefusalEvent, Share, SteeredPorts, VerdictCounts, limits,
     },
     ports,
     verdict::{VERDICT_SLOTS, Verdict},
@@ -102,7 +102,7 @@ static SHARES: HashMap<u64, Share, { limits::LOCAL_PODS + 1 }> = HashMap::new();
 /// Agent's leg to an application, as the agent's socket sees it → real client. The agent writes the
 /// entry before it connects; sockops moves it into the accepted socket's storage.
 #[btf_map]
-pub(crate) static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
+static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
 /// Destination that a pod has reached → until when it is taken for one that answers,
 /// `CLOCK_BOOTTIME` in nanoseconds. The agent writes it.
@@ -569,4 +569,36 @@ pub(crate) fn report(verdict: Verdict, netns: u64, client: AddrPort, server: Add
         // SAFETY: a pointer into this CPU's slot, valid for the program's run.
         unsafe { *lost += 1 };
     }
+}
+
+/// Whether the agent has noted a leg from another pod that the application does not have yet. Its
+/// packet has come: the agent looks whether it has.
+#[inline(always)]
+pub(crate) fn leg_arrives(flow: &FlowKey) -> bool {
+    let Some(noted) = LEGS.get_ptr_mut(flow) else { return false };
+    // SAFETY: each access is of one aligned word of a live entry; other processors do the same.
+    let state = unsafe { &raw mut (*noted).verdict };
+    // SAFETY: as above.
+    if unsafe { state.read_volatile() } == LEG_ACCEPTED {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { state.write_volatile(LEG_ARRIVED) };
+    true
+}
+
+/// What is noted of a leg that the application has now. One from another pod is known by its note
+/// as long as it is open, but lets nothing in any more.
+#[inline(always)]
+pub(crate) fn leg_accepted(flow: &FlowKey) -> Option<Named> {
+    let noted = LEGS.get_ptr_mut(flow)?;
+    // SAFETY: the value is copied at once; the agent does not change it.
+    let named = unsafe { *noted };
+    if flow.local == flow.remote {
+        let _: Result<(), i32> = LEGS.remove(flow);
+    } else {
+        // SAFETY: one aligned word of a live entry.
+        unsafe { (&raw mut (*noted).verdict).write_volatile(LEG_ACCEPTED) };
+    }
+    Some(named)
 }

@@ -85,9 +85,8 @@ impl decide::Arrival for Arrival {
     #[inline(always)]
     fn is_local_leg(&self) -> bool {
         // What an agent has left that is gone lets nothing in.
-        // SAFETY: the value is not read.
-        unsafe { maps::LEGS.get(&self.flow()) }.is_some()
-            && !decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns())
+        !decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns())
+            && maps::leg_arrives(&self.flow())
     }
     #[inline(always)]
     fn is_kubelets(&self) -> bool {

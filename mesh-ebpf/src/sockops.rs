@@ -131,15 +131,10 @@ fn accepted(ops: SockOps) {
     // The agent wrote the entry as its own end sees the connection.
     core::mem::swap(&mut flow.local, &mut flow.remote);
     core::mem::swap(&mut flow.local_port, &mut flow.remote_port);
-    // SAFETY: the value is copied at once.
-    let Some(named) = unsafe { maps::LEGS.get(&flow) }.copied() else {
+    let Some(named) = maps::leg_accepted(&flow) else {
         return;
     };
     maps::show(ops.sk(), named);
-    // What comes from another pod is known by its note as long as it is open.
-    if flow.local == flow.remote {
-        let _: Result<(), i32> = maps::LEGS.remove(&flow);
-    }
 }
 
 /// A redirected socket is in another state. Once it is closed, the agent will not fetch its entry

@@ -122,7 +122,7 @@ impl Session {
         self.facts.info
     }
 
-    /// Whether the handshake was shortened by what an earlier one had proved.
+    /// Whether the handshake resumed an earlier one.
     pub fn is_resumed(&self) -> bool {
         self.facts.is_resumed
     }

@@ -155,9 +155,11 @@ pub struct Sessions {
     pub handshakes_outbound: u64,
     /// The same, inbound.
     pub handshakes_inbound: u64,
-    /// Those that an earlier one had shortened.
+    /// Those that resumed an earlier one.
+    #[serde(default)]
     pub resumed_outbound: u64,
     /// The same, inbound.
+    #[serde(default)]
     pub resumed_inbound: u64,
     /// Connections that a kept session carried.
     pub reused_outbound: u64,

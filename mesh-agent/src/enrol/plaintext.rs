@@ -234,7 +234,7 @@ impl PlaintextWatch {
             found
                 .retain(|(it, side)| *side == Side::Client || !dials.contains(it.remote, it.local));
             found.retain(|(it, _)| {
-                !mesh.kernel.tables().has_leg(&pod.flow_key(it.remote, it.local))
+                mesh.kernel.tables().leg(&pod.flow_key(it.remote, it.local)).is_none()
             });
             if !found.is_empty() {
                 // Leaves out what this agent, or an earlier one that still drains, has open for the

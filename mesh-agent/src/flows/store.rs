@@ -78,6 +78,8 @@ pub struct Flow {
     netns: u64,
     begun: Instant,
     over: bool,
+    /// If it is dropped now, its client was gone.
+    client_waits: bool,
     /// Returns the bytes so far, for a connection that is cut off.
     measure: Option<Measure>,
 }
@@ -170,7 +172,7 @@ impl FlowStore {
         }));
         self.lock().open.insert(id, Arc::clone(&record));
         let (store, begun) = (self.clone(), Instant::now());
-        Flow { store, record, id, netns, begun, over: false, measure: None }
+        Flow { store, record, id, netns, begun, over: false, client_waits: false, measure: None }
     }
 
     /// Records a refusal. If there are too many of its kind, it is only counted. Only if it is
@@ -287,6 +289,12 @@ impl Flow {
         change(&mut self.record.lock());
     }
 
+    /// Sets whether the client still waits for its connection: what is dropped meanwhile has lost
+    /// its client.
+    pub fn client_waits(&mut self, waits: bool) {
+        self.client_waits = waits;
+    }
+
     /// Sets how the bytes are measured if the connection is cut off.
     pub fn measure(&mut self, bytes: impl Fn() -> Bytes + Send + Sync + 'static) {
         self.measure = Some(Box::new(bytes));
@@ -360,6 +368,8 @@ impl Drop for Flow {
             )
         } else if let Some(cut) = self.store.inner.cut.get() {
             cut.clone()
+        } else if self.client_waits {
+            Ended::new(Reason::ClientGone, Reason::ClientGone.sentence())
         } else {
             Ended::new(
                 Reason::AgentStopped,

@@ -19,8 +19,8 @@ use aya::{
 use mesh_common::{
     addr::{Addr, AddrPort},
     maps::{
-        Answered, EnrolledPod, FlowKey, ListenerKey, LocalEntry, Named, Pending, SteeredPorts,
-        VerdictCounts,
+        Answered, EnrolledPod, FlowKey, LEG_NOTED, ListenerKey, LocalEntry, Named, Pending,
+        SteeredPorts, VerdictCounts,
     },
     verdict::{VERDICT_SLOTS, Verdict},
 };
@@ -208,10 +208,21 @@ impl Tables {
         sys::bpf::put(self.legs.as_fd(), flow, client)
     }
 
-    /// Whether a connection to an application is the leg of an open one, of this agent or of one
-    /// that still drains: those from other pods of the node are noted until they end.
-    pub fn has_leg(&self, flow: &FlowKey) -> bool {
-        matches!(sys::bpf::get::<_, Named>(self.legs.as_fd(), flow), Ok(Some(_)))
+    /// Notes the client of a leg from another pod of the node, as [`LEG_NOTED`].
+    ///
+    /// # Errors
+    /// `E2BIG` as for any leg; `EEXIST` if an agent that still drains has one with these addresses
+    /// and ports.
+    pub fn put_leg_between(&self, flow: &FlowKey, client: AddrPort) -> io::Result<()> {
+        let noted = Named { endpoint: client, verdict: LEG_NOTED };
+        sys::bpf::put_new(self.legs.as_fd(), flow, &noted)
+    }
+
+    /// How far a leg is that has a note ([`LEG_ARRIVED`] and the others). Those from other pods of
+    /// the node have one until they end, also if it is another agent that still drains.
+    pub fn leg(&self, flow: &FlowKey) -> Option<u32> {
+        let named = sys::bpf::get::<_, Named>(self.legs.as_fd(), flow).ok()??;
+        Some(named.verdict)
     }
 
     /// Forgets a leg that is over; as a rule sockops has taken its note already.

@@ -10,7 +10,7 @@ use std::{
 use mesh_api::Reason;
 use mesh_common::{
     addr::AddrPort,
-    maps::{DialOptions, FlowKey, Named},
+    maps::{DialOptions, FlowKey, LEG_NOTED, Named},
     ports,
     verdict::Verdict,
 };
@@ -75,6 +75,14 @@ pub enum DialError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What has answered is not the pod that was meant.
+    #[error(
+        "{to} has answered, but not as the pod of this node that has that address: something between the two changes source addresses, or the address is another pod's by now"
+    )]
+    Elsewhere {
+        /// What was dialled.
+        to: SocketAddr,
+    },
     /// Every source port is in use.
     #[error(
         "all {} source ports from this pod to {to} are in use, or a process in the pod holds them; let the application keep fewer connections open to it",
@@ -107,7 +115,7 @@ impl DialError {
         match self {
             Self::Refused { .. } => Reason::ConnectionRefused,
             Self::TimedOut { .. } => Reason::ConnectionTimedOut,
-            Self::Unreachable { .. } => Reason::Unreachable,
+            Self::Unreachable { .. } | Self::Elsewhere { .. } => Reason::Unreachable,
             Self::NoSourcePort { .. } => Reason::NoSourcePort,
             Self::NoAddress { .. } => Reason::NoAddressOfFamily,
             Self::Socket(_) => Reason::NoSocket,
@@ -150,12 +158,28 @@ pub(super) async fn to_peer(
     to: SocketAddr,
     options: DialOptions,
 ) -> Result<DialledPeer, DialError> {
-    Ok(from_mesh_port(factory, pod, to, options, Other::Agent, |_| Ok(())).await?.0)
+    let dialled = from_mesh_port(factory, pod, to, options, Other::Agent).await;
+    dialled.map(|(dialled, _no_note)| dialled).map_err(|not| not.error)
+}
+
+/// Why an application of another pod of this node was not reached.
+#[derive(Debug)]
+pub(super) struct NotReached {
+    pub(super) error: DialError,
+    /// Whether the packet has come to the pod that was meant: then the pod has refused it.
+    pub(super) has_arrived: bool,
+}
+
+impl From<DialError> for NotReached {
+    fn from(error: DialError) -> Self {
+        Self { error, has_arrived: false }
+    }
 }
 
 /// Dials an application of another pod of this node, from the mesh's port range: the kernel lets it
 /// in by the note that is left first, and shows the application the client as its peer. The packets
-/// go the way of any other between the two pods, so that network policies hold.
+/// go the way of any other between the two pods, so that network policies hold. A connection that
+/// did not come to that pod as it was sent is none.
 ///
 /// # Errors
 /// See [`DialError`].
@@ -168,39 +192,59 @@ pub(super) async fn neighbour(
     [pod, neighbour]: [&Pod; 2],
     ends: LegEnds,
     options: DialOptions,
-) -> Result<Leg, DialError> {
-    let note = |socket: &Socket| LegNote::leave(kernel, neighbour, socket, ends);
-    let (to, application) = (ends.application, Other::Application);
-    let dialled = from_mesh_port(factory, pod, to, options, application, note).await?;
-    let (DialledPeer { stream, lease, .. }, note) = dialled;
+) -> Result<Leg, NotReached> {
+    let other = Other::Application { kernel, pod: neighbour, ends };
+    let dialled = from_mesh_port(factory, pod, ends.application, options, other).await?;
+    let (DialledPeer { stream, lease, .. }, Some(note)) = dialled else {
+        return Err(DialError::Elsewhere { to: ends.application }.into());
+    };
     let stream = AppStream::prepared(stream);
     Ok(Leg { stream, held: LegHeld { _note: note, _port: Some(lease) } })
 }
 
 /// What is dialled from a port of the mesh's range.
 #[derive(Clone, Copy)]
-enum Other {
+enum Other<'a> {
     Agent,
-    Application,
+    /// One of this pod of the node.
+    Application {
+        kernel: &'a Arc<Kernel>,
+        pod: &'a Pod,
+        ends: LegEnds,
+    },
 }
 
-/// Dials from a free port of the mesh's range. `before` is called with the bound socket.
-async fn from_mesh_port<T>(
+impl Other<'_> {
+    async fn socket(self, factory: &Factory, pod: &Pod, ip: IpAddr) -> Result<Socket, DialError> {
+        match self {
+            Self::Agent => socket(factory, pod, ip, true).await,
+            Self::Application { .. } => leg_socket(factory, pod, ip).await,
+        }
+    }
+
+    fn note(self, socket: &Socket) -> Result<Option<LegNote>, DialError> {
+        match self {
+            Self::Agent => Ok(None),
+            Self::Application { kernel, pod, ends } => {
+                LegNote::between(kernel, pod, socket, ends).map(Some)
+            }
+        }
+    }
+}
+
+/// Dials from a free port of the mesh's range.
+async fn from_mesh_port(
     factory: &Factory,
     pod: &Pod,
     to: SocketAddr,
     options: DialOptions,
-    other: Other,
-    before: impl Fn(&Socket) -> Result<T, DialError>,
-) -> Result<(DialledPeer, T), DialError> {
+    other: Other<'_>,
+) -> Result<(DialledPeer, Option<LegNote>), NotReached> {
     let ip = pod.address_like(to.ip()).ok_or(DialError::NoAddress { to })?;
     for _ in 0..BIND_ATTEMPTS {
         let lease = pod.source_ports.wait(to, PORT_WAIT).await;
         let lease = lease.ok_or(DialError::NoSourcePort { to })?;
-        let (socket, limit) = match other {
-            Other::Agent => (socket(factory, pod, ip, true).await?, PEER_TIMEOUT),
-            Other::Application => (leg_socket(factory, pod, ip).await?, APPLICATION_TIMEOUT),
-        };
+        let socket = other.socket(factory, pod, ip).await?;
         set_class(&socket, options, to.is_ipv4()).map_err(DialError::Socket)?;
         socket.set_tcp_keepalive(&silence::keepalive(options)).map_err(DialError::Socket)?;
         let from = SocketAddr::new(ip, lease.port);
@@ -210,20 +254,55 @@ async fn from_mesh_port<T>(
                 lease.give_up();
                 continue;
             }
-            Err(error) => return Err(DialError::Socket(error)),
+            Err(error) => return Err(DialError::Socket(error).into()),
         }
-        let noted = before(&socket)?;
-        match connect(socket, to, limit).await {
+        let note = match other.note(&socket) {
+            Err(DialError::Leg(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
+                lease.give_up();
+                continue;
+            }
+            note => note?,
+        };
+        match connect_noted(socket, to, note.as_ref()).await {
             // The 4-tuple is in use by a socket that is not ours.
-            Err(DialError::Unreachable { source, .. })
+            Err(NotReached { error: DialError::Unreachable { source, .. }, .. })
                 if source.kind() == io::ErrorKind::AddrNotAvailable =>
             {
+                drop(note); // before the port: the next one's note has the same key
                 lease.give_up();
             }
-            other => return other.map(|stream| (DialledPeer { stream, from, lease }, noted)),
+            Ok(stream) => return Ok((DialledPeer { stream, from, lease }, note)),
+            Err(error) => {
+                drop(note);
+                return Err(error);
+            }
         }
     }
-    Err(DialError::NoSourcePort { to })
+    Err(DialError::NoSourcePort { to }.into())
+}
+
+/// Connects to an agent; or to an application whose kernel has a note of the leg, and only if the
+/// leg has come there.
+async fn connect_noted(
+    socket: Socket,
+    to: SocketAddr,
+    note: Option<&LegNote>,
+) -> Result<TcpStream, NotReached> {
+    let has_arrived = || note.is_some_and(LegNote::has_arrived);
+    let (stream, is_connected) = begin(socket, to)?;
+    if !is_connected {
+        let mut finished = finish(&stream, to, PEER_TIMEOUT).await;
+        if matches!(finished, Err(DialError::TimedOut { .. })) && has_arrived() {
+            // The application's queue is full.
+            finished = finish(&stream, to, APPLICATION_TIMEOUT).await;
+        }
+        finished.map_err(|error| NotReached { error, has_arrived: has_arrived() })?;
+    }
+    if note.is_some() && !has_arrived() {
+        reset(stream);
+        return Err(DialError::Elsewhere { to }.into());
+    }
+    Ok(stream)
 }
 
 /// Dials as the pod itself would, for destinations that are not in the mesh.
@@ -354,6 +433,25 @@ impl LegNote {
         kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
         Ok(Self { kernel: Arc::clone(kernel), leg })
     }
+
+    /// The same for a leg that comes to `pod` from another pod.
+    fn between(
+        kernel: &Arc<Kernel>,
+        pod: &Pod,
+        socket: &Socket,
+        LegEnds { application: to, client }: LegEnds,
+    ) -> Result<Self, DialError> {
+        let from = socket.local_addr().map_err(DialError::Socket)?;
+        let from = from.as_socket().ok_or(DialError::NoAddress { to })?;
+        let leg = pod.flow_key(from, to);
+        kernel.tables().put_leg_between(&leg, client.into()).map_err(DialError::Leg)?;
+        Ok(Self { kernel: Arc::clone(kernel), leg })
+    }
+
+    /// Whether its packet has come to the pod.
+    fn has_arrived(&self) -> bool {
+        self.kernel.tables().leg(&self.leg).is_some_and(|state| state != LEG_NOTED)
+    }
 }
 
 impl Drop for LegNote {
@@ -426,14 +524,25 @@ fn set_class(socket: &Socket, options: DialOptions, is_v4: bool) -> io::Result<(
 }
 
 async fn connect(socket: Socket, to: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {
+    let (stream, is_connected) = begin(socket, to)?;
+    if !is_connected {
+        finish(&stream, to, limit).await?;
+    }
+    Ok(stream)
+}
+
+/// Begins to connect. Returns whether that is done.
+fn begin(socket: Socket, to: SocketAddr) -> Result<(TcpStream, bool), DialError> {
     let is_connected = start(&socket, to).map_err(|error| DialError::of(to, error))?;
     let stream = TcpStream::from_std(socket.into()).map_err(DialError::Socket)?;
-    if is_connected {
-        return Ok(stream);
-    }
+    Ok((stream, is_connected))
+}
+
+/// Waits until it is connected.
+async fn finish(stream: &TcpStream, to: SocketAddr, limit: Duration) -> Result<(), DialError> {
     match timeout(limit, stream.writable()).await {
         Ok(Ok(())) => match stream.take_error() {
-            Ok(None) => Ok(stream),
+            Ok(None) => Ok(()),
             Ok(Some(error)) | Err(error) => Err(DialError::of(to, error)),
         },
         Ok(Err(error)) => Err(DialError::of(to, error)),

@@ -69,7 +69,9 @@ impl Failed {
 impl From<&DialError> for Failed {
     fn from(error: &DialError) -> Self {
         match error {
-            DialError::Refused { .. } => Self::network(Retry::Yes, errno::ECONNREFUSED),
+            DialError::Refused { .. } | DialError::Elsewhere { .. } => {
+                Self::network(Retry::Yes, errno::ECONNREFUSED)
+            }
             DialError::TimedOut { .. } => Self::network(Retry::No, errno::ETIMEDOUT),
             DialError::Unreachable { source, .. } => match source.kind() {
                 io::ErrorKind::NetworkUnreachable => Self::network(Retry::No, errno::ENETUNREACH),

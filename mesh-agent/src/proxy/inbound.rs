@@ -1,5 +1,8 @@
 //! Connections that peers' agents dial: accepted from a pod's inbound listener and brought to the
 //! application.
+//!
+//! What is awaited rarely or for a short time is boxed: else its room is part of each connection's
+//! future for as long as that is open.
 
 mod open;
 
@@ -435,9 +438,9 @@ fn refusal(error: &DialError) -> Refusal {
     match error {
         DialError::Refused { .. } => Refusal::ApplicationRefused,
         DialError::TimedOut { .. } => Refusal::ApplicationTimedOut,
-        DialError::Unreachable { .. } | DialError::NoAddress { .. } => {
-            Refusal::ApplicationUnreachable
-        }
+        DialError::Unreachable { .. }
+        | DialError::Elsewhere { .. }
+        | DialError::NoAddress { .. } => Refusal::ApplicationUnreachable,
         DialError::NoSourcePort { .. }
         | DialError::Socket(_)
         | DialError::Netns(_)

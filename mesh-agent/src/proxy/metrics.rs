@@ -26,7 +26,7 @@ pub struct Metrics {
     pub(super) local: IntCounter,
     /// Connections for which there was no room.
     pub refused_by_limits: IntCounter,
-    /// Handshakes for connections of pods that a ticket of an earlier one has shortened.
+    /// Handshakes for connections of pods that resumed an earlier one.
     pub(super) resumed_outbound: IntCounter,
     /// The same, for connections to pods.
     pub(super) resumed_inbound: IntCounter,
@@ -86,7 +86,7 @@ impl Metrics {
         )?;
         let resumed = register_int_counter_vec_with_registry!(
             "nodemesh_handshakes_resumed_total",
-            "Handshakes over mutual TLS that were shortened by an earlier one of the same two service accounts between the same two agents: outbound from this node's pods, inbound for them.",
+            "Handshakes over mutual TLS that resumed an earlier one of the same two service accounts between the same two agents: outbound from this node's pods, inbound for them.",
             &["direction"],
             registry
         )?;

@@ -6,16 +6,7 @@ mod packet;
 mod reach;
 mod waiting;
 
-use std::{
-    io,
-    mem::MaybeUninit,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, mem::MaybeUninit, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{Bytes, Direction, Reason, WirePort};
 use mesh_common::{
@@ -235,12 +226,13 @@ async fn carry(mesh: &Arc<Mesh>, pod: &Arc<Pod>, app: AppStream, ready: Ready) {
             Box::pin(carry_to_peer(mesh, pod, app, dialled, to, (&flow, &counters))).await
         }
         Way::Local(stream, mut neighbour) => {
-            neighbour.measure(bytes.clone());
+            neighbour.begin(bytes.clone());
             let silence = Silence::of_server(dialled.options, None);
             let memory = Some(mesh.memory(pod, silence));
             let end = Box::pin(relay::relay_plain(app, stream, &counters, memory)).await;
-            neighbour.finish(mesh, ended(&end), bytes());
-            (ended(&end), None)
+            let there = ended(&end);
+            neighbour.finish(mesh, end, bytes());
+            (there, None)
         }
         Way::Plain(stream, _held) => {
             let memory = Some(mesh.memory(pod, Silence::of_stranger(dialled.options)));
@@ -263,15 +255,9 @@ async fn carry_to_peer(
     mut to: Box<ToPeer>,
     (flow, counters): (&Flow, &ByteCounts),
 ) -> (Ended, Option<Box<ToPeer>>) {
-    let is_reused = AtomicBool::new(to.upstream.reuse != Reuse::New);
-    let answered = |accepted| {
-        if accepted && is_reused.load(Ordering::Relaxed) {
-            pod.note_no_handshake();
-        }
-        note_reached(mesh, pod, dialled.to, accepted);
-    };
-    if dialled.waits && to.upstream.reuse != Reuse::New {
-        pod.note_no_handshake(); // it has been answered already
+    let answered = |accepted| note_reached(mesh, pod, dialled.to, accepted);
+    if to.upstream.reuse != Reuse::New {
+        pod.note_warm_dial(true);
     }
     let (mut first, mut patience) = match to.upstream.reuse {
         Reuse::Warm if !dialled.waits => (FirstData::Remembered, ANSWER_TIMEOUT),
@@ -292,7 +278,7 @@ async fn carry_to_peer(
         let carried = Box::pin(relay::carry(*session, app, counters, options)).await;
         if let Some((again, sent)) = carried.again {
             mesh.metrics.sessions_stale.inc();
-            is_reused.store(false, Ordering::Relaxed);
+            pod.note_warm_dial(false);
             if !matches!(carried.end, relay::End::PeerFailed(SessionError::Closed)) {
                 kept::forget(pod, &purpose);
             }

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
 };
 
@@ -50,7 +50,7 @@ pub struct Pod {
     /// Its open connections that it dialled itself.
     pub(super) outbound: Arc<Account>,
     /// Its dials that took no handshake, since an accept loop of its dials asked last.
-    warm_dials: AtomicU32,
+    warm_dials: AtomicI32,
     /// Its open connections that others dialled.
     pub(super) inbound: Arc<Account>,
     /// Its sessions that carry nothing, and that it dialled.
@@ -98,7 +98,7 @@ impl Pod {
             connections,
             source_ports: SourcePorts::default(),
             outbound: Arc::default(),
-            warm_dials: AtomicU32::default(),
+            warm_dials: AtomicI32::default(),
             inbound: Arc::default(),
             kept: KeptSessions::default(),
             kept_inbound: Arc::default(),
@@ -135,14 +135,17 @@ impl Pod {
         self.goes_local.store(way == SameNode::Local, Ordering::Relaxed);
     }
 
-    /// One of its dials was carried without a handshake.
-    pub(super) fn note_no_handshake(&self) {
-        self.warm_dials.fetch_add(1, Ordering::Relaxed);
+    /// One of its dials takes no handshake; or, after all, it does.
+    pub(super) fn note_warm_dial(&self, is_warm: bool) {
+        self.warm_dials.fetch_add(if is_warm { 1 } else { -1 }, Ordering::Relaxed);
     }
 
-    /// How many there were since the last call.
+    /// How many there were since the last call, less those that it took for warm ones before.
     pub(super) fn take_warm_dials(&self) -> u32 {
-        self.warm_dials.swap(0, Ordering::Relaxed)
+        let taken = self.warm_dials.swap(0, Ordering::Relaxed);
+        let debt = taken.min(0);
+        self.warm_dials.fetch_add(debt, Ordering::Relaxed);
+        u32::try_from(taken).unwrap_or(0)
     }
 
     /// How many connections it has open, in both directions.

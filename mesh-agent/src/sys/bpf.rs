@@ -18,8 +18,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use aya_obj::generated::{
-    bpf_attach_type::BPF_SK_LOOKUP, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info,
-    bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP,
+    BPF_ANY, BPF_NOEXIST, bpf_attach_type::BPF_SK_LOOKUP, bpf_attr, bpf_cmd, bpf_insn,
+    bpf_link_info, bpf_map_info, bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP,
 };
 use log::Log;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -217,10 +217,23 @@ fn look_up<K: Pod, V: Pod>(
 /// # Errors
 /// `E2BIG` when the map is full.
 pub(crate) fn put<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    update(map, key, value, BPF_ANY)
+}
+
+/// Makes an entry.
+///
+/// # Errors
+/// `E2BIG` when the map is full, `EEXIST` when there is one.
+pub(crate) fn put_new<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    update(map, key, value, BPF_NOEXIST)
+}
+
+fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u32) -> io::Result<()> {
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    attr.__bindgen_anon_2.flags = flags.into();
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 

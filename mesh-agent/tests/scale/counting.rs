@@ -11,6 +11,7 @@ struct Counting;
 static LIVE: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
 static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -21,6 +22,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let bytes = layout.size() as u64;
         ALLOCATED.fetch_add(bytes, Relaxed);
+        COUNT.fetch_add(1, Relaxed);
         let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
         PEAK.fetch_max(live, Relaxed);
         // SAFETY: the caller's promise about the layout is passed on.
@@ -37,6 +39,11 @@ unsafe impl GlobalAlloc for Counting {
 /// Bytes that are in use now.
 pub(crate) fn live() -> u64 {
     LIVE.load(Relaxed)
+}
+
+/// How often memory was allocated.
+pub(crate) fn count() -> u64 {
+    COUNT.load(Relaxed)
 }
 
 /// Bytes that were ever allocated.

@@ -8,6 +8,7 @@ mod cluster;
 mod counting;
 mod files;
 mod kernel;
+mod relay;
 
 use std::io::Write as _;
 use std::sync::Arc;

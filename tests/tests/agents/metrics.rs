@@ -89,6 +89,7 @@ fn the_page_says_what_status_says() {
                 "nodemesh_handshake_duration_seconds_count{direction=\"inbound\"}",
                 sessions.handshakes_inbound,
             ),
+            ("nodemesh_handshakes_resumed_total{direction=\"inbound\"}", sessions.resumed_inbound),
             ("nodemesh_sessions_reused_total{direction=\"inbound\"}", sessions.reused_inbound),
             ("nodemesh_sessions_kept{direction=\"inbound\"}", sessions.kept_inbound as u64),
             ("nodemesh_handshake_duration_seconds_count{direction=\"outbound\"}", 0),

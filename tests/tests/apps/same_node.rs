@@ -9,7 +9,7 @@ use tests::{
     eventually,
     flow::Flow,
     objects::{MODE, SAME_NODE},
-    probe::{self, Conn, DialSpec, End, Talk},
+    probe::{self, Conn, DialSpec, End, ServeSpec, Talk},
     scenario,
 };
 
@@ -125,6 +125,47 @@ fn what_is_open_goes_on_and_is_nobodys_plaintext() {
         ensure!((result.failed, result.connections) == (0, 1), "{result:#?}");
         ensure!(service.garbage().is_empty(), "{:?}", service.garbage());
         drop(old);
+        Ok(())
+    });
+}
+
+/// The client's own firewall leads its agent's dial to another place, or changes its source: no
+/// byte leaves without TLS, and no record says that the other pod has answered.
+#[test]
+fn who_is_not_the_pod_that_was_meant_gets_nothing() {
+    scenario("same-node-elsewhere", |net| {
+        let one = Neighbours::new(net, &["--same-node", "local"])?;
+        let stranger = net.pod(&one.node, PodSpec::new("other", "stranger"))?;
+        one.join()?;
+        one.wait_for("local")?;
+        let _server = one.serve(Talk::Exchange)?;
+        let mut other = probe::serve(&stranger, &ServeSpec::new(PORT, Talk::Exchange))?;
+        let (client, server) = (one.client.v4, one.server.v4);
+        let rule = |hook: &str, does: &str| -> Result<()> {
+            let rules = format!(
+                "table ip led {{ chain there {{ type nat hook {hook}; \
+                 ip daddr {server} tcp sport >= 61000 {does}; }}; }}"
+            );
+            one.client.run(["nft", &rules])?.success().map(drop)
+        };
+        let to = one.server.at(PORT);
+        let dial = || ask(&one.client, DialSpec::say(to, "secret"));
+        rule("output priority -100", &format!("tcp dport {PORT} dnat to {}", stranger.v4))?;
+        let known = one.agent.flows()?;
+        let seen = dial()?;
+        ensure!(seen.end != End::Fin && seen.received == 0, "{seen:?}");
+        let heard = other.wait_conn("what was led there", |_| true)?;
+        ensure!(heard.received == 0, "{heard:?}");
+        let flows = one.agent.flows_after(&known)?;
+        ensure!(flows.iter().all(|flow| flow.outcome != "closed"), "{flows:#?}");
+        one.client.run(["nft", "delete table ip led"])?.success()?;
+        one.wait_for("local")?;
+        rule("postrouting priority 100", &format!("snat to {client}:1024-60000"))?;
+        let known = one.agent.flows()?;
+        let seen = dial()?;
+        ensure!((seen.end, &*seen.first) == (End::Fin, "secret"), "{seen:?}");
+        let flows = one.agent.flows_after(&known)?;
+        ensure!(flows.iter().any(|it| it.is_mtls() && it.direction == "inbound"), "{flows:#?}");
         Ok(())
     });
 }

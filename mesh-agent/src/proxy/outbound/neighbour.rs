@@ -12,19 +12,21 @@ use super::{
     reach::{ReachError, canonical},
 };
 use crate::{
-    flows::{Ended, Flow, Party, Security},
+    flows::{Flow, Party, Security},
     proxy::{
         Mesh,
-        dial::{self, Leg, LegEnds, LegHeld},
+        dial::{self, Leg, LegEnds, LegHeld, NotReached},
+        ended,
         limits::Admitted,
         path::MeshedPeer,
         peer::PeerError,
         pod::Pod,
-        relay::AppStream,
+        relay::{AppStream, End},
     },
 };
 
-/// What a connection to a pod of this node holds at that pod. Keep it as long as the connection.
+/// What a connection to a pod of this node holds at that pod. Keep it as long as the connection. If
+/// it is dropped before the connection is carried, the client was gone.
 pub(super) struct Neighbour {
     flow: Flow,
     _held: LegHeld,
@@ -33,14 +35,15 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// Shows in the pod's record how much has come until now.
-    pub(super) fn measure(&mut self, bytes: impl Fn() -> Bytes + Send + Sync + 'static) {
+    /// The connection begins to be carried. The pod's record shows how much has come until now.
+    pub(super) fn begin(&mut self, bytes: impl Fn() -> Bytes + Send + Sync + 'static) {
+        self.flow.client_waits(false);
         self.flow.measure(bytes);
     }
 
     /// Completes the pod's record.
-    pub(super) fn finish(self, mesh: &Mesh, ended: Ended, bytes: Bytes) {
-        mesh.finish(self.flow, ended, bytes);
+    pub(super) fn finish(self, mesh: &Mesh, end: End, bytes: Bytes) {
+        mesh.finish(self.flow, ended(&end.from_the_other_side()), bytes);
     }
 }
 
@@ -67,30 +70,35 @@ pub(super) async fn to(
     flow: &Flow,
 ) -> Result<(AppStream, Box<Neighbour>), ReachError> {
     let ends = LegEnds { application: peer.target, client: canonical(dialled.from) };
-    let there = begin(mesh, [pod, &neighbour], dialled, ends);
-    flow.note(|record| {
-        record.security = Security::Local;
-        record.client.identity = Some(pod.identity.clone());
-        record.server.identity = Some(neighbour.identity.clone());
-    });
+    let mut there = begin(mesh, [pod, &neighbour], dialled, ends);
+    there.client_waits(true);
     let client = mesh.client(ends.client.ip());
+    pod.note_warm_dial(true);
     let reached = async {
         let admitted = mesh.limits.admit(&neighbour.inbound, Some(client))?;
         mesh.metrics.accepted_inbound.inc();
         let (kernel, factory) = (&mesh.kernel, &mesh.factory);
         let dialling = dial::neighbour(kernel, factory, [pod, &neighbour], ends, dialled.options);
-        let leg = Box::pin(dialling).await;
-        Ok((admitted, leg.map_err(PeerError::Dial)?))
+        match Box::pin(dialling).await {
+            Ok(leg) => Ok((admitted, leg)),
+            // The pod itself has refused it.
+            Err(NotReached { error, has_arrived: true }) => Err(ReachError::Dial(error)),
+            Err(NotReached { error, .. }) => Err(PeerError::Dial(error).into()),
+        }
     };
     match reached.await {
         Ok((admitted, Leg { stream, held })) => {
             mesh.metrics.local.inc();
-            pod.note_no_handshake();
+            flow.note(|record| {
+                record.security = Security::Local;
+                record.client.identity = Some(pod.identity.clone());
+                record.server.identity = Some(neighbour.identity.clone());
+            });
             let held = Neighbour { flow: there, _held: held, _admitted: admitted, _pod: neighbour };
             Ok((stream, Box::new(held)))
         }
         Err(error) => {
-            let error: ReachError = error;
+            pod.note_warm_dial(false); // what comes of it may cost a handshake
             there.end(error.ended(), Bytes::default());
             Err(error)
         }

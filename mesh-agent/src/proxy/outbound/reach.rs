@@ -65,7 +65,10 @@ impl ReachError {
     fn may_be_changed_source(&self) -> bool {
         matches!(
             self,
-            Self::Peer(PeerError::Dial(DialError::Refused { .. }) | PeerError::Handshake(_))
+            Self::Peer(
+                PeerError::Dial(DialError::Refused { .. } | DialError::Elsewhere { .. })
+                    | PeerError::Handshake(_)
+            )
         )
     }
 

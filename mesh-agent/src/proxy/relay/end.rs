@@ -58,7 +58,27 @@ pub enum End {
     LateClientHello,
 }
 
+impl RelaySide {
+    fn other(self) -> Self {
+        match self {
+            Self::App => Self::Peer,
+            Self::Peer => Self::App,
+        }
+    }
+}
+
 impl End {
+    /// The same connection's end as the peer's application sees it.
+    #[must_use]
+    pub fn from_the_other_side(self) -> Self {
+        match self {
+            Self::Finished { first } => Self::Finished { first: first.other() },
+            Self::ResetByApp(code) => Self::ResetByPeer(code),
+            Self::ResetByPeer(code) => Self::ResetByApp(code),
+            other => other,
+        }
+    }
+
     /// The reason: its code, and what else is known of it.
     pub fn reason(&self) -> Reason {
         match self {

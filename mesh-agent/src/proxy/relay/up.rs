@@ -81,7 +81,8 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Reads from the application once and writes to the peer once.
+    /// Reads from the application once, and its end if that came with the data; writes to the peer
+    /// once.
     pub(super) fn step_up(&mut self, cx: &mut Context<'_>) -> Progress {
         self.channel.settle().map_err(End::PeerFailed)?;
         let mut moved = false;
