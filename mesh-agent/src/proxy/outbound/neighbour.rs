@@ -73,36 +73,39 @@ pub(super) async fn to(
     let mut there = begin(mesh, [pod, &neighbour], dialled, ends);
     there.client_waits(true);
     let client = mesh.client(ends.client.ip());
-    pod.note_warm_dial(true);
-    let reached = async {
-        let admitted = mesh.limits.admit(&neighbour.inbound, Some(client))?;
-        mesh.metrics.accepted_inbound.inc();
-        let (kernel, factory) = (&mesh.kernel, &mesh.factory);
-        let dialling = dial::neighbour(kernel, factory, [pod, &neighbour], ends, dialled.options);
-        match Box::pin(dialling).await {
-            Ok(leg) => Ok((admitted, leg)),
-            // The pod itself has refused it.
-            Err(NotReached { error, has_arrived: true }) => Err(ReachError::Dial(error)),
-            Err(NotReached { error, .. }) => Err(PeerError::Dial(error).into()),
+    let admitted = match mesh.limits.admit(&neighbour.inbound, Some(client)) {
+        Ok(admitted) => admitted,
+        Err(reached) => {
+            let error = ReachError::from(reached);
+            there.end(error.ended(), Bytes::default());
+            return Err(error);
         }
     };
-    match reached.await {
-        Ok((admitted, Leg { stream, held })) => {
-            mesh.metrics.local.inc();
-            flow.note(|record| {
-                record.security = Security::Local;
-                record.client.identity = Some(pod.identity.clone());
-                record.server.identity = Some(neighbour.identity.clone());
-            });
-            let held = Neighbour { flow: there, _held: held, _admitted: admitted, _pod: neighbour };
-            Ok((stream, Box::new(held)))
-        }
-        Err(error) => {
+    let (kernel, factory) = (&mesh.kernel, &mesh.factory);
+    let dialling = dial::neighbour(kernel, factory, [pod, &neighbour], ends, dialled.options);
+    pod.note_warm_dial(true);
+    let Leg { stream, held } = match Box::pin(dialling).await {
+        Ok(leg) => leg,
+        Err(NotReached { error, has_arrived }) => {
             pod.note_warm_dial(false); // what comes of it may cost a handshake
-            there.end(error.ended(), Bytes::default());
-            Err(error)
+            if has_arrived {
+                let error = ReachError::Dial(error); // the pod itself has refused it
+                there.end(error.ended(), Bytes::default());
+                return Err(error);
+            }
+            there.forget(); // it has not come to that pod
+            return Err(PeerError::Dial(error).into());
         }
-    }
+    };
+    mesh.metrics.accepted_inbound.inc();
+    mesh.metrics.local.inc();
+    flow.note(|record| {
+        record.security = Security::Local;
+        record.client.identity = Some(pod.identity.clone());
+        record.server.identity = Some(neighbour.identity.clone());
+    });
+    let held = Neighbour { flow: there, _held: held, _admitted: admitted, _pod: neighbour };
+    Ok((stream, Box::new(held)))
 }
 
 /// Begins the record of the pod that is dialled.
