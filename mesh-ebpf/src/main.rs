@@ -24,6 +24,7 @@ mod getpeername;
 mod give_back;
 mod guard;
 mod kubelet;
+mod legs;
 mod log;
 mod maps;
 mod question;

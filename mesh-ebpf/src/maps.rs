@@ -1,5 +1,5 @@
-//! The maps. The agent finds them by their names. ARCHITECTURE.md, "Every map", says what writes
-//! and reads each of them.
+//! The maps, but for those of one room alone (`legs.rs`, `log.rs`). The agent finds them by their
+//! names. ARCHITECTURE.md, "Every map", says what writes and reads each of them.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -16,8 +16,8 @@ use mesh_common::{
     decide,
     maps::{
         ALL_PODS, Answered, DestinationKey, DialKey, DialOptions, EnrolledPod, FlowKey,
-        LEG_ACCEPTED, LEG_ARRIVED, ListenerKey, LocalEntry, Named, Pending, QuestionEvent,
-        RefusalEvent, Share, SteeredPorts, VerdictCounts, limits,
+        ListenerKey, LocalEntry, Named, Pending, QuestionEvent, RefusalEvent, Share, SteeredPorts,
+        VerdictCounts, limits,
     },
     ports,
     verdict::{VERDICT_SLOTS, Verdict},
@@ -25,7 +25,7 @@ use mesh_common::{
 
 use crate::log;
 
-const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+pub(crate) const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 /// Cgroup ids of the agent, whose dials pass.
 #[btf_map]
@@ -98,11 +98,6 @@ static PENDING: HashMap<FlowKey, Pending, { limits::PENDING }, NO_PREALLOC> = Ha
 /// The entry of [`ALL_PODS`] is the sum.
 #[btf_map]
 static SHARES: HashMap<u64, Share, { limits::LOCAL_PODS + 1 }> = HashMap::new();
-
-/// Agent's leg to an application, as the agent's socket sees it → real client. The agent writes the
-/// entry before it connects; sockops moves it into the accepted socket's storage.
-#[btf_map]
-static LEGS: HashMap<FlowKey, Named, { limits::PENDING }, NO_PREALLOC> = HashMap::new();
 
 /// Destination that a pod has reached → until when it is taken for one that answers,
 /// `CLOCK_BOOTTIME` in nanoseconds. The agent writes it.
@@ -569,36 +564,4 @@ pub(crate) fn report(verdict: Verdict, netns: u64, client: AddrPort, server: Add
         // SAFETY: a pointer into this CPU's slot, valid for the program's run.
         unsafe { *lost += 1 };
     }
-}
-
-/// Whether the agent has noted a leg from another pod that the application does not have yet. Its
-/// packet has come: the agent looks whether it has.
-#[inline(always)]
-pub(crate) fn leg_arrives(flow: &FlowKey) -> bool {
-    let Some(noted) = LEGS.get_ptr_mut(flow) else { return false };
-    // SAFETY: each access is of one aligned word of a live entry; other processors do the same.
-    let state = unsafe { &raw mut (*noted).verdict };
-    // SAFETY: as above.
-    if unsafe { state.read_volatile() } == LEG_ACCEPTED {
-        return false;
-    }
-    // SAFETY: as above.
-    unsafe { state.write_volatile(LEG_ARRIVED) };
-    true
-}
-
-/// What is noted of a leg that the application has now. One from another pod is known by its note
-/// as long as it is open, but lets nothing in any more.
-#[inline(always)]
-pub(crate) fn leg_accepted(flow: &FlowKey) -> Option<Named> {
-    let noted = LEGS.get_ptr_mut(flow)?;
-    // SAFETY: the value is copied at once; the agent does not change it.
-    let named = unsafe { *noted };
-    if flow.local == flow.remote {
-        let _: Result<(), i32> = LEGS.remove(flow);
-    } else {
-        // SAFETY: one aligned word of a live entry.
-        unsafe { (&raw mut (*noted).verdict).write_volatile(LEG_ACCEPTED) };
-    }
-    Some(named)
 }

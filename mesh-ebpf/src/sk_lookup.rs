@@ -20,6 +20,7 @@ use mesh_common::{
 
 use crate::{
     ctx::SkLookup,
+    legs,
     maps::{self, Dialled},
 };
 
@@ -86,7 +87,7 @@ impl decide::Arrival for Arrival {
     fn is_local_leg(&self) -> bool {
         // What an agent has left that is gone lets nothing in.
         !decide::is_silent(maps::node(NODE_HEARTBEAT), maps::boot_ns())
-            && maps::leg_arrives(&self.flow())
+            && legs::arrives(&self.flow())
     }
     #[inline(always)]
     fn is_kubelets(&self) -> bool {

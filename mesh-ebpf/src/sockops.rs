@@ -20,7 +20,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{OPTION_BYTES, SOL_SOCKET, SockOps},
-    maps,
+    legs, maps,
 };
 
 /// Sockops programs answer through `reply`; the return value only has to be 1.
@@ -131,7 +131,7 @@ fn accepted(ops: SockOps) {
     // The agent wrote the entry as its own end sees the connection.
     core::mem::swap(&mut flow.local, &mut flow.remote);
     core::mem::swap(&mut flow.local_port, &mut flow.remote_port);
-    let Some(named) = maps::leg_accepted(&flow) else {
+    let Some(named) = legs::accepted(&flow) else {
         return;
     };
     maps::show(ops.sk(), named);

@@ -199,23 +199,15 @@ impl Tables {
         sys::bpf::take::<_, Answered>(self.answered.as_fd(), flow).map(drop)
     }
 
-    /// Names the real client of a leg that is about to be dialled, as the agent's own socket will
-    /// see it.
+    /// Notes the client of a leg, before it is dialled ([`LEG_NOTED`]). One from another pod keeps
+    /// its note until it ends: it is never written over.
     ///
     /// # Errors
-    /// `E2BIG` if too many legs are being dialled at once.
-    pub fn put_leg(&self, flow: &FlowKey, client: &Named) -> io::Result<()> {
-        sys::bpf::put(self.legs.as_fd(), flow, client)
-    }
-
-    /// Notes the client of a leg from another pod of the node, as [`LEG_NOTED`].
-    ///
-    /// # Errors
-    /// `E2BIG` as for any leg; `EEXIST` if an agent that still drains has one with these addresses
-    /// and ports.
-    pub fn put_leg_between(&self, flow: &FlowKey, client: AddrPort) -> io::Result<()> {
-        let noted = Named { endpoint: client, verdict: LEG_NOTED };
-        sys::bpf::put_new(self.legs.as_fd(), flow, &noted)
+    /// `E2BIG` if too many legs are being dialled at once; `EEXIST` if another agent has one from
+    /// that pod with these addresses and ports.
+    pub fn put_leg(&self, flow: &FlowKey, client: AddrPort) -> io::Result<()> {
+        let put = if flow.local == flow.remote { sys::bpf::put } else { sys::bpf::put_new };
+        put(self.legs.as_fd(), flow, &Named { endpoint: client, verdict: LEG_NOTED })
     }
 
     /// How far a leg is that has a note ([`LEG_ARRIVED`] and the others). Those from other pods of

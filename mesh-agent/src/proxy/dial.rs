@@ -9,10 +9,8 @@ use std::{
 
 use mesh_api::Reason;
 use mesh_common::{
-    addr::AddrPort,
-    maps::{DialOptions, FlowKey, LEG_NOTED, Named},
+    maps::{DialOptions, FlowKey, LEG_NOTED},
     ports,
-    verdict::Verdict,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
@@ -226,7 +224,7 @@ impl Other<'_> {
         match self {
             Self::Agent => Ok(None),
             Self::Application { kernel, pod, ends } => {
-                LegNote::between(kernel, pod, socket, ends).map(Some)
+                LegNote::leave(kernel, pod, socket, ends).map(Some)
             }
         }
     }
@@ -428,23 +426,7 @@ impl LegNote {
         let from = socket.local_addr().map_err(DialError::Socket)?;
         let from = from.as_socket().ok_or(DialError::NoAddress { to })?;
         let leg = pod.flow_key(from, to);
-        let named =
-            Named { endpoint: AddrPort::from(client), verdict: Verdict::InboundMesh as u32 };
-        kernel.tables().put_leg(&leg, &named).map_err(DialError::Leg)?;
-        Ok(Self { kernel: Arc::clone(kernel), leg })
-    }
-
-    /// The same for a leg that comes to `pod` from another pod.
-    fn between(
-        kernel: &Arc<Kernel>,
-        pod: &Pod,
-        socket: &Socket,
-        LegEnds { application: to, client }: LegEnds,
-    ) -> Result<Self, DialError> {
-        let from = socket.local_addr().map_err(DialError::Socket)?;
-        let from = from.as_socket().ok_or(DialError::NoAddress { to })?;
-        let leg = pod.flow_key(from, to);
-        kernel.tables().put_leg_between(&leg, client.into()).map_err(DialError::Leg)?;
+        kernel.tables().put_leg(&leg, client.into()).map_err(DialError::Leg)?;
         Ok(Self { kernel: Arc::clone(kernel), leg })
     }
 
